@@ -1,0 +1,33 @@
+.PHONY: install hooks test lint format data draw ci
+
+install:  ## this checkout, with what the tests and the data builders need
+	pip install -e ".[test,train]"
+
+hooks: install  ## check every commit
+	pip install pre-commit
+	pre-commit install
+
+test:
+	pytest
+
+lint:
+	ruff check .
+	ruff format --check .
+
+format:
+	ruff check --fix .
+	ruff format .
+
+data: data/icons data/text  ## what the built-in model is trained on
+
+data/icons:
+	python tools/build_icons.py --output $@
+
+data/text: data/icons
+	python tools/build_text.py --icons data/icons --output $@
+
+draw:
+	ldm-generate "a red car"
+
+ci:  ## everything, in clean virtual environments
+	.ci/run

@@ -1,0 +1,22 @@
+"""Where the files that ship with the package are: the built-in model and the model configs."""
+
+from pathlib import Path
+
+from ldm.errors import CheckpointError
+
+
+def asset_path(name: str) -> Path:
+    """The folder `name` ("weights" or "configs"), in an installed wheel or in a checkout.
+
+    pyproject.toml puts both folders into the wheel as ldm/_assets. Raises CheckpointError if the
+    folder is in neither place.
+    """
+    package = Path(__file__).parent
+    installed, checkout = package / "_assets" / name, package.parent / name
+    if installed.is_dir():
+        return installed
+    if checkout.is_dir() and (package.parent / "pyproject.toml").is_file():
+        return checkout
+    raise CheckpointError(
+        f"neither {installed} nor {checkout} exists; install the package again with `pip install .`"
+    )

@@ -1,0 +1,1 @@
+"""Weight files and model folders: names and tensors, nothing that computes."""

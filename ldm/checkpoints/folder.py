@@ -1,0 +1,106 @@
+"""One component of a diffusers folder: ``config.json`` and a weight file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ldm.checkpoints.names import to_ours
+from ldm.checkpoints.tensors import read_tensors, write_tensors
+from ldm.clip import CLIPTextEncoder
+from ldm.config import Config
+from ldm.errors import CheckpointError
+
+SHOWN = 3  # wrong names or shapes that an error lists before it says how many more there are
+
+
+class Component(Protocol):
+    """A module with a config: the VAE, the text encoder, the U-Net."""
+
+    config_class: type[Config]
+    config: Config
+
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def weight_stem(module_class: type[nn.Module]) -> str:
+    """transformers and diffusers name their weight files differently."""
+    return "model" if module_class is CLIPTextEncoder else "diffusion_pytorch_model"
+
+
+def find_weights(folder: Path, stem: str) -> Path:
+    """The weight file of a component's folder; a half-precision variant where there is no plain one.
+
+    Raises CheckpointError, with the names tried and the names there.
+    """
+    names = [f"{stem}.safetensors", f"{stem}.fp16.safetensors", f"{stem}.bin", f"{stem}.fp16.bin"]
+    if stem == "model":
+        names += ["pytorch_model.bin", "pytorch_model.fp16.bin"]
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    there = ", ".join(sorted(path.name for path in folder.glob("*"))) or "nothing"
+    raise CheckpointError(
+        f"{folder} holds no weights: looked for {', '.join(names)}; found {there}"
+    )
+
+
+def load_component(
+    module_class: type[M], folder: Path, dtype: torch.dtype, device: torch.device | str = "cpu"
+) -> M:
+    """Build a module from its folder, in evaluation mode.
+
+    It is built without memory of its own and takes the tensors of the mapped file, so that loading
+    copies only what changes its dtype or device. Raises CheckpointError for whatever does not fit.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} does not exist; a model folder needs it")
+    config = module_class.config_class.from_file(folder / "config.json")
+    with torch.device("meta"):
+        module = module_class(config)
+    path = find_weights(folder, weight_stem(module_class))
+    expected = module.state_dict()
+    tensors = to_ours(read_tensors(path), expected)
+    check(expected, tensors, path)
+    module.load_state_dict(
+        {key: value.to(device, dtype) for key, value in tensors.items()}, assign=True
+    )
+    return module.requires_grad_(False).eval()
+
+
+def check(expected: dict[str, Tensor], found: dict[str, Tensor], path: Path) -> None:
+    """Raise CheckpointError unless both have the same names and shapes."""
+    missing = [key for key in expected if key not in found]
+    unexpected = [key for key in found if key not in expected]
+    shapes = [
+        f"{key} {tuple(found[key].shape)} instead of {tuple(expected[key].shape)}"
+        for key in expected
+        if key in found and found[key].shape != expected[key].shape
+    ]
+    for kind, items in (
+        ("lacks", missing),
+        ("has unknown", unexpected),
+        ("has other shapes:", shapes),
+    ):
+        if items:
+            more = f" and {len(items) - SHOWN} more" if len(items) > SHOWN else ""
+            raise CheckpointError(
+                f"{path} {kind} {', '.join(items[:SHOWN])}{more}; it does not fit the config.json beside it"
+            )
+
+
+def save_component(module: nn.Module, folder: Path, dtype: torch.dtype | None = None) -> None:
+    """Write ``config.json`` and safetensors under the names that diffusers and transformers read."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {
+        key: value.to("cpu", dtype or value.dtype) for key, value in module.state_dict().items()
+    }
+    write_tensors(tensors, folder / f"{weight_stem(type(module))}.safetensors")
+    (folder / "config.json").write_text(
+        json.dumps(module.config.to_dict(), indent=2) + "\n", encoding="utf-8"
+    )

@@ -1,0 +1,79 @@
+"""``ldm-train``: train a part of the model as a config says."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from ldm import __version__
+from ldm.cli.common import run
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    parser = argparse.ArgumentParser(
+        prog="ldm-train",
+        description="Train a part of the model. To resume a stopped run, give the same command again.",
+    )
+    parser.add_argument(
+        "--config",
+        required=True,
+        metavar="FILE",
+        help="a TOML file, such as configs/train/vae.toml",
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override a setting, e.g. --set steps=100",
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the settings and the sizes, then stop"
+    )
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads of this process")
+    parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.add_argument("--version", action="version", version=f"ldm {__version__}")
+    return parser
+
+
+def train(arguments: argparse.Namespace) -> None:
+    """Read the config, build its recipe and run the loop, a line of metrics at a time."""
+    import torch
+
+    from ldm.training.config import read_config
+    from ldm.training.loop import train as steps
+    from ldm.training.recipes import build_recipe
+
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    config = read_config(arguments.config, arguments.set)
+    torch.manual_seed(config.seed)  # of the initial weights
+    recipe = build_recipe(config)
+    if arguments.dry_run:
+        count = sum(parameter.numel() for parameter in recipe.model.parameters())
+        print(config)
+        # Weights, gradients, the average and two moments, each of 4 bytes a parameter.
+        print(
+            f"{count / 1e6:.1f}M parameters, {5 * 4 * count / 1e9:.2f} GB for training state, activations not counted"
+        )
+        return
+    for state in steps(config, recipe):
+        if state.metrics and not arguments.quiet:
+            figures = "  ".join(f"{key} {value:.4g}" for key, value in state.metrics.items())
+            print(
+                f"step {state.step}/{config.steps}  {state.seconds / 60:.1f} min  {figures}",
+                flush=True,
+            )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    arguments = parser().parse_args(argv)
+    return run(lambda: train(arguments), debug=arguments.debug)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

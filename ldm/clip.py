@@ -1,0 +1,149 @@
+"""The CLIP text encoder: token ids (B,77) → a state for each token (B,77,D) and one pooled state (B,P).
+
+Source: Radford et al. 2021 (CLIP), section 2.4: a causal transformer whose state at the
+end-of-text token stands for the sentence.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from ldm.config import CLIPTextConfig
+from ldm.errors import ArgumentError
+
+
+class TextStates(NamedTuple):
+    """What the encoder returns: ``context`` (B,77,D) for cross-attention, ``pooled`` (B,P) for the sentence."""
+
+    context: Tensor
+    pooled: Tensor
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """x·σ(1.702x), OpenAI's approximation of GELU (Hendrycks & Gimpel 2016, section 2)."""
+    return x * torch.sigmoid(1.702 * x)
+
+
+class Embeddings(nn.Module):
+    """Sum of a token's embedding and its position's: (B,N) → (B,N,D)."""
+
+    def __init__(self, config: CLIPTextConfig) -> None:
+        super().__init__()
+        self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.position_embedding = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.token_embedding(ids) + self.position_embedding.weight[: ids.shape[1]]
+
+
+class SelfAttention(nn.Module):
+    """Causal multi-head self-attention: each token sees itself and those before it."""
+
+    def __init__(self, config: CLIPTextConfig) -> None:
+        super().__init__()
+        self.heads = config.num_attention_heads
+        for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
+            self.add_module(name, nn.Linear(config.hidden_size, config.hidden_size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (
+            rearrange(y, "b n (h d) -> b h n d", h=self.heads)
+            for y in (self.q_proj(x), self.k_proj(x), self.v_proj(x))
+        )
+        x = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.out_proj(rearrange(x, "b h n d -> b n (h d)"))
+
+
+class MLP(nn.Module):
+    """Two linear layers with the checkpoint's variant of GELU between them."""
+
+    def __init__(self, config: CLIPTextConfig) -> None:
+        super().__init__()
+        self.activation = quick_gelu if config.hidden_act == "quick_gelu" else F.gelu
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.activation(self.fc1(x)))
+
+
+class EncoderLayer(nn.Module):
+    """Pre-norm transformer layer."""
+
+    def __init__(self, config: CLIPTextConfig) -> None:
+        super().__init__()
+        self.layer_norm1 = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.self_attn = SelfAttention(config)
+        self.layer_norm2 = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.self_attn(self.layer_norm1(x))
+        return x + self.mlp(self.layer_norm2(x))
+
+
+class Encoder(nn.Module):
+    """The stack of layers."""
+
+    def __init__(self, config: CLIPTextConfig) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_hidden_layers))
+
+
+class TextTransformer(nn.Module):
+    """Embeddings, layers and the final norm; the name that checkpoints call ``text_model``."""
+
+    def __init__(self, config: CLIPTextConfig) -> None:
+        super().__init__()
+        self.embeddings = Embeddings(config)
+        self.encoder = Encoder(config)
+        self.final_layer_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+
+
+class CLIPTextEncoder(nn.Module):
+    """``CLIPTextModel``, or with a ``text_projection``, ``CLIPTextModelWithProjection``."""
+
+    config_class = CLIPTextConfig
+
+    def __init__(self, config: CLIPTextConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.text_model = TextTransformer(config)
+        if "CLIPTextModelWithProjection" in config.architectures:
+            self.text_projection = nn.Linear(config.hidden_size, config.projection_dim, bias=False)
+
+    def forward(self, ids: Tensor, skip: int = 0) -> TextStates:
+        """Encode token ids (B,N), N ≤ 77.
+
+        skip: how many of the last layers the context leaves out (0: none). The final norm is applied
+        in any case, and ``pooled`` always comes from the last layer, as in diffusers.
+        Raises ArgumentError when fewer layers than that exist.
+        """
+        model, layers = self.text_model, self.text_model.encoder.layers
+        if not 0 <= skip < len(layers):
+            raise ArgumentError(
+                f"clip_skip leaves out {skip} layers of {len(layers)}; at least one must stay"
+            )
+        context = x = model.embeddings(ids)
+        for i, layer in enumerate(layers):
+            x = layer(x)
+            if i == len(layers) - 1 - skip:
+                context = x
+        last = model.final_layer_norm(x)
+        pooled = last[torch.arange(len(ids), device=ids.device), self._end(ids)]
+        if hasattr(self, "text_projection"):
+            pooled = self.text_projection(pooled)
+        return TextStates(last if skip == 0 else model.final_layer_norm(context), pooled)
+
+    def _end(self, ids: Tensor) -> Tensor:
+        """Position of the first end-of-text token of each row: (B,N) → (B,)."""
+        if (
+            self.config.eos_token_id == 2
+        ):  # configs before transformers 4.31 say 2 and mean the largest id
+            return ids.argmax(dim=-1)
+        return (ids == self.config.eos_token_id).int().argmax(dim=-1)

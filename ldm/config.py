@@ -1,0 +1,317 @@
+"""Configurations of the modules: dataclasses read from, and written as, the JSON of a diffusers folder.
+
+A key that we do not implement is accepted only at the value that switches it off (``NEUTRAL``);
+any other value would change the picture, so it is an error that names the key.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+from ldm.errors import CheckpointError
+
+C = TypeVar("C", bound="Config")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Base: ``from_dict`` / ``from_file`` read diffusers' JSON, ``to_dict`` writes it."""
+
+    IGNORED: ClassVar[frozenset[str]] = (
+        frozenset()
+    )  # keys that cannot change what the module computes
+    NEUTRAL: ClassVar[dict[str, tuple[Any, ...]]] = {}  # keys we do not implement → harmless values
+    EXTRA: ClassVar[
+        dict[str, Any]
+    ] = {}  # written beside the fields, for diffusers and transformers
+
+    @classmethod
+    def from_dict(cls: type[C], values: dict[str, Any], source: str = "config") -> C:
+        """Read a JSON object. Raises CheckpointError for a key that we cannot honour."""
+        known = {field.name for field in fields(cls)}
+        kept: dict[str, Any] = {}
+        for key, value in values.items():
+            if key in known:
+                kept[key] = tuple(value) if isinstance(value, list) else value
+            elif not key.startswith("_") and key not in cls.IGNORED:
+                neutral = cls.NEUTRAL.get(key, (None, False))
+                if value not in neutral:
+                    raise CheckpointError(
+                        f"{source}: {key} is {value!r}, which is not supported; "
+                        f"only {' or '.join(map(repr, neutral))} works"
+                    )
+        try:
+            return cls(**kept)
+        except (TypeError, ZeroDivisionError) as error:
+            raise CheckpointError(f"{source}: a value has the wrong type ({error})") from error
+
+    @classmethod
+    def from_file(cls: type[C], path: str | Path) -> C:
+        """Read a ``config.json``. Raises CheckpointError where it is missing or not a JSON object."""
+        return cls.from_dict(read_json(path), source=str(path))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON object that diffusers (or transformers) reads back."""
+        return {**self.EXTRA, **asdict(self)}
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """Read a file that must hold one JSON object; CheckpointError says what is wrong with it."""
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} does not exist; a model folder needs it") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON ({error})") from None
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} holds a {type(values).__name__}; expected a JSON object")
+    return values
+
+
+def per_level(value: int | tuple[int, ...], levels: int, name: str) -> tuple[int, ...]:
+    """Expand a setting given once to one per resolution level, or check that there is one for each."""
+    values = (value,) * levels if isinstance(value, int) else tuple(value)
+    if len(values) != levels:
+        raise CheckpointError(
+            f"{name} has {len(values)} values for {levels} levels of block_out_channels"
+        )
+    return values
+
+
+def check_groups(channels: tuple[int, ...], groups: int) -> None:
+    """Group normalisation needs channel counts that its groups divide."""
+    for count in channels:
+        if groups < 1 or count % groups:
+            raise CheckpointError(
+                f"block_out_channels holds {count}, which norm_num_groups {groups} does not divide"
+            )
+
+
+@dataclass(frozen=True)
+class VAEConfig(Config):
+    """``AutoencoderKL``: SD 1.x by default."""
+
+    in_channels: int = 3
+    out_channels: int = 3
+    latent_channels: int = 4
+    block_out_channels: tuple[int, ...] = (128, 256, 512, 512)  # one level each, /2 between levels
+    layers_per_block: int = 2  # residual blocks a level in the encoder; the decoder has one more
+    norm_num_groups: int = 32
+    sample_size: int = 512  # pixels of the training pictures
+    scaling_factor: float = 0.18215  # latents × this have about unit variance
+
+    EXTRA: ClassVar[dict[str, Any]] = {"_class_name": "AutoencoderKL", "act_fn": "silu"}
+    IGNORED: ClassVar[frozenset[str]] = frozenset(
+        {"force_upcast"}
+    )  # a dtype rule; ours is in the pipeline
+    NEUTRAL: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "act_fn": ("silu",),
+        "mid_block_add_attention": (True,),
+        "use_quant_conv": (True,),
+        "use_post_quant_conv": (True,),
+    }
+
+    def __post_init__(self) -> None:
+        check_groups(self.block_out_channels, self.norm_num_groups)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], source: str = "config") -> VAEConfig:
+        """As ``Config.from_dict``; the block types must be SD's convolutional ones."""
+        values = dict(values)
+        for key, kind in (
+            ("down_block_types", "DownEncoderBlock2D"),
+            ("up_block_types", "UpDecoderBlock2D"),
+        ):
+            for found in values.pop(key, ()):
+                if found != kind:
+                    raise CheckpointError(
+                        f"{source}: {key} holds {found!r}; only {kind!r} is supported"
+                    )
+        return super().from_dict(values, source)
+
+    def to_dict(self) -> dict[str, Any]:
+        levels = len(self.block_out_channels)
+        blocks = {
+            "down_block_types": ["DownEncoderBlock2D"] * levels,
+            "up_block_types": ["UpDecoderBlock2D"] * levels,
+        }
+        return {**super().to_dict(), **blocks}
+
+    @property
+    def scale(self) -> int:
+        """Pixels per latent along each side: 8 for four levels."""
+        return 2 ** (len(self.block_out_channels) - 1)
+
+
+@dataclass(frozen=True)
+class CLIPTextConfig(Config):
+    """``CLIPTextModel``: transformers' defaults (CLIP ViT-B/32's text side)."""
+
+    vocab_size: int = 49408
+    hidden_size: int = 512
+    intermediate_size: int = 2048
+    projection_dim: int = 512
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 8
+    max_position_embeddings: int = 77
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+    eos_token_id: int = 49407
+    # "CLIPTextModel" has no text_projection, "CLIPTextModelWithProjection" has one.
+    architectures: tuple[str, ...] = ("CLIPTextModel",)
+
+    EXTRA: ClassVar[dict[str, Any]] = {
+        "model_type": "clip_text_model",
+        "bos_token_id": 49406,
+        "pad_token_id": 1,
+    }
+    IGNORED: ClassVar[frozenset[str]] = frozenset(
+        "model_type bos_token_id pad_token_id dtype torch_dtype transformers_version initializer_factor "
+        "initializer_range attention_dropout dropout".split()
+    )
+
+    def __post_init__(self) -> None:
+        if self.hidden_act not in ("quick_gelu", "gelu"):
+            raise CheckpointError(
+                f"hidden_act is {self.hidden_act!r}; expected 'quick_gelu' or 'gelu'"
+            )
+        if self.hidden_size % self.num_attention_heads:
+            raise CheckpointError(
+                f"hidden_size {self.hidden_size} is not divisible by num_attention_heads {self.num_attention_heads}"
+            )
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], source: str = "config") -> CLIPTextConfig:
+        """As ``Config.from_dict``; generation settings that old transformers wrote are passed over."""
+        known = {field.name for field in fields(cls)} | cls.IGNORED
+        return super().from_dict(
+            {key: value for key, value in values.items() if key in known}, source
+        )
+
+
+@dataclass(frozen=True)
+class UNetConfig(Config):
+    """``UNet2DConditionModel``: SD 1.x by default (given its ``cross_attention_dim``)."""
+
+    sample_size: int | None = 64  # latents along a side in training
+    in_channels: int = 4
+    out_channels: int = 4
+    flip_sin_to_cos: bool = True  # order of the halves of the time embedding
+    freq_shift: float = 0
+    down_block_types: tuple[str, ...] = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
+    up_block_types: tuple[str, ...] = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
+    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    layers_per_block: int = 2
+    norm_num_groups: int = 32
+    norm_eps: float = 1e-5
+    cross_attention_dim: int = 768
+    transformer_layers_per_block: int | tuple[int, ...] = 1
+    attention_head_dim: int | tuple[int, ...] = 8  # diffusers' misnomer: the NUMBER of heads
+    num_attention_heads: int | tuple[int, ...] | None = None  # overrides it where given
+    use_linear_projection: bool = (
+        False  # SD 2.x, SDXL: proj_in/out are linear instead of 1×1 convolutions
+    )
+
+    EXTRA: ClassVar[dict[str, Any]] = {"_class_name": "UNet2DConditionModel", "act_fn": "silu"}
+    NEUTRAL: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "act_fn": ("silu", "swish"),
+        "mid_block_type": ("UNetMidBlock2DCrossAttn",),
+        "downsample_padding": (1,),
+        "mid_block_scale_factor": (1,),
+        "dropout": (0.0,),
+        "resnet_time_scale_shift": ("default",),
+        "resnet_out_scale_factor": (1.0,),
+        "time_embedding_type": ("positional",),
+        "conv_in_kernel": (3,),
+        "conv_out_kernel": (3,),
+        "attention_type": ("default",),
+        "addition_embed_type_num_heads": (64,),  # diffusers' default, without effect on its own
+    }
+
+    def __post_init__(self) -> None:
+        levels = len(self.block_out_channels)
+        check_groups(self.block_out_channels, self.norm_num_groups)
+        for name, plain in (("down_block_types", "DownBlock2D"), ("up_block_types", "UpBlock2D")):
+            kinds = getattr(self, name)
+            if len(kinds) != levels:
+                raise CheckpointError(
+                    f"{name} has {len(kinds)} blocks for {levels} levels of block_out_channels"
+                )
+            for kind in kinds:
+                if kind not in (plain, f"CrossAttn{plain}"):
+                    raise CheckpointError(
+                        f"{name} holds {kind!r}; expected {plain!r} or 'CrossAttn{plain}'"
+                    )
+        for channels, heads in zip(self.block_out_channels, self.heads, strict=True):
+            if heads < 1 or channels % heads:
+                raise CheckpointError(
+                    f"{channels} channels cannot be split into {heads} attention heads"
+                )
+        per_level(self.transformer_layers_per_block, levels, "transformer_layers_per_block")
+
+    @property
+    def heads(self) -> tuple[int, ...]:
+        """Attention heads of each level, finest first."""
+        value = (
+            self.attention_head_dim
+            if self.num_attention_heads is None
+            else self.num_attention_heads
+        )
+        return per_level(value, len(self.block_out_channels), "attention_head_dim")
+
+    @property
+    def depth(self) -> tuple[int, ...]:
+        """Transformer blocks in each spatial transformer, per level, finest first."""
+        levels = len(self.block_out_channels)
+        return per_level(self.transformer_layers_per_block, levels, "transformer_layers_per_block")
+
+
+@dataclass(frozen=True)
+class SchedulerConfig(Config):
+    """``scheduler_config.json``: the noise schedule and the sampler that the checkpoint's author chose."""
+
+    sampler_class: str = "DDPMScheduler"  # "_class_name" in the file
+    num_train_timesteps: int = 1000
+    beta_start: float = 1e-4
+    beta_end: float = 0.02
+    beta_schedule: str = "linear"  # or "scaled_linear" (SD), "squaredcos_cap_v2" (improved DDPM)
+    trained_betas: tuple[float, ...] | None = None
+    prediction_type: str = "epsilon"  # or "sample" (x₀), "v_prediction"
+    clip_sample: bool = True  # clamp x̂₀ to ±clip_sample_range
+    clip_sample_range: float = 1.0
+    set_alpha_to_one: bool = True  # ᾱ before step 0: 1, else ᾱ₀
+    steps_offset: int = 0
+    timestep_spacing: str | None = None  # None: as the class does it
+    rescale_betas_zero_snr: bool = False
+    variance_type: str | None = "fixed_small"
+    use_karras_sigmas: bool | None = False
+    final_sigmas_type: str = "zero"
+    algorithm_type: str = "dpmsolver++"
+    solver_order: int = 2
+    solver_type: str = "midpoint"
+    lower_order_final: bool = True
+    euler_at_final: bool = False
+    skip_prk_steps: bool = False
+    thresholding: bool = False
+
+    # Used only with thresholding, by a class that is not the file's own, or by flow models.
+    IGNORED: ClassVar[frozenset[str]] = frozenset(
+        "dynamic_thresholding_ratio sample_max_value flow_shift time_shift_type "
+        "use_dynamic_shifting lambda_min_clipped timestep_type".split()
+    )
+    NEUTRAL: ClassVar[dict[str, tuple[Any, ...]]] = {"interpolation_type": ("linear",)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], source: str = "config") -> SchedulerConfig:
+        """As ``Config.from_dict``, with ``_class_name`` kept as ``sampler_class``."""
+        values = dict(values)
+        if "_class_name" in values:
+            values["sampler_class"] = values.pop("_class_name")
+        return super().from_dict(values, source)
+
+    def to_dict(self) -> dict[str, Any]:
+        values = super().to_dict()
+        return {"_class_name": values.pop("sampler_class"), **values}

@@ -1,0 +1,43 @@
+"""Which device and which number format a model runs in when the user does not say."""
+
+from __future__ import annotations
+
+import torch
+
+from ldm.errors import ArgumentError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def choose_device(device: str | torch.device | None) -> torch.device:
+    """CUDA where there is one, else the CPU. Raises ArgumentError for one that is not there."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ArgumentError(
+            f"device is {str(device)!r}, which does not work here ({str(error).splitlines()[0]})"
+        ) from None
+    return device
+
+
+def choose_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
+    """float32 on the CPU; on CUDA bfloat16 where it is native, else float16.
+
+    Raises ArgumentError for an unknown name, and for float16 on a CPU, which is ten times slower there.
+    """
+    if dtype is None:
+        if device.type != "cuda":
+            return torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    if isinstance(dtype, str):
+        if dtype not in DTYPES:
+            raise ArgumentError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
+        dtype = DTYPES[dtype]
+    if dtype == torch.float16 and device.type == "cpu":
+        raise ArgumentError(
+            "dtype is float16, which CPUs compute very slowly; use float32 or bfloat16 there"
+        )
+    return dtype

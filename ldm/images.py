@@ -1,0 +1,236 @@
+"""Pictures: files ⇄ PIL images ⇄ tensors (B, 3, H, W) in [-1, 1].
+
+Tensors and sizes are handled as diffusers' VaeImageProcessor does, to the bit in float32.
+"""
+
+import contextlib
+import io
+import math
+import os
+import secrets
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from ldm import metadata
+from ldm.errors import ArgumentError, ImageError
+
+if TYPE_CHECKING:  # reading and writing files must not wait for torch
+    import torch
+
+FILE_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+QUALITY = {"JPEG": {"quality": 95}, "WEBP": {"quality": 95}}
+
+
+def load_image(source: str | Path | Image.Image) -> Image.Image:
+    """A file or PIL image of any kind → a new RGB image, 8 bits per channel.
+
+    It is turned as its EXIF data says; transparent parts become white; 16-bit and float grey is
+    scaled, not clipped; of an animation, the first frame is taken.
+
+    Raises ImageError if the file is missing, damaged, not an image, or larger than Pillow's limit
+    (`PIL.Image.MAX_IMAGE_PIXELS`, 89 megapixels).
+    """
+    if isinstance(source, Image.Image):
+        with _reading("image"):
+            return _to_rgb(source)
+    if not isinstance(source, str | Path):
+        raise ArgumentError(f"image is a {type(source).__name__}; it must be a path or a PIL image")
+    with _reading(source), Image.open(source) as image:
+        return _to_rgb(image)
+
+
+def read_parameters(path: str | Path) -> str | None:
+    """The generation parameters in a picture file (see metadata.py), or None if it has none.
+
+    Raises ImageError as `load_image` does.
+    """
+    with _reading(path), Image.open(path) as image:
+        image.load()  # PNG text may come after the pixels
+        return metadata.extract(image)
+
+
+def check_output(path: str | Path, overwrite: bool = False) -> None:
+    """Raise the ImageError that `save_image` would raise for this path: call it before a run."""
+    path = Path(path)
+    if path.is_dir():
+        raise ImageError(f"{path} is a folder; give a file in it, such as {path / 'picture.png'}")
+    if path.suffix.lower() not in FILE_FORMATS:
+        raise ImageError(f"{path} does not end in a known format; use .png, .jpg or .webp")
+    if not path.parent.is_dir():
+        raise ImageError(f"{path.parent} is not a folder; create it, or choose another for {path}")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise ImageError(f"{path.parent} is read-only; choose another folder for {path.name}")
+    if os.path.lexists(path) and not overwrite:
+        raise _exists(path)
+
+
+def save_image(
+    image: Image.Image, path: str | Path, parameters: str | None = None, overwrite: bool = False
+) -> None:
+    """Write a .png, .jpg or .webp file, whole or not at all, with `parameters` (see metadata.py).
+
+    Raises ImageError if it cannot be written, or if `path` exists and `overwrite` is False: two
+    processes that write the same path at the same time never take it from each other.
+    """
+    path = Path(path)
+    check_output(path, overwrite)
+    file_format = FILE_FORMATS[path.suffix.lower()]
+    temporary = path.with_name(f".ldm-{secrets.token_hex(8)}.part")
+    try:
+        options = QUALITY.get(file_format, {})
+        if parameters is not None:
+            options = options | metadata.embed(parameters, file_format)
+        # Into memory first: straight to a file, Pillow takes a write cut short by a full disk for
+        # a whole one.
+        content = io.BytesIO()
+        image.save(content, file_format, **options)
+        with open(temporary, "xb") as file:
+            file.write(content.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+        if overwrite:
+            os.replace(temporary, path)
+        else:
+            _rename_to_new(temporary, path)
+    except FileExistsError as error:
+        raise _exists(path) from error
+    except Exception as error:  # Pillow's encoders raise errors of many types
+        raise ImageError(f"cannot write {path}: {_reason(error)}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def to_tensor(images: Image.Image | Sequence[Image.Image]) -> "torch.Tensor":
+    """RGB images of one size → float32 (B, 3, H, W) in [-1, 1]."""
+    import torch
+
+    images = [images] if isinstance(images, Image.Image) else list(images)
+    for index, image in enumerate(images):
+        if image.mode != "RGB":
+            raise ArgumentError(f"images[{index}] is {image.mode}; it must be RGB: see load_image")
+        if image.size != images[0].size:
+            raise ArgumentError(
+                f"images[{index}] is {image.width}x{image.height} and images[0] "
+                f"{images[0].width}x{images[0].height}; they must be of one size: see resize"
+            )
+    if not images:
+        raise ArgumentError("images is empty; give at least one")
+    pixels = np.stack([np.asarray(image) for image in images]).astype(np.float32) / 255.0
+    return torch.from_numpy(2.0 * pixels - 1.0).permute(0, 3, 1, 2).contiguous()
+
+
+def to_pil(images: "torch.Tensor") -> list[Image.Image]:
+    """(B, 3, H, W) in [-1, 1], of any float type and device → RGB images; values outside clamp.
+
+    Raises ImageError if a value is not finite.
+    """
+    if images.ndim != 4 or images.shape[1] != 3:
+        raise ArgumentError(f"images has shape {tuple(images.shape)}; it must be (B, 3, H, W)")
+    images = images.detach().float()
+    for index, image in enumerate(images):
+        if not image.isfinite().all():
+            raise ImageError(f"picture {index} has values that are NaN or infinite; use float32")
+    pixels = ((images * 0.5 + 0.5).clamp(0, 1) * 255).round().byte()
+    return [Image.fromarray(array) for array in pixels.permute(0, 2, 3, 1).cpu().numpy()]
+
+
+def resize(image: Image.Image, height: int, width: int) -> Image.Image:
+    """Stretch to exactly height x width pixels (Lanczos)."""
+    if height < 1 or width < 1:
+        raise ArgumentError(f"the size is {width}x{height}; width and height must be at least 1")
+    return image.resize((width, height), Image.Resampling.LANCZOS)
+
+
+def image_grid(images: Sequence[Image.Image], columns: int | None = None) -> Image.Image:
+    """Images side by side, row by row, on white; `columns` None makes it about square.
+
+    The cells are of the largest width and height among the images.
+    """
+    if not images:
+        raise ArgumentError("images is empty; give at least one")
+    if columns is None:
+        columns = math.ceil(math.sqrt(len(images)))
+    if columns < 1:
+        raise ArgumentError(f"columns is {columns}; it must be at least 1")
+    columns = min(columns, len(images))
+    rows = math.ceil(len(images) / columns)
+    width, height = max(i.width for i in images), max(i.height for i in images)
+    grid = Image.new("RGB", (columns * width, rows * height), "white")
+    for index, image in enumerate(images):
+        grid.paste(image, (index % columns * width, index // columns * height))
+    return grid
+
+
+@contextlib.contextmanager
+def _reading(name: str | Path) -> Iterator[None]:
+    """Turn whatever goes wrong while an image is read into an ImageError of one line."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's notes on odd files that it does read
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            yield
+    except FileNotFoundError as error:
+        raise ImageError(f"{name} does not exist; check the path") from error
+    except IsADirectoryError as error:
+        raise ImageError(f"{name} is a folder; give an image file") from error
+    except UnidentifiedImageError as error:
+        raise ImageError(f"{name} is not an image; give a PNG, JPEG or WebP file") from error
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        limit = Image.MAX_IMAGE_PIXELS // 1_000_000
+        raise ImageError(f"{name} has more than {limit} megapixels; scale it down") from error
+    except Exception as error:  # Pillow's decoders raise errors of many types on damaged files
+        raise ImageError(f"cannot read {name}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """The system's own words where there are some, without the number and the temporary name."""
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    image = ImageOps.exif_transpose(image)
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        image = _to_8_bits(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """16-bit grey (Pillow may hold it in mode "I") or float grey in [0, 1] → mode "L"."""
+    values, top = np.asarray(image), 1.0 if image.mode == "F" else 65535
+    if not (values.min() >= 0 and values.max() <= top):  # so written, NaN is refused too
+        raise ValueError(
+            f"it has grey values from {values.min()} to {values.max()}, outside [0, {top}]; "
+            "save it with 8 or 16 bits per channel"
+        )
+    grey = np.rint(values * np.float32(255 / top)).astype(np.uint8)
+    if "transparency" in image.info:
+        grey[values == image.info["transparency"]] = 255
+    return Image.fromarray(grey)
+
+
+def _rename_to_new(temporary: Path, path: Path) -> None:
+    """Give a file its name; FileExistsError if the name is taken, however short a time ago."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links: claim the name, then put the file there
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        try:
+            os.replace(temporary, path)
+        except BaseException:
+            path.unlink()
+            raise
+
+
+def _exists(path: Path) -> ImageError:
+    return ImageError(f"{path} already exists; choose another name, or allow it to be overwritten")

@@ -1,0 +1,108 @@
+"""How a picture was made, as text in the form of AUTOMATIC1111's web UI, which many tools read:
+
+    <prompt, may be several lines>
+    Negative prompt: <text, may be several lines>       (left out if empty)
+    Steps: 20, Sampler: DPM++ 2M, CFG scale: 7, Seed: 1, Size: 512x512, …
+
+In PNG files this is the text chunk `parameters`; in JPEG and WebP the EXIF field UserComment.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from ldm.errors import ArgumentError
+
+PROMPT, NEGATIVE = "Prompt", "Negative prompt"
+NAME = r"\w[\w \-/]+"
+SETTING = re.compile(rf'\s*({NAME}):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
+FEWEST_SETTINGS = 3  # a last line with fewer is taken for a line of the prompt
+EXIF_IFD, USER_COMMENT = 0x8769, 0x9286  # EXIF 2.3, 4.6.5; the first 8 bytes name the encoding
+
+
+def format_parameters(parameters: Mapping[str, object]) -> str:
+    """`Prompt`, `Negative prompt` and at least three named settings → text; None is left out.
+
+    `parse_parameters` gives the same names and, as strings, the same values back. The form has two
+    limits: spaces around a line of a prompt are lost, and a line of a prompt that begins with
+    "Negative prompt:" starts the negative prompt.
+
+    Raises ArgumentError for fewer than three settings, or a name that the form cannot hold.
+    """
+    settings = {k: str(v) for k, v in parameters.items() if v is not None}
+    prompt, negative = settings.pop(PROMPT, ""), settings.pop(NEGATIVE, "")
+    for name in settings:
+        if not re.fullmatch(NAME, name):
+            raise ArgumentError(
+                f"parameters has the name {name!r}; a name is two or more letters, digits, "
+                "spaces, '-', '/' or '_', and begins with a letter or digit"
+            )
+    if len(settings) < FEWEST_SETTINGS:
+        raise ArgumentError(
+            f"parameters has {len(settings)} settings ({', '.join(settings)}); with fewer than "
+            f"{FEWEST_SETTINGS} they are read back as a part of the prompt"
+        )
+    lines = [prompt.strip()]
+    if negative.strip():
+        lines.append(f"{NEGATIVE}: {negative.strip()}")
+    lines.append(", ".join(f"{name}: {_quote(value)}" for name, value in settings.items()))
+    return "\n".join(lines)
+
+
+def parse_parameters(text: str) -> dict[str, str]:
+    """Text → `Prompt`, `Negative prompt` ("" if there is none) and every setting, all strings."""
+    *lines, last = text.strip().split("\n")
+    settings = {name: _unquote(value) for name, value in SETTING.findall(last)}
+    if len(SETTING.findall(last)) < FEWEST_SETTINGS:
+        lines, settings = [*lines, last], {}
+    lines = [line.strip() for line in lines]
+    start = next((i for i, line in enumerate(lines) if line.startswith(f"{NEGATIVE}:")), len(lines))
+    negative = "\n".join(lines[start:]).removeprefix(f"{NEGATIVE}:")
+    prompts = {PROMPT: "\n".join(lines[:start]).strip(), NEGATIVE: negative.strip()}
+    return settings | prompts
+
+
+def embed(parameters: str, file_format: str) -> dict[str, Any]:
+    """The arguments with which Pillow's `save` writes `parameters` into a "PNG", "JPEG", "WEBP"."""
+    if file_format == "PNG":
+        info = PngInfo()
+        info.add_text("parameters", parameters)
+        return {"pnginfo": info}
+    exif = Image.Exif()
+    exif[EXIF_IFD] = {USER_COMMENT: b"UNICODE\0" + parameters.encode("utf-16-be")}
+    return {"exif": exif}
+
+
+def extract(image: Image.Image) -> str | None:
+    """The parameters in an opened picture, or None if it has none."""
+    if "parameters" in image.info:
+        return str(image.info["parameters"])
+    comment = image.getexif().get_ifd(EXIF_IFD).get(USER_COMMENT)
+    if not isinstance(comment, bytes):
+        return None
+    encoding, comment = comment[:8], comment[8:]
+    if encoding == b"UNICODE\0":  # big-endian as the web UI writes it, unless marked as little
+        little = comment.startswith(b"\xff\xfe")
+        return comment.decode("utf-16" if little else "utf-16-be", errors="replace")
+    return comment.decode("utf-8", errors="replace").rstrip("\0")
+
+
+def _quote(value: str) -> str:
+    """As a JSON string if the value could be misread without: it has `,` `:` `"` or newlines in
+    it, or spaces around it."""
+    if value == value.strip() and not any(mark in value for mark in ',:"\n'):
+        return value
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _unquote(value: str) -> str:
+    if not value.startswith('"'):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError:  # written by hand or by another tool: not JSON after all
+        return value

@@ -1,0 +1,105 @@
+"""Which noise levels a run visits, as diffusers' scheduler of the same method chooses them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ldm.errors import ArgumentError, CheckpointError
+
+if TYPE_CHECKING:
+    from ldm.samplers.loop import Pair
+    from ldm.scheduler import DDPMScheduler, Level
+
+RHO = 7  # Karras et al. 2022, section 3
+
+
+def timesteps(
+    scheduler: DDPMScheduler, n: int, spacing: str, *, spare: int = 0, whole: bool = True
+) -> list[float]:
+    """n decreasing timesteps in [0, T − 1] (Lin et al. 2023, table 2).
+
+    `spare` lays that many more points and leaves the cleanest out; `whole` rounds.
+    Raises ArgumentError where n steps do not fit, CheckpointError for an unknown spacing.
+    """
+    total, offset = scheduler.config.num_train_timesteps, scheduler.config.steps_offset
+    points = n + spare
+    if spacing == "linspace":
+        step = (total - 1) / max(points - 1, 1)
+        ts = [min(i * step, total - 1) for i in reversed(range(points))]
+    elif spacing == "leading":
+        ts = [i * (total // max(points, 1)) + offset for i in reversed(range(points))]
+    elif spacing == "trailing":
+        # As numpy.arange(total, 0, -total / n) computes it: its last bit decides how .5 rounds.
+        delta = (total - total / max(n, 1)) - total
+        ts = [round(total + i * delta) - 1 for i in range(n)]
+    else:
+        raise CheckpointError(
+            f"timestep_spacing is {spacing!r}; expected 'leading', 'trailing' or 'linspace'"
+        )
+    if n < 1 or points > total or ts[0] > total - 1:
+        raise ArgumentError(
+            f"num_inference_steps is {n}; it must be at least 1 and fit into the {total} timesteps "
+            f"of training ({spacing} spacing, steps_offset {offset}); 20 to 50 is usual"
+        )
+    return [round(t) if whole else t for t in ts[:n]]
+
+
+def chain(scheduler: DDPMScheduler, n: int, spacing: str, karras: bool) -> list[Pair]:
+    """DDPM: from each timestep to the next one, and at last to the clean image."""
+    return _pairs([scheduler.level(t) for t in timesteps(scheduler, n, spacing)], scheduler)
+
+
+def strides(scheduler: DDPMScheduler, n: int, spacing: str, karras: bool) -> list[Pair]:
+    """DDIM and PNDM: from t to t − T//n, which need not be the next timestep.
+
+    Where it is not ("linspace" above all, "trailing" where n does not divide T), x and the level
+    that the network is told drift apart, and the picture is worse; but it is diffusers' picture.
+    """
+    ts = timesteps(scheduler, n, spacing)
+    stride = scheduler.config.num_train_timesteps // n
+    end = scheduler.level(-1)
+    if not scheduler.config.set_alpha_to_one:  # stop at ᾱ₀, just before the clean image
+        end = scheduler.level(0)._replace(t=end.t)
+    return [(scheduler.level(t), scheduler.level(t - stride) if t >= stride else end) for t in ts]
+
+
+def euler_levels(scheduler: DDPMScheduler, n: int, spacing: str, karras: bool) -> list[Pair]:
+    """Euler: a chain with fractional timesteps; Karras levels lie between its first and last."""
+    ts = timesteps(scheduler, n, spacing, whole=False)
+    levels = [_finite_level(scheduler, t) for t in ts]
+    if karras:
+        ends = (level.sigma / level.alpha for level in (levels[0], levels[-1]))
+        levels = karras_levels(scheduler, n, *ends)
+    return _pairs(levels, scheduler)
+
+
+def dpmpp_levels(scheduler: DDPMScheduler, n: int, spacing: str, karras: bool) -> list[Pair]:
+    """DPM++: a chain of whole timesteps; n + 1 are laid and the cleanest is left out.
+
+    Karras levels span the whole training range; the t that the network is told is rounded, so it
+    may repeat.
+    """
+    ts = timesteps(scheduler, n, spacing, spare=0 if spacing == "trailing" else 1)
+    if not karras:
+        return _pairs([_finite_level(scheduler, t) for t in ts], scheduler)
+    whole = int if scheduler.config.beta_schedule == "squaredcos_cap_v2" else round
+    levels = karras_levels(scheduler, n, scheduler.ratios[-1], scheduler.ratios[0])
+    return _pairs([level._replace(t=float(whole(level.t))) for level in levels], scheduler)
+
+
+def karras_levels(scheduler: DDPMScheduler, n: int, high: float, low: float) -> list[Level]:
+    """n levels with (σ/α)^(1/ρ) evenly from high to low (Karras et al. 2022, eq. 5)."""
+    start, end = high ** (1 / RHO), low ** (1 / RHO)
+    ramp = [i / max(n - 1, 1) for i in range(n)]
+    return [scheduler.level_of((start + r * (end - start)) ** RHO) for r in ramp]
+
+
+def _finite_level(scheduler: DDPMScheduler, t: float) -> Level:
+    """``scheduler.level(t)``, but with a finite λ also at zero terminal SNR."""
+    level = scheduler.level(t)
+    return level if level.alpha else scheduler.level_of(scheduler.ratios[-1])._replace(t=level.t)
+
+
+def _pairs(levels: list[Level], scheduler: DDPMScheduler) -> list[Pair]:
+    """Each level with the next; the last with the clean image."""
+    return list(zip(levels, [*levels[1:], scheduler.level(-1)], strict=True))

@@ -1,0 +1,221 @@
+"""The noise schedule: β → ᾱ, noising, training targets, posterior, and noise levels for samplers.
+
+    x_t = α_t x₀ + σ_t ε,   α_t² = ᾱ_t,   σ_t² = 1 − ᾱ_t          (Ho et al. 2020, eq. 4)
+
+A timestep t counts from 0 (almost clean) to T − 1 (almost noise); the clean image itself is t = −1.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ldm.config import SchedulerConfig
+from ldm.errors import ArgumentError, CheckpointError
+
+PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
+
+
+class Level(NamedTuple):
+    """A noise level: x = α x₀ + σ ε with α² + σ² = 1, so that latents stay at unit scale."""
+
+    t: float  # what the network is told; fractional between two training timesteps
+    alpha: float
+    sigma: float
+
+    @property
+    def lam(self) -> float:
+        """λ = log(α/σ), half the log-SNR: +∞ for a clean image, −∞ for pure noise."""
+        if self.sigma == 0:
+            return math.inf
+        return math.log(self.alpha / self.sigma) if self.alpha else -math.inf
+
+
+CLEAN = Level(t=-1.0, alpha=1.0, sigma=0.0)
+
+
+class DDPMScheduler:
+    """The forward process of a checkpoint, and what its network predicts.
+
+    Raises CheckpointError for an unknown ``beta_schedule`` or ``prediction_type``.
+
+    Attributes:
+        alphas_cumprod: ᾱ (T,), float32, on the CPU.
+        ratios: σ/α of every timestep (T floats), increasing: the σ of Karras et al. 2022.
+    """
+
+    def __init__(self, config: SchedulerConfig) -> None:
+        if config.prediction_type not in PREDICTION_TYPES:
+            raise CheckpointError(
+                f"prediction_type is {config.prediction_type!r}; "
+                f"expected one of {', '.join(PREDICTION_TYPES)}"
+            )
+        self.config = config
+        self.alphas_cumprod = torch.cumprod(1 - betas(config), dim=0)
+        # At zero terminal SNR σ/α would be infinite; diffusers puts ᾱ = 2⁻²⁴ there, so we do.
+        finite = self.alphas_cumprod.where(self.alphas_cumprod > 0, 2**-24)
+        ratios = ((1 - finite) / finite) ** 0.5
+        self.ratios: list[float] = ratios.tolist()
+        self._log_ratios: list[float] = ratios.log().tolist()
+
+    # Training: t is int64 (B,), one timestep per picture.
+
+    def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """x_t = α_t x₀ + σ_t ε (Ho et al. eq. 4): (B, …) in x0's dtype; t is int64 (B,)."""
+        alpha, sigma = self._alpha_sigma(t, x0)
+        return (alpha * x0 + sigma * noise).to(x0.dtype)
+
+    def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """What the network learns to predict at x_t: (B, …) in x0's dtype; t is int64 (B,).
+
+        ε (Ho et al. 2020, eq. 14), x₀, or v = α ε − σ x₀ (Salimans & Ho 2022, appendix D).
+        """
+        if self.config.prediction_type == "epsilon":
+            return noise
+        if self.config.prediction_type == "sample":
+            return x0
+        alpha, sigma = self._alpha_sigma(t, x0)
+        return (alpha * noise - sigma * x0).to(x0.dtype)
+
+    def posterior(self, x0: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean (B, …) and variance (B, 1, …) of q(x_{t−1} | x_t, x₀) (Ho et al. eq. 6–7), float32.
+
+        t is int64 (B,). At t = 0 the mean is x₀ and the variance 0.
+        """
+        abar = self.alphas_cumprod.double()
+        before = torch.cat([abar.new_ones(1), abar])[t.cpu()]  # ᾱ_{t−1}
+        abar = abar[t.cpu()]
+        beta = 1 - abar / before
+        shrink = (1 - before) / (1 - abar)
+        of_x0 = before.sqrt() * beta / (1 - abar)
+        of_xt = (abar / before).sqrt() * shrink
+        mean = _column(of_x0, x0) * x0 + _column(of_xt, x_t) * x_t
+        return mean, _column(shrink * beta, x0)
+
+    def snr(self, t: Tensor) -> Tensor:
+        """ᾱ/(1 − ᾱ) at t, int64 (B,): float32 (B,), on t's device."""
+        abar = self.alphas_cumprod.to(t.device)[t]
+        return abar / (1 - abar)
+
+    # The network's output. α and σ are floats, or tensors that broadcast; results are float32.
+
+    def to_x0(
+        self, prediction: Tensor, x: Tensor, alpha: float | Tensor, sigma: float | Tensor
+    ) -> Tensor:
+        """x̂₀ from what the network predicted at x. With "epsilon", α must not be 0."""
+        prediction, x = prediction.float(), x.float()
+        if self.config.prediction_type == "epsilon":
+            return (x - sigma * prediction) / alpha
+        if self.config.prediction_type == "sample":
+            return prediction
+        return alpha * x - sigma * prediction
+
+    def from_x0(
+        self, x0: Tensor, x: Tensor, alpha: float | Tensor, sigma: float | Tensor
+    ) -> Tensor:
+        """The prediction that ``to_x0`` turns into x0 (its inverse). σ must not be 0."""
+        x0, x = x0.float(), x.float()
+        if self.config.prediction_type == "epsilon":
+            return (x - alpha * x0) / sigma
+        if self.config.prediction_type == "sample":
+            return x0
+        return (alpha * x - x0) / sigma
+
+    def to_eps(
+        self, prediction: Tensor, x: Tensor, alpha: float | Tensor, sigma: float | Tensor
+    ) -> Tensor:
+        """ε̂ from what the network predicted at x. With "sample", σ must not be 0."""
+        prediction, x = prediction.float(), x.float()
+        if self.config.prediction_type == "epsilon":
+            return prediction
+        if self.config.prediction_type == "sample":
+            return (x - alpha * prediction) / sigma
+        return alpha * prediction + sigma * x
+
+    # Levels for samplers: Python floats.
+
+    def level(self, t: float) -> Level:
+        """The level of t in [0, T − 1], or the clean image for t = −1.
+
+        Between two timesteps σ/α is interpolated linearly, as diffusers' Euler does.
+        Raises ArgumentError for any other t.
+        """
+        if t == CLEAN.t:
+            return CLEAN
+        if not 0 <= t <= len(self.ratios) - 1:
+            raise ArgumentError(f"t is {t}; it must be -1 or in [0, {len(self.ratios) - 1}]")
+        if t == int(t):
+            abar = self.alphas_cumprod[int(t)].item()
+            return Level(float(t), math.sqrt(abar), math.sqrt(1 - abar))
+        low, weight = int(t), t - int(t)
+        ratio = (1 - weight) * self.ratios[low] + weight * self.ratios[low + 1]
+        return _from_ratio(float(t), ratio)
+
+    def level_of(self, ratio: float) -> Level:
+        """The level with σ/α = ratio > 0; its t, maybe fractional, is interpolated in log(σ/α)."""
+        log_ratio = math.log(ratio)
+        low = min(max(bisect_right(self._log_ratios, log_ratio) - 1, 0), len(self.ratios) - 2)
+        below, above = self._log_ratios[low : low + 2]
+        weight = (log_ratio - below) / (above - below)
+        return _from_ratio(low + min(max(weight, 0.0), 1.0), ratio)
+
+    def _alpha_sigma(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """α and σ at t (B,), float32, shaped to multiply `like` (B, …)."""
+        abar = _column(self.alphas_cumprod.to(like.device)[t.to(like.device)], like)
+        return abar**0.5, (1 - abar) ** 0.5
+
+
+def betas(config: SchedulerConfig) -> Tensor:
+    """β (T,), float32: variance of the noise that each step of the forward process adds.
+
+    Raises CheckpointError for an unknown ``beta_schedule``.
+    """
+    steps = config.num_train_timesteps
+    if config.trained_betas is not None:
+        beta = torch.tensor(config.trained_betas, dtype=torch.float32)
+    elif config.beta_schedule == "linear":  # Ho et al. 2020, section 4
+        beta = torch.linspace(config.beta_start, config.beta_end, steps, dtype=torch.float32)
+    elif config.beta_schedule == "scaled_linear":  # latent diffusion: linear in √β
+        ends = config.beta_start**0.5, config.beta_end**0.5
+        beta = torch.linspace(*ends, steps, dtype=torch.float32) ** 2
+    elif config.beta_schedule == "squaredcos_cap_v2":
+        beta = _cosine_betas(steps)
+    else:
+        raise CheckpointError(
+            f"beta_schedule is {config.beta_schedule!r}; "
+            "expected 'linear', 'scaled_linear' or 'squaredcos_cap_v2'"
+        )
+    return _zero_terminal_snr(beta) if config.rescale_betas_zero_snr else beta
+
+
+def _cosine_betas(steps: int) -> Tensor:
+    """Nichol & Dhariwal 2021, eq. 17: ᾱ follows a squared cosine, β is capped at 0.999."""
+
+    def abar(fraction: float) -> float:
+        return math.cos((fraction + 0.008) / 1.008 * math.pi / 2) ** 2
+
+    capped = [min(1 - abar((i + 1) / steps) / abar(i / steps), 0.999) for i in range(steps)]
+    return torch.tensor(capped, dtype=torch.float32)
+
+
+def _zero_terminal_snr(beta: Tensor) -> Tensor:
+    """Lin et al. 2023, algorithm 1: shift and scale √ᾱ to end at 0 and start unchanged."""
+    root = torch.cumprod(1 - beta, dim=0).sqrt()
+    first, last = root[0].clone(), root[-1].clone()
+    abar = ((root - last) * (first / (first - last))) ** 2
+    return 1 - torch.cat([abar[:1], abar[1:] / abar[:-1]])
+
+
+def _from_ratio(t: float, ratio: float) -> Level:
+    """The level whose σ/α is ratio."""
+    alpha = 1 / math.hypot(1, ratio)
+    return Level(t, alpha, ratio * alpha)
+
+
+def _column(values: Tensor, like: Tensor) -> Tensor:
+    """values (B,) as float32 (B, 1, …) on like's device, to multiply `like` (B, …)."""
+    return values.to(like.device, torch.float32).view(-1, *(1,) * (like.ndim - 1))

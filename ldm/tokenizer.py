@@ -1,0 +1,211 @@
+"""CLIP's byte-pair tokenizer: text → token ids, 77 per prompt. A thin wrapper over `tokenizers`.
+
+Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision", 2.4:
+a lower-cased byte-pair encoding (Sennrich et al. 2016) between a start and an end token.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Encoding, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
+from tokenizers.models import BPE
+
+from ldm.errors import ArgumentError, CheckpointError
+
+CONTEXT_LENGTH = 77  # CLIP's positions: start + 75 tokens + end
+START, END = "<|startoftext|>", "<|endoftext|>"
+# CLIP's own; Stable Diffusion 2 pads with "!" (id 0), and its folder says so.
+SPECIAL_TOKENS = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
+# A piece is a special token, an English contraction, a run of letters, one digit, or a run of
+# anything else that is not space.
+PIECES = (
+    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d"
+    r"|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+)
+
+
+class CLIPTokenizer:
+    """Text → ids, equal to those of transformers' CLIPTokenizer on the same folder.
+
+    Attributes:
+        model_max_length: tokens per prompt, with start and end token (77).
+        bos_token_id, eos_token_id, pad_token_id: start, end and padding.
+    """
+
+    def __init__(self, bpe: BPE, added: Sequence[AddedToken], config: dict[str, Any]) -> None:
+        """`config` is tokenizer_config.json, where `SPECIAL_TOKENS` are present and strings."""
+        self._config = config
+        self._tokenizer = Tokenizer(bpe)
+        self._tokenizer.normalizer = normalizers.Sequence(
+            [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+        )
+        self._tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(Regex(PIECES), behavior="removed", invert=True),
+                pre_tokenizers.ByteLevel(add_prefix_space=False),
+            ]
+        )
+        self._tokenizer.decoder = decoders.ByteLevel()
+        self._tokenizer.add_tokens(list(added))
+        self.model_max_length: int = config["model_max_length"]
+        self.bos_token_id: int = self._tokenizer.token_to_id(config["bos_token"])
+        self.eos_token_id: int = self._tokenizer.token_to_id(config["eos_token"])
+        self.pad_token_id: int = self._tokenizer.token_to_id(config["pad_token"])
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> "CLIPTokenizer":
+        """Read a `tokenizer/` folder: vocab.json and merges.txt, or transformers' tokenizer.json.
+
+        Raises CheckpointError naming the file or token that is missing or broken.
+        """
+        try:
+            return cls(*_read_folder(Path(folder)))
+        except CheckpointError:
+            raise
+        except Exception as error:  # broken content; `tokenizers` raises bare Exception
+            raise CheckpointError(
+                f"{folder} is not a CLIP tokenizer ({error!r}); download the model again"
+            ) from error
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write vocab.json, merges.txt, tokenizer_config.json and special_tokens_map.json."""
+        added = self._tokenizer.get_added_tokens_decoder().items()
+        added = {str(index): _describe(token) for index, token in sorted(added)}
+        special = {name: self._config[name] for name in SPECIAL_TOKENS}
+        folder = Path(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._tokenizer.model.save(str(folder))
+            _write_json(
+                folder / "tokenizer_config.json", self._config | {"added_tokens_decoder": added}
+            )
+            _write_json(folder / "special_tokens_map.json", special)
+        except Exception as error:  # `tokenizers` raises bare Exception
+            raise CheckpointError(f"cannot write the tokenizer to {folder}: {error}") from error
+
+    def encode(self, text: str) -> list[int]:
+        """Text → ids, as many as it takes, without start, end and padding.
+
+        Raises ArgumentError if `text` is not valid Unicode text.
+        """
+        return self._encode(text).ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Ids → lower-cased text, without special tokens."""
+        text = self._tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text.replace("</w>", " ").strip()
+
+    def __call__(self, texts: Sequence[str]) -> list[list[int]]:
+        """Texts → (B, 77) ids: start, at most 75 tokens of the text, end, padding.
+
+        The rest of a longer text is left out: see `cut`.
+        """
+        if isinstance(texts, str):
+            raise ArgumentError(f"texts is {texts!r}; it must be a list of strings: [{texts!r}]")
+        rows = []
+        for text in texts:
+            ids = self.encode(text)[: self.model_max_length - 2]
+            row = [self.bos_token_id, *ids, self.eos_token_id]
+            rows.append(row + [self.pad_token_id] * (self.model_max_length - len(row)))
+        return rows
+
+    def cut(self, text: str) -> str:
+        """The end of `text` that `__call__` leaves out, as it was typed; "" if all of it fits."""
+        offsets = self._encode(text).offsets[self.model_max_length - 2 :]
+        return text[offsets[0][0] :] if offsets else ""
+
+    def _encode(self, text: str) -> Encoding:
+        try:
+            return self._tokenizer.encode(text, add_special_tokens=False)
+        except (TypeError, UnicodeEncodeError):  # not a string, or half a surrogate pair in it
+            raise ArgumentError(
+                f"prompt is {text!r}; it must be text that is valid Unicode (UTF-8)"
+            ) from None
+
+
+def _read_folder(folder: Path) -> tuple[BPE, list[AddedToken], dict[str, Any]]:
+    config = _read_json(folder / "tokenizer_config.json", optional=True)
+    kind = config.get("tokenizer_class", "CLIPTokenizer")
+    if kind not in ("CLIPTokenizer", "CLIPTokenizerFast"):
+        raise CheckpointError(
+            f"{folder} holds a {kind}; only CLIPTokenizer is supported: check the model folder"
+        )
+    if "added_tokens_decoder" not in config:  # older folders: this file has the last word
+        config |= _read_json(folder / "special_tokens_map.json", optional=True)
+    special = {name: config.get(name) or token for name, token in SPECIAL_TOKENS.items()}
+    config |= {name: _content(token) for name, token in special.items()}
+    length = config.get("model_max_length", CONTEXT_LENGTH)
+    # transformers writes 10^30 where it was given no length
+    config["model_max_length"] = CONTEXT_LENGTH if length > 1e9 else int(length)
+
+    bpe, listed = _read_bpe(folder, unknown=config["unk_token"])
+    listed |= {int(index): token for index, token in config.get("added_tokens_decoder", {}).items()}
+    added = [listed[index] for index in sorted(listed)]
+    contents = [_content(token) for token in added]
+    for name, token in special.items():
+        if _content(token) in contents:
+            continue
+        if bpe.token_to_id(_content(token)) is None:
+            raise CheckpointError(
+                f"{folder}: {name} {_content(token)!r} is not in the vocabulary, so these files "
+                "do not belong together; download the model again"
+            )
+        added.append(token if isinstance(token, str) else token | {"special": True})
+    return bpe, [_added_token(token) for token in added], config
+
+
+def _read_bpe(folder: Path, unknown: str) -> tuple[BPE, dict[int, Any]]:
+    """The byte-pair model of a folder, and the tokens that were added to it: id → token."""
+    options = {"unk_token": unknown, "continuing_subword_prefix": "", "end_of_word_suffix": "</w>"}
+    whole, vocab, merges = (folder / f for f in ("tokenizer.json", "vocab.json", "merges.txt"))
+    if whole.exists():
+        content = _read_json(whole)
+        model = content["model"]
+        # "a b" in older files, ["a", "b"] in newer ones
+        pairs = [tuple(m.split(" ") if isinstance(m, str) else m) for m in model["merges"]]
+        bpe = BPE(vocab=model["vocab"], merges=pairs, **options)
+        return bpe, {token["id"]: token for token in content["added_tokens"]}
+    for path in (vocab, merges):
+        if not path.is_file():
+            raise CheckpointError(
+                f"{path} does not exist; a CLIP tokenizer is vocab.json and merges.txt, "
+                "or tokenizer.json: check the path, or download the model again"
+            )
+    added = _read_json(folder / "added_tokens.json", optional=True)
+    return BPE.from_file(str(vocab), str(merges), **options), {
+        index: {"content": content, "normalized": True} for content, index in added.items()
+    }
+
+
+def _content(token: str | dict[str, Any]) -> str:
+    """A token is written as its text, or as an object with its text and flags."""
+    return token if isinstance(token, str) else token["content"]
+
+
+def _added_token(token: str | dict[str, Any]) -> AddedToken:
+    if isinstance(token, str):
+        return AddedToken(token, special=True)
+    return AddedToken(**{key: token[key] for key in token if key not in ("__type", "id")})
+
+
+def _describe(token: AddedToken) -> dict[str, Any]:
+    flags = ("content", "lstrip", "normalized", "rstrip", "single_word", "special")
+    return {flag: getattr(token, flag) for flag in flags}
+
+
+def _read_json(path: Path, optional: bool = False) -> dict[str, Any]:
+    if optional and not path.exists():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot read {path}: {error}; download the model again") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}; it must be a JSON object")
+    return content
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,1 @@
+"""Training: one loop, and a short recipe for each part of the model."""

@@ -1,0 +1,52 @@
+"""What is minimised. Diffusion targets come from the scheduler that also samples, so the two agree."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ldm.scheduler import DDPMScheduler
+
+
+def diffusion_weight(scheduler: DDPMScheduler, t: Tensor, gamma: float | None) -> Tensor:
+    """Min-SNR weight of each time (Hang et al. 2023, section 3.4): (B,) → (B,); ones without ``gamma``.
+
+    min(SNR, γ) is the weight of x₀'s error; dividing by SNR makes it eps's, by SNR + 1 makes it v's.
+    """
+    if gamma is None:
+        return torch.ones(t.shape, device=t.device)
+    snr = scheduler.snr(t)
+    divisor = {"epsilon": snr, "v_prediction": snr + 1, "sample": torch.ones_like(snr)}
+    return snr.clamp(max=gamma) / divisor[scheduler.config.prediction_type]
+
+
+def reconstruction_loss(reconstruction: Tensor, x: Tensor, gradient: float) -> Tensor:
+    """L1 + MSE + ``gradient`` × L1 of the differences between neighbours, which keeps edges sharp.
+
+    Both (B,3,H,W) in [-1, 1]; a scalar, averaged over values.
+    """
+    error = reconstruction - x
+    edges = (error[..., 1:, :] - error[..., :-1, :]).abs().mean() + (
+        error[..., 1:] - error[..., :-1]
+    ).abs().mean()
+    return error.abs().mean() + error.square().mean() + gradient * edges
+
+
+def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Make the student's sentence vectors the teacher's: 1 − cosine, plus telling the batch's texts apart.
+
+    Both (B,E); the second term is InfoNCE (van den Oord et al. 2018, eq. 4) from student to teacher.
+    """
+    student, teacher = F.normalize(student.float(), dim=-1), F.normalize(teacher, dim=-1)
+    cosine = (student * teacher).sum(-1)
+    logits = student @ teacher.T / temperature
+    return (1 - cosine).mean() + F.cross_entropy(
+        logits, torch.arange(len(logits), device=logits.device)
+    )
+
+
+def psnr(reconstruction: Tensor, x: Tensor) -> float:
+    """Peak signal-to-noise ratio in dB of pictures in [-1, 1] (peak 2), of the mean error over all."""
+    error = (reconstruction.float().clamp(-1, 1) - x).square().mean()
+    return float(10 * torch.log10(4 / error))

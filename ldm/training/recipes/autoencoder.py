@@ -1,0 +1,89 @@
+"""Train the VAE on crops of pictures: small crops first, since they show most of a stroke for little time."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from torch import Tensor, nn
+
+from ldm.checkpoints.folder import save_component
+from ldm.config import VAEConfig
+from ldm.images import image_grid, to_pil
+from ldm.training.config import TrainConfig
+from ldm.training.data import CaptionedImages
+from ldm.training.objectives import psnr, reconstruction_loss
+from ldm.vae import AutoencoderKL
+
+
+class Autoencoding(nn.Module):
+    """The VAE as one function, the form that data-parallel training wraps."""
+
+    def __init__(self, vae: AutoencoderKL) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Pixels (B,3,H,W), noise (B,4,H/8,W/8) → reconstruction like x, KL in nats a latent value."""
+        q = self.vae.posterior(x)
+        scale = self.vae.config.scaling_factor
+        return self.vae.decode(q.sample(noise) * scale).float(), q.kl().float().mean()
+
+
+class AutoencoderRecipe:
+    """options: ``phases`` = [{until, size, batch_size}, …] (fractions of the run, crop sizes), ``kl_weight``,
+    ``gradient_weight``."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config = config
+        self.data = CaptionedImages(config.data)
+        # While training, latents are as they come; ``save`` writes the scale that gives them unit variance.
+        self.model = Autoencoding(
+            AutoencoderKL(VAEConfig.from_dict({**config.model, "scaling_factor": 1.0}))
+        )
+        self.phases = config.options["phases"]
+        self.kl_weight: float = config.options["kl_weight"]
+        self.gradient_weight: float = config.options["gradient_weight"]
+
+    def prepare(self, accelerator: Accelerator) -> None:
+        """Nothing to do."""
+
+    def batch(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        phase = next(p for p in self.phases if step < p["until"] * self.config.steps)
+        train, count, size = self.data.train, phase["batch_size"], phase["size"]
+        indices = train[torch.randint(len(train), (count,), generator=generator)]
+        vae = self.model.vae.config
+        latent = (count, vae.latent_channels, size // vae.scale, size // vae.scale)
+        return {
+            "x": self.data.crops(indices, size, generator),
+            "noise": torch.randn(latent, generator=generator),
+        }
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        x = batch["x"].contiguous(memory_format=torch.channels_last)
+        reconstruction, kl = model(x, batch["noise"])
+        error = reconstruction_loss(reconstruction, x, self.gradient_weight)
+        return error + self.kl_weight * kl, {"kl": kl.detach()}
+
+    def evaluate(self, model: nn.Module) -> tuple[Image.Image | None, dict[str, float]]:
+        x = self.data.pixels(self.data.held_out[:: max(1, len(self.data.held_out) // 64)][:64])
+        reconstruction = torch.cat(
+            [model.vae.decode(model.vae.encode(part)) for part in x.split(8)]
+        )
+        pairs = [
+            picture for i in range(16) for picture in to_pil(torch.stack([x[i], reconstruction[i]]))
+        ]
+        return image_grid(pairs, columns=8), {"psnr": psnr(reconstruction, x)}
+
+    def save(self, model: nn.Module, folder: Path) -> None:
+        with torch.no_grad():
+            sample = self.data.train[:: max(1, len(self.data.train) // 256)][:256]
+            std = torch.cat(
+                [model.vae.encode(self.data.pixels(part)) for part in sample.split(16)]
+            ).std()
+        vae = AutoencoderKL(replace(model.vae.config, scaling_factor=round(1 / float(std), 5)))
+        vae.load_state_dict(model.vae.state_dict())
+        save_component(vae, folder / "vae")

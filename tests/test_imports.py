@@ -1,0 +1,170 @@
+"""Imports go down only, also inside functions; every package that is imported is declared."""
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).parents[1]
+
+# From the bottom up. A module or package imports from lower layers, and from itself.
+LAYERS = [
+    {"errors"},
+    {"assets", "config", "layers", "metadata"},
+    {"checkpoints", "clip", "images", "scheduler", "tokenizer", "unet", "vae"},
+    {"conditioning", "guidance", "samplers"},
+    {"pipeline", "training"},
+    {"cli"},
+]
+LAYER = {part: height for height, layer in enumerate(LAYERS) for part in layer}
+# Samplers see a noise level and nothing else of the model; other types only in annotations.
+SAMPLERS_IMPORT = {"ldm.errors", "ldm.scheduler.Level"}
+# ldm is written from scratch: these are what the tests compare it with.
+REFERENCES = {"diffusers", "transformers"}
+PACKAGE_OF = {"PIL": "pillow"}  # where the import has another name than the package
+
+
+def imports(path: Path, root: Path) -> Iterator[tuple[int, bool, str, str]]:
+    """Each import in a file: (line, only for annotations, module seen from `root`, name)."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    annotations = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
+        for statement in node.body
+        for inner in ast.walk(statement)
+    }
+    for node in ast.walk(tree):
+        typing_only = id(node) in annotations
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, typing_only, alias.name, ""
+        elif isinstance(node, ast.ImportFrom):
+            parents = path.relative_to(root).parts
+            base = parents[: len(parents) - node.level] if node.level else ()
+            module = ".".join([*base, *filter(None, [node.module])])
+            for alias in node.names:
+                yield node.lineno, typing_only, module, alias.name
+
+
+def violations(package: Path) -> list[str]:
+    """What is wrong with the imports of the package at `package`, one line each."""
+    found = []
+    for path in sorted(package.rglob("*.py")):
+        parts = path.relative_to(package).with_suffix("").parts
+        own = parts[0]
+        if parts == ("__init__",):
+            continue  # it names the public classes, and imports them when they are asked for
+        if own not in LAYER:
+            found.append(f"{path.name}: {own} is in no layer; add it to LAYERS in {__file__}")
+            continue
+        for line, typing_only, module, name in imports(path, package.parent):
+            where = f"{'/'.join(parts)}.py:{line}"
+            top, *below = module.split(".")
+            if top in REFERENCES:
+                found.append(f"{where} imports {top}, which only tests and tools may")
+            if top != "ldm" or (not below and name == "__version__"):
+                continue
+            part = below[0] if below else name
+            if part != own and LAYER.get(part, len(LAYERS)) >= LAYER[own]:
+                found.append(f"{where} imports {part or 'ldm'}, which is not in a lower layer")
+            elif own == "samplers" and part != own and not typing_only:
+                if not {module, f"{module}.{name}"} & SAMPLERS_IMPORT:
+                    found.append(
+                        f"{where} imports {part}; samplers may only import scheduler.Level"
+                    )
+    return found
+
+
+def test_imports_go_down_only() -> None:
+    assert violations(ROOT / "ldm") == []
+
+
+@pytest.mark.parametrize(
+    ("file", "code", "want"),
+    [
+        ("vae.py", "from ldm.layers import Attention\nimport torch, ldm.config", ""),
+        ("vae.py", "from ldm.unet import UNet", "vae.py:1 imports unet"),
+        ("vae.py", "import ldm.pipeline as p", "vae.py:1 imports pipeline"),
+        ("vae.py", "def f():\n    if x:\n        from ldm import cli", "vae.py:3 imports cli"),
+        ("vae.py", "from . import unet", "vae.py:1 imports unet"),
+        ("vae.py", "from .unet import UNet", "vae.py:1 imports unet"),
+        ("vae.py", "from ldm import Pipeline", "vae.py:1 imports Pipeline"),
+        ("vae.py", "import ldm", "vae.py:1 imports ldm"),
+        ("vae.py", "try:\n    import transformers.models\nexcept E: pass", "imports transformers"),
+        ("training/loop.py", "from ..samplers import sample\nfrom .ema import EMA", ""),
+        ("training/loop.py", "from ldm.pipeline import Pipeline", "loop.py:1 imports pipeline"),
+        ("training/loop.py", "from ..cli.generate import main", "loop.py:1 imports cli"),
+        ("cli/generate.py", "from ldm import __version__, images", ""),
+        ("layers.py", "if TYPE_CHECKING:\n    from ldm.unet import UNet", "imports unet"),
+        ("samplers/a.py", "from ldm.scheduler import Level\nfrom ldm.samplers.b import c", ""),
+        (
+            "samplers/a.py",
+            "from ldm.scheduler import DDPMScheduler",
+            "may only import scheduler.Level",
+        ),
+        ("samplers/a.py", "from ldm import config", "may only import scheduler.Level"),
+        ("samplers/a.py", "if TYPE_CHECKING:\n    from ldm.scheduler import DDPMScheduler", ""),
+        ("extra.py", "", "extra is in no layer"),
+        ("__init__.py", "from ldm.pipeline import Pipeline", ""),
+    ],
+)
+def test_the_rule_finds_what_it_should(tmp_path: Path, file: str, code: str, want: str) -> None:
+    path = tmp_path / "ldm" / file
+    path.parent.mkdir(parents=True)
+    path.write_text(code)
+    found = violations(tmp_path / "ldm")
+    assert len(found) == bool(want), found
+    assert want in "".join(found)
+
+
+def test_every_imported_package_is_declared() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+
+    def names(requirements: list[str]) -> set[str]:
+        return {re.match(r"[\w\-]+", r).group().lower().replace("-", "_") for r in requirements}
+
+    runtime = names(project["dependencies"])
+    allowed = {
+        "ldm": runtime,
+        "tools": runtime | names(extras["train"]) | names(extras["test"]),
+        "tests": runtime | names(extras["test"]) | {"tomli"},
+    }
+    ours = {"ldm", "tools", "tests"} | {path.stem for path in ROOT.glob("t*s/*")}
+    missing = {
+        f"{path.relative_to(ROOT)}:{line} imports {module}"
+        for folder, declared in allowed.items()
+        for path in (ROOT / folder).rglob("*.py")
+        for line, _, module, _ in imports(path, ROOT)
+        if (top := module.split(".")[0])
+        and top not in sys.stdlib_module_names | ours
+        and PACKAGE_OF.get(top, top) not in declared
+    }
+    assert missing == set()
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [
+        ("ldm", {"torch", "numpy", "PIL", "tokenizers", "huggingface_hub"}),
+        ("ldm.images", {"torch"}),
+        ("ldm.tokenizer", {"torch", "numpy", "transformers"}),
+        ("ldm.cli.generate", {"torch", "numpy"}),
+        ("ldm.cli.train", {"torch", "numpy"}),
+    ],
+)
+def test_light_modules_do_not_import_heavy_ones(module: str, absent: set[str]) -> None:
+    code = f"import sys, {module}; print(*({absent} & set(sys.modules)))"
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == ""

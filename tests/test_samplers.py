@@ -1,0 +1,480 @@
+"""Samplers: the same pictures as diffusers, the right noise level at every call, order of accuracy.
+
+Everything runs on a small nonlinear stand-in for the network, so it takes milliseconds.
+"""
+
+import math
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ldm.config import SchedulerConfig
+from ldm.errors import ArgumentError, CheckpointError
+from ldm.samplers import (
+    SAMPLERS,
+    Pair,
+    bind,
+    first_noise_scale,
+    from_config,
+    plan,
+    sample,
+    schedule_type,
+    start_index,
+)
+from ldm.scheduler import DDPMScheduler, Level
+
+diffusers = pytest.importorskip("diffusers")
+
+SHAPE = (2, 4, 5, 7)
+SD: dict[str, Any] = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "steps_offset": 1,
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+}
+SPACINGS = ("leading", "trailing", "linspace")
+PREDICTIONS = ("epsilon", "sample", "v_prediction")
+STEPS = (1, 2, 3, 5, 20, 50)
+# case → (sampler, settings of scheduler_config.json, η)
+CASES: dict[str, tuple[str, dict[str, Any], float]] = {
+    "ddpm": ("ddpm", {}, 0.0),
+    "ddpm large clip": ("ddpm", {"variance_type": "fixed_large", "clip_sample": True}, 0.0),
+    "ddim": ("ddim", {}, 0.0),
+    "ddim eta 0.5": ("ddim", {"set_alpha_to_one": True}, 0.5),
+    "ddim eta 1 clip": ("ddim", {"clip_sample": True, "clip_sample_range": 2.0}, 1.0),
+    "dpmpp_2m": ("dpmpp_2m", {}, 0.0),
+    "dpmpp_2m karras": ("dpmpp_2m", {"use_karras_sigmas": True}, 0.0),
+    "euler": ("euler", {}, 0.0),
+    "euler karras": ("euler", {"use_karras_sigmas": True}, 0.0),
+    "pndm": ("pndm", {}, 0.0),
+    "pndm to t = 0": ("pndm", {"steps_offset": 0, "set_alpha_to_one": True}, 0.0),
+}
+CALLS_AT = "timesteps that the network was told"
+
+
+def network(x: Tensor, t: float) -> Tensor:
+    """A smooth nonlinear function of all of x and t, of about unit size."""
+    return 0.8 * torch.tanh(x + 0.4 * x.roll(1, -1)) + 0.3 * torch.cos(2 * x + t / 150)
+
+
+def scheduler_for(name: str, settings: dict[str, Any]) -> DDPMScheduler:
+    values = {**SD, **settings, "_class_name": SAMPLERS[name].class_name}
+    return DDPMScheduler(SchedulerConfig.from_dict(values))
+
+
+def theirs_for(name: str, settings: dict[str, Any]) -> Any:
+    cls = getattr(diffusers, SAMPLERS[name].class_name)
+    return cls.from_config({**SD, **settings})
+
+
+def start_and_noise(seed: int) -> tuple[Tensor, Tensor, torch.Generator]:
+    generator = torch.Generator().manual_seed(seed)
+    x0, noise = torch.randn(2, *SHAPE, generator=generator)
+    return x0, noise, generator
+
+
+def last(states: Iterator[tuple[Tensor, int, Tensor]]) -> Tensor:
+    """The x that a run ends in."""
+    *_, (x, _, _) = states
+    return x
+
+
+def run_ours(
+    name: str, settings: dict[str, Any], n: int, start: int, eta: float = 0.0
+) -> tuple[Tensor, list[float], Tensor]:
+    """(latents, timesteps told to the network, state of the generator)."""
+    scheduler, told = scheduler_for(name, settings), []
+    x0, noise, generator = start_and_noise(n)
+
+    def denoise(x: Tensor, level: Level) -> Tensor:
+        told.append(level.t)
+        return scheduler.to_x0(network(x, level.t), x, level.alpha, level.sigma)
+
+    steps = plan(scheduler, name, n)
+    first = steps[start][0]
+    x = first.alpha * x0 + first.sigma * noise
+    if start == 0:
+        x = noise * first_noise_scale(scheduler, name, steps)
+
+    def draw() -> Tensor:
+        return torch.randn(SHAPE, generator=generator)
+
+    x = last(sample(bind(scheduler, name, eta), denoise, x, steps[start:], draw))
+    return x, told, generator.get_state()
+
+
+def run_theirs(
+    name: str, settings: dict[str, Any], n: int, start: int, eta: float = 0.0
+) -> tuple[Tensor, list[float], Tensor]:
+    """The same through diffusers, as its text-to-image and image-to-image pipelines do it."""
+    scheduler, told = theirs_for(name, settings), []
+    x0, noise, generator = start_and_noise(n)
+    scheduler.set_timesteps(n)
+    ts = scheduler.timesteps[start * scheduler.order :]
+    if name == "pndm" and start:
+        # Its image-to-image is wrong; this is its text-to-image warm-up at a later start.
+        ts = scheduler.timesteps[start + 1 :]
+        ts = torch.cat([ts[:1], ts[1:2], ts[1:]])
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(start * scheduler.order)
+    x = noise * scheduler.init_noise_sigma
+    if start:
+        x = scheduler.add_noise(x0, noise, ts[:1])
+    options: dict[str, Any] = {"generator": generator} if name in ("ddpm", "ddim") else {}
+    if name == "ddim":
+        options["eta"] = eta
+    for t in ts:
+        told.append(t.item())
+        prediction = network(scheduler.scale_model_input(x, t), t.item())
+        x = scheduler.step(prediction, t, x, **options).prev_sample
+    return x, told, generator.get_state()
+
+
+def difference(name: str, settings: dict[str, Any], n: int, start: int, eta: float) -> float:
+    """Largest difference of the final latents; the calls and the generator must agree exactly."""
+    ours, told, state = run_ours(name, settings, n, start, eta)
+    theirs, expected, their_state = run_theirs(name, settings, n, start, eta)
+    assert told == pytest.approx(expected, abs=1e-4), CALLS_AT
+    assert torch.equal(state, their_state), "random numbers drawn"
+    return (ours - theirs).abs().max().item()
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("case", CASES)
+def test_final_latents_are_diffusers(case: str, spacing: str, prediction: str) -> None:
+    """From noise and from the middle: ≤ 1e-4 on values up to 30."""
+    name, settings, eta = CASES[case]
+    if name == "pndm" and (prediction == "sample" or spacing == "linspace"):
+        pytest.skip("diffusers refuses it (sample), or steps off its own timesteps (linspace)")
+    settings = {**settings, "timestep_spacing": spacing, "prediction_type": prediction}
+    for n in STEPS:
+        if name == "pndm" and spacing == "trailing" and 1000 % n:
+            continue  # its second call is then told another timestep than the first step reaches
+        for start in {0, n // 2 if n < 50 else 0}:
+            error = difference(name, settings, n, start, eta)
+            assert error <= 1e-4, f"{n} steps from step {start}: {error:.1e}"
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if "pndm" not in case and "eta 1" not in case]
+)
+def test_zero_terminal_snr(case: str, spacing: str) -> None:
+    """Where diffusers can: its PNDM has no such setting, and its DDIM with η = 1 gives NaN."""
+    name, settings, eta = CASES[case]
+    settings = {**settings, "timestep_spacing": spacing, "prediction_type": "v_prediction"}
+    settings["rescale_betas_zero_snr"] = True
+    # diffusers' Euler holds x/α in float32: up to 4096 times the noise, whose last bit is 5e-4.
+    limit = 1e-3 if name == "euler" else 1e-4
+    for n in (1, 3, 20):
+        error = difference(name, settings, n, 0, eta)
+        assert error <= limit, f"{n} steps: {error:.1e}"
+
+
+@pytest.mark.parametrize("case", ["ddpm", "ddim", "dpmpp_2m", "dpmpp_2m karras"])
+def test_cosine_schedule(case: str) -> None:
+    name, settings, eta = CASES[case]
+    settings = {**settings, "prediction_type": "v_prediction"}
+    settings["beta_schedule"] = "squaredcos_cap_v2"
+    for n in (2, 20):
+        assert difference(name, settings, n, 0, eta) <= 1e-4
+
+
+def test_ddpm_over_all_timesteps() -> None:
+    """diffusers rounds β = 1 − ᾱ_t/ᾱ_{t−1} to float32, 9e-4 in the end; not with ᾱ in float64."""
+    x, *_ = run_ours("ddpm", {}, 999, 0)
+    theirs = theirs_for("ddpm", {})
+    theirs.alphas_cumprod = theirs.alphas_cumprod.double()
+    theirs.set_timesteps(999)
+    _, y, generator = start_and_noise(999)
+    for t in theirs.timesteps:
+        y = theirs.step(network(y, t.item()), t, y, generator=generator).prev_sample
+    assert y.dtype == torch.float32
+    assert (x - y).abs().max() <= 1e-4
+
+
+@pytest.mark.parametrize("spacing", [None, *SPACINGS])
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_timesteps_are_diffusers_for_many_counts(name: str, spacing: str | None) -> None:
+    """Among them counts where T/n ends in .5, which numpy rounds by the last bit (48, 96 …)."""
+    settings = {} if spacing is None else {"timestep_spacing": spacing}
+    scheduler, theirs = scheduler_for(name, settings), theirs_for(name, settings)
+    for n in (*range(1, 50), 61, 96, 144, 192, 333, 500, 999 - (name == "dpmpp_2m")):
+        theirs.set_timesteps(n)
+        # For 61 and others diffusers' trailing list ends in a surplus −1.
+        expected = theirs.timesteps.tolist()[: n + (name == "pndm" and n > 1)]
+        if name == "pndm" and n > 1:
+            del expected[1]  # its repeated timestep: our first step calls the network twice
+        told = [a.t for a, _ in plan(scheduler, name, n)]
+        assert told == pytest.approx(expected, abs=1e-4), f"{n} steps"
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("name", [name for name, row in SAMPLERS.items() if row.karras])
+def test_karras_levels_are_diffusers(name: str, spacing: str) -> None:
+    scheduler = scheduler_for(name, {"timestep_spacing": spacing})
+    theirs = theirs_for(name, {"timestep_spacing": spacing, "use_karras_sigmas": True})
+    for n in range(1, 40):
+        theirs.set_timesteps(n)
+        steps = plan(scheduler, name, n, karras=True)
+        assert [a.t for a, _ in steps] == pytest.approx(theirs.timesteps.tolist(), abs=1e-3)
+        ratios = [a.sigma / a.alpha for a, _ in steps]
+        assert ratios == pytest.approx(theirs.sigmas[:-1].tolist(), rel=1e-6)
+
+
+# A point mass at x0: the exact denoiser always answers x0, so the noise that it sees in x must be
+# the noise of the level that it is told, at every call.
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.5])
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("case", CASES)
+def test_noise_level_is_the_one_named(case: str, spacing: str, strength: float) -> None:
+    name, settings, eta = CASES[case]
+    if name in ("ddim", "pndm") and spacing == "linspace":
+        pytest.skip("diffusers' own fault, kept on purpose: see test_linspace_of_ddim_drifts")
+    # "fixed_small" is the variance that is right for a point mass (Ho et al. 2020, section 3.2).
+    settings = {**settings, "timestep_spacing": spacing, "variance_type": "fixed_small"}
+    stds = noise_seen(name, settings, strength, eta)
+    assert len(stds) == 20 * strength + (name == "pndm")
+    assert max(abs(std - 1) for std in stds) < 0.02  # 20 000 values: 4 standard errors
+
+
+def test_linspace_of_ddim_drifts() -> None:
+    """As in diffusers (issues 12633, 11347): the last call sees twice the noise it is told of."""
+    stds = noise_seen("ddim", {"timestep_spacing": "linspace"}, strength=1.0)
+    assert 2.1 < stds[-1] < 2.3
+
+
+def noise_seen(
+    name: str, settings: dict[str, Any], strength: float, eta: float = 0.0
+) -> list[float]:
+    """Standard deviation of (x − α x₀)/σ at every call of the network, 20 steps."""
+    scheduler, stds = scheduler_for(name, settings), []
+    generator = torch.Generator().manual_seed(0)
+    x0 = torch.full((1, 4, 70, 70), 0.3)
+
+    def draw() -> Tensor:
+        return torch.randn(x0.shape, generator=generator)
+
+    def denoise(x: Tensor, level: Level) -> Tensor:
+        if not settings.get("use_karras_sigmas"):  # whose t are rounded
+            level = scheduler.level(level.t)  # from t alone, which is what the network knows
+        stds.append(((x - level.alpha * x0) / level.sigma).std().item())
+        return x0
+
+    steps = plan(scheduler, name, 20)[start_index(20, strength) :]
+    x = steps[0][0].alpha * x0 + steps[0][0].sigma * draw()
+    last(sample(bind(scheduler, name, eta), denoise, x, steps, draw))
+    return stds
+
+
+# A Gaussian N(m, s²): the probability-flow ODE has a solution in closed form,
+# x = α m + √(α² s² + σ²) z with z constant, and the exact denoiser is linear.
+
+MEAN, SPREAD = 0.7, 0.4
+
+
+def gaussian_denoise(x: Tensor, level: Level) -> Tensor:
+    gain = level.alpha * SPREAD**2 / (level.alpha**2 * SPREAD**2 + level.sigma**2)
+    return MEAN + gain * (x - level.alpha * MEAN)
+
+
+def gaussian_solution(z: Tensor, level: Level) -> Tensor:
+    return level.alpha * MEAN + math.hypot(level.alpha * SPREAD, level.sigma) * z
+
+
+def uniform_in_lambda(n: int) -> list[Pair]:
+    levels = []
+    for i in range(n + 1):
+        lam = -3 + 5 * i / n
+        alpha = 1 / math.sqrt(1 + math.exp(-2 * lam))
+        levels.append(Level(500.0, alpha, math.sqrt(1 - alpha**2)))
+    return list(zip(levels, levels[1:], strict=False))
+
+
+@pytest.mark.parametrize(
+    ("name", "order", "counts"),
+    [
+        ("ddim", 1, (40, 80, 160, 320)),
+        ("euler", 1, (40, 80, 160, 320)),
+        ("dpmpp_2m", 2, (40, 80, 160, 320)),
+        ("pndm", 2, (10, 20, 40, 80)),
+    ],
+)
+def test_order_of_accuracy(name: str, order: int, counts: tuple[int, ...]) -> None:
+    """Halving the step divides the error by 2^order."""
+    scheduler = scheduler_for(name, {})
+    z = torch.linspace(-2, 2, 9, dtype=torch.float64)
+    errors = []
+    for n in counts:
+        steps = uniform_in_lambda(n)
+        x = gaussian_solution(z, steps[0][0])
+        x = last(sample(bind(scheduler, name), gaussian_denoise, x, steps, no_noise))
+        errors.append((x - gaussian_solution(z, steps[-1][1])).abs().max().item())
+    orders = [math.log2(a / b) for a, b in zip(errors, errors[1:], strict=False)]
+    assert orders[-1] == pytest.approx(order, abs=0.15), f"errors {errors}, orders {orders}"
+
+
+def no_noise() -> Tensor:
+    raise AssertionError("a deterministic method drew noise")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_batch_is_its_single_pictures(case: str) -> None:
+    name, settings, eta = CASES[case]
+    scheduler = scheduler_for(name, {**settings, "prediction_type": "v_prediction"})
+    steps = plan(scheduler, name, 5)
+
+    def draw(seeds: list[int]) -> Callable[[], Tensor]:
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        return lambda: torch.stack([torch.randn(4, 6, 6, generator=g) for g in generators])
+
+    def run(seeds: list[int]) -> Tensor:
+        noise = draw(seeds)
+
+        def denoise(x: Tensor, level: Level) -> Tensor:
+            return scheduler.to_x0(network(x, level.t), x, level.alpha, level.sigma)
+
+        return last(sample(bind(scheduler, name, eta), denoise, noise(), steps, noise))
+
+    singles = torch.cat([run([seed]) for seed in (3, 4, 5)])
+    assert (run([3, 4, 5]) - singles).abs().max() <= 1e-6
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("karras", [False, True])
+def test_few_steps_at_any_strength(name: str, karras: bool) -> None:
+    if karras and not SAMPLERS[name].karras:
+        pytest.skip("has no Karras levels")
+    scheduler = scheduler_for(name, {})
+    x0, noise, _ = start_and_noise(0)
+    for n in (1, 2, 3, 4):
+        for strength in (0, 0.01, 0.2, 0.5, 0.58, 0.999, 1):
+            steps = plan(scheduler, name, n, karras)[start_index(n, strength) :]
+            x = steps[0][0].alpha * x0 + steps[0][0].sigma * noise if steps else x0
+            step = bind(scheduler, name)
+            seen = list(sample(step, lambda x, level: x0, x, steps, lambda: noise))
+            assert len(seen) == len(steps) == (max(1, min(int(n * strength), n)) if strength else 0)
+            assert [index for _, index, _ in seen] == list(range(len(steps)))
+            for x, _, predicted in seen:
+                assert x.isfinite().all() and x.dtype == torch.float32
+                assert (predicted - x0).abs().max() < 1e-5
+            if seen:  # DDIM and PNDM stop at ᾱ₀ (σ = 0.03)
+                assert (seen[-1][0] - x0).abs().max() < 0.15
+
+
+def test_start_index_is_diffusers_rule() -> None:
+    assert start_index(50, 0.58) == 22  # int(28.999…) = 28 steps, as diffusers truncates
+    assert start_index(50, 0.8) == 10
+    assert start_index(4, 0.2) == 3  # diffusers runs no step here, and crashes
+    assert start_index(4, 0) == 4
+    assert start_index(4, 1) == 0
+    for wrong in (-0.1, 1.5, math.nan):
+        with pytest.raises(ArgumentError, match=r"strength is .*; it must be in \[0, 1\]"):
+            start_index(4, wrong)
+
+
+def test_after_blends_at_the_level_reached() -> None:
+    scheduler = scheduler_for("dpmpp_2m", {})
+    steps, levels = plan(scheduler, "dpmpp_2m", 3), []
+
+    def after(x: Tensor, level: Level) -> Tensor:
+        levels.append(level)
+        return torch.full_like(x, 7.0)
+
+    seen = list(
+        sample(
+            bind(scheduler, "dpmpp_2m"),
+            lambda x, level: x,
+            torch.zeros(SHAPE),
+            steps,
+            no_noise,
+            after,
+        )
+    )
+    assert levels == [b for _, b in steps]
+    assert all((x == 7).all() for x, _, _ in seen)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_config_decides(name: str) -> None:
+    scheduler = scheduler_for(name, {"use_karras_sigmas": True})
+    assert from_config(scheduler.config) == (name, SAMPLERS[name].karras)
+    assert plan(scheduler, name, 4) == plan(scheduler, name, 4, SAMPLERS[name].karras)
+    assert from_config(scheduler_for(name, {}).config).karras is False
+
+
+def test_labels_are_those_of_a1111() -> None:
+    labels = {name: row.label for name, row in SAMPLERS.items()}
+    assert labels == {
+        "ddpm": "DDPM",
+        "ddim": "DDIM",
+        "dpmpp_2m": "DPM++ 2M",
+        "pndm": "PLMS",
+        "euler": "Euler",
+    }
+    assert (schedule_type(True), schedule_type(False)) == ("Karras", "Automatic")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"_class_name": "HeunDiscreteScheduler"}, "HeunDiscreteScheduler.*--sampler"),
+        (
+            {"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "sde-dpmsolver++"},
+            "algorithm_type.*'sde-dpmsolver[+][+]'; only 'dpmsolver[+][+]'.*--sampler",
+        ),
+        ({"_class_name": "PNDMScheduler"}, "skip_prk_steps.*False; only True.*--sampler"),
+        ({"_class_name": "DDPMScheduler", "variance_type": "learned_range"}, "variance_type"),
+        ({"_class_name": "DDIMScheduler", "thresholding": True}, "thresholding"),
+    ],
+)
+def test_unsupported_configs_are_named(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        from_config(SchedulerConfig.from_dict(values))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda s: plan(s, "heun", 4), "sampler is 'heun'; expected one of ddpm, ddim"),
+        (lambda s: plan(s, "ddim", 0), "num_inference_steps is 0"),
+        (lambda s: plan(s, "dpmpp_2m", -1), "num_inference_steps is -1"),
+        (lambda s: plan(s, "euler", 0, True), "num_inference_steps is 0"),
+        (lambda s: plan(s, "ddim", 1001), "num_inference_steps is 1001"),
+        (lambda s: plan(s, "ddim", 1000), "num_inference_steps is 1000"),  # steps_offset 1
+        (lambda s: plan(s, "ddim", 4, karras=True), "no Karras levels; these have: dpmpp_2m, eul"),
+        (lambda s: bind(s, "ddim", 1.5), r"eta is 1.5; it must be in \[0, 1\]"),
+        (lambda s: bind(s, "euler", 0.5), "sampler 'euler' has no eta"),
+    ],
+)
+def test_bad_arguments(call: Callable[[DDPMScheduler], Any], message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        call(scheduler_for("ddim", {}))
+
+
+def test_epsilon_at_zero_snr_is_refused_before_the_run() -> None:
+    settings = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    with pytest.raises(CheckpointError, match="'epsilon' says nothing at zero SNR"):
+        plan(scheduler_for("ddim", settings), "ddim", 4)
+    plan(scheduler_for("ddim", {**settings, "timestep_spacing": "leading"}), "ddim", 4)
+
+
+def test_unknown_spacing_is_refused() -> None:
+    with pytest.raises(CheckpointError, match="timestep_spacing is 'log'; expected 'leading'"):
+        plan(scheduler_for("ddim", {"timestep_spacing": "log"}), "ddim", 4)
+
+
+def test_listing_the_samplers_does_not_import_torch() -> None:
+    code = "import sys, ldm.samplers; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

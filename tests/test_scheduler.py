@@ -1,0 +1,164 @@
+"""The schedule against diffusers' DDPMScheduler, and against its own equations."""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ldm.config import SchedulerConfig
+from ldm.errors import ArgumentError, CheckpointError
+from ldm.scheduler import CLEAN, DDPMScheduler, Level
+
+diffusers = pytest.importorskip("diffusers")
+
+SCHEDULES: dict[str, dict[str, Any]] = {
+    "ddpm": {},
+    "sd": {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"},
+    "cosine": {"beta_schedule": "squaredcos_cap_v2"},
+    "zero-snr": {
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "rescale_betas_zero_snr": True,
+    },
+    "cosine zero-snr": {"beta_schedule": "squaredcos_cap_v2", "rescale_betas_zero_snr": True},
+    "trained": {"trained_betas": [0.1, 0.2, 0.3, 0.4, 0.5], "num_train_timesteps": 5},
+    "short": {"num_train_timesteps": 100},
+}
+
+
+def both(schedule: str, **more: Any) -> tuple[DDPMScheduler, Any]:
+    values = {**SCHEDULES[schedule], **more}
+    ours = DDPMScheduler(SchedulerConfig.from_dict(values))
+    return ours, diffusers.DDPMScheduler(**values)
+
+
+def batch(size: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    x0, noise = torch.randn(2, size, 4, 6, 5, generator=generator)
+    return x0, noise
+
+
+def far(a: Tensor, b: Tensor) -> float:
+    assert a.shape == b.shape and a.dtype == b.dtype
+    return (a - b).abs().max().item()
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_alphas_cumprod_are_diffusers(schedule: str) -> None:
+    ours, theirs = both(schedule)
+    assert ours.alphas_cumprod.dtype == torch.float32
+    assert torch.equal(ours.alphas_cumprod, theirs.alphas_cumprod)
+    assert ours.alphas_cumprod[-1] == 0 or "zero" not in schedule
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_add_noise_and_targets_are_diffusers(schedule: str) -> None:
+    ours, theirs = both(schedule)
+    total = len(ours.ratios)
+    t = torch.tensor([0, 1, total // 2, total - 2, total - 1])
+    x0, noise = batch(5)
+    assert torch.equal(ours.add_noise(x0, noise, t), theirs.add_noise(x0, noise, t))
+    for kind, target in {
+        "epsilon": noise,
+        "sample": x0,
+        "v_prediction": theirs.get_velocity(x0, noise, t),
+    }.items():
+        scheduler, _ = both(schedule, prediction_type=kind)
+        assert torch.equal(scheduler.target(x0, noise, t), target), kind
+
+
+def test_noising_keeps_the_dtype() -> None:
+    scheduler, _ = both("sd", prediction_type="v_prediction")
+    x0, noise = (tensor.bfloat16() for tensor in batch(2))
+    t = torch.tensor([3, 900])
+    assert scheduler.add_noise(x0, noise, t).dtype == torch.bfloat16
+    assert scheduler.target(x0, noise, t).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("schedule", ["ddpm", "sd", "cosine", "trained"])
+def test_posterior_is_diffusers(schedule: str) -> None:
+    """diffusers' step = mean + √variance · noise; we draw the same noise to take it apart."""
+    ours, theirs = both(schedule, prediction_type="sample", clip_sample=False)
+    total = len(ours.ratios)
+    x0, x = batch(1)
+    for t in (1, 2, total // 2, total - 1):
+        step = theirs.step(x0, t, x, generator=torch.Generator().manual_seed(1)).prev_sample
+        drawn = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+        mean, variance = ours.posterior(x0, x, torch.tensor([t]))
+        # diffusers rounds ᾱ_t/ᾱ_{t−1} to float32, which costs β four of its digits near t = 0.
+        assert far(mean + variance.sqrt() * drawn, step) < (5e-4 if t <= 2 else 2e-5)
+        assert variance.item() == pytest.approx(theirs._get_variance(t).item(), rel=1e-3)
+    mean, variance = ours.posterior(x0, x, torch.tensor([0]))
+    assert far(mean, x0) < 1e-6 and variance.item() == 0
+
+
+def test_posterior_is_bayes_rule() -> None:
+    """q(x_{t−1} | x_t, x₀) ∝ q(x_t | x_{t−1}) q(x_{t−1} | x₀): a product of two Gaussians."""
+    scheduler, _ = both("ddpm")
+    t = torch.tensor([1, 40, 500, 999])
+    x0, x = batch(4)
+    mean, variance = scheduler.posterior(x0, x, t)
+    abar = scheduler.alphas_cumprod.double()
+    alpha = abar[t] / abar[t - 1]
+    precision = alpha / (1 - alpha) + 1 / (1 - abar[t - 1])
+    assert far(variance.flatten().double(), 1 / precision) < 1e-7
+    column = (-1, 1, 1, 1)
+    weighed = (alpha.sqrt() / (1 - alpha)).view(column) * x
+    weighed = weighed + (abar[t - 1].sqrt() / (1 - abar[t - 1])).view(column) * x0
+    assert far(mean.double(), weighed / precision.view(column)) < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction"])
+def test_predictions_turn_into_one_another(kind: str) -> None:
+    scheduler, _ = both("sd", prediction_type=kind)
+    x0, noise = batch(3)
+    t = torch.tensor([0, 400, 999])
+    x = scheduler.add_noise(x0, noise, t)
+    target = scheduler.target(x0, noise, t)
+    for i in range(3):
+        _, alpha, sigma = scheduler.level(t[i].item())
+        arguments = x[i], alpha, sigma
+        assert far(scheduler.to_x0(target[i], *arguments), x0[i]) < 2e-5
+        assert far(scheduler.to_eps(target[i], *arguments), noise[i]) < 1e-4
+        assert far(scheduler.from_x0(x0[i], *arguments), target[i]) < 1e-4
+    assert scheduler.to_x0(target[0].bfloat16(), x[0], 0.5, 0.5).dtype == torch.float32
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_levels(schedule: str) -> None:
+    scheduler, _ = both(schedule)
+    total = len(scheduler.ratios)
+    for t in (0, total // 2, total - 1):
+        level = scheduler.level(t)
+        assert level.alpha**2 == pytest.approx(scheduler.alphas_cumprod[t].item(), abs=1e-7)
+        assert level.alpha**2 + level.sigma**2 == pytest.approx(1)
+        back = scheduler.level_of(scheduler.ratios[t])
+        assert back.t == pytest.approx(t, abs=1e-4)
+        assert back.alpha == pytest.approx(level.alpha, abs=2**-11)
+    assert scheduler.level(-1) == CLEAN == Level(-1.0, 1.0, 0.0)
+    assert CLEAN.lam == math.inf and Level(0, 0.0, 1.0).lam == -math.inf
+    assert Level(0, 0.6, 0.8).lam == pytest.approx(math.log(0.75))
+    between = scheduler.level(1.25)
+    expected = 0.75 * scheduler.ratios[1] + 0.25 * scheduler.ratios[2]
+    assert between.sigma / between.alpha == pytest.approx(expected)
+    for wrong in (-2, total, -0.5, math.nan):
+        with pytest.raises(ArgumentError, match="it must be -1 or in"):
+            scheduler.level(wrong)
+
+
+def test_snr() -> None:
+    scheduler, _ = both("sd")
+    t = torch.tensor([0, 500, 999])
+    expected = [scheduler.ratios[i] ** -2 for i in t.tolist()]
+    assert scheduler.snr(t).tolist() == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("key", ["beta_schedule", "prediction_type"])
+def test_unknown_settings_are_refused_by_name(key: str) -> None:
+    config = replace(SchedulerConfig(), **{key: "sigmoid"})
+    with pytest.raises(CheckpointError, match=f"{key} is 'sigmoid'; expected"):
+        DDPMScheduler(config)

@@ -1,0 +1,199 @@
+"""Build a captioned data set of pictures from openly licensed icon sets.
+
+    python tools/build_icons.py --output data/icons
+
+The folder has `images.npy` (uint8, (N, size, size, 3), RGB), `metadata.jsonl` (one row for each
+picture), `config.json` and `LICENSES.md`. It appears whole or not at all, and is the same on
+every machine for the same arguments.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import shutil
+import sys
+import time
+from collections import Counter
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+
+from icons import nouns, sources, split, variants
+from icons.sources import BuildError
+
+# Pictures of an icon relative to --variants: of common things, other everyday things, the rest.
+COMMON, EVERYDAY, OTHER = 1.0, 0.6, 0.25
+TYPICAL_ICONS = 5  # a noun drawn by every set has five; one with more gets fewer of each
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """The pictures of one icon, which go to the rows from `start` on."""
+
+    subject: nouns.Subject
+    start: int
+    count: int
+    held_out: bool
+
+
+def counts(subjects: list[nouns.Subject], per_icon: int) -> list[int]:
+    """Pictures for each subject, so that all nouns of one kind have about as many."""
+    icons_of = Counter(s.noun.noun for s in subjects if s.noun)
+    result = []
+    for subject in subjects:
+        if subject.noun is None:
+            share = OTHER
+        else:
+            share = COMMON if subject.noun.common else EVERYDAY
+            share *= min(max(TYPICAL_ICONS / icons_of[subject.noun.noun], 0.4), 1.5)
+        result.append(max(round(per_icon * share), 1))
+    return result
+
+
+def plan(subjects: list[nouns.Subject], per_icon: int, seed: int) -> list[Task]:
+    """Tasks in the order of rows: all of training, then the held-out icons, one row each."""
+    out = split.held_out_icons(subjects, seed)
+    marked = [(s, (s.icon.set, s.icon.name) in out) for s in subjects]
+    train = [s for s, is_out in marked if not is_out]
+    todo = [(s, n, False) for s, n in zip(train, counts(train, per_icon), strict=True)]
+    todo += [(s, 1, True) for s, is_out in marked if is_out]
+    tasks, start = [], 0
+    for subject, count, is_out in todo:
+        tasks.append(Task(subject, start, count, is_out))
+        start += count
+    return tasks
+
+
+def draw(task: Task, images: Path, size: int, seed: int) -> list[variants.Row]:
+    """Write the pictures of one task into their place in `images`; returns their rows."""
+    if task.held_out:
+        picture, row = variants.held_out(task.subject, size)
+        pictures, rows = picture[None], [row]
+    else:
+        pictures, rows = variants.variants(
+            task.subject, task.count, size, seed, split.HELD_OUT_PAIRS
+        )
+    array = np.load(images, mmap_mode="r+")
+    array[task.start : task.start + task.count] = pictures
+    return rows
+
+
+def _draw(arguments: tuple[Task, Path, int, int]) -> list[variants.Row]:
+    return draw(*arguments)
+
+
+def licences(archives: dict[str, Path]) -> str:
+    """Text of LICENSES.md: what each set is called, whose it is and under which licence."""
+    lines = ["# Sources of the pictures", ""]
+    for name, path in archives.items():
+        about, package = sources.read_licence(path), sources.SETS[name]
+        lines += [
+            f"## {name}",
+            f"- Package: `{package.name}@{package.version}` (npm)",
+            f"- Work: {about['title']} by {about['author']}, {about['home']}",
+            f"- Licence: {about['licence']}, {about['licence_url']}",
+            "- Changes: drawn as pixels, scaled, moved, mirrored, recoloured, put on backgrounds.",
+            "",
+        ]
+    lines += [
+        f"Labels: `{sources.EMOJIBASE.name}@{sources.EMOJIBASE.version}` by Miles Johnson, MIT.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def build(args: argparse.Namespace, folder: Path) -> Counter:
+    """Write the whole data set into `folder`, which exists; returns counts by set and split."""
+    archives = {name: sources.fetch(p, args.archives) for name, p in sources.SETS.items()}
+    labels = sources.read_labels(sources.fetch(sources.EMOJIBASE, args.archives))
+    subjects = nouns.choose(sources.read_icons(archives, labels), labels, nouns.read_everyday())
+    tasks = plan(subjects, args.variants, args.seed)
+    total = tasks[-1].start + tasks[-1].count
+    images = folder / "images.npy"
+    shape = (total, args.size, args.size, 3)
+    np.lib.format.open_memmap(images, "w+", np.uint8, shape).flush()
+
+    tally: Counter = Counter()
+    started = time.monotonic()
+    work = ((task, images, args.size, args.seed) for task in tasks)
+    with (
+        (folder / "metadata.jsonl").open("w") as metadata,
+        get_context("spawn").Pool(args.processes) as pool,
+    ):
+        done = 0
+        for rows in pool.imap(_draw, work, chunksize=8):
+            for row in rows:
+                metadata.write(json.dumps(dataclasses.asdict(row)) + "\n")
+                tally[row.set, row.split] += 1
+            done += len(rows)
+            if sys.stderr.isatty():
+                seconds = time.monotonic() - started
+                print(f"\r{done}/{total} pictures, {seconds:.0f} s", end="", file=sys.stderr)
+    if sys.stderr.isatty():
+        print(file=sys.stderr)
+    (folder / "LICENSES.md").write_text(licences(archives))
+    config = {
+        "size": args.size,
+        "variants": args.variants,
+        "seed": args.seed,
+        "packages": {p.name: p.version for p in (*sources.SETS.values(), sources.EMOJIBASE)},
+        "icons": len(subjects),
+        "images": total,
+        "counts": {f"{name}/{part}": n for (name, part), n in sorted(tally.items())},
+        "held_out_pairs": sorted([colour, noun] for noun, colour in split.HELD_OUT_PAIRS),
+        "eval_objects": split.read_eval_objects(),
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    return tally
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, default=Path("data/icons"), help="new folder")
+    parser.add_argument("--size", type=int, default=128, help="pixels of a side (128)")
+    parser.add_argument(
+        "--variants", type=int, default=24, help="pictures of an icon of a common thing (24)"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--archives", type=Path, default=Path("data/npm"), help="folder of npm .tgz files"
+    )
+    parser.add_argument("--processes", type=int, default=os.cpu_count())
+    parser.add_argument("--force", action="store_true", help="replace an existing folder")
+    args = parser.parse_args(argv)
+    for name, least in (("size", 16), ("variants", 1), ("processes", 1)):
+        if getattr(args, name) < least:
+            parser.error(f"--{name} is {getattr(args, name)}; it must be at least {least}")
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Build; returns the exit code."""
+    args = parse(argv)
+    if args.output.exists() and not args.force:
+        print(f"{args.output} exists; choose another --output or pass --force", file=sys.stderr)
+        return 2
+    # Beside the output, so that the last step is a rename within one file system.
+    partial = args.output.with_name(f".{args.output.name}.partial-{os.getpid()}")
+    partial.mkdir(parents=True)
+    try:
+        tally = build(args, partial)
+        if args.output.exists():
+            shutil.rmtree(args.output)
+        partial.rename(args.output)
+    except BuildError as error:
+        print(error, file=sys.stderr)
+        return 1
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    for (name, part), n in sorted(tally.items()):
+        print(f"{name:18s} {part:9s} {n:6d}")
+    print(f"{sum(tally.values())} pictures in {args.output}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

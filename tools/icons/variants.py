@@ -1,0 +1,235 @@
+"""Augmented pictures of one icon, each with a caption that is true of it."""
+
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from .captions import STYLES, caption, has_colour, takes_no_article, the_thing, without_colour
+from .colour import (
+    ACHROMATIC,
+    TONES,
+    MainColour,
+    lch_to_rgb,
+    main_colour,
+    recolour,
+    rgb_to_lch,
+)
+from .nouns import Subject
+from .sources import render
+
+RECOLOURED = 0.65  # share of pictures in other colours than the icon's own
+COLOURED_BACKGROUND = 0.38
+TRIES = 3  # colours to try before an icon keeps its own
+HELD_OUT_SCALE = 0.92
+
+# Object colours with their odds; people ask for hues more often than for grays.
+_ODDS = {name: 1.0 for name in TONES} | {"brown": 0.7, "black": 0.8, "white": 0.6, "gray": 0.6}
+# Names with these words have a left and a right, or writing.
+_ONE_WAY = frozenset(
+    """left right clock oclock watch stopwatch note notes question calendar keyboard score
+    medal newspaper dvd sign book banknote chart bank hospital school post store hundred
+    ticket tickets keys disk pool eight spiral ballot
+    delivery oncoming hotel map globe tear zzz mail""".split()
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of `metadata.jsonl`."""
+
+    caption: str
+    split: str
+    icon: str
+    set: str
+    noun: str | None
+    colour: str | None
+    background: str | None
+
+
+def icon_rng(subject: Subject, seed: int) -> np.random.Generator:
+    """Random numbers of one icon: the same however many processes share the work."""
+    name = f"{subject.icon.set}/{subject.icon.name}"
+    return np.random.default_rng([seed, zlib.crc32(name.encode())])
+
+
+def held_out(subject: Subject, size: int) -> tuple[np.ndarray, Row]:
+    """The icon as it is, on white, centred: uint8 (size, size, 3), and its plain caption."""
+    picture = render(subject.icon, round(size * HELD_OUT_SCALE))
+    canvas = _paste(np.asarray(picture), (255, 255, 255), size, (0.5, 0.5))
+    word, bare = _first_word(subject)
+    text = the_thing(word, bare)
+    noun = subject.noun.noun if subject.noun else None
+    return canvas, Row(text, "held_out", subject.icon.name, subject.icon.set, noun, None, None)
+
+
+def variants(
+    subject: Subject, count: int, size: int, seed: int, forbidden: frozenset[tuple[str, str]]
+) -> tuple[np.ndarray, list[Row]]:
+    """`count` pictures uint8 (count, size, size, 3) and their rows.
+
+    `forbidden` are (noun, colour) pairs that are neither made nor named, kept for measuring.
+    """
+    rng = icon_rng(subject, seed)
+    # Drawn once, larger than any use, so that every scale is a sharp reduction.
+    master = render(subject.icon, size + size // 2)
+    images = np.empty((count, size, size, 3), np.uint8)
+    rows = []
+    for i in range(count):
+        images[i], row = _variant(subject, master, size, rng, forbidden)
+        rows.append(row)
+    return images, rows
+
+
+def _variant(
+    subject: Subject,
+    master: Image.Image,
+    size: int,
+    rng: np.random.Generator,
+    forbidden: frozenset[tuple[str, str]],
+) -> tuple[np.ndarray, Row]:
+    scale = rng.uniform(0.85, 0.98) if rng.random() < 0.8 else rng.uniform(0.72, 1.0)
+    picture = _shrink(master, round(size * scale))
+    if rng.random() < 0.5 and not _ONE_WAY & set(subject.icon.name.split("-")):
+        picture = ImageOps.mirror(picture)
+    pixels, main, changed = _colours(subject, np.asarray(picture), rng, forbidden)
+    named = _named_colour(subject, main, changed, rng, forbidden)
+    background, tone = _background(main, rng)
+    centre = 0.5 + rng.normal(0, 0.15, 2).clip(-0.5, 0.5)
+    image = _paste(pixels, tone, size, (float(centre[0]), float(centre[1])))
+    word, bare = _word(subject, named, changed, rng)
+    noun = subject.noun.noun if subject.noun else None
+    style = STYLES[subject.icon.set]
+    text = caption(rng, word, bare=bare, colour=named, background=background, style=style)
+    icon = subject.icon
+    return image, Row(text, "train", icon.name, icon.set, noun, named, background)
+
+
+def _colours(
+    subject: Subject,
+    pixels: np.ndarray,
+    rng: np.random.Generator,
+    forbidden: frozenset[tuple[str, str]],
+) -> tuple[np.ndarray, MainColour, bool]:
+    """Pixels, their main colour and whether they were recoloured."""
+    # Every second pixel each way is enough to measure and to try colours with.
+    sample = pixels[::2, ::2]
+    blue_aside = subject.noun is not None and subject.noun.blue_aside
+    main = main_colour(sample, blue_aside)
+    fixed = subject.noun is not None and subject.noun.fixed
+    multicoloured = main.hue is None and main.chroma > 0
+    if fixed or multicoloured or rng.random() >= RECOLOURED:
+        return pixels, main, False
+    noun = subject.noun.noun if subject.noun else subject.label
+    names = [n for n in TONES if n != main.name and (noun, n) not in forbidden]
+    odds = np.array([_ODDS[n] for n in names])
+    for target in rng.choice(names, TRIES, replace=False, p=odds / odds.sum()):
+        tone = jitter(str(target), rng)
+        after = main_colour(recolour(sample, main, tone), blue_aside)
+        if main.name and target in ACHROMATIC:
+            # What made it "a red car" is black now; its gray windows do not hide the name.
+            after = MainColour(tone[0], 0.0, None, str(target))
+        if after.name == target:
+            return recolour(pixels, main, tone), after, True
+    # An unclear result teaches a wrong word: the icon keeps its own colours instead.
+    return pixels, main, False
+
+
+def jitter(name: str, rng: np.random.Generator) -> tuple[float, float, float]:
+    """A tone of the colour `name`, a little off its typical one; grays stay without hue."""
+    lightness, chroma, hue = TONES[name]
+    lightness = min(lightness + rng.uniform(-0.035, 0.03), 0.985)
+    if not chroma:
+        return lightness, 0.0, 0.0
+    return lightness, chroma * rng.uniform(0.85, 1.1), hue + rng.uniform(-5, 5)
+
+
+def _named_colour(
+    subject: Subject,
+    main: MainColour,
+    changed: bool,
+    rng: np.random.Generator,
+    forbidden: frozenset[tuple[str, str]],
+) -> str | None:
+    """The colour that the caption names: always of a recoloured icon, of others every second."""
+    if changed:
+        return main.name
+    if subject.noun is not None and (subject.noun.noun, main.name) in forbidden:
+        return None  # the icon itself has it: shown, but never put together in words
+    known = has_colour(subject.label) or (subject.noun is not None and subject.noun.fixed)
+    return None if known or rng.random() < 0.5 else main.name
+
+
+def _background(
+    main: MainColour, rng: np.random.Generator
+) -> tuple[str | None, tuple[int, int, int]]:
+    """Word for the background (None where it goes without saying) and its sRGB colour."""
+    pale = main.lightness > 0.9 and main.chroma < 0.04
+    if rng.random() >= COLOURED_BACKGROUND and not pale:
+        return ("white" if rng.random() < 0.1 else None), (255, 255, 255)
+    while True:
+        name = str(rng.choice([n for n in TONES if n != "white"]))
+        tone = background_tone(name, rng)
+        if name != main.name and _contrast(main, tone) > 0.16:
+            return name, tone
+
+
+def background_tone(name: str, rng: np.random.Generator) -> tuple[int, int, int]:
+    """An sRGB tone of the colour `name`, jittered like the objects' colours."""
+    red, green, blue = lch_to_rgb(np.array(jitter(name, rng), np.float32))
+    return int(red), int(green), int(blue)
+
+
+def _contrast(main: MainColour, tone: tuple[int, int, int]) -> float:
+    """Distance in OKLab between an object's main colour and a background."""
+    lightness, chroma, hue = rgb_to_lch(np.array(tone, np.uint8)).tolist()
+    ours = main.chroma * np.exp(1j * np.radians(main.hue or 0.0))
+    plane = abs(ours - chroma * np.exp(1j * np.radians(hue)))
+    return float(np.hypot(main.lightness - lightness, plane))
+
+
+def _word(
+    subject: Subject, colour: str | None, changed: bool, rng: np.random.Generator
+) -> tuple[str, bool]:
+    """What the caption calls the thing, and whether that takes no article.
+
+    A noun's first word in three captions of five; never a second colour ("a blue orange").
+    """
+    if subject.noun is None:
+        label = without_colour(subject.label) if changed else subject.label
+        return label, takes_no_article(label)
+    words = subject.noun.words
+    word = words[0]
+    if len(words) > 1 and rng.random() < 0.4:
+        word = str(rng.choice(words[1:]))
+    if colour and has_colour(word):
+        word = words[0]
+    return word, word in subject.noun.bare
+
+
+def _first_word(subject: Subject) -> tuple[str, bool]:
+    if subject.noun is None:
+        return subject.label, takes_no_article(subject.label)
+    return subject.noun.words[0], subject.noun.words[0] in subject.noun.bare
+
+
+def _shrink(picture: Image.Image, side: int) -> Image.Image:
+    """RGBA picture at `side` pixels; colours are weighted by alpha, so edges stay clean."""
+    return picture.convert("RGBa").resize((side, side), Image.Resampling.LANCZOS).convert("RGBA")
+
+
+def _paste(
+    pixels: np.ndarray, background: tuple[int, int, int], size: int, centre: tuple[float, float]
+) -> np.ndarray:
+    """RGBA `pixels` over a plain canvas, uint8 (size, size, 3).
+
+    `centre` (x, y) in [0, 1] says where in the free room it lies: 0.5 is the middle.
+    """
+    height, width = pixels.shape[:2]
+    left, top = round((size - width) * centre[0]), round((size - height) * centre[1])
+    canvas = np.full((size, size, 3), background, np.uint8)
+    region = canvas[top : top + height, left : left + width]
+    alpha = pixels[..., 3:].astype(np.float32) / 255
+    region[:] = np.rint(pixels[..., :3] * alpha + region * (1 - alpha)).astype(np.uint8)
+    return canvas
