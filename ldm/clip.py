@@ -1,4 +1,4 @@
-"""The CLIP text encoder: token ids (B,77) → a state for each token (B,77,D) and one pooled state (B,P).
+"""The CLIP text encoder: token ids (B,77) → a state for each token (B,77,D) and one for all (B,P).
 
 Source: Radford et al. 2021 (CLIP), section 2.4: a causal transformer whose state at the
 end-of-text token stands for the sentence.
@@ -18,10 +18,10 @@ from ldm.errors import ArgumentError
 
 
 class TextStates(NamedTuple):
-    """What the encoder returns: ``context`` (B,77,D) for cross-attention, ``pooled`` (B,P) for the sentence."""
+    """What the encoder returns."""
 
-    context: Tensor
-    pooled: Tensor
+    context: Tensor  # (B,77,D): a state for each token, for cross-attention
+    pooled: Tensor  # (B,P): one state for the sentence
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -120,8 +120,8 @@ class CLIPTextEncoder(nn.Module):
     def forward(self, ids: Tensor, skip: int = 0) -> TextStates:
         """Encode token ids (B,N), N ≤ 77.
 
-        skip: how many of the last layers the context leaves out (0: none). The final norm is applied
-        in any case, and ``pooled`` always comes from the last layer, as in diffusers.
+        skip: how many of the last layers the context leaves out (0: none). The final norm is
+        applied in any case, and ``pooled`` always comes from the last layer, as in diffusers.
         Raises ArgumentError when fewer layers than that exist.
         """
         model, layers = self.text_model, self.text_model.encoder.layers
@@ -142,8 +142,6 @@ class CLIPTextEncoder(nn.Module):
 
     def _end(self, ids: Tensor) -> Tensor:
         """Position of the first end-of-text token of each row: (B,N) → (B,)."""
-        if (
-            self.config.eos_token_id == 2
-        ):  # configs before transformers 4.31 say 2 and mean the largest id
+        if self.config.eos_token_id == 2:  # before transformers 4.31, it stands for the largest id
             return ids.argmax(dim=-1)
         return (ids == self.config.eos_token_id).int().argmax(dim=-1)

@@ -25,14 +25,16 @@ def encode_prompts(
 ) -> Tensor:
     """The states of the prompts' tokens: (B, 77, D), in the encoder's dtype and on its device.
 
-    clip_skip counts as A1111 does: 1 takes the last layer, 2 the one before (diffusers: None and 1).
+    clip_skip counts as A1111 does: 1 takes the last layer, 2 the one before; diffusers calls
+    these None and 1.
     Warns with PromptCutWarning for words that do not fit into the 77 tokens.
     Raises ArgumentError where clip_skip asks for a layer that is not there.
     """
     for prompt in dict.fromkeys(prompts):
         if words := tokenizer.cut(prompt):
             warnings.warn(
-                f"the prompt is longer than {tokenizer.model_max_length} tokens; these words are left out: {words!r}",
+                f"the prompt is longer than {tokenizer.model_max_length} tokens; "
+                f"these words are left out: {words!r}",
                 PromptCutWarning,
                 stacklevel=2,
             )

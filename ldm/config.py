@@ -1,4 +1,4 @@
-"""Configurations of the modules: dataclasses read from, and written as, the JSON of a diffusers folder.
+"""Configurations of the modules: dataclasses read from and written as a diffusers folder's JSON.
 
 A key that we do not implement is accepted only at the value that switches it off (``NEUTRAL``);
 any other value would change the picture, so it is an error that names the key.
@@ -7,6 +7,8 @@ any other value would change the picture, so it is an error that names the key.
 from __future__ import annotations
 
 import json
+import math
+import os
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -20,13 +22,12 @@ C = TypeVar("C", bound="Config")
 class Config:
     """Base: ``from_dict`` / ``from_file`` read diffusers' JSON, ``to_dict`` writes it."""
 
-    IGNORED: ClassVar[frozenset[str]] = (
-        frozenset()
-    )  # keys that cannot change what the module computes
-    NEUTRAL: ClassVar[dict[str, tuple[Any, ...]]] = {}  # keys we do not implement → harmless values
-    EXTRA: ClassVar[
-        dict[str, Any]
-    ] = {}  # written beside the fields, for diffusers and transformers
+    # Keys that cannot change what the module computes.
+    IGNORED: ClassVar[frozenset[str]] = frozenset()
+    # Keys that we do not implement, with the values that switch them off.
+    NEUTRAL: ClassVar[dict[str, tuple[Any, ...]]] = {}
+    # Written beside the fields, for diffusers and transformers.
+    EXTRA: ClassVar[dict[str, Any]] = {}
 
     @classmethod
     def from_dict(cls: type[C], values: dict[str, Any], source: str = "config") -> C:
@@ -50,7 +51,7 @@ class Config:
 
     @classmethod
     def from_file(cls: type[C], path: str | Path) -> C:
-        """Read a ``config.json``. Raises CheckpointError where it is missing or not a JSON object."""
+        """Read a ``config.json``. Raises CheckpointError as ``read_json`` and ``from_dict`` do."""
         return cls.from_dict(read_json(path), source=str(path))
 
     def to_dict(self) -> dict[str, Any]:
@@ -58,21 +59,42 @@ class Config:
         return {**self.EXTRA, **asdict(self)}
 
 
-def read_json(path: str | Path) -> dict[str, Any]:
-    """Read a file that must hold one JSON object; CheckpointError says what is wrong with it."""
+def read_json(path: str | Path, optional: bool = False) -> dict[str, Any]:
+    """Read a file that holds one JSON object; {} where an ``optional`` one does not exist.
+
+    Raises CheckpointError for a file that is missing, unreadable, or not a JSON object.
+    """
+    path = Path(path)
+    if optional and not path.exists():
+        return {}
     try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist; a model folder needs it") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON ({error})") from None
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: not UTF-8 or not JSON
+        raise CheckpointError(
+            f"cannot read {path} as JSON ({error}); download the model again"
+        ) from error
     if not isinstance(values, dict):
         raise CheckpointError(f"{path} holds a {type(values).__name__}; expected a JSON object")
     return values
 
 
+def write_json(path: str | Path, values: dict[str, Any]) -> None:
+    """Write a JSON object whole or not at all, and the folder it is in. Raises OSError."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def per_level(value: int | tuple[int, ...], levels: int, name: str) -> tuple[int, ...]:
-    """Expand a setting given once to one per resolution level, or check that there is one for each."""
+    """One value per resolution level: a single one is repeated, else there must be one for each."""
     values = (value,) * levels if isinstance(value, int) else tuple(value)
     if len(values) != levels:
         raise CheckpointError(
@@ -104,9 +126,8 @@ class VAEConfig(Config):
     scaling_factor: float = 0.18215  # latents × this have about unit variance
 
     EXTRA: ClassVar[dict[str, Any]] = {"_class_name": "AutoencoderKL", "act_fn": "silu"}
-    IGNORED: ClassVar[frozenset[str]] = frozenset(
-        {"force_upcast"}
-    )  # a dtype rule; ours is in the pipeline
+    # A rule about dtypes; ours is in the pipeline.
+    IGNORED: ClassVar[frozenset[str]] = frozenset({"force_upcast"})
     NEUTRAL: ClassVar[dict[str, tuple[Any, ...]]] = {
         "act_fn": ("silu",),
         "mid_block_add_attention": (True,),
@@ -169,8 +190,8 @@ class CLIPTextConfig(Config):
         "pad_token_id": 1,
     }
     IGNORED: ClassVar[frozenset[str]] = frozenset(
-        "model_type bos_token_id pad_token_id dtype torch_dtype transformers_version initializer_factor "
-        "initializer_range attention_dropout dropout".split()
+        "model_type bos_token_id pad_token_id dtype torch_dtype transformers_version "
+        "initializer_factor initializer_range attention_dropout dropout".split()
     )
 
     def __post_init__(self) -> None:
@@ -180,12 +201,13 @@ class CLIPTextConfig(Config):
             )
         if self.hidden_size % self.num_attention_heads:
             raise CheckpointError(
-                f"hidden_size {self.hidden_size} is not divisible by num_attention_heads {self.num_attention_heads}"
+                f"hidden_size {self.hidden_size} is not divisible by "
+                f"num_attention_heads {self.num_attention_heads}"
             )
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], source: str = "config") -> CLIPTextConfig:
-        """As ``Config.from_dict``; generation settings that old transformers wrote are passed over."""
+        """As ``Config.from_dict``, without the generation settings that old transformers wrote."""
         known = {field.name for field in fields(cls)} | cls.IGNORED
         return super().from_dict(
             {key: value for key, value in values.items() if key in known}, source
@@ -211,9 +233,7 @@ class UNetConfig(Config):
     transformer_layers_per_block: int | tuple[int, ...] = 1
     attention_head_dim: int | tuple[int, ...] = 8  # diffusers' misnomer: the NUMBER of heads
     num_attention_heads: int | tuple[int, ...] | None = None  # overrides it where given
-    use_linear_projection: bool = (
-        False  # SD 2.x, SDXL: proj_in/out are linear instead of 1×1 convolutions
-    )
+    use_linear_projection: bool = False  # SD 2.x, SDXL: proj_in/out linear, not 1×1 convolutions
 
     EXTRA: ClassVar[dict[str, Any]] = {"_class_name": "UNet2DConditionModel", "act_fn": "silu"}
     NEUTRAL: ClassVar[dict[str, tuple[Any, ...]]] = {
@@ -271,7 +291,7 @@ class UNetConfig(Config):
 
 @dataclass(frozen=True)
 class SchedulerConfig(Config):
-    """``scheduler_config.json``: the noise schedule and the sampler that the checkpoint's author chose."""
+    """``scheduler_config.json``: the noise schedule, and the sampler that the author chose."""
 
     sampler_class: str = "DDPMScheduler"  # "_class_name" in the file
     num_train_timesteps: int = 1000
@@ -300,9 +320,13 @@ class SchedulerConfig(Config):
     # Used only with thresholding, by a class that is not the file's own, or by flow models.
     IGNORED: ClassVar[frozenset[str]] = frozenset(
         "dynamic_thresholding_ratio sample_max_value flow_shift time_shift_type "
-        "use_dynamic_shifting lambda_min_clipped timestep_type".split()
+        "use_dynamic_shifting".split()
     )
-    NEUTRAL: ClassVar[dict[str, tuple[Any, ...]]] = {"interpolation_type": ("linear",)}
+    NEUTRAL: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "interpolation_type": ("linear",),
+        "timestep_type": ("discrete",),
+        "lambda_min_clipped": (-math.inf,),
+    }
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], source: str = "config") -> SchedulerConfig:
@@ -310,8 +334,13 @@ class SchedulerConfig(Config):
         values = dict(values)
         if "_class_name" in values:
             values["sampler_class"] = values.pop("_class_name")
+        if values.get("sampler_class") == "PNDMScheduler":  # the one class with another default
+            values.setdefault("set_alpha_to_one", False)
         return super().from_dict(values, source)
 
     def to_dict(self) -> dict[str, Any]:
-        values = super().to_dict()
-        return {"_class_name": values.pop("sampler_class"), **values}
+        values = {"_class_name": self.sampler_class, **super().to_dict()}
+        del values["sampler_class"]
+        if self.timestep_spacing is None:  # diffusers takes a missing key, but not null
+            del values["timestep_spacing"]
+        return values

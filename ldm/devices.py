@@ -26,7 +26,7 @@ def choose_device(device: str | torch.device | None) -> torch.device:
 def choose_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
     """float32 on the CPU; on CUDA bfloat16 where it is native, else float16.
 
-    Raises ArgumentError for an unknown name, and for float16 on a CPU, which is ten times slower there.
+    Raises ArgumentError for an unknown name, and for float16 on a CPU: ten times slower there.
     """
     if dtype is None:
         if device.type != "cuda":

@@ -1,4 +1,4 @@
-"""Errors that users meet. The command line prints their message on one line, without a traceback."""
+"""Errors that users meet: the command line prints their message on one line, no traceback."""
 
 
 class LDMError(Exception):

@@ -52,7 +52,10 @@ class GroupNorm(nn.GroupNorm):
 
 
 class ResnetBlock(nn.Module):
-    """Residual block, pre-activation (Ho et al. 2020, appendix B): (B,Cin,H,W), (B,T)? → (B,Cout,H,W)."""
+    """Pre-activation residual block: (B,Cin,H,W), (B,T)? → (B,Cout,H,W).
+
+    Source: Ho et al. 2020, appendix B.
+    """
 
     def __init__(
         self,
@@ -83,7 +86,10 @@ class ResnetBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention (Vaswani et al. 2017, eq. 1): x (B,N,D) looks at context (B,M,Dc), or at itself."""
+    """Multi-head attention: x (B,N,D) looks at context (B,M,Dc), or at itself.
+
+    Source: Vaswani et al. 2017, eq. 1.
+    """
 
     def __init__(
         self, dim: int, heads: int, context_dim: int | None = None, bias: bool = False
@@ -107,7 +113,7 @@ class Attention(nn.Module):
 
 
 class SpatialAttention(Attention):
-    """One-head self-attention over all pixels, with its norm and residual: the middle of the VAE."""
+    """One-head self-attention over all pixels, with norm and residual: the middle of the VAE."""
 
     def __init__(self, channels: int, groups: int, eps: float) -> None:
         super().__init__(channels, heads=1, bias=True)
@@ -191,7 +197,10 @@ class SpatialTransformer(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halve H and W with a strided convolution. The VAE pads right and below only, the U-Net all around."""
+    """Halve H and W with a strided convolution.
+
+    ``padding`` 1 pads all around (U-Net), 0 right and below only (VAE).
+    """
 
     def __init__(self, channels: int, padding: int) -> None:
         super().__init__()
@@ -204,7 +213,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Enlarge to ``size`` (default: double) by nearest neighbour, then smooth with a convolution."""
+    """Enlarge to ``size`` (default: double) by nearest neighbour, then smooth by a convolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

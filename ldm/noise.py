@@ -14,7 +14,7 @@ MAX_SEED = 2**63 - 1
 
 
 class Noise:
-    """Draws ε ~ N(0, I), float32 on the CPU, so that neither batch size nor device changes a picture.
+    """Draws ε ~ N(0, I), float32 on the CPU: neither batch size nor device changes a picture.
 
     Attributes:
         shape: (B, C, h, w) of a draw.
@@ -28,8 +28,11 @@ class Noise:
         seed: int | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
     ) -> None:
-        """Picture i has seed + i; without a seed, one is picked. A single generator serves the whole
-        batch, as in diffusers. Raises ArgumentError for both, or for a number that does not fit."""
+        """Picture i has seed + i; without a seed, one is picked.
+
+        A single generator serves the whole batch, as in diffusers. Raises ArgumentError for a seed
+        and a generator together, a seed out of range, or too few or many generators.
+        """
         self.shape = shape
         count = shape[0]
         if generator is not None and seed is not None:

@@ -6,7 +6,7 @@ pipe("a red car", seed=1).images[0].save("car.png")
 
 from __future__ import annotations
 
-import json
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from ldm.checkpoints.folder import load_component, save_component
 from ldm.checkpoints.source import find_model
 from ldm.clip import CLIPTextEncoder
 from ldm.conditioning import encode_prompts
-from ldm.config import SchedulerConfig, read_json
+from ldm.config import SchedulerConfig, read_json, write_json
 from ldm.devices import choose_device, choose_dtype
 from ldm.errors import ArgumentError, CheckpointError
 from ldm.guidance import Denoiser
@@ -39,7 +39,7 @@ MAX_PIXELS = 4096 * 4096  # of one picture; more is a slip of the finger
 
 @dataclass(frozen=True)
 class Defaults:
-    """What a call uses where it is told nothing: ``generation_config.json``, else diffusers' values."""
+    """What a call uses by default: ``generation_config.json``, else diffusers' values."""
 
     num_inference_steps: int = 50
     guidance_scale: float = 7.5
@@ -47,7 +47,7 @@ class Defaults:
 
 @dataclass
 class Output:
-    """The pictures of a call, and the seed that draws each of them alone (None for a generator's)."""
+    """The pictures of a call, and the seed that draws each one alone (None for a generator's)."""
 
     images: list[Image] | Tensor
     seeds: list[int | None]
@@ -76,14 +76,14 @@ class Pipeline:
         scheduler: DDPMScheduler | None = None,
         defaults: Defaults | None = None,
     ) -> None:
-        """Without a ``scheduler``, the noise schedule of Stable Diffusion, and DDPM as the sampler."""
+        """Without a ``scheduler``: the noise schedule of Stable Diffusion, and DDPM as sampler."""
         self.vae, self.text_encoder, self.tokenizer, self.unet = vae, text_encoder, tokenizer, unet
         config = (
             scheduler.config
             if scheduler
             else SchedulerConfig(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
         )
-        # Configs of old Stable Diffusion lack both; diffusers' pipeline sets them so, whatever they say.
+        # Old Stable Diffusion's configs lack both; diffusers' pipeline always sets them so.
         self.scheduler = DDPMScheduler(replace(config, steps_offset=1, clip_sample=False))
         self.defaults = defaults or Defaults()
         if unet.config.cross_attention_dim != text_encoder.config.hidden_size:
@@ -93,8 +93,9 @@ class Pipeline:
             )
         if unet.config.in_channels != vae.config.latent_channels:
             raise CheckpointError(
-                f"the U-Net has {unet.config.in_channels} input channels, the VAE {vae.config.latent_channels} "
-                "latent channels; inpainting models are not supported yet"
+                f"the U-Net has {unet.config.in_channels} input channels, the VAE "
+                f"{vae.config.latent_channels} latent channels; "
+                "inpainting models are not supported yet"
             )
 
     @classmethod
@@ -111,9 +112,10 @@ class Pipeline:
     ) -> Pipeline:
         """Load a model: None is the built-in one, else a diffusers folder or a hub id.
 
-        device: None takes CUDA where there is one, else the CPU. dtype of the U-Net and the text
-        encoder: None chooses by the device (see ``ldm.devices``); the VAE is float32 unless bfloat16
-        is chosen. Raises CheckpointError for a model that is missing, broken or not supported.
+        device: None takes CUDA where there is one, else the CPU.
+        dtype: of the U-Net and the text encoder; None chooses by the device (see ``ldm.devices``).
+        The VAE is float32 unless bfloat16 is chosen.
+        Raises CheckpointError for a model that is missing, broken or not supported.
         """
         folder = find_model(
             model,
@@ -130,10 +132,8 @@ class Pipeline:
             )
         device = choose_device(device)
         dtype = choose_dtype(dtype, device)
-        vae_dtype = (
-            torch.float32 if dtype == torch.float16 else dtype
-        )  # SD's VAE overflows in float16
-        extra = folder / "generation_config.json"
+        # SD's VAE overflows in float16.
+        vae_dtype = torch.float32 if dtype == torch.float16 else dtype
         return cls(
             load_component(AutoencoderKL, folder / "vae", vae_dtype, device),
             load_component(CLIPTextEncoder, folder / "text_encoder", dtype, device),
@@ -142,11 +142,11 @@ class Pipeline:
             DDPMScheduler(
                 SchedulerConfig.from_file(folder / "scheduler" / "scheduler_config.json")
             ),
-            Defaults(**read_json(extra)) if extra.exists() else None,
+            Defaults(**read_json(folder / "generation_config.json", optional=True)),
         )
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
-        """Write a diffusers folder, which diffusers' StableDiffusionPipeline loads. None keeps the dtype."""
+        """Write a folder that diffusers' StableDiffusionPipeline loads. None keeps the dtype."""
         folder = Path(folder)
         save_component(self.vae, folder / "vae", dtype)
         save_component(self.text_encoder, folder / "text_encoder", dtype)
@@ -180,9 +180,8 @@ class Pipeline:
 
     def __call__(self, prompt: str | Sequence[str] = "", **arguments: object) -> Output:
         """Draw pictures: ``stream``, which has the arguments, run to its end."""
-        for progress in self.stream(prompt, **arguments):
-            pass
-        return progress.output
+        (last,) = deque(self.stream(prompt, **arguments), maxlen=1)
+        return last.output
 
     @torch.no_grad()
     def stream(
@@ -210,16 +209,16 @@ class Pipeline:
         Args:
             prompt: one text or several; "" draws without a text.
             negative_prompt: what to steer away from; one for all prompts, or one for each.
-            image: where to start from (image-to-image): a picture for all prompts, or one for each.
-            strength: in [0, 1], how much of the image is redrawn: ``min(int(steps·strength), steps)``
-                steps run, but at least one; 0 returns the image.
-            height, width: pixels, multiples of 8; None is the image's size rounded down to a multiple
-                of 8, without an image the model's own.
-            num_inference_steps, guidance_scale: None as the model advises, else 50 and 7.5. Guidance
-                is off for scales up to 1.
+            image: where to start from (image-to-image): one for all prompts, or one for each.
+            strength: in [0, 1], how much of the image is redrawn:
+                ``min(int(steps·strength), steps)`` steps run, but at least one; 0 returns it.
+            height, width: pixels, multiples of 8; None is the image's size rounded down to a
+                multiple of 8, without an image the model's own.
+            num_inference_steps, guidance_scale: None as the model advises, else 50 and 7.5.
+                Guidance is off for scales up to 1.
             num_images_per_prompt: pictures of each prompt.
             seed: picture i is drawn from seed + i, alone or in a batch; None picks one.
-            generator: CPU generator(s) as in diffusers, instead of a seed: one for all, or one each.
+            generator: CPU generator(s) as in diffusers, in place of a seed: one for all, or each.
             latents: the first noise (B, C, h, w) instead of drawing it.
             sampler: "ddpm", "ddim", "dpmpp_2m", "dpmpp_2m_karras", … ; None as the model's
                 ``scheduler_config.json`` says.
@@ -232,7 +231,8 @@ class Pipeline:
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         if num_images_per_prompt < 1 or not prompts:
             raise ArgumentError(
-                f"num_images_per_prompt is {num_images_per_prompt} for {len(prompts)} prompts; need both"
+                f"num_images_per_prompt is {num_images_per_prompt} for {len(prompts)} prompts; "
+                "both must be at least 1"
             )
         if output_type not in ("pil", "pt", "latent"):
             raise ArgumentError(f"output_type is {output_type!r}; expected 'pil', 'pt' or 'latent'")
@@ -263,12 +263,12 @@ class Pipeline:
         )
         denoise = Denoiser(self.unet, self.scheduler, context, negative, scale)
         start = self._encode(pixels, noise) if pixels is not None else None
-        x = self._first(start, steps, first, choice, noise, latents)
-        progress = Progress(0, n - first, x, x)
+        x_first = self._first(start, steps, first, choice, noise, latents)
+        progress = Progress(0, n - first, x_first, x_first)
         if progress.steps == 0:
             yield replace(progress, output=self._finish(start, noise, output_type))
         for x, index, x0 in sample(
-            step, denoise, x, steps[first:], lambda: noise().to(self.device)
+            step, denoise, x_first, steps[first:], lambda: noise().to(self.device)
         ):
             progress = Progress(index + 1, n - first, x, x0)
             if progress.step == progress.steps:
@@ -277,8 +277,9 @@ class Pipeline:
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Scaled latents (B, C, h, w) → pixels (B, 3, 8h, 8w), float32 in [-1, 1], one picture at a time.
+        """Scaled latents (B, C, h, w) → pixels (B, 3, 8h, 8w), float32 in [-1, 1].
 
+        One picture at a time, so that a batch needs no more memory than a picture.
         A result that is not finite is computed once more in float32. Raises CheckpointError where
         that does not help: no black picture is ever returned instead.
         """
@@ -322,7 +323,8 @@ class Pipeline:
         values = [value] * len(prompts) if isinstance(value, str) else list(value)
         if len(values) != len(prompts):
             raise ArgumentError(
-                f"{name} has {len(values)} texts for {len(prompts)} prompts; give one, or one for each"
+                f"{name} has {len(values)} texts for {len(prompts)} prompts; "
+                "give one, or one for each"
             )
         return values
 
@@ -358,7 +360,8 @@ class Pipeline:
         sources = list(image) if isinstance(image, (list, tuple)) else [image]
         if len(sources) not in (1, count // repeats):
             raise ArgumentError(
-                f"image holds {len(sources)} pictures for {count // repeats} prompts; give one, or one for each"
+                f"image holds {len(sources)} pictures for {count // repeats} prompts; "
+                "give one, or one for each"
             )
         pictures = [images.load_image(source) for source in sources]
         factor = self.vae.config.scale
@@ -406,9 +409,3 @@ class Pipeline:
 def repeat(texts: list[str], count: int) -> list[str]:
     """Each text ``count`` times in a row."""
     return [text for text in texts for _ in range(count)]
-
-
-def write_json(path: Path, values: dict) -> None:
-    """Write a JSON object, its folder included."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

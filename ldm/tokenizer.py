@@ -4,7 +4,6 @@ Radford et al. 2021, "Learning Transferable Visual Models From Natural Language 
 a lower-cased byte-pair encoding (Sennrich et al. 2016) between a start and an end token.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from tokenizers import AddedToken, Encoding, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 
+from ldm.config import read_json, write_json
 from ldm.errors import ArgumentError, CheckpointError
 
 CONTEXT_LENGTH = 77  # CLIP's positions: start + 75 tokens + end
@@ -78,10 +78,9 @@ class CLIPTokenizer:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._tokenizer.model.save(str(folder))
-            _write_json(
-                folder / "tokenizer_config.json", self._config | {"added_tokens_decoder": added}
-            )
-            _write_json(folder / "special_tokens_map.json", special)
+            config = self._config | {"added_tokens_decoder": added}
+            write_json(folder / "tokenizer_config.json", config)
+            write_json(folder / "special_tokens_map.json", special)
         except Exception as error:  # `tokenizers` raises bare Exception
             raise CheckpointError(f"cannot write the tokenizer to {folder}: {error}") from error
 
@@ -126,14 +125,14 @@ class CLIPTokenizer:
 
 
 def _read_folder(folder: Path) -> tuple[BPE, list[AddedToken], dict[str, Any]]:
-    config = _read_json(folder / "tokenizer_config.json", optional=True)
+    config = read_json(folder / "tokenizer_config.json", optional=True)
     kind = config.get("tokenizer_class", "CLIPTokenizer")
     if kind not in ("CLIPTokenizer", "CLIPTokenizerFast"):
         raise CheckpointError(
             f"{folder} holds a {kind}; only CLIPTokenizer is supported: check the model folder"
         )
     if "added_tokens_decoder" not in config:  # older folders: this file has the last word
-        config |= _read_json(folder / "special_tokens_map.json", optional=True)
+        config |= read_json(folder / "special_tokens_map.json", optional=True)
     special = {name: config.get(name) or token for name, token in SPECIAL_TOKENS.items()}
     config |= {name: _content(token) for name, token in special.items()}
     length = config.get("model_max_length", CONTEXT_LENGTH)
@@ -161,7 +160,7 @@ def _read_bpe(folder: Path, unknown: str) -> tuple[BPE, dict[int, Any]]:
     options = {"unk_token": unknown, "continuing_subword_prefix": "", "end_of_word_suffix": "</w>"}
     whole, vocab, merges = (folder / f for f in ("tokenizer.json", "vocab.json", "merges.txt"))
     if whole.exists():
-        content = _read_json(whole)
+        content = read_json(whole)
         model = content["model"]
         # "a b" in older files, ["a", "b"] in newer ones
         pairs = [tuple(m.split(" ") if isinstance(m, str) else m) for m in model["merges"]]
@@ -173,7 +172,7 @@ def _read_bpe(folder: Path, unknown: str) -> tuple[BPE, dict[int, Any]]:
                 f"{path} does not exist; a CLIP tokenizer is vocab.json and merges.txt, "
                 "or tokenizer.json: check the path, or download the model again"
             )
-    added = _read_json(folder / "added_tokens.json", optional=True)
+    added = read_json(folder / "added_tokens.json", optional=True)
     return BPE.from_file(str(vocab), str(merges), **options), {
         index: {"content": content, "normalized": True} for content, index in added.items()
     }
@@ -193,19 +192,3 @@ def _added_token(token: str | dict[str, Any]) -> AddedToken:
 def _describe(token: AddedToken) -> dict[str, Any]:
     flags = ("content", "lstrip", "normalized", "rstrip", "single_word", "special")
     return {flag: getattr(token, flag) for flag in flags}
-
-
-def _read_json(path: Path, optional: bool = False) -> dict[str, Any]:
-    if optional and not path.exists():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}; download the model again") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds a {type(content).__name__}; it must be a JSON object")
-    return content
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The denoising U-Net with cross-attention to a text: (x_t, t, context) → prediction of x_t's shape.
+"""The denoising U-Net with cross-attention to a text: (x_t, t, context) → a prediction like x_t.
 
 Sources: Ronneberger et al. 2015 (the U), Ho et al. 2020, appendix B (time, residual blocks),
 Rombach et al. 2022, section 3.3 (cross-attention).
@@ -23,9 +23,10 @@ from ldm.layers import (
 
 
 class UNetBlock(nn.Module):
-    """One resolution on the way down or up: residual blocks, each followed by a transformer where
-    ``heads`` is given, then a change of resolution where there is one.
+    """One resolution on the way down or up.
 
+    Residual blocks, each followed by a transformer where ``heads`` is given, then a change of
+    resolution where there is one.
     On the way up each residual block also reads a skip connection, so ``in_channels`` counts both.
     """
 
@@ -65,7 +66,7 @@ class UNetBlock(nn.Module):
     def forward(
         self, x: Tensor, temb: Tensor, context: Tensor, skips: list[Tensor], going_up: bool
     ) -> Tensor:
-        """Going down, what is computed is pushed on ``skips``; going up, it is popped from there."""
+        """Going down, results are pushed on ``skips``; going up, they are popped from there."""
         attentions = getattr(self, "attentions", [None] * len(self.resnets))
         for resnet, attention in zip(self.resnets, attentions, strict=True):
             if going_up:
@@ -164,9 +165,8 @@ class UNet(nn.Module):
         embedding = timestep_embedding(
             t, config.block_out_channels[0], config.flip_sin_to_cos, config.freq_shift
         )
-        temb = F.silu(
-            self.time_embedding(embedding.to(x.dtype))
-        )  # every residual block activates it
+        # Every residual block would activate it: once is enough.
+        temb = F.silu(self.time_embedding(embedding.to(x.dtype)))
         x = self.conv_in(x)
         skips = [x]
         for block in self.down_blocks:

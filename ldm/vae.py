@@ -1,6 +1,7 @@
 """The variational autoencoder between pixels (B,3,H,W) and latents (B,4,H/8,W/8).
 
-Sources: Kingma & Welling 2013 (the autoencoder), Rombach et al. 2022, appendix G (this architecture).
+Sources: Kingma & Welling 2013 (the autoencoder),
+Rombach et al. 2022, appendix G (this architecture).
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class DiagonalGaussian:
         return self.mean + torch.exp(0.5 * self.logvar) * noise
 
     def kl(self) -> Tensor:
-        """KL(q ‖ N(0, I)) in nats for each latent value (appendix B); sum it per image for the bound."""
+        """KL(q ‖ N(0, I)) in nats for each latent value (appendix B); its sum is an image's."""
         return 0.5 * (self.mean**2 + self.logvar.exp() - 1 - self.logvar)
 
 
@@ -132,7 +133,7 @@ class Decoder(nn.Module):
 
 
 class AutoencoderKL(nn.Module):
-    """Encoder and decoder. ``encode`` and ``decode`` speak scaled latents, of about unit variance."""
+    """Encoder and decoder; ``encode`` and ``decode`` speak scaled latents, about unit variance."""
 
     config_class = VAEConfig
 
@@ -145,12 +146,15 @@ class AutoencoderKL(nn.Module):
         self.post_quant_conv = nn.Conv2d(config.latent_channels, config.latent_channels, 1)
 
     def posterior(self, x: Tensor) -> DiagonalGaussian:
-        """q(z|x) of pixels in [-1, 1], (B,3,H,W), *before* scaling. Computed in the module's dtype."""
+        """q(z|x) of pixels (B,3,H,W) in [-1, 1], *before* scaling, in the module's dtype."""
         mean, logvar = self.quant_conv(self.encoder(x)).chunk(2, dim=1)
         return DiagonalGaussian(mean, logvar.clamp(-30, 20))
 
     def encode(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Pixels in [-1, 1], (B,3,H,W) → scaled latents (B,4,H/8,W/8): a sample with ``noise``, else the mean."""
+        """Pixels (B,3,H,W) in [-1, 1] → scaled latents (B,4,H/8,W/8).
+
+        A sample with ``noise``, ε ~ N(0, I) like the latents; without, the mean.
+        """
         q = self.posterior(x)
         return (q.mean if noise is None else q.sample(noise)) * self.config.scaling_factor
 

@@ -130,6 +130,11 @@ def test_bare_vocabulary_is_clip(folder: Path) -> None:
     assert_same_ids(ours, transformers.CLIPTokenizer.from_pretrained(folder))
 
 
+def test_length_that_was_never_given(folder: Path) -> None:
+    edit(folder / "tokenizer_config.json", model_max_length=10**30)  # as transformers writes it
+    assert CLIPTokenizer.from_pretrained(folder).model_max_length == 77
+
+
 @pytest.mark.parametrize("pad", ["<|endoftext|>", "!"])
 def test_folder_saved_by_transformers(folder: Path, tmp_path: Path, pad: str) -> None:
     """transformers 5 writes tokenizer.json alone, with the tokens that were added."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from ldm.checkpoints.names import to_ours
 from ldm.checkpoints.tensors import read_tensors, write_tensors
 from ldm.clip import CLIPTextEncoder
-from ldm.config import Config
+from ldm.config import Config, write_json
 from ldm.errors import CheckpointError
 
 SHOWN = 3  # wrong names or shapes that an error lists before it says how many more there are
@@ -34,7 +33,7 @@ def weight_stem(module_class: type[nn.Module]) -> str:
 
 
 def find_weights(folder: Path, stem: str) -> Path:
-    """The weight file of a component's folder; a half-precision variant where there is no plain one.
+    """The weight file in a component's folder: the plain one, else a half-precision variant.
 
     Raises CheckpointError, with the names tried and the names there.
     """
@@ -90,17 +89,16 @@ def check(expected: dict[str, Tensor], found: dict[str, Tensor], path: Path) -> 
         if items:
             more = f" and {len(items) - SHOWN} more" if len(items) > SHOWN else ""
             raise CheckpointError(
-                f"{path} {kind} {', '.join(items[:SHOWN])}{more}; it does not fit the config.json beside it"
+                f"{path} {kind} {', '.join(items[:SHOWN])}{more}; "
+                "it does not fit the config.json beside it"
             )
 
 
 def save_component(module: nn.Module, folder: Path, dtype: torch.dtype | None = None) -> None:
-    """Write ``config.json`` and safetensors under the names that diffusers and transformers read."""
+    """Write ``config.json`` and safetensors, named as diffusers and transformers read them."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {
         key: value.to("cpu", dtype or value.dtype) for key, value in module.state_dict().items()
     }
     write_tensors(tensors, folder / f"{weight_stem(type(module))}.safetensors")
-    (folder / "config.json").write_text(
-        json.dumps(module.config.to_dict(), indent=2) + "\n", encoding="utf-8"
-    )
+    write_json(folder / "config.json", module.config.to_dict())

@@ -1,4 +1,4 @@
-"""Differences of names between what tools have written over the years and what our modules are called."""
+"""Where the names in files differ from our modules': what tools have written over the years."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "
 
 
 def to_ours(tensors: Mapping[str, Tensor], ours: Iterable[str]) -> dict[str, Tensor]:
-    """Rename the keys of a folder's weights to the names in ``ours``, where they are known to differ.
+    """Rename the keys of a folder's weights to those in ``ours``, where they are known to differ.
 
     Handles old VAE attention names, the ``position_ids`` buffer of old text encoders, and text
     encoders that transformers ≥ 5.6 saved without the ``text_model.`` prefix.

@@ -43,7 +43,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write a safetensors file whole or not at all. Raises OSError, for instance when the disk is full."""
+    """Write a safetensors file whole or not at all. Raises OSError, such as for a full disk."""
     partial = path.with_name(f".{path.name}.partial")
     try:
         # The metadata is what transformers looks for before it accepts a file.

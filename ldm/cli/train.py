@@ -14,7 +14,8 @@ def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     parser = argparse.ArgumentParser(
         prog="ldm-train",
-        description="Train a part of the model. To resume a stopped run, give the same command again.",
+        description="Train a part of the model. "
+        "To resume a stopped run, give the same command again.",
     )
     parser.add_argument(
         "--config",
@@ -57,7 +58,8 @@ def train(arguments: argparse.Namespace) -> None:
         print(config)
         # Weights, gradients, the average and two moments, each of 4 bytes a parameter.
         print(
-            f"{count / 1e6:.1f}M parameters, {5 * 4 * count / 1e9:.2f} GB for training state, activations not counted"
+            f"{count / 1e6:.1f}M parameters, {5 * 4 * count / 1e9:.2f} GB for training state, "
+            "activations not counted"
         )
         return
     for state in steps(config, recipe):

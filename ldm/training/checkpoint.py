@@ -1,8 +1,7 @@
-"""The state of a run on disk, written whole or not at all, so that a kill never harms the last good one."""
+"""The state of a run on disk, written whole or not at all: a kill never harms the last good one."""
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from ldm.config import read_json, write_json
 from ldm.errors import CheckpointError
 from ldm.training.ema import EMA
 
@@ -34,7 +34,7 @@ def save_state(
         tensors = {key: value.contiguous() for key, value in module.state_dict().items()}
         save_file(tensors, partial / f"{name}.safetensors")
     torch.save(optimizer.state_dict(), partial / "optimizer.pt")
-    (partial / "state.json").write_text(json.dumps({"step": step, "seconds": seconds}))
+    write_json(partial / "state.json", {"step": step, "seconds": seconds})
     os.sync()
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
@@ -50,7 +50,7 @@ def checkpoints(run: Path) -> list[Path]:
 def load_state(
     run: Path, model: nn.Module, ema: EMA, optimizer: torch.optim.Optimizer
 ) -> tuple[int, float]:
-    """Resume from the newest checkpoint: returns (steps done, seconds spent), or (0, 0.0) for a new run.
+    """Resume from the newest checkpoint: (steps done, seconds spent), or (0, 0.0) for a new run.
 
     Raises CheckpointError when the checkpoint is of another model or broken.
     """
@@ -59,7 +59,7 @@ def load_state(
         return 0, 0.0
     folder = found[-1]
     try:
-        state = json.loads((folder / "state.json").read_text())
+        state = read_json(folder / "state.json")
         model.load_state_dict(load_file(folder / "model.safetensors"))
         ema.model.load_state_dict(load_file(folder / "ema.safetensors"))
         optimizer.load_state_dict(
@@ -67,7 +67,7 @@ def load_state(
         )
     except Exception as error:  # whatever the parsers raise: the remedy is the same
         raise CheckpointError(
-            f"{folder} does not fit this run ({error}); remove that folder to go on from the one before, "
-            "or give another output"
+            f"{folder} does not fit this run ({error}); "
+            "remove that folder to go on from the one before, or give another output"
         ) from error
     return state["step"], state["seconds"]

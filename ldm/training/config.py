@@ -25,6 +25,7 @@ class TrainConfig:
     steps: int  # optimizer steps in all
     batch_size: int  # examples a step, over all processes
     learning_rate: float  # the peak
+    optimizer: str = "adamw"  # or "muon"
     warmup: int = 100  # steps of linear rise
     decay_from: float = 0.6  # fraction of the steps after which the rate falls linearly to 0
     weight_decay: float = 0.01
@@ -36,15 +37,15 @@ class TrainConfig:
     checkpoint_minutes: float = 5.0
     sample_every: int = 500  # steps
     log_every: int = 20  # steps
-    model: dict[str, Any] = field(
-        default_factory=dict
-    )  # the module's config, as in its config.json
+    model: dict[str, Any] = field(default_factory=dict)  # as in the module's config.json
     options: dict[str, Any] = field(default_factory=dict)  # the recipe's own settings
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "sample_every", "log_every"):
             if getattr(self, name) < 1:
                 raise ArgumentError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.optimizer not in ("adamw", "muon"):
+            raise ArgumentError(f"optimizer is {self.optimizer!r}; expected 'adamw' or 'muon'")
         if self.mixed_precision not in ("no", "bf16"):
             raise ArgumentError(
                 f"mixed_precision is {self.mixed_precision!r}; expected 'bf16' or 'no'"

@@ -37,7 +37,10 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 class CaptionedImages:
-    """A folder with ``images.npy``, uint8 (N,H,W,3), and ``metadata.jsonl``: a caption and a split each."""
+    """A folder with ``images.npy``, uint8 (N,H,W,3), and ``metadata.jsonl``, N rows.
+
+    A row has a ``caption`` and a ``split``.
+    """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
@@ -45,7 +48,8 @@ class CaptionedImages:
         self.images = np.load(self.folder / "images.npy", mmap_mode="r")
         if len(self.rows) != len(self.images):
             raise ArgumentError(
-                f"{self.folder}: {len(self.images)} images but {len(self.rows)} rows of metadata; build it again"
+                f"{self.folder}: {len(self.images)} images but {len(self.rows)} rows of metadata; "
+                "build it again"
             )
 
     @cached_property
@@ -86,7 +90,8 @@ class EmbeddedTexts:
         self.embeddings = np.load(folder / "embeddings.npy", mmap_mode="r")
         if len(self.texts) != len(self.embeddings):
             raise ArgumentError(
-                f"{folder}: {len(self.texts)} texts but {len(self.embeddings)} embeddings; build it again"
+                f"{folder}: {len(self.texts)} texts but {len(self.embeddings)} embeddings; "
+                "build it again"
             )
 
     def targets(self, indices: Tensor) -> Tensor:

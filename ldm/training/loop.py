@@ -21,11 +21,13 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ldm.config import write_json
 from ldm.errors import LDMError
 from ldm.training.checkpoint import load_state, save_state
 from ldm.training.config import TrainConfig
 from ldm.training.data import step_generator
 from ldm.training.ema import EMA
+from ldm.training.optimizer import build_optimizer
 
 
 class TrainingError(LDMError):
@@ -71,15 +73,15 @@ def fast_attention(device: torch.device) -> contextlib.AbstractContextManager:
     """
     if device.type != "cpu":
         return contextlib.nullcontext()
-    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(
-        True
-    )  # despite its name it rules the CPU's path too
+    # Despite its name it rules the CPU's path too.
+    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
     return sdpa_kernel(SDPBackend.MATH)
 
 
 def train(config: TrainConfig, recipe: Recipe) -> Iterator[State]:
-    """Run ``recipe`` to ``config.steps``, yielding after every step. Resumes what the output folder holds.
+    """Run ``recipe`` to ``config.steps``, yielding after every step.
 
+    Resumes the run that the output folder holds.
     Raises TrainingError when the loss is not finite; the last checkpoint stays as it was.
     """
     run = Path(config.output)
@@ -93,20 +95,13 @@ def train(config: TrainConfig, recipe: Recipe) -> Iterator[State]:
 
     model = recipe.model.to(memory_format=torch.channels_last)
     ema = EMA(model, config.ema_decay)
-    optimizer = torch.optim.AdamW(
-        model.parameters(),
-        config.learning_rate,
-        betas=config.betas,
-        weight_decay=config.weight_decay,
-        fused=True,
-    )
+    optimizer = build_optimizer(model, config)
     start, spent = load_state(run, model, ema, optimizer)
     recipe.prepare(accelerator)
     parallel, optimizer = accelerator.prepare(model, optimizer)
     ema.model.to(accelerator.device)
     if accelerator.is_main_process:
-        run.mkdir(parents=True, exist_ok=True)
-        (run / "config.json").write_text(json.dumps(asdict(config), indent=2))
+        write_json(run / "config.json", asdict(config))
 
     def finish(step: int, seconds: float) -> None:
         save_state(run, step, seconds, model, ema, getattr(optimizer, "optimizer", optimizer))
@@ -138,8 +133,8 @@ def train(config: TrainConfig, recipe: Recipe) -> Iterator[State]:
             }
             if not math.isfinite(state.metrics["loss"]):
                 raise TrainingError(
-                    f"the loss is {state.metrics['loss']} at step {state.step}; "
-                    "lower learning_rate, then run the same command to go on from the last checkpoint"
+                    f"the loss is {state.metrics['loss']} at step {state.step}; lower "
+                    "learning_rate, then run the same command to go on from the last checkpoint"
                 )
         if accelerator.is_main_process:
             if state.step % config.sample_every == 0 or last:

@@ -1,4 +1,4 @@
-"""What is minimised. Diffusion targets come from the scheduler that also samples, so the two agree."""
+"""What is minimised. Diffusion targets come from the scheduler that also samples: they agree."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from ldm.scheduler import DDPMScheduler
 
 
 def diffusion_weight(scheduler: DDPMScheduler, t: Tensor, gamma: float | None) -> Tensor:
-    """Min-SNR weight of each time (Hang et al. 2023, section 3.4): (B,) → (B,); ones without ``gamma``.
+    """Min-SNR weight of each time (Hang et al. 2023, section 3.4): (B,) → (B,).
 
-    min(SNR, γ) is the weight of x₀'s error; dividing by SNR makes it eps's, by SNR + 1 makes it v's.
+    min(SNR, γ) weighs x₀'s error; dividing by SNR makes it eps's, by SNR + 1 makes it v's.
+    Without ``gamma``, ones.
     """
     if gamma is None:
         return torch.ones(t.shape, device=t.device)
@@ -22,7 +23,7 @@ def diffusion_weight(scheduler: DDPMScheduler, t: Tensor, gamma: float | None) -
 
 
 def reconstruction_loss(reconstruction: Tensor, x: Tensor, gradient: float) -> Tensor:
-    """L1 + MSE + ``gradient`` × L1 of the differences between neighbours, which keeps edges sharp.
+    """L1 + MSE + ``gradient`` × L1 of the differences of neighbours, which keeps edges sharp.
 
     Both (B,3,H,W) in [-1, 1]; a scalar, averaged over values.
     """
@@ -34,9 +35,9 @@ def reconstruction_loss(reconstruction: Tensor, x: Tensor, gradient: float) -> T
 
 
 def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """Make the student's sentence vectors the teacher's: 1 − cosine, plus telling the batch's texts apart.
+    """Make the student's sentence vectors the teacher's: 1 − cosine + InfoNCE; both (B,E).
 
-    Both (B,E); the second term is InfoNCE (van den Oord et al. 2018, eq. 4) from student to teacher.
+    InfoNCE (van den Oord et al. 2018, eq. 4), from student to teacher, tells a batch's texts apart.
     """
     student, teacher = F.normalize(student.float(), dim=-1), F.normalize(teacher, dim=-1)
     cosine = (student * teacher).sum(-1)
@@ -47,6 +48,6 @@ def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> T
 
 
 def psnr(reconstruction: Tensor, x: Tensor) -> float:
-    """Peak signal-to-noise ratio in dB of pictures in [-1, 1] (peak 2), of the mean error over all."""
+    """Peak signal-to-noise ratio in dB of pictures in [-1, 1] (peak 2), taken over all at once."""
     error = (reconstruction.float().clamp(-1, 1) - x).square().mean()
     return float(10 * torch.log10(4 / error))

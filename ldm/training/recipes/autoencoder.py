@@ -1,4 +1,4 @@
-"""Train the VAE on crops of pictures: small crops first, since they show most of a stroke for little time."""
+"""Train the VAE on crops of pictures: small ones first, as they show most for little time."""
 
 from __future__ import annotations
 
@@ -27,20 +27,24 @@ class Autoencoding(nn.Module):
         self.vae = vae
 
     def forward(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Pixels (B,3,H,W), noise (B,4,H/8,W/8) → reconstruction like x, KL in nats a latent value."""
+        """Pixels (B,3,H,W), noise (B,4,H/8,W/8) → reconstruction like x, KL in nats per value."""
         q = self.vae.posterior(x)
         scale = self.vae.config.scaling_factor
         return self.vae.decode(q.sample(noise) * scale).float(), q.kl().float().mean()
 
 
 class AutoencoderRecipe:
-    """options: ``phases`` = [{until, size, batch_size}, …] (fractions of the run, crop sizes), ``kl_weight``,
-    ``gradient_weight``."""
+    """Learns to reproduce crops.
+
+    Options:
+        phases: a list of {until, size, batch_size}: up to that fraction of the run, that crop size.
+        kl_weight, gradient_weight: of the two terms beside L1 + MSE.
+    """
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
         self.data = CaptionedImages(config.data)
-        # While training, latents are as they come; ``save`` writes the scale that gives them unit variance.
+        # While training, latents are as they come; ``save`` finds the scale for unit variance.
         self.model = Autoencoding(
             AutoencoderKL(VAEConfig.from_dict({**config.model, "scaling_factor": 1.0}))
         )
@@ -73,10 +77,8 @@ class AutoencoderRecipe:
         reconstruction = torch.cat(
             [model.vae.decode(model.vae.encode(part)) for part in x.split(8)]
         )
-        pairs = [
-            picture for i in range(16) for picture in to_pil(torch.stack([x[i], reconstruction[i]]))
-        ]
-        return image_grid(pairs, columns=8), {"psnr": psnr(reconstruction, x)}
+        pairs = torch.stack([x, reconstruction], dim=1)[:16].flatten(0, 1)
+        return image_grid(to_pil(pairs), columns=8), {"psnr": psnr(reconstruction, x)}
 
     def save(self, model: nn.Module, folder: Path) -> None:
         with torch.no_grad():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from ldm.assets import asset_path
 from ldm.checkpoints.folder import load_component
 from ldm.clip import CLIPTextEncoder
-from ldm.config import SchedulerConfig, UNetConfig
+from ldm.config import SchedulerConfig, UNetConfig, read_json, write_json
 from ldm.images import image_grid
 from ldm.pipeline import Defaults, Pipeline
 from ldm.scheduler import DDPMScheduler
@@ -27,8 +26,16 @@ from ldm.vae import AutoencoderKL
 
 
 class LatentRecipe:
-    """options: ``vae`` and ``text_encoder`` (folders of finished runs), ``caption_dropout``, ``min_snr_gamma``
-    (optional), ``scheduler`` (as in scheduler_config.json), ``defaults`` (of generation), ``prompts`` to draw."""
+    """Learns to denoise the latents of pictures, given their captions.
+
+    Options:
+        vae, text_encoder: folders of the finished ones.
+        caption_dropout: fraction of the captions replaced by "", for guidance.
+        min_snr_gamma: see ``diffusion_weight``; may be left out.
+        scheduler: as in scheduler_config.json.
+        defaults: of generation, as in generation_config.json.
+        prompts: what to draw to show the progress.
+    """
 
     def __init__(self, config: TrainConfig) -> None:
         self.config, options = config, config.options
@@ -42,21 +49,26 @@ class LatentRecipe:
             SchedulerConfig.from_dict(options["scheduler"], "options.scheduler")
         )
         self.model = UNet(UNetConfig.from_dict(config.model))
-        nn.init.zeros_(
-            self.model.conv_out.weight
-        )  # start from the prediction 0, as Ho et al.'s code does
+        # Start from the prediction 0, as Ho et al.'s code does.
+        nn.init.zeros_(self.model.conv_out.weight)
         nn.init.zeros_(self.model.conv_out.bias)
 
     def prepare(self, accelerator: Accelerator) -> None:
         """Encode every picture once; the file is kept in the run folder and belongs to one VAE."""
         run = Path(self.config.output)
         file, stamp = run / "latents.npy", run / "latents.json"
-        belongs = json.dumps({"vae": self.config.options["vae"], "weights": fingerprint(self.vae)})
-        if accelerator.is_main_process and not (stamp.exists() and stamp.read_text() == belongs):
-            run.mkdir(parents=True, exist_ok=True)
-            encode_all(self.vae, self.data, file)
-            stamp.write_text(belongs)
-        accelerator.wait_for_everyone()
+        belongs = {"vae": self.config.options["vae"], "weights": fingerprint(self.vae)}
+        if read_json(stamp, optional=True) != belongs:
+            if accelerator.is_main_process:
+                run.mkdir(parents=True, exist_ok=True)
+                create_latents(self.vae, self.data, file)
+            accelerator.wait_for_everyone()
+            everything = torch.arange(len(self.data.images))
+            share = everything.tensor_split(accelerator.num_processes)[accelerator.process_index]
+            encode(self.vae, self.data, share, file)
+            accelerator.wait_for_everyone()
+            if accelerator.is_main_process:
+                write_json(stamp, belongs)
         self.latents = np.load(file, mmap_mode="r")
         captions = sorted({row["caption"] for row in self.data.rows} | {""})
         ids = dict(zip(captions, range(len(captions)), strict=True))
@@ -115,14 +127,19 @@ def fingerprint(module: nn.Module) -> float:
     return float(sum(tensor.double().abs().sum() for tensor in module.state_dict().values()))
 
 
-@torch.no_grad()
-def encode_all(vae: AutoencoderKL, data: CaptionedImages, file: Path) -> None:
-    """Write the mean latents of all pictures, float16 (N, C, h, w)."""
+def create_latents(vae: AutoencoderKL, data: CaptionedImages, file: Path) -> None:
+    """Make the file of latents, float16 (N, C, h, w), still empty."""
     height, width = (side // vae.config.scale for side in data.images.shape[1:3])
     shape = (len(data.images), vae.config.latent_channels, height, width)
-    latents = np.lib.format.open_memmap(file, "w+", np.float16, shape)
+    np.lib.format.open_memmap(file, "w+", np.float16, shape).flush()
+
+
+@torch.no_grad()
+def encode(vae: AutoencoderKL, data: CaptionedImages, indices: Tensor, file: Path) -> None:
+    """Fill in the mean latents of the pictures ``indices``."""
+    latents = np.lib.format.open_memmap(file, "r+")
     vae = vae.to(memory_format=torch.channels_last)
     with torch.autocast("cpu", torch.bfloat16):
-        for indices in torch.arange(len(data.images)).split(32):
-            latents[indices.numpy()] = vae.encode(data.pixels(indices)).float().numpy()
+        for part in indices.split(32):
+            latents[part.numpy()] = vae.encode(data.pixels(part)).float().numpy()
     latents.flush()

@@ -23,7 +23,7 @@ from ldm.training.objectives import distillation_loss
 
 
 class Student(nn.Module):
-    """The text encoder and, for training only, a map from its pooled state to the teacher's space."""
+    """The text encoder and, for training only, a map of its pooled state to the teacher's space."""
 
     def __init__(self, text_encoder: CLIPTextEncoder, dim: int) -> None:
         super().__init__()
@@ -36,8 +36,13 @@ class Student(nn.Module):
 
 
 class TextRecipe:
-    """options: ``temperature`` of the contrastive term, ``max_tokens`` of a text (longer ones are left out,
-    since a batch costs what its longest costs), number of ``held_out`` texts."""
+    """Learns the teacher's sentence embeddings.
+
+    Options:
+        temperature: of the contrastive term.
+        max_tokens: of a text; longer ones are left out, since a batch costs what its longest costs.
+        held_out: number of texts to measure with.
+    """
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
@@ -53,7 +58,7 @@ class TextRecipe:
             [len(order) - config.options["held_out"], config.options["held_out"]]
         )
         encoder = CLIPTextEncoder(CLIPTextConfig.from_dict(config.model))
-        # The initialisation of Radford et al. 2021, section 2.5: PyTorch's N(0, 1) embeddings drown the rest.
+        # As in Radford et al. 2021, section 2.5: PyTorch's N(0, 1) embeddings drown the rest.
         nn.init.normal_(encoder.text_model.embeddings.token_embedding.weight, std=0.02)
         nn.init.normal_(encoder.text_model.embeddings.position_embedding.weight, std=0.01)
         self.model = Student(encoder, self.data.embeddings.shape[1])
@@ -62,7 +67,7 @@ class TextRecipe:
         """Nothing to do."""
 
     def tokens(self, indices: Tensor) -> Tensor:
-        """Ids (B,N), cut behind the longest text's end: the encoder is causal, so padding changes nothing."""
+        """Ids (B,N), cut behind the longest text's end: a causal encoder ignores padding."""
         return self.ids[indices, : int(self.length[indices].max())].long()
 
     def batch(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:

@@ -1,0 +1,99 @@
+"""The optimizers: AdamW, or Muon for the matrices with AdamW for the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from ldm.training.config import TrainConfig
+
+# Newton–Schulz coefficients and rounds of Jordan et al. 2024, "Muon: an optimizer for hidden layers".
+A, B, C, ROUNDS = 3.4445, -4.7750, 2.0315, 5
+NARROW = 16  # matrices with fewer rows or columns, such as the last convolution, are left to AdamW
+
+
+def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """The optimizer that ``config.optimizer`` names, for all parameters of the model."""
+    settings = {
+        "lr": config.learning_rate,
+        "betas": config.betas,
+        "weight_decay": config.weight_decay,
+    }
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(model.parameters(), fused=True, **settings)
+    return Muon(model.parameters(), **settings)
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon (Jordan et al. 2024) for weights of two and more dimensions, AdamW for the others.
+
+    A matrix's update is its momentum made orthogonal, so that no direction dominates. It is scaled
+    to the size of an AdamW update (Liu et al. 2025, "Muon is scalable", eq. 4), hence one learning
+    rate and one weight decay for all. Convolutions count as matrices (out, in·height·width).
+    """
+
+    def __init__(
+        self,
+        params: object,
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.99),
+        momentum: float = 0.95,
+        weight_decay: float = 0.01,
+        eps: float = 1e-8,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "momentum": momentum,
+            "weight_decay": weight_decay,
+            "eps": eps,
+        }
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:
+        """One update of every parameter that has a gradient; ``closure`` is not supported."""
+        if closure is not None:
+            raise NotImplementedError("Muon takes no closure")
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is None:
+                    continue
+                state = self.state[weight]
+                matrix = weight.ndim >= 2 and min(len(weight), weight[0].numel()) >= NARROW
+                update = (self._matrix if matrix else self._vector)(weight.grad, state, group)
+                weight.mul_(1 - group["lr"] * group["weight_decay"])
+                weight.sub_(update, alpha=group["lr"])
+
+    def _matrix(self, grad: Tensor, state: dict, group: dict) -> Tensor:
+        momentum = state.setdefault("momentum", torch.zeros_like(grad))
+        momentum.lerp_(grad, 1 - group["momentum"])
+        ahead = grad.lerp(momentum, group["momentum"])  # Nesterov's look ahead
+        matrix = ahead.reshape(len(ahead), -1)
+        return orthogonalise(matrix).view_as(ahead) * (0.2 * max(matrix.shape) ** 0.5)
+
+    def _vector(self, grad: Tensor, state: dict, group: dict) -> Tensor:
+        beta1, beta2 = group["betas"]
+        mean = state.setdefault("exp_avg", torch.zeros_like(grad)).lerp_(grad, 1 - beta1)
+        square = state.setdefault("exp_avg_sq", torch.zeros_like(grad))
+        square.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+        step = state["step"] = state.get("step", 0) + 1
+        scale = (square / (1 - beta2**step)).sqrt_().add_(group["eps"])
+        return mean / (1 - beta1**step) / scale
+
+
+def orthogonalise(matrix: Tensor) -> Tensor:
+    """About U Vᵀ of the singular value decomposition U S Vᵀ, by a Newton–Schulz iteration in bf16.
+
+    (m, n) → (m, n), float32; singular values end in about [0.7, 1.2].
+    """
+    x = matrix.bfloat16()
+    if tall := len(x) > x.shape[1]:
+        x = x.T
+    x = x / (x.norm() + 1e-7)
+    for _ in range(ROUNDS):
+        square = x @ x.T
+        x = A * x + (B * square + C * square @ square) @ x
+    return (x.T if tall else x).float()

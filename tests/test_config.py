@@ -1,0 +1,233 @@
+"""Configs: read what the reference libraries write, refuse what we cannot honour, write it back."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ldm.config import CLIPTextConfig, Config, SchedulerConfig, UNetConfig, VAEConfig
+from ldm.errors import CheckpointError
+
+diffusers = pytest.importorskip("diffusers")
+transformers = pytest.importorskip("transformers")
+
+UNET: dict[str, Any] = {
+    "sample_size": 16,
+    "in_channels": 9,
+    "out_channels": 5,
+    "flip_sin_to_cos": False,
+    "freq_shift": 1,
+    "block_out_channels": [32, 96],
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
+    "layers_per_block": 1,
+    "norm_num_groups": 16,
+    "norm_eps": 1e-6,
+    "cross_attention_dim": 40,
+    "attention_head_dim": [2, 4],
+    "transformer_layers_per_block": [1, 3],
+    "use_linear_projection": True,
+}
+VAE: dict[str, Any] = {
+    "in_channels": 1,
+    "out_channels": 1,
+    "block_out_channels": [32, 64, 96],
+    "down_block_types": ["DownEncoderBlock2D"] * 3,
+    "up_block_types": ["UpDecoderBlock2D"] * 3,
+    "layers_per_block": 3,
+    "latent_channels": 8,
+    "norm_num_groups": 16,
+    "sample_size": 96,
+    "scaling_factor": 0.9,
+}
+TEXT: dict[str, Any] = {
+    "vocab_size": 1000,
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "projection_dim": 10,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 20,
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-6,
+    "eos_token_id": 2,
+}
+NOISE: dict[str, Any] = {
+    "num_train_timesteps": 500,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "prediction_type": "v_prediction",
+    "timestep_spacing": "trailing",
+    "steps_offset": 1,
+}
+# diffusers' scheduler classes, with settings of their own
+SCHEDULERS: dict[str, dict[str, Any]] = {
+    "DDPMScheduler": {"variance_type": "fixed_large", "clip_sample_range": 2.0},
+    "DDIMScheduler": {"set_alpha_to_one": False, "rescale_betas_zero_snr": True},
+    "PNDMScheduler": {"skip_prk_steps": True, "set_alpha_to_one": True},
+    "DPMSolverMultistepScheduler": {"use_karras_sigmas": True, "euler_at_final": True},
+    "EulerDiscreteScheduler": {"use_karras_sigmas": True},
+}
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """A config as its JSON says it, without private keys."""
+    values = json.loads(json.dumps(dict(config), default=list))
+    return {key: value for key, value in values.items() if not key.startswith("_")}
+
+
+def read_by(cls: Any, values: dict[str, Any]) -> dict[str, Any]:
+    """The config of a diffusers object built from these values; what it does not know is left out."""
+    with torch.device("meta"):
+        return plain(cls.from_config(values).config)
+
+
+@pytest.mark.parametrize(
+    ("name", "config_class", "values"),
+    [
+        ("UNet2DConditionModel", UNetConfig, UNET),
+        ("UNet2DConditionModel", UNetConfig, {"cross_attention_dim": 768}),
+        ("AutoencoderKL", VAEConfig, VAE),
+    ],
+)
+def test_diffusers_reads_what_we_write(
+    name: str, config_class: type[Config], values: dict[str, Any]
+) -> None:
+    cls = getattr(diffusers, name)
+    want = read_by(cls, values)  # every key there is, most at the default
+    ours = config_class.from_dict({**want, "_class_name": name, "_name_or_path": "x"})
+    assert {key: plain(asdict(ours) | ours.to_dict())[key] for key in values} == values
+    assert ours.to_dict()["_class_name"] == name
+    assert read_by(cls, ours.to_dict()) == want
+    assert config_class.from_dict(plain(ours.to_dict())) == ours
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("full", [True, False])
+def test_diffusers_reads_what_we_write_of_schedulers(name: str, full: bool) -> None:
+    cls = getattr(diffusers, name)
+    settings = NOISE | SCHEDULERS[name] if full else {}
+    want = dict(cls(**settings).config)
+    ours = SchedulerConfig.from_dict(want | {"_class_name": name})
+    assert ours.sampler_class == ours.to_dict()["_class_name"] == name
+    assert read_by(cls, ours.to_dict()) == plain(want)
+    assert SchedulerConfig.from_dict(ours.to_dict()) == ours
+
+
+@pytest.mark.parametrize("name", ["CLIPTextModel", "CLIPTextModelWithProjection"])
+def test_transformers_reads_what_we_write(name: str) -> None:
+    want = transformers.CLIPTextConfig(**TEXT, architectures=[name]).to_dict()
+    ours = CLIPTextConfig.from_dict(want)
+    assert {key: getattr(ours, key) for key in TEXT} == TEXT
+    assert ours.architectures == (name,)
+    got = transformers.CLIPTextConfig.from_dict(plain(ours.to_dict())).to_dict()
+    assert {key: got[key] for key in TEXT} == TEXT
+    assert got["architectures"] == [name]
+    assert got["model_type"] == want["model_type"]
+
+
+def test_defaults_are_those_of_the_reference() -> None:
+    """A folder may leave keys out: they mean the same to us."""
+    assert UNetConfig.from_dict(
+        read_by(diffusers.UNet2DConditionModel, {"cross_attention_dim": 768}) | {"sample_size": 64}
+    ) == UNetConfig.from_dict({})
+    text = transformers.CLIPTextConfig().to_dict()
+    assert CLIPTextConfig.from_dict(text | {"architectures": ["CLIPTextModel"]}) == CLIPTextConfig()
+    noise = SchedulerConfig.from_dict(dict(diffusers.DDPMScheduler().config))
+    assert noise == SchedulerConfig(timestep_spacing="leading")
+
+
+NEUTRAL: list[tuple[type[Config], str, Any, Any]] = [
+    (UNetConfig, "class_embed_type", None, "timestep"),
+    (UNetConfig, "addition_embed_type", None, "text_time"),
+    (UNetConfig, "only_cross_attention", False, True),
+    (UNetConfig, "upcast_attention", False, True),
+    (UNetConfig, "act_fn", "silu", "gelu"),
+    (UNetConfig, "mid_block_type", "UNetMidBlock2DCrossAttn", None),
+    (UNetConfig, "downsample_padding", 1, 0),
+    (UNetConfig, "mid_block_scale_factor", 1, 2),
+    (UNetConfig, "resnet_time_scale_shift", "default", "scale_shift"),
+    (UNetConfig, "time_embedding_type", "positional", "fourier"),
+    (UNetConfig, "conv_in_kernel", 3, 1),
+    (UNetConfig, "a_key_of_tomorrow", None, 7),
+    (VAEConfig, "act_fn", "silu", "relu"),
+    (VAEConfig, "mid_block_add_attention", True, False),
+    (VAEConfig, "use_quant_conv", True, False),
+    (VAEConfig, "shift_factor", None, 0.1),
+    (VAEConfig, "latents_mean", None, [0.0]),
+    (SchedulerConfig, "use_exponential_sigmas", False, True),
+    (SchedulerConfig, "use_flow_sigmas", False, True),
+    (SchedulerConfig, "interpolation_type", "linear", "log_linear"),
+    (SchedulerConfig, "timestep_type", "discrete", "continuous"),
+    (SchedulerConfig, "lambda_min_clipped", float("-inf"), -5.1),
+    (SchedulerConfig, "sigma_max", None, 80.0),
+]
+
+
+@pytest.mark.parametrize(("config_class", "key", "neutral", "other"), NEUTRAL)
+def test_what_we_do_not_implement_must_be_off(
+    config_class: type[Config], key: str, neutral: Any, other: Any
+) -> None:
+    plain_config = config_class.from_dict({})
+    assert config_class.from_dict({key: neutral}) == plain_config
+    with pytest.raises(CheckpointError, match=rf"^there/config.json: {key} is {other!r}.*works$"):
+        config_class.from_dict({key: other}, source="there/config.json")
+
+
+@pytest.mark.parametrize(
+    ("config_class", "values", "message"),
+    [
+        (UNetConfig, {"block_out_channels": [32, 64]}, "down_block_types has 4 blocks for 2 levels"),
+        (UNetConfig, UNET | {"up_block_types": ["UpBlock2D"] * 3}, "up_block_types has 3 blocks"),
+        (UNetConfig, UNET | {"down_block_types": ["AttnDownBlock2D"] * 2}, "'AttnDownBlock2D'"),
+        (UNetConfig, UNET | {"attention_head_dim": [2, 4, 8]}, "attention_head_dim has 3 values"),
+        (UNetConfig, UNET | {"attention_head_dim": 7}, "32 channels cannot be split into 7"),
+        (UNetConfig, UNET | {"attention_head_dim": 0}, "into 0 attention heads"),
+        (UNetConfig, UNET | {"norm_num_groups": 12}, "norm_num_groups 12 does not divide"),
+        (UNetConfig, UNET | {"transformer_layers_per_block": [1]}, "transformer_layers_per_block"),
+        (UNetConfig, UNET | {"layers_per_block": [1, 2]}, "layers_per_block"),
+        (UNetConfig, UNET | {"cross_attention_dim": [8, 8]}, "cross_attention_dim"),
+        (UNetConfig, UNET | {"block_out_channels": "wide"}, "wrong type"),
+        (VAEConfig, {"norm_num_groups": 0}, "norm_num_groups 0 does not divide"),
+        (VAEConfig, {"block_out_channels": 4}, "wrong type"),
+        (VAEConfig, VAE | {"down_block_types": ["AttnDownEncoderBlock2D"]}, "AttnDownEncoder"),
+        (CLIPTextConfig, {"hidden_act": "relu"}, "hidden_act is 'relu'"),
+        (CLIPTextConfig, {"num_attention_heads": 7}, "512 is not divisible by .* 7"),
+        (CLIPTextConfig, {"num_attention_heads": 0}, "wrong type|num_attention_heads"),
+    ],
+)
+def test_impossible_values(
+    config_class: type[Config], values: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        config_class.from_dict(values)
+
+
+def test_text_configs_may_hold_generation_settings() -> None:
+    """Before transformers 4.2x they were written into every config.json."""
+    config = CLIPTextConfig.from_dict({"num_beams": 1, "top_k": 50, "length_penalty": 1.0})
+    assert config == CLIPTextConfig()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "config.json does not exist"),
+        (b'{"in_channels": ', "cannot be read as JSON"),
+        (b"\xff\xfe\x00", "cannot be read as JSON"),
+        (b"[1]", "holds a list; expected a JSON object"),
+        (b'{"in_channels": 4, "dual_cross_attention": true}', "config.json: dual_cross_attention"),
+    ],
+)
+def test_broken_files(tmp_path: Path, content: bytes | None, message: str) -> None:
+    path = tmp_path / "config.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        UNetConfig.from_file(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,1 @@
+"""Parts of `tools/evaluate.py`: prompts, judges, figures, pictures of the result."""

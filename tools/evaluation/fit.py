@@ -1,0 +1,140 @@
+"""Training of the classifier on real icons: minutes on one core, once for a data set."""
+
+import hashlib
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from evaluation import classifier
+from evaluation.classifier import SIZE, Classifier, Labels
+from icons.colour import TONES
+from ldm.errors import ArgumentError
+from ldm.training.data import CaptionedImages, to_pixels
+
+MIN_ICONS = 3  # a noun with fewer in training cannot be learnt
+STEPS, BATCH, LEARNING_RATE, WEIGHT_DECAY = 1500, 128, 2e-3, 0.05
+WARMUP = 0.1  # share of the steps
+COLOUR_WEIGHT, SMOOTHING = 0.5, 0.1
+NO_COLOUR = -100  # cross_entropy leaves these out
+HUES_TURNED, BLURRED = 0.35, 0.35  # shares of pictures
+
+_TO_YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
+
+
+def known_nouns(data: CaptionedImages) -> list[str]:
+    """The nouns that enough icons of the training split show, sorted."""
+    icons = defaultdict(set)
+    for row in data.rows:
+        if row["split"] == "train" and row["noun"]:
+            icons[row["noun"]].add((row["set"], row["icon"]))
+    return sorted(noun for noun, names in icons.items() if len(names) >= MIN_ICONS)
+
+
+def fingerprint(data: CaptionedImages) -> str:
+    """Changes whenever the data set's rows do."""
+    return hashlib.sha256((data.folder / "metadata.jsonl").read_bytes()).hexdigest()[:16]
+
+
+def trained(data: CaptionedImages, folder: Path, say: Callable[[str], None]) -> Classifier:
+    """The classifier of `folder`, trained first where there is none.
+
+    Raises ArgumentError where the one there was trained on another data set.
+    """
+    digest = fingerprint(data)
+    if (folder / "classifier.json").exists():
+        model, about = classifier.load(folder)
+        if about["data"] != digest:
+            raise ArgumentError(
+                f"{folder / 'classifier.json'} is of another data set than {data.folder}; "
+                "delete it, or choose another --output"
+            )
+        return model
+    say(f"training the classifier on the icons of {data.folder}: some minutes, once")
+    started = time.monotonic()
+    model = fit(data, Labels(tuple(known_nouns(data)), tuple(TONES)), STEPS, say)
+    about = {"data": digest, "steps": STEPS, "seconds": round(time.monotonic() - started)}
+    classifier.save(model, about, folder)
+    return model
+
+
+def fit(
+    data: CaptionedImages, labels: Labels, steps: int, say: Callable[[str], None]
+) -> Classifier:
+    """Train from scratch on pictures of the training split, on the present number of threads."""
+    torch.manual_seed(0)
+    rows = [i for i in data.train.tolist() if data.rows[i]["noun"] in labels.nouns]
+    pictures = shrunk(data, rows)
+    nouns = torch.tensor([labels.nouns.index(data.rows[i]["noun"]) for i in rows])
+    names = [data.rows[i]["colour"] for i in rows]
+    colours = torch.tensor([labels.colours.index(c) if c else NO_COLOUR for c in names])
+    # A noun with many icons (hands) is seen more often, but less than in proportion.
+    odds = torch.bincount(nouns).float().rsqrt()[nouns]
+
+    model = Classifier(labels).train()
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=WEIGHT_DECAY)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, LEARNING_RATE, total_steps=steps, pct_start=WARMUP, cycle_momentum=False
+    )
+    for step in range(1, steps + 1):
+        chosen = torch.multinomial(odds, BATCH, replacement=True)
+        x, turned = augment(to_pixels(pictures[chosen.numpy()]))
+        with torch.autocast("cpu", torch.bfloat16):
+            noun_logits, colour_logits = model(x)
+        wanted = colours[chosen].masked_fill(turned, NO_COLOUR)
+        loss = F.cross_entropy(noun_logits, nouns[chosen], label_smoothing=SMOOTHING)
+        loss = loss + COLOUR_WEIGHT * F.cross_entropy(colour_logits, wanted)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        if step % 100 == 0 or step == steps:
+            right = (noun_logits.argmax(1) == nouns[chosen]).float().mean()
+            say(f"  step {step}/{steps}, loss {loss:.2f}, right {right:.0%} of the batch")
+    return model.eval()
+
+
+def shrunk(data: CaptionedImages, rows: list[int], chunk: int = 512) -> np.ndarray:
+    """Pictures of `rows` at the classifier's size: uint8 (N, SIZE, SIZE, 3)."""
+    out = np.empty((len(rows), SIZE, SIZE, 3), np.uint8)
+    for start in range(0, len(rows), chunk):
+        part = slice(start, start + chunk)
+        small = classifier.shrink(data.images[rows[part]])
+        out[part] = ((small + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+    return out
+
+
+def augment(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Move, scale, turn and mirror pictures (B, 3, H, W); blur some; turn the hues of some.
+
+    Returns the pictures and (B,) bool: hues turned, so that the colour word is no longer true. They
+    teach that shape, not colour, makes a lemon: the model is asked for red ones as well.
+    """
+    count = len(x)
+    angle, scale = torch.empty(count).uniform_(-0.2, 0.2), torch.empty(count).uniform_(0.85, 1.25)
+    mirror = torch.where(torch.rand(count) < 0.5, -1.0, 1.0)
+    dx, dy = torch.empty(2, count).uniform_(-0.12, 0.12)
+    cos, sin = angle.cos() * scale, angle.sin() * scale
+    theta = torch.stack([mirror * cos, -sin, dx, mirror * sin, cos, dy], 1).view(count, 2, 3)
+    grid = F.affine_grid(theta, list(x.shape), align_corners=False)
+    x = F.grid_sample(x, grid, padding_mode="border", align_corners=False)
+    blurred = torch.rand(count) < BLURRED
+    soft = F.avg_pool2d(x[blurred], 2)
+    x[blurred] = F.interpolate(soft, scale_factor=2.0, mode="bilinear", align_corners=False)
+    turned = torch.rand(count) < HUES_TURNED
+    x[turned] = turn_hues(x[turned], torch.empty(int(turned.sum())).uniform_(0.5, 5.8))
+    return x, turned
+
+
+def turn_hues(x: Tensor, angle: Tensor) -> Tensor:
+    """Turn the hue of RGB pictures (B, 3, H, W) by `angle` (B,) radians in YIQ; grays stay."""
+    turn = torch.eye(3).repeat(len(angle), 1, 1)
+    turn[:, 1, 1] = turn[:, 2, 2] = angle.cos()
+    turn[:, 1, 2], turn[:, 2, 1] = -angle.sin(), angle.sin()
+    matrix = _TO_YIQ.inverse() @ turn @ _TO_YIQ
+    return torch.einsum("bij,bjhw->bihw", matrix, x).clamp(-1, 1)
