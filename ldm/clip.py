@@ -109,6 +109,7 @@ class CLIPTextEncoder(nn.Module):
     """``CLIPTextModel``, or with a ``text_projection``, ``CLIPTextModelWithProjection``."""
 
     config_class = CLIPTextConfig
+    weight_stem = "model"
 
     def __init__(self, config: CLIPTextConfig) -> None:
         super().__init__()

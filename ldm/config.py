@@ -18,6 +18,10 @@ from ldm.errors import CheckpointError
 C = TypeVar("C", bound="Config")
 
 
+# Fields with these annotations hold one value; newer models may have a list there.
+SCALARS = {"int": int, "float": (int, float), "bool": bool, "str": str}
+
+
 @dataclass(frozen=True)
 class Config:
     """Base: ``from_dict`` / ``from_file`` read diffusers' JSON, ``to_dict`` writes it."""
@@ -32,10 +36,12 @@ class Config:
     @classmethod
     def from_dict(cls: type[C], values: dict[str, Any], source: str = "config") -> C:
         """Read a JSON object. Raises CheckpointError for a key that we cannot honour."""
-        known = {field.name for field in fields(cls)}
+        known = {field.name: SCALARS.get(field.type, object) for field in fields(cls)}
         kept: dict[str, Any] = {}
         for key, value in values.items():
             if key in known:
+                if not isinstance(value, known[key]):
+                    raise CheckpointError(f"{source}: {key} is {value!r}, which is not supported")
                 kept[key] = tuple(value) if isinstance(value, list) else value
             elif not key.startswith("_") and key not in cls.IGNORED:
                 neutral = cls.NEUTRAL.get(key, (None, False))

@@ -6,6 +6,7 @@ pipe("a red car", seed=1).images[0].save("car.png")
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +21,7 @@ from ldm.checkpoints.folder import load_component, save_component
 from ldm.checkpoints.source import find_model
 from ldm.clip import CLIPTextEncoder
 from ldm.conditioning import encode_prompts
-from ldm.config import SchedulerConfig, read_json, write_json
+from ldm.config import Config, SchedulerConfig, read_json, write_json
 from ldm.devices import choose_device, choose_dtype
 from ldm.errors import ArgumentError, CheckpointError
 from ldm.guidance import Denoiser
@@ -34,11 +35,12 @@ from ldm.vae import AutoencoderKL
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-MAX_PIXELS = 4096 * 4096  # of one picture; more is a slip of the finger
+# Of one picture; more is a slip of the finger.
+MAX_SIDE, MAX_PIXELS = 8192, 4096 * 4096
 
 
 @dataclass(frozen=True)
-class Defaults:
+class Defaults(Config):
     """What a call uses by default: ``generation_config.json``, else diffusers' values."""
 
     num_inference_steps: int = 50
@@ -134,6 +136,7 @@ class Pipeline:
         dtype = choose_dtype(dtype, device)
         # SD's VAE overflows in float16.
         vae_dtype = torch.float32 if dtype == torch.float16 else dtype
+        extra = folder / "generation_config.json"
         return cls(
             load_component(AutoencoderKL, folder / "vae", vae_dtype, device),
             load_component(CLIPTextEncoder, folder / "text_encoder", dtype, device),
@@ -142,7 +145,7 @@ class Pipeline:
             DDPMScheduler(
                 SchedulerConfig.from_file(folder / "scheduler" / "scheduler_config.json")
             ),
-            Defaults(**read_json(folder / "generation_config.json", optional=True)),
+            Defaults.from_dict(read_json(extra, optional=True), source=str(extra)),
         )
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
@@ -183,7 +186,6 @@ class Pipeline:
         (last,) = deque(self.stream(prompt, **arguments), maxlen=1)
         return last.output
 
-    @torch.no_grad()
     def stream(
         self,
         prompt: str | Sequence[str] = "",
@@ -226,7 +228,8 @@ class Pipeline:
             clip_skip: 1 takes the text encoder's last layer, 2 the one before (as A1111 counts).
             output_type: "pil", "pt" (float32 (B,3,H,W) in [0, 1]) or "latent" (scaled latents).
 
-        Raises ArgumentError for an argument that cannot work, before anything is computed.
+        Raises ArgumentError for an argument that cannot work: at once, not when the first step is
+        asked for, and before anything is computed.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         if num_images_per_prompt < 1 or not prompts:
@@ -248,6 +251,10 @@ class Pipeline:
             else num_inference_steps
         )
         scale = self.defaults.guidance_scale if guidance_scale is None else guidance_scale
+        if not math.isfinite(scale):
+            raise ArgumentError(
+                f"guidance_scale is {scale}; it must be a number, 1 to 15 as a rule"
+            )
         choice = self.choose_sampler(sampler)
         steps = plan(self.scheduler, choice.name, n, choice.karras)
         step = bind(self.scheduler, choice.name, eta)
@@ -256,24 +263,34 @@ class Pipeline:
         height, width = self._size(height, width) if pixels is None else pixels.shape[2:]
         channels, factor = self.vae.config.latent_channels, self.vae.config.scale
         noise = Noise((len(prompts), channels, height // factor, width // factor), seed, generator)
+        if latents is not None and tuple(latents.shape) != noise.shape:
+            raise ArgumentError(
+                f"latents has the shape {tuple(latents.shape)}; expected {noise.shape}"
+            )
 
         context, negative = (
             encode_prompts(self.tokenizer, self.text_encoder, texts, clip_skip)
             for texts in (prompts, negatives)
         )
         denoise = Denoiser(self.unet, self.scheduler, context, negative, scale)
-        start = self._encode(pixels, noise) if pixels is not None else None
-        x_first = self._first(start, steps, first, choice, noise, latents)
-        progress = Progress(0, n - first, x_first, x_first)
-        if progress.steps == 0:
-            yield replace(progress, output=self._finish(start, noise, output_type))
-        for x, index, x0 in sample(
-            step, denoise, x_first, steps[first:], lambda: noise().to(self.device)
-        ):
-            progress = Progress(index + 1, n - first, x, x0)
-            if progress.step == progress.steps:
-                progress.output = self._finish(x, noise, output_type)
-            yield progress
+
+        @torch.no_grad()
+        def run() -> Iterator[Progress]:
+            start = self._encode(pixels, noise) if pixels is not None else None
+            x_first = self._first(start, steps, first, choice, noise, latents)
+            progress = Progress(0, n - first, x_first, x_first)
+            if progress.steps == 0:
+                kept = start if output_type == "latent" else pixels.expand(len(prompts), -1, -1, -1)
+                yield replace(progress, output=self._output(kept, noise, output_type))
+            for x, index, x0 in sample(
+                step, denoise, x_first, steps[first:], lambda: noise().to(self.device)
+            ):
+                progress = Progress(index + 1, n - first, x, x0)
+                if progress.step == progress.steps:
+                    progress.output = self._finish(x, noise, output_type)
+                yield progress
+
+        return run()
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
@@ -305,12 +322,13 @@ class Pipeline:
         raise CheckpointError("the picture is not finite: the model overflows; try dtype='float32'")
 
     def _finish(self, x: Tensor, noise: Noise, output_type: str) -> Output:
-        if output_type == "latent":
-            return Output(x, noise.seeds)
-        pixels = self.decode(x)
-        return Output(
-            images.to_pil(pixels) if output_type == "pil" else pixels / 2 + 0.5, noise.seeds
-        )
+        return self._output(x if output_type == "latent" else self.decode(x), noise, output_type)
+
+    def _output(self, result: Tensor, noise: Noise, output_type: str) -> Output:
+        """``result`` is latents where they are asked for, else pixels in [-1, 1]."""
+        if output_type == "pil":
+            return Output(images.to_pil(result), noise.seeds)
+        return Output(result if output_type == "latent" else result / 2 + 0.5, noise.seeds)
 
     def choose_sampler(self, sampler: str | None) -> Choice:
         """The sampler of a name such as "dpmpp_2m_karras", or the model's own for None."""
@@ -331,8 +349,8 @@ class Pipeline:
     def _size(self, height: int | None, width: int | None) -> tuple[int, int]:
         own = self.default_size()
         size = (
-            height or own[0] if height is None else height,
-            width or own[1] if width is None else width,
+            own[0] if height is None else height,
+            own[1] if width is None else width,
         )
         factor = self.vae.config.scale
         for name, value in zip(("height", "width"), size, strict=True):
@@ -343,6 +361,10 @@ class Pipeline:
         if size[0] * size[1] > MAX_PIXELS:
             raise ArgumentError(
                 f"{size[1]}x{size[0]} is {size[0] * size[1]:,} pixels; at most {MAX_PIXELS:,} work"
+            )
+        if max(size) > MAX_SIDE:
+            raise ArgumentError(
+                f"the size is {size[1]}x{size[0]}; a side may have {MAX_SIDE} pixels"
             )
         return size
 
@@ -398,8 +420,6 @@ class Pipeline:
         if first == len(steps):
             return start
         eps = (noise() if latents is None else latents.float()).to(self.device)
-        if tuple(eps.shape) != noise.shape:
-            raise ArgumentError(f"latents has the shape {tuple(eps.shape)}; expected {noise.shape}")
         if start is None:
             return eps * first_noise_scale(self.scheduler, choice.name, steps)
         level = steps[first][0]

@@ -119,6 +119,7 @@ class UNet(nn.Module):
     """``UNet2DConditionModel`` of the Stable Diffusion family, sizes by ``UNetConfig``."""
 
     config_class = UNetConfig
+    weight_stem = "diffusion_pytorch_model"
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()

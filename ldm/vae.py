@@ -136,6 +136,7 @@ class AutoencoderKL(nn.Module):
     """Encoder and decoder; ``encode`` and ``decode`` speak scaled latents, about unit variance."""
 
     config_class = VAEConfig
+    weight_stem = "diffusion_pytorch_model"
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()

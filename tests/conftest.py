@@ -18,7 +18,7 @@ for library in ("DIFFUSERS", "TRANSFORMERS"):
 
 
 def randomize(module: nn.Module, seed: int = 0) -> nn.Module:
-    """Draw weights that keep every activation of about unit size, so that no error hides in zeros."""
+    """Draw weights that keep activations of about unit size, so that no error hides in zeros."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
@@ -45,6 +45,12 @@ def difference(a: Tensor, b: Tensor) -> float:
     assert b.isfinite().all()
     assert b.std() > 1e-3
     return (a - b).abs().max().item()
+
+
+def norm_eps(module: nn.Module) -> dict[str, float]:
+    """The ε of every normalisation: too small a number to show in outputs of unit size."""
+    parts = module.named_modules()
+    return {name: m.eps for name, m in parts if isinstance(m, nn.GroupNorm | nn.LayerNorm)}
 
 
 @pytest.fixture(scope="session")

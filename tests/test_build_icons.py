@@ -198,6 +198,7 @@ def test_everyday_table_is_sound():
         assert row.icons, row.noun
         assert row.bare <= set(row.words), row.noun
         assert len(set(row.words)) == len(row.words), row.noun
+        assert set(row.keep) <= set(row.icons), row.noun
 
 
 def test_everyday_table_refuses_an_icon_of_two_nouns(tmp_path):
@@ -317,9 +318,10 @@ def test_captions_are_true_of_the_pictures(drawn):
     assert 0.5 < np.mean([row.background in (None, "white") for row in rows]) < 0.68
 
 
-def test_people_keep_their_colours_and_no_colour_is_named(drawn):
-    fixed = nouns.Noun("man", ("man",), ("man",), fixed=True)
-    _, rows = variants.variants(subject(fixed), 60, 32, 0, frozenset())
+@pytest.mark.parametrize("how", [{"fixed": True}, {"keep": ("man",)}])
+def test_people_keep_their_colours_and_no_colour_is_named(drawn, how):
+    fixed = nouns.Noun("man", ("man",), ("man",), **how)
+    _, rows = variants.variants(subject(fixed, "man"), 60, 32, 0, frozenset())
     assert {row.colour for row in rows} == {None}
 
 
@@ -328,6 +330,14 @@ def test_colour_of_a_label_is_replaced_not_doubled(drawn):
     for row in rows:
         assert row.noun is None
         assert ("red envelope" in row.caption) == (row.colour is None), row.caption
+
+
+def test_a_green_bus_with_blue_windows_can_become_blue(drawn, monkeypatch):
+    picture = Image.fromarray(car("#5c913b", windows="#55acee"))
+    monkeypatch.setattr(variants, "render", lambda icon, size: picture.resize((size, size)))
+    bus = nouns.Noun("bus", ("bus",), ("bus",), blue_aside=True)
+    _, rows = variants.variants(subject(bus), 150, 32, 0, frozenset())
+    assert "blue" in {row.colour for row in rows}
 
 
 def test_held_out_picture_is_plain(drawn):

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import difference, ours_like, randomize
+from conftest import difference, norm_eps, ours_like, randomize
 from torch import Tensor, nn
 
 from ldm.clip import CLIPTextEncoder
@@ -39,9 +39,7 @@ CLIP_L: dict[str, Any] = {
 }
 
 
-def pair(
-    values: dict[str, Any], name: str = "CLIPTextModel"
-) -> tuple[nn.Module, CLIPTextEncoder]:
+def pair(values: dict[str, Any], name: str = "CLIPTextModel") -> tuple[nn.Module, CLIPTextEncoder]:
     """(theirs, ours) on the same random weights; `name` is the class in transformers."""
     theirs = randomize(getattr(transformers, name)(transformers.CLIPTextConfig(**values)))
     config = theirs.config.to_dict() | {"architectures": [name]}  # as transformers saves it
@@ -60,6 +58,7 @@ def some_ids(config: CLIPTextConfig, length: int) -> Tensor:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_same_as_transformers(variant: str) -> None:
     theirs, ours = pair(TINY | VARIANTS[variant])
+    assert list(norm_eps(ours).values()) == list(norm_eps(theirs).values())
     for length in {ours.config.max_position_embeddings, 9, 2}:
         ids = some_ids(ours.config, length)
         want = theirs(ids)
@@ -125,9 +124,7 @@ def test_full_size() -> None:
     theirs, ours = pair(CLIP_L)
     assert sum(p.numel() for p in ours.parameters()) == 123_060_480
     names = {k.removeprefix("text_model."): v.shape for k, v in ours.state_dict().items()}
-    assert names == {
-        k.removeprefix("text_model."): v.shape for k, v in theirs.state_dict().items()
-    }
+    assert names == {k.removeprefix("text_model."): v.shape for k, v in theirs.state_dict().items()}
     ids = torch.full((2, 77), 49407)
     ids[:, :6] = torch.tensor([[49406, 320, 736, 1615, 49407, 49407], [49406, 8, 9, 7, 6, 5]])
     want = theirs(ids, output_hidden_states=True)

@@ -286,7 +286,7 @@ def test_saved_classifier_is_the_same(learnt, tmp_path):
     classifier.save(model, {"data": "x"}, tmp_path)
     loaded, about = classifier.load(tmp_path)
     assert about == {"data": "x"} and loaded.labels == model.labels
-    x = classifier.shrink(np.asarray(data.images))
+    x = classifier.to_float(classifier.shrink(np.asarray(data.images)))
     for ours, theirs in zip(loaded(x), model.eval()(x), strict=True):
         assert (ours - theirs).abs().max() < 1e-5
 

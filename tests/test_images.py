@@ -141,7 +141,11 @@ DEEP = np.array([[0, 1, 128, 129, 255, 256], [257, 1000, 32768, 40000, 65407, 65
 
 @pytest.mark.parametrize("suffix", ["png", "tiff", "pgm"])
 def test_16_bit_grey_is_scaled(tmp_path: Path, suffix: str) -> None:
-    path = saved(Image.fromarray(DEEP), tmp_path / f"a.{suffix}")
+    path = tmp_path / f"a.{suffix}"
+    if suffix == "pgm":  # older Pillows read it and do not write it
+        path.write_bytes(b"P5 6 2 65535\n" + DEEP.astype(">u2").tobytes())
+    else:
+        Image.fromarray(DEEP).save(path)
     assert_pixels(load_image(path), grey_rgb(np.rint(DEEP / 257)))
 
 

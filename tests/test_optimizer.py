@@ -1,4 +1,4 @@
-"""Muon: its orthogonalisation against the SVD, and that it learns; AdamW's part against PyTorch's."""
+"""Muon: orthogonalisation against the SVD, AdamW's part against PyTorch's, and that it learns."""
 
 from __future__ import annotations
 

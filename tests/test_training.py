@@ -1,4 +1,4 @@
-"""Training on tiny data: each recipe runs, saves what loads, and a resumed run equals an unbroken one."""
+"""Training on tiny data: every recipe runs and saves, a resumed run equals an unbroken one."""
 
 from __future__ import annotations
 
@@ -133,9 +133,7 @@ def test_the_text_encoder_is_saved_without_its_training_head(trained: Path) -> N
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_a_resumed_run_equals_an_unbroken_one(
-    data: Path, tmp_path: Path, optimizer: str
-) -> None:
+def test_a_resumed_run_equals_an_unbroken_one(data: Path, tmp_path: Path, optimizer: str) -> None:
     whole = settings("autoencoder", data, tmp_path / "whole", optimizer=optimizer)
     losses = run(whole)
     broken = settings(
@@ -172,10 +170,18 @@ def test_a_checkpoint_half_written_is_passed_over(data: Path, tmp_path: Path) ->
 
 def test_a_loss_that_is_not_finite_stops_the_run(data: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="at step 1"):
-        run(settings("autoencoder", data, tmp_path / "run", options={
-            "kl_weight": float("nan"), "gradient_weight": 0.5,
-            "phases": [{"until": 1.0, "size": 16, "batch_size": 2}],
-        }))
+        run(
+            settings(
+                "autoencoder",
+                data,
+                tmp_path / "run",
+                options={
+                    "kl_weight": float("nan"),
+                    "gradient_weight": 0.5,
+                    "phases": [{"until": 1.0, "size": 16, "batch_size": 2}],
+                },
+            )
+        )
     assert not checkpoints(tmp_path / "run")
 
 

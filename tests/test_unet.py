@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import difference, ours_like, randomize
+from conftest import difference, norm_eps, ours_like, randomize
 from torch import Tensor, nn
 
 from ldm.config import UNetConfig
@@ -84,7 +84,8 @@ def inputs(config: UNetConfig, batch: int, height: int, width: int) -> tuple[Ten
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_same_as_diffusers(layout: str) -> None:
     theirs, ours = pair(TINY | LAYOUTS[layout])
-    assert list(ours.state_dict()) and set(ours.state_dict()) == set(theirs.state_dict())
+    assert set(ours.state_dict()) == set(theirs.state_dict())
+    assert norm_eps(ours) == norm_eps(theirs)
     for height, width in ((8, 8), (7, 5), (1, 9)):
         x, context = inputs(ours.config, 3, height, width)
         t = torch.tensor([0, 501, 999])

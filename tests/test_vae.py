@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import difference, ours_like, randomize
+from conftest import difference, norm_eps, ours_like, randomize
 from torch import nn
 
 from ldm.config import VAEConfig
@@ -73,6 +73,7 @@ def compare(
 def test_same_as_diffusers(layout: str) -> None:
     theirs, ours = pair(TINY | LAYOUTS[layout])
     assert set(ours.state_dict()) == set(theirs.state_dict())
+    assert norm_eps(ours) == norm_eps(theirs)
     for height, width in ((32, 24), (37, 29)):
         found = compare(theirs, ours, 2, height, width)
         assert max(found.values()) <= 1e-5, (found, height, width)

@@ -25,6 +25,8 @@ from icons.sources import BuildError
 
 # Pictures of an icon relative to --variants: of common things, other everyday things, the rest.
 COMMON, EVERYDAY, OTHER = 1.0, 0.6, 0.25
+# How often training draws a picture of each: common things first, so that they are learnt first.
+WEIGHTS = {COMMON: 4.0, EVERYDAY: 1.0, OTHER: 0.5}
 TYPICAL_ICONS = 5  # a noun drawn by every set has five; one with more gets fewer of each
 
 
@@ -38,17 +40,22 @@ class Task:
     held_out: bool
 
 
+def share(subject: nouns.Subject) -> float:
+    """Which of the three kinds a subject is."""
+    if subject.noun is None:
+        return OTHER
+    return COMMON if subject.noun.common else EVERYDAY
+
+
 def counts(subjects: list[nouns.Subject], per_icon: int) -> list[int]:
     """Pictures for each subject, so that all nouns of one kind have about as many."""
     icons_of = Counter(s.noun.noun for s in subjects if s.noun)
     result = []
     for subject in subjects:
-        if subject.noun is None:
-            share = OTHER
-        else:
-            share = COMMON if subject.noun.common else EVERYDAY
-            share *= min(max(TYPICAL_ICONS / icons_of[subject.noun.noun], 0.4), 1.5)
-        result.append(max(round(per_icon * share), 1))
+        factor = share(subject)
+        if subject.noun is not None:
+            factor *= min(max(TYPICAL_ICONS / icons_of[subject.noun.noun], 0.4), 1.5)
+        result.append(max(round(per_icon * factor), 1))
     return result
 
 
@@ -123,9 +130,11 @@ def build(args: argparse.Namespace, folder: Path) -> Counter:
         get_context("spawn").Pool(args.processes) as pool,
     ):
         done = 0
-        for rows in pool.imap(_draw, work, chunksize=8):
+        for task, rows in zip(tasks, pool.imap(_draw, work, chunksize=8), strict=True):
+            weight = WEIGHTS[share(task.subject)]
             for row in rows:
-                metadata.write(json.dumps(dataclasses.asdict(row)) + "\n")
+                line = {**dataclasses.asdict(row), "weight": weight}
+                metadata.write(json.dumps(line) + "\n")
                 tally[row.set, row.split] += 1
             done += len(rows)
             if sys.stderr.isatty():

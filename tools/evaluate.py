@@ -29,7 +29,7 @@ from icons.nouns import read_everyday
 from icons.split import read_eval_objects
 from ldm.checkpoints.folder import load_component
 from ldm.checkpoints.source import find_model
-from ldm.cli.common import run
+from ldm.cli.common import EXIT_CODES, Parser, run
 from ldm.errors import ArgumentError
 from ldm.images import save_image
 from ldm.pipeline import Pipeline
@@ -185,10 +185,10 @@ def evaluate(arguments: argparse.Namespace) -> None:
     say(f"written to {arguments.output}: report.json, report.md, contact.png")
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The command line."""
     names = [n + end for n, row in SAMPLERS.items() for end in ("", "_karras")[: 1 + row.karras]]
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0], epilog=EXIT_CODES, allow_abbrev=False)
     add = parser.add_argument
     add("--data", type=Path, default=Path("data/icons"), help="data set (default: data/icons)")
     add("--model", help="a diffusers folder or a hub id (default: the built-in model)")

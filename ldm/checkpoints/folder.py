@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from ldm.checkpoints.names import to_ours
 from ldm.checkpoints.tensors import read_tensors, write_tensors
-from ldm.clip import CLIPTextEncoder
 from ldm.config import Config, write_json
 from ldm.errors import CheckpointError
 
@@ -21,15 +20,11 @@ class Component(Protocol):
     """A module with a config: the VAE, the text encoder, the U-Net."""
 
     config_class: type[Config]
+    weight_stem: str  # of its file: transformers and diffusers name theirs differently
     config: Config
 
 
 M = TypeVar("M", bound=nn.Module)
-
-
-def weight_stem(module_class: type[nn.Module]) -> str:
-    """transformers and diffusers name their weight files differently."""
-    return "model" if module_class is CLIPTextEncoder else "diffusion_pytorch_model"
 
 
 def find_weights(folder: Path, stem: str) -> Path:
@@ -62,7 +57,7 @@ def load_component(
     config = module_class.config_class.from_file(folder / "config.json")
     with torch.device("meta"):
         module = module_class(config)
-    path = find_weights(folder, weight_stem(module_class))
+    path = find_weights(folder, module_class.weight_stem)
     expected = module.state_dict()
     tensors = to_ours(read_tensors(path), expected)
     check(expected, tensors, path)
@@ -100,5 +95,5 @@ def save_component(module: nn.Module, folder: Path, dtype: torch.dtype | None = 
     tensors = {
         key: value.to("cpu", dtype or value.dtype) for key, value in module.state_dict().items()
     }
-    write_tensors(tensors, folder / f"{weight_stem(type(module))}.safetensors")
+    write_tensors(tensors, folder / f"{module.weight_stem}.safetensors")
     write_json(folder / "config.json", module.config.to_dict())

@@ -1,33 +1,72 @@
-"""What the commands share: errors become one line and an exit code."""
+"""What the commands share: errors and warnings become one line each, errors an exit code too."""
 
 from __future__ import annotations
 
+import argparse
+import contextlib
+import os
 import sys
+import traceback
+import warnings
 from collections.abc import Callable
+from typing import NoReturn
 
 from ldm.errors import ArgumentError, LDMError
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
+EXIT_CODES = "exit codes: 0 done, 1 failed, 2 wrong arguments, 130 stopped by Ctrl-C"
+LONGEST = 1000  # characters of a line; what is longer quotes a whole book
 
 
-def run(action: Callable[[], None], debug: bool) -> int:
-    """Run a command's work. Returns 0, or the exit code of what went wrong, told on one line of stderr."""
+class Parser(argparse.ArgumentParser):
+    """Tells what is wrong with the arguments on one line, without repeating all of them."""
+
+    def error(self, message: str) -> NoReturn:
+        """Leave with the exit code of wrong usage."""
+        sys.exit(fail(f"{message}; {self.prog} --help explains the arguments", USAGE))
+
+
+def run(action: Callable[[], None], debug: bool, quiet: bool = False) -> int:
+    """Do a command's work. Returns 0, or the exit code of what went wrong, told on stderr."""
+    if sys.stderr is None:  # closed by the caller: print() would take stdout in its place
+        sys.stderr = open(os.devnull, "w")
     try:
-        action()
+        with warnings.catch_warnings():
+            if quiet:
+                warnings.simplefilter("ignore")
+            warnings.showwarning = lambda message, *_, **__: tell(f"warning: {message}")
+            action()
     except KeyboardInterrupt:
-        return fail("stopped", INTERRUPTED)
+        tell("stopped")
+        return INTERRUPTED
     except Exception as error:
         if debug:
-            raise
-        if isinstance(error, ArgumentError):
-            return fail(str(error), USAGE)
-        if isinstance(error, (LDMError, OSError)):
-            return fail(str(error), FAILED)
-        return fail(f"{type(error).__name__}: {error} (unexpected: --debug shows where)", FAILED)
+            traceback.print_exc()
+        return fail(*explain(error))
     return 0
 
 
+def explain(error: Exception) -> tuple[str, int]:
+    """What to tell the user about an error, and the exit code."""
+    if isinstance(error, ArgumentError):
+        return str(error), USAGE
+    if isinstance(error, LDMError | OSError):
+        return str(error), FAILED
+    reason = f"{type(error).__name__}: {error}".splitlines()[0]
+    # PyTorch's two errors, told by their words so that PyTorch need not be imported here.
+    if isinstance(error, MemoryError) or "t allocate memory" in reason or "OutOfMemory" in reason:
+        return f"not enough memory ({reason}); try a smaller size, or fewer at once", FAILED
+    return f"{reason} (unexpected: --debug shows where)", FAILED
+
+
 def fail(message: str, code: int) -> int:
-    """Print an error on one line of stderr and return its exit code."""
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    """Tell an error and return its exit code."""
+    tell(f"error: {message}")
     return code
+
+
+def tell(message: str) -> None:
+    """Print one line on stderr, if anybody listens."""
+    line = " ".join(message.splitlines())
+    with contextlib.suppress(OSError):
+        print(line if len(line) <= LONGEST else f"{line[:LONGEST]}…", file=sys.stderr, flush=True)

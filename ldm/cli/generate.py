@@ -1,343 +1,239 @@
-"""``ldm-generate``: draw pictures of a prompt."""
+"""``ldm-generate``: draw pictures of a text."""
 
 from __future__ import annotations
 
 import argparse
+import os
+import secrets
 import sys
 import time
-import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ldm import __version__
-from ldm.cli.common import run
-from ldm.errors import ArgumentError
-from ldm.samplers import SAMPLERS, schedule_type
+from ldm.cli.common import run, tell
+from ldm.cli.options import check, parser
+from ldm.errors import ImageError, LDMError
+from ldm.samplers import SAMPLERS, schedule_type, start_index
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from ldm.pipeline import Output, Pipeline
+    from ldm.pipeline import Pipeline
 
-KARRAS = "_karras"
+NAME_BYTES = 100  # of the prompt in a file's name; file systems allow 255 in all
+BAR = "{desc}{percentage:3.0f}%|{bar}| {n}/{total} [{elapsed}<{remaining}, {rate_inv_fmt}]"
+REFRESH = 10  # seconds between two lines of progress in a log file
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command's arguments, named as diffusers names them."""
-    samplers = [
-        name + suffix for name, row in SAMPLERS.items() for suffix in ("", KARRAS)[: 1 + row.karras]
-    ]
-    parser = argparse.ArgumentParser(
-        prog="ldm-generate",
-        description="Draw pictures of a text. Without --model, the small built-in model draws icons of "
-        "everyday things, 128 pixels wide, offline.",
-    )
-    add = parser.add_argument
-    add(
-        "prompt",
-        nargs="*",
-        default=[""],
-        help='what to draw, such as "a red car"; several texts make several pictures',
-    )
-    add("-n", "--negative-prompt", default="", metavar="TEXT", help="what to steer away from")
-    add(
-        "-m",
-        "--model",
-        metavar="PATH",
-        help="a diffusers folder or a hub id (default: the built-in model)",
-    )
-    add(
-        "-o",
-        "--output",
-        type=Path,
-        metavar="FILE",
-        help="where to save (default: named after the prompt and the seed)",
-    )
-    add("--force", action="store_true", help="overwrite files that exist")
-    add("-i", "--image", metavar="FILE", help="an image to start from")
-    add(
-        "--strength",
-        type=float,
-        default=0.8,
-        metavar="S",
-        help="how much of the image to redraw, 0 to 1 (default: 0.8)",
-    )
-    add(
-        "-s",
-        "--num-inference-steps",
-        "--steps",
-        type=int,
-        metavar="N",
-        help="denoising steps (default: as the model advises)",
-    )
-    add(
-        "-g",
-        "--guidance-scale",
-        type=float,
-        metavar="S",
-        help="how closely to follow the text (default: as the model advises)",
-    )
-    add(
-        "--seed",
-        type=int,
-        metavar="N",
-        help="the first picture's seed; the next ones count up (default, or -1: random)",
-    )
-    add(
-        "--num-images",
-        type=int,
-        default=1,
-        metavar="N",
-        help="pictures of each prompt (default: 1)",
-    )
-    add(
-        "--batch-size",
-        type=int,
-        default=8,
-        metavar="N",
-        help="pictures drawn at once; does not change them (default: 8)",
-    )
-    add(
-        "-W",
-        "--width",
-        type=int,
-        metavar="PX",
-        help="a multiple of 8 (default: the model's, or the image's)",
-    )
-    add(
-        "-H",
-        "--height",
-        type=int,
-        metavar="PX",
-        help="a multiple of 8 (default: the model's, or the image's)",
-    )
-    add("--sampler", choices=samplers, help="the sampling method (default: the model's own)")
-    add(
-        "--eta",
-        type=float,
-        default=0.0,
-        metavar="E",
-        help="noise that the ddim sampler adds, 0 to 1 (default: 0)",
-    )
-    add(
-        "--clip-skip",
-        type=int,
-        default=1,
-        metavar="N",
-        help="1: the text encoder's last layer, 2: the one before (default: 1)",
-    )
-    add("--device", help="cpu, cuda, cuda:1, … (default: CUDA where there is one)")
-    add(
-        "--dtype",
-        choices=("float32", "bfloat16", "float16"),
-        help="number format (default: chosen by the device)",
-    )
-    add("--grid", action="store_true", help="save one picture with all of them side by side")
-    add("--quiet", action="store_true", help="print nothing but errors and the names of the files")
-    add("--debug", action="store_true", help="show the traceback of an error")
-    add("--version", action="version", version=f"ldm {__version__}")
-    return parser
+@dataclass(frozen=True)
+class Job:
+    """One picture to draw."""
+
+    prompt: str
+    seed: int
+    path: Path
 
 
 def generate(arguments: argparse.Namespace) -> None:
-    """Check what can be checked, load the model, draw batch by batch, save each picture as it is done."""
-    check(arguments)
-
-    from ldm.images import load_image  # before torch: a wrong file is told at once
-
-    image = load_image(arguments.image) if arguments.image else None
+    """Check what can be checked, load the model, draw in batches, save each picture when done."""
     began = time.monotonic()
-    say = (lambda text: None) if arguments.quiet else (lambda text: print(text, file=sys.stderr))
+    check(arguments)
+    jobs = plan_jobs(arguments)
+
+    from ldm.images import image_grid, load_image  # before PyTorch: a wrong file is told at once
+
+    image = None if arguments.image is None else load_image(arguments.image)
+    say: Callable[[str], None] = (lambda line: None) if arguments.quiet else tell
 
     from ldm.pipeline import Pipeline
 
     pipe = Pipeline.from_pretrained(arguments.model, device=arguments.device, dtype=arguments.dtype)
-    size = {"height": arguments.height, "width": arguments.width}
+    loaded, steps = time.monotonic(), 0
     if image is not None:
-        size = image_size(pipe, image, size, say)
-    jobs = [prompt for prompt in arguments.prompt for _ in range(arguments.num_images)]
-    seed = first_seed(arguments.seed)
-    drawn: list[tuple[Image.Image, str, int]] = []
+        arguments.width, arguments.height = image_size(pipe, image, arguments)
+    pictures: list[Image] = []
     for start in range(0, len(jobs), arguments.batch_size):
-        prompts = jobs[start : start + arguments.batch_size]
-        output = draw(pipe, prompts, seed + start, image, size, arguments)
-        for prompt, picture, used in zip(prompts, output.images, output.seeds, strict=True):
-            drawn.append((picture, prompt, used))
-            if not arguments.grid:
-                save(
-                    pipe,
-                    picture,
-                    prompt,
-                    used,
-                    file_name(arguments, prompt, used, len(drawn), len(jobs)),
-                    arguments,
-                )
+        batch = jobs[start : start + arguments.batch_size]
+        drawn, run_steps = draw(pipe, batch, image, arguments, say)
+        steps += run_steps
+        if arguments.grid:
+            pictures += drawn
+            continue
+        for job, picture in zip(batch, drawn, strict=True):
+            save(picture, job, parameters(pipe, job, picture.size, arguments), arguments.force)
     if arguments.grid:
-        from ldm.images import image_grid
-
-        picture = image_grid([picture for picture, _, _ in drawn])
-        save(
-            pipe,
-            picture,
-            arguments.prompt[0],
-            seed,
-            file_name(arguments, arguments.prompt[0], seed, 1, 1),
-            arguments,
-        )
+        rows_of_prompts = len(arguments.prompt) > 1 and arguments.num_images > 1
+        grid = image_grid(pictures, columns=arguments.num_images if rows_of_prompts else None)
+        text = parameters(pipe, jobs[0], pictures[0].size, arguments)
+        save(grid, jobs[0], text, arguments.force)
+    ended = time.monotonic()
     say(
-        f"{len(drawn)} picture{'s' * (len(drawn) > 1)} in {time.monotonic() - began:.1f} s, loading included"
+        f"{len(jobs)} picture{'s' * (len(jobs) > 1)} in {ended - began:.1f} s: "
+        f"{loaded - began:.1f} to load, {ended - loaded:.1f} to draw"
+        f" ({(ended - loaded) / max(steps, 1):.2g} s/step)"
     )
 
 
-def check(arguments: argparse.Namespace) -> None:
-    """Whatever is wrong with the arguments is said before the model is loaded."""
+def plan_jobs(arguments: argparse.Namespace) -> list[Job]:
+    """The pictures in the order of drawing; their seeds count up over all of them.
+
+    Raises ImageError for a file that could not be written or is there already.
+    """
     from ldm.images import check_output
-    from ldm.samplers import start_index
 
-    for name in ("num_images", "batch_size"):
-        if getattr(arguments, name) < 1:
-            raise ArgumentError(
-                f"--{name.replace('_', '-')} is {getattr(arguments, name)}; it must be at least 1"
-            )
-    if arguments.num_inference_steps is not None and arguments.num_inference_steps < 1:
-        raise ArgumentError(
-            f"--num-inference-steps is {arguments.num_inference_steps}; it must be at least 1"
-        )
-    start_index(1, arguments.strength)
-    if arguments.output:
-        count = 1 if arguments.grid else len(arguments.prompt) * arguments.num_images
-        for number in range(1, count + 1):
-            check_output(file_name(arguments, "", 0, number, count), overwrite=arguments.force)
+    if arguments.output is not None:
+        check_output(arguments.output, overwrite=True)
+    prompts = [prompt for prompt in arguments.prompt for _ in range(arguments.num_images)]
+    first = secrets.randbelow(2**32) if arguments.seed == -1 else arguments.seed
+    numbered = len(prompts) > 1 and not arguments.grid
+    jobs = []
+    for i, prompt in enumerate(prompts):
+        path = file_name(arguments.output, prompt, first + i, i + 1 if numbered else None)
+        jobs.append(Job(prompt, first + i, path))
+    for job in jobs[:1] if arguments.grid else jobs:
+        if not arguments.force and os.path.lexists(job.path):
+            raise ImageError(f"{job.path} already exists; choose another --output, or add --force")
+        check_output(job.path, overwrite=True)
+    return jobs
 
 
-def image_size(
-    pipe: Pipeline, image: Image, size: dict[str, int | None], say: object
-) -> dict[str, int | None]:
-    """Without a size, a picture larger than the model draws is made smaller, keeping its shape."""
-    own_height, own_width = pipe.default_size()
-    if size["height"] or size["width"] or image.width * image.height <= own_width * own_height:
-        return size
+def file_name(output: str | None, prompt: str, seed: int, number: int | None) -> Path:
+    """``--output``, with a number where there are several; else one of the prompt and the seed."""
+    if output is not None:
+        path = Path(output)
+        return path if number is None else path.with_stem(f"{path.stem}-{number}")
+    words = "".join(c if c.isalnum() else " " for c in prompt.lower()).split()
+    short = "-".join(words).encode()[:NAME_BYTES].decode(errors="ignore").strip("-")
+    return Path(f"{short or 'picture'}-{seed}.png")
+
+
+def image_size(pipe: Pipeline, image: Image, arguments: argparse.Namespace) -> tuple[int, int]:
+    """(width, height) to draw: a side that is not given keeps the image's shape.
+
+    With no side given, an image larger than what the model was trained for is drawn smaller.
+    """
+    width, height = arguments.width, arguments.height
+    if width and height:
+        return width, height
+    if width or height:
+        scale = width / image.width if width else height / image.height
+    else:
+        own_height, own_width = pipe.default_size()
+        scale = min(1.0, (own_width * own_height / (image.width * image.height)) ** 0.5)
     factor = pipe.vae.config.scale
-    ratio = (own_width * own_height / (image.width * image.height)) ** 0.5
-    size = {
-        "height": max(factor, round(image.height * ratio / factor) * factor),
-        "width": max(factor, round(image.width * ratio / factor) * factor),
-    }
-    say(
-        f"the image is made {size['width']}x{size['height']}, the size of this model; --width and --height decide else"
-    )
-    return size
 
+    def fit(side: int) -> int:
+        return max(factor, int(side * scale + 0.5) // factor * factor)
 
-def first_seed(seed: int | None) -> int:
-    """The seed given, or a random one for none and for -1."""
-    if seed is None or seed == -1:
-        import secrets
-
-        return secrets.randbelow(2**32)
-    return seed
+    return width or fit(image.width), height or fit(image.height)
 
 
 def draw(
     pipe: Pipeline,
-    prompts: list[str],
-    seed: int,
+    batch: list[Job],
     image: Image | None,
-    size: dict[str, int | None],
     arguments: argparse.Namespace,
-) -> Output:
-    """One batch, with a progress bar on stderr."""
+    say: Callable[[str], None],
+) -> tuple[list[Image], int]:
+    """The pictures of a batch, with progress on stderr; and the number of steps run."""
     from tqdm import tqdm
 
     stream = pipe.stream(
-        prompts,
+        [job.prompt for job in batch],
         negative_prompt=arguments.negative_prompt,
         image=image,
         strength=arguments.strength,
         num_inference_steps=arguments.num_inference_steps,
         guidance_scale=arguments.guidance_scale,
-        seed=seed,
+        seed=batch[0].seed,
         sampler=arguments.sampler,
         eta=arguments.eta,
         clip_skip=arguments.clip_skip,
-        **size,
+        width=arguments.width,
+        height=arguments.height,
     )
-    bar = None
-    try:
+    first, last = batch[0].seed, batch[-1].seed
+    seeds = f"seed {first}" if first == last else f"seeds {first} to {last}"
+    steps = total = arguments.num_inference_steps or pipe.defaults.num_inference_steps
+    told = f"{steps} steps"
+    if image is not None:
+        total = steps - start_index(steps, arguments.strength)
+        width, height = arguments.width, arguments.height
+        told = f"{width}x{height}, strength {arguments.strength:g}: {total} of {steps} steps"
+    say(f"{seeds}, {told}")
+    terminal = sys.stderr.isatty()
+    with tqdm(
+        total=total,
+        unit="step",
+        bar_format=BAR,
+        leave=not terminal,
+        mininterval=0.1 if terminal else REFRESH,
+        delay=0 if terminal else REFRESH,
+        disable=arguments.quiet,
+    ) as bar:
         for progress in stream:
-            if bar is None:
-                title = "drawing"
-                if image is not None:
-                    steps = arguments.num_inference_steps or pipe.defaults.num_inference_steps
-                    title = f"strength {arguments.strength:g}: {progress.steps} of {steps} steps"
-                bar = tqdm(
-                    total=progress.steps,
-                    desc=title,
-                    unit="step",
-                    disable=arguments.quiet,
-                    leave=False,
-                )
             bar.update(progress.step - bar.n)
-    finally:
-        if bar is not None:
-            bar.close()
-    return progress.output
+    return progress.output.images, progress.steps
 
 
-def file_name(
-    arguments: argparse.Namespace, prompt: str, seed: int, number: int, count: int
-) -> Path:
-    """``--output``, numbered where there are several; else a name made of the prompt and the seed."""
-    if arguments.output is None:
-        words = "".join(c if c.isalnum() else "-" for c in prompt.lower())
-        stem = "-".join(part for part in words.split("-") if part)[:60] or "picture"
-        return Path(f"{stem}-{seed}.png")
-    if count == 1:
-        return arguments.output
-    return arguments.output.with_stem(f"{arguments.output.stem}-{number}")
-
-
-def save(
-    pipe: Pipeline,
-    picture: Image,
-    prompt: str,
-    seed: int,
-    path: Path,
-    arguments: argparse.Namespace,
-) -> None:
-    """Write the picture with its parameters, as A1111 writes them, and print the file's name."""
-    from ldm.images import save_image
+def parameters(
+    pipe: Pipeline, job: Job, size: tuple[int, int], arguments: argparse.Namespace
+) -> str:
+    """How a picture was made, as A1111 writes it into the file."""
     from ldm.metadata import format_parameters
 
-    choice = pipe.choose_sampler(arguments.sampler)
-    defaults = pipe.defaults
-    text = format_parameters(
+    choice, defaults = pipe.choose_sampler(arguments.sampler), pipe.defaults
+    scale = arguments.guidance_scale
+    return format_parameters(
         {
-            "Prompt": prompt,
+            "Prompt": job.prompt,
             "Negative prompt": arguments.negative_prompt,
             "Steps": arguments.num_inference_steps or defaults.num_inference_steps,
             "Sampler": SAMPLERS[choice.name].label,
             "Schedule type": schedule_type(choice.karras),
-            "CFG scale": f"{defaults.guidance_scale if arguments.guidance_scale is None else arguments.guidance_scale:g}",
-            "Seed": seed,
-            "Size": f"{picture.width}x{picture.height}",
-            "Model": Path(arguments.model).name if arguments.model else "ldm built-in",
-            "Denoising strength": f"{arguments.strength:g}" if arguments.image else None,
+            "CFG scale": number(defaults.guidance_scale if scale is None else scale),
+            "Seed": job.seed,
+            "Size": f"{size[0]}x{size[1]}",
+            "Model": Path(arguments.model).resolve().name if arguments.model else "ldm built-in",
+            "Denoising strength": None if arguments.image is None else number(arguments.strength),
             "Clip skip": arguments.clip_skip if arguments.clip_skip > 1 else None,
+            "Eta": number(arguments.eta) if arguments.eta else None,
             "RNG": "CPU",
             "Version": f"ldm {__version__}",
         }
     )
-    save_image(picture, path, text, overwrite=arguments.force)
-    print(path if arguments.quiet else f"{path}  (seed {seed})", flush=True)
+
+
+def number(value: float) -> str:
+    """Exactly, but 7 rather than 7.0."""
+    return repr(float(value)).removesuffix(".0")
+
+
+def save(picture: Image, job: Job, text: str, overwrite: bool) -> None:
+    """Write a picture, then its name on stdout: a line of the very bytes of the name."""
+    from ldm.images import save_image
+
+    save_image(picture, job.path, text, overwrite)
+    if sys.stdout is None:  # closed by the caller
+        return
+    try:
+        sys.stdout.buffer.write(os.fsencode(job.path) + b"\n")
+        sys.stdout.buffer.flush()
+    except OSError as error:
+        # Python tries again when it ends; that must not fail once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise LDMError(
+            f"stopped after {job.path}: standard output cannot be written ({error.strerror})"
+        ) from None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    arguments = parser().parse_args(argv)
-    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
-    return run(lambda: generate(arguments), debug=arguments.debug)
+    arguments = parser().parse_intermixed_args(argv)
+    return run(lambda: generate(arguments), arguments.debug, arguments.quiet)
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ def train(arguments: argparse.Namespace) -> None:
         )
         return
     for state in steps(config, recipe):
-        if state.metrics and not arguments.quiet:
+        if state.metrics and state.main and not arguments.quiet:
             figures = "  ".join(f"{key} {value:.4g}" for key, value in state.metrics.items())
             print(
                 f"step {state.step}/{config.steps}  {state.seconds / 60:.1f} min  {figures}",

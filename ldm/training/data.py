@@ -62,6 +62,16 @@ class CaptionedImages:
         """Indices of the rows that training never sees."""
         return torch.tensor([i for i, row in enumerate(self.rows) if row["split"] != "train"])
 
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        """Indices of ``count`` training rows, (count,), each as likely as its ``weight`` (default 1)."""
+        chosen = torch.multinomial(self.weights, count, replacement=True, generator=generator)
+        return self.train[chosen]
+
+    @cached_property
+    def weights(self) -> Tensor:
+        """How often each row of ``train`` is drawn, relative to the others."""
+        return torch.tensor([float(self.rows[i].get("weight", 1)) for i in self.train.tolist()])
+
     def pixels(self, indices: Tensor) -> Tensor:
         """Whole pictures: (B,) → float32 (B,3,H,W) in [-1, 1]."""
         return to_pixels(self.images[np.sort(indices.numpy())])

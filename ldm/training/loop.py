@@ -63,6 +63,7 @@ class State:
     seconds: float  # training time over all sessions
     rate: float  # learning rate of the step
     metrics: dict[str, float]  # filled every ``log_every`` steps
+    main: bool  # whether this is the process that tells and saves
 
 
 def fast_attention(device: torch.device) -> contextlib.AbstractContextManager:
@@ -124,7 +125,8 @@ def train(config: TrainConfig, recipe: Recipe) -> Iterator[State]:
         optimizer.zero_grad()
         ema.update(model, step)
 
-        state = State(step + 1, spent + time.monotonic() - began, rate, {})
+        seconds = spent + time.monotonic() - began
+        state = State(step + 1, seconds, rate, {}, accelerator.is_main_process)
         last = state.step == config.steps
         if state.step % config.log_every == 0 or last:
             found = {"loss": loss.detach(), "grad_norm": norm, **metrics}

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ldm.training.config import TrainConfig
 
-# Newton–Schulz coefficients and rounds of Jordan et al. 2024, "Muon: an optimizer for hidden layers".
+# Newton–Schulz coefficients and rounds: Jordan et al. 2024, "Muon: an optimizer for hidden layers".
 A, B, C, ROUNDS = 3.4445, -4.7750, 2.0315, 5
 NARROW = 16  # matrices with fewer rows or columns, such as the last convolution, are left to AdamW
 

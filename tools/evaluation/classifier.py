@@ -10,9 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.checkpoints.tensors import read_tensors, write_tensors
-from ldm.training.data import to_pixels
 
-SIZE = 64  # pixels of a side that it looks at
+SIZE = 48  # pixels of a side that it looks at
 WIDTHS = (64, 128, 256)
 
 
@@ -58,10 +57,8 @@ class Classifier(nn.Module):
         self.labels = labels
         # Blocks of 4x4 pixels become channels: large maps with few channels are slow on CPUs.
         layers: list[nn.Module] = [nn.PixelUnshuffle(4), convolution(3 * 16, WIDTHS[0]), nn.ReLU()]
-        for index, width in enumerate(WIDTHS):
-            if index:
-                layers += [convolution(WIDTHS[index - 1], width, stride=2), nn.ReLU()]
-            layers.append(Residual(width))
+        for inputs, outputs in zip(WIDTHS, WIDTHS[1:], strict=False):
+            layers += [convolution(inputs, outputs, stride=2), nn.ReLU(), Residual(outputs)]
         self.body = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
         self.nouns = nn.Linear(WIDTHS[-1], len(labels.nouns))
         self.colours = nn.Linear(WIDTHS[-1], len(labels.colours))
@@ -80,7 +77,7 @@ class Classifier(nn.Module):
         narrow = torch.tensor([self.labels.nouns.index(noun) for noun in among])
         self.eval()
         result = []
-        for x in shrink(pictures).split(batch):
+        for x in to_float(shrink(pictures)).split(batch):
             straight, mirrored = self(x), self(x.flip(3))
             nouns, colours = (
                 (a.softmax(1) + b.softmax(1)) / 2 for a, b in zip(straight, mirrored, strict=True)
@@ -94,8 +91,14 @@ class Classifier(nn.Module):
 
 
 def shrink(pictures: np.ndarray) -> Tensor:
-    """uint8 (N, H, W, 3) → (N, 3, SIZE, SIZE) in [-1, 1], by area."""
-    return F.interpolate(to_pixels(pictures), size=(SIZE, SIZE), mode="area")
+    """uint8 (N, H, W, 3) → uint8 (N, 3, SIZE, SIZE), channels last in memory."""
+    x = torch.from_numpy(pictures).permute(0, 3, 1, 2)
+    return F.interpolate(x, size=(SIZE, SIZE), mode="bilinear", antialias=True)
+
+
+def to_float(x: Tensor) -> Tensor:
+    """uint8 → float32 in [-1, 1]."""
+    return x.float() / 127.5 - 1
 
 
 def save(classifier: Classifier, about: dict, folder: Path) -> None:

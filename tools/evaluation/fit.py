@@ -1,24 +1,25 @@
 """Training of the classifier on real icons: minutes on one core, once for a data set."""
 
 import hashlib
+import json
+import math
 import time
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from evaluation import classifier
-from evaluation.classifier import SIZE, Classifier, Labels
+from evaluation.classifier import Classifier, Labels
 from icons.colour import TONES
 from ldm.errors import ArgumentError
-from ldm.training.data import CaptionedImages, to_pixels
+from ldm.training.data import CaptionedImages
 
 MIN_ICONS = 3  # a noun with fewer in training cannot be learnt
-STEPS, BATCH, LEARNING_RATE, WEIGHT_DECAY = 1500, 128, 2e-3, 0.05
+STEPS, BATCH, LEARNING_RATE, WEIGHT_DECAY = 1200, 128, 2e-3, 0.05
 WARMUP = 0.1  # share of the steps
 COLOUR_WEIGHT, SMOOTHING = 0.5, 0.1
 NO_COLOUR = -100  # cross_entropy leaves these out
@@ -37,8 +38,10 @@ def known_nouns(data: CaptionedImages) -> list[str]:
 
 
 def fingerprint(data: CaptionedImages) -> str:
-    """Changes whenever the data set's rows do."""
-    return hashlib.sha256((data.folder / "metadata.jsonl").read_bytes()).hexdigest()[:16]
+    """Changes whenever what a row shows, or whether it is held out, does; captions may change."""
+    keys = ("split", "set", "icon", "noun")
+    rows = [[row[key] for key in keys] for row in data.rows]
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
 
 
 def trained(data: CaptionedImages, folder: Path, say: Callable[[str], None]) -> Classifier:
@@ -77,13 +80,11 @@ def fit(
     odds = torch.bincount(nouns).float().rsqrt()[nouns]
 
     model = Classifier(labels).train()
-    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=WEIGHT_DECAY)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, LEARNING_RATE, total_steps=steps, pct_start=WARMUP, cycle_momentum=False
-    )
+    optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: rate(done, steps))
     for step in range(1, steps + 1):
         chosen = torch.multinomial(odds, BATCH, replacement=True)
-        x, turned = augment(to_pixels(pictures[chosen.numpy()]))
+        x, turned = augment(classifier.to_float(pictures[chosen]))
         with torch.autocast("cpu", torch.bfloat16):
             noun_logits, colour_logits = model(x)
         wanted = colours[chosen].masked_fill(turned, NO_COLOUR)
@@ -93,20 +94,24 @@ def fit(
         loss.backward()
         optimizer.step()
         schedule.step()
-        if step % 100 == 0 or step == steps:
+        if step % 50 == 0 or step == steps:
             right = (noun_logits.argmax(1) == nouns[chosen]).float().mean()
             say(f"  step {step}/{steps}, loss {loss:.2f}, right {right:.0%} of the batch")
     return model.eval()
 
 
-def shrunk(data: CaptionedImages, rows: list[int], chunk: int = 512) -> np.ndarray:
-    """Pictures of `rows` at the classifier's size: uint8 (N, SIZE, SIZE, 3)."""
-    out = np.empty((len(rows), SIZE, SIZE, 3), np.uint8)
-    for start in range(0, len(rows), chunk):
-        part = slice(start, start + chunk)
-        small = classifier.shrink(data.images[rows[part]])
-        out[part] = ((small + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
-    return out
+def rate(done: int, steps: int) -> float:
+    """Factor of the learning rate after `done` of `steps`: a linear rise, then half a cosine."""
+    rise = max(WARMUP * steps, 1)
+    if done < rise:
+        return (done + 1) / (rise + 1)
+    return 0.5 + 0.5 * math.cos(math.pi * (done - rise) / (steps - rise))
+
+
+def shrunk(data: CaptionedImages, rows: list[int], chunk: int = 512) -> Tensor:
+    """Pictures of `rows` at the classifier's size: uint8 (N, 3, SIZE, SIZE)."""
+    parts = [rows[start : start + chunk] for start in range(0, len(rows), chunk)]
+    return torch.cat([classifier.shrink(data.images[part]) for part in parts])
 
 
 def augment(x: Tensor) -> tuple[Tensor, Tensor]:

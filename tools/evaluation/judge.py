@@ -41,10 +41,12 @@ def judge(
     """A verdict for each picture. `blue_aside`: nouns whose blue parts may be windows."""
     arrays = [np.asarray(picture) for picture in pictures]
     opinions = classifier.opinions(np.stack(arrays), among)
-    return [
-        Judged(prompt, opinion, object_colour(array, prompt.noun in blue_aside))
-        for prompt, opinion, array in zip(prompts, opinions, arrays, strict=True)
-    ]
+    result = []
+    for prompt, opinion, array in zip(prompts, opinions, arrays, strict=True):
+        # As the data builder does: where blue is asked for, it is the thing's own.
+        aside = prompt.noun in blue_aside and prompt.colour != "blue"
+        result.append(Judged(prompt, opinion, object_colour(array, aside)))
+    return result
 
 
 def share(items: Iterable[Judged], test: Callable[[Judged], bool]) -> float | None:

@@ -39,6 +39,7 @@ class Noun:
     bare: frozenset[str] = frozenset()  # words without an article
     common: bool = False  # one of the things that people ask for first
     fixed: bool = False  # keeps its colours, which are not named: people, landscapes
+    keep: tuple[str, ...] = ()  # icons with much scenery, which are treated as if fixed
     blue_aside: bool = False  # its blue parts may be windows, water or sky, not the thing itself
 
 
@@ -50,12 +51,17 @@ class Subject:
     label: str
     noun: Noun | None
 
+    @property
+    def fixed(self) -> bool:
+        """Whether it keeps its colours, and captions do not name them."""
+        return self.noun is not None and (self.noun.fixed or self.icon.name in self.noun.keep)
+
 
 def read_everyday(path: Path = HERE / "everyday.json") -> list[Noun]:
     """The curated table. Raises BuildError where an icon belongs to two nouns."""
     nouns, owner = [], {}
     for row in json.loads(path.read_text()):
-        lists = {"words": tuple(row["words"]), "icons": tuple(row["icons"])}
+        lists = {key: tuple(row.get(key, ())) for key in ("words", "icons", "keep")}
         noun = Noun(**{**row, **lists, "bare": frozenset(row.get("bare", ()))})
         for name in noun.icons:
             if name in owner:

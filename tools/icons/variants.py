@@ -117,16 +117,16 @@ def _colours(
     sample = pixels[::2, ::2]
     blue_aside = subject.noun is not None and subject.noun.blue_aside
     main = main_colour(sample, blue_aside)
-    fixed = subject.noun is not None and subject.noun.fixed
     multicoloured = main.hue is None and main.chroma > 0
-    if fixed or multicoloured or rng.random() >= RECOLOURED:
+    if subject.fixed or multicoloured or rng.random() >= RECOLOURED:
         return pixels, main, False
     noun = subject.noun.noun if subject.noun else subject.label
     names = [n for n in TONES if n != main.name and (noun, n) not in forbidden]
     odds = np.array([_ODDS[n] for n in names])
     for target in rng.choice(names, TRIES, replace=False, p=odds / odds.sum()):
         tone = jitter(str(target), rng)
-        after = main_colour(recolour(sample, main, tone), blue_aside)
+        # Blue is the thing's own colour now, not only its windows'.
+        after = main_colour(recolour(sample, main, tone), blue_aside and target != "blue")
         if main.name and target in ACHROMATIC:
             # What made it "a red car" is black now; its gray windows do not hide the name.
             after = MainColour(tone[0], 0.0, None, str(target))
@@ -157,8 +157,8 @@ def _named_colour(
         return main.name
     if subject.noun is not None and (subject.noun.noun, main.name) in forbidden:
         return None  # the icon itself has it: shown, but never put together in words
-    known = has_colour(subject.label) or (subject.noun is not None and subject.noun.fixed)
-    return None if known or rng.random() < 0.5 else main.name
+    known = has_colour(subject.label)
+    return None if known or subject.fixed or rng.random() < 0.5 else main.name
 
 
 def _background(

@@ -57,8 +57,8 @@ class AutoencoderRecipe:
 
     def batch(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         phase = next(p for p in self.phases if step < p["until"] * self.config.steps)
-        train, count, size = self.data.train, phase["batch_size"], phase["size"]
-        indices = train[torch.randint(len(train), (count,), generator=generator)]
+        count, size = phase["batch_size"], phase["size"]
+        indices = self.data.draw(count, generator)
         vae = self.model.vae.config
         latent = (count, vae.latent_channels, size // vae.scale, size // vae.scale)
         return {

@@ -78,8 +78,8 @@ class LatentRecipe:
         self.text_encoder.to(accelerator.device)
 
     def batch(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        count, train = self.config.batch_size, self.data.train
-        indices = train[torch.randint(len(train), (count,), generator=generator)]
+        count = self.config.batch_size
+        indices = self.data.draw(count, generator)
         x0 = torch.from_numpy(self.latents[indices.numpy()]).float()
         caption = self.caption[indices]
         caption[torch.rand(count, generator=generator) < self.config.options["caption_dropout"]] = (
@@ -140,6 +140,6 @@ def encode(vae: AutoencoderKL, data: CaptionedImages, indices: Tensor, file: Pat
     latents = np.lib.format.open_memmap(file, "r+")
     vae = vae.to(memory_format=torch.channels_last)
     with torch.autocast("cpu", torch.bfloat16):
-        for part in indices.split(32):
+        for part in indices.split(8):  # 32 at once leave the cache: a quarter slower
             latents[part.numpy()] = vae.encode(data.pixels(part)).float().numpy()
     latents.flush()

@@ -1,0 +1,139 @@
+"""Draw the README's pictures with the built-in model, into `tools/pictures/`.
+
+    python tools/readme_pictures.py
+
+`grid.webp` (many prompts), `colours.webp` (one object, many colours), `sketch.png` with
+`image_to_image.webp` (what becomes of it) and `steps.webp` (the model's guess of the picture as the
+noise goes). The prompts and seeds are fixed, so the same model draws the same pictures.
+"""
+
+import sys
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+
+from evaluation.sheet import tile
+from icons.captions import the_thing
+from ldm.cli.common import EXIT_CODES, Parser, run
+from ldm.errors import ArgumentError
+from ldm.images import image_grid, save_image, to_pil
+from ldm.pipeline import Pipeline
+
+FOLDER = Path(__file__).parent / "pictures"
+LIMIT = 500_000  # bytes of all pictures: every clone carries them
+
+GRID_COLUMNS = 6
+GRID = [  # prompt, seed
+    ("a red car", 1),
+    ("a blue car", 1),
+    ("a yellow bus", 2),
+    ("a green train", 1),
+    ("a rocket", 3),
+    ("an orange bicycle", 1),
+    ("a red apple", 1),
+    ("a green apple", 1),
+    ("a banana", 1),
+    ("a strawberry", 1),
+    ("a pizza", 1),
+    ("a cup of coffee", 1),
+    ("an orange cat", 1),
+    ("a brown dog", 1),
+    ("a blue fish", 1),
+    ("a green frog", 1),
+    ("a purple butterfly", 1),
+    ("an owl", 1),
+    ("a house", 1),
+    ("a green tree", 1),
+    ("a pink flower", 1),
+    ("a red mushroom", 1),
+    ("a yellow star", 1),
+    ("a red heart on a blue background", 1),
+]
+COLOURS = ["red", "orange", "yellow", "green", "blue", "purple", "black", "white"]
+COLOURED, COLOURED_SEED = "car", 1
+SKETCHED, SKETCH_SEED, STRENGTHS = "a red house", 1, [0.5, 0.8]
+STEPPED, STEPS_SEED, STEPS_SHOWN = "a red apple", 1, 6
+
+
+def sketch(side: int) -> Image.Image:
+    """A house of three flat shapes, RGB (side, side)."""
+    picture = Image.new("RGB", (side, side), "white")
+    draw = ImageDraw.Draw(picture)
+    unit = side / 16
+    draw.polygon([(x * unit, y * unit) for x, y in ((2, 8), (8, 2), (14, 8))], fill="#7a4a2b")
+    draw.rectangle([n * unit for n in (3, 8, 13, 14)], fill="#d9362e")
+    draw.rectangle([n * unit for n in (7, 10, 9, 14)], fill="#5a3420")
+    return picture
+
+
+def grid(pipe: Pipeline) -> Image.Image:
+    """Every prompt of GRID from its own seed."""
+    tiles = [tile(pipe(text, seed=seed).images[0], text) for text, seed in GRID]
+    return image_grid(tiles, GRID_COLUMNS)
+
+
+def colours(pipe: Pipeline) -> Image.Image:
+    """One object from one seed in every colour, side by side."""
+    texts = [the_thing(f"{colour} {COLOURED}", bare=False) for colour in COLOURS]
+    tiles = [tile(pipe(text, seed=COLOURED_SEED).images[0], text, lines=1) for text in texts]
+    return image_grid(tiles, len(tiles))
+
+
+def image_to_image(pipe: Pipeline, start: Image.Image) -> Image.Image:
+    """The sketch, and what is drawn over it at each strength."""
+    tiles = [tile(start, "sketch.png")]
+    for strength in STRENGTHS:
+        picture = pipe(SKETCHED, image=start, strength=strength, seed=SKETCH_SEED).images[0]
+        tiles.append(tile(picture, f"{SKETCHED}\nstrength {strength}"))
+    return image_grid(tiles, len(tiles))
+
+
+def steps(pipe: Pipeline) -> Image.Image:
+    """The guess of the clean picture at STEPS_SHOWN of the steps, the last one being the result."""
+    guesses = list(pipe.stream(STEPPED, seed=STEPS_SEED, output_type="latent"))
+    if len(guesses) < STEPS_SHOWN:
+        raise ArgumentError(f"the model draws in {len(guesses)} steps; {STEPS_SHOWN} are shown")
+    # More of the early ones, where the picture is decided.
+    last = len(guesses) - 1
+    shown = [round(last * (i / (STEPS_SHOWN - 1)) ** 1.5) for i in range(STEPS_SHOWN)]
+    tiles = []
+    for index in sorted(set(shown)):
+        picture = to_pil(pipe.decode(guesses[index].x0))[0]
+        tiles.append(tile(picture, f"step {index + 1} of {last + 1}", lines=1))
+    return image_grid(tiles, len(tiles))
+
+
+def draw(model: str | None, folder: Path) -> None:
+    """Draw and write everything. Raises ArgumentError where the files are too large for a clone."""
+    pipe = Pipeline.from_pretrained(model)
+    start = sketch(128)
+    pictures = {
+        "grid.webp": grid(pipe),
+        "colours.webp": colours(pipe),
+        "image_to_image.webp": image_to_image(pipe, start),
+        "steps.webp": steps(pipe),
+        "sketch.png": start,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    total = 0
+    for name, picture in pictures.items():
+        save_image(picture, folder / name, overwrite=True)
+        size = (folder / name).stat().st_size
+        total += size
+        print(f"{folder / name}  {picture.width}x{picture.height}  {size / 1000:.0f} kB")
+    if total > LIMIT:
+        raise ArgumentError(f"the pictures have {total:,} bytes; at most {LIMIT:,} may be")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Draw; returns the exit code."""
+    parser = Parser(description=__doc__.splitlines()[0], epilog=EXIT_CODES, allow_abbrev=False)
+    parser.add_argument("--model", help="a diffusers folder (default: the built-in model)")
+    parser.add_argument("--output", type=Path, default=FOLDER, help=f"default: {FOLDER}")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    arguments = parser.parse_args(argv)
+    return run(lambda: draw(arguments.model, arguments.output), arguments.debug)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
