@@ -177,9 +177,6 @@ def test_output_that_cannot_be_written(
     """Told before the model is loaded."""
     monkeypatch.delattr(ldm.pipeline.Pipeline, "from_pretrained")
     Path("file.txt").write_text("mine")
-    if count == "2":
-        message = message.replace("a does", "a-1 does").replace("a.gif does", "a-1.gif does")
-        message = message.replace(".png does", ".png-1 does")
     command.fails(FAILED, message, "a", "--output", output, "--num-images", count)
 
 

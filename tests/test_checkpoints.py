@@ -349,7 +349,7 @@ def block_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
     def blocked(*args: Any, **kwargs: Any) -> Any:
         raise OSError("the network is blocked")
 
-    monkeypatch.setattr(socket, "socket", blocked)
+    monkeypatch.setattr(socket.socket, "connect", blocked)
     monkeypatch.setattr(socket, "getaddrinfo", blocked)
 
 

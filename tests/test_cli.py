@@ -85,6 +85,19 @@ def test_the_arguments_reach_the_pipeline(
         assert not same("a.png", plain)
 
 
+@pytest.mark.parametrize(
+    ("argv", "name"),
+    [
+        (["-o", "a.png", "-x y"], "-x y"),
+        (["-o", "a.png", "--", "-x"], "-x"),
+        (["-x y", "-o", "a.png"], "-x y"),
+    ],
+)
+def test_prompts_that_look_like_options(command: Command, argv: list[str], name: str) -> None:
+    command(*argv)
+    assert parse_parameters(read_parameters("a.png"))["Prompt"] == name
+
+
 def test_without_a_prompt(command: Command, pipe: Pipeline) -> None:
     assert command("--seed", "3")[0] == ["picture-3.png"]
     assert same("picture-3.png", pipe("", seed=3, num_inference_steps=2).images[0])

@@ -137,6 +137,9 @@ def test_defaults_are_those_of_the_reference() -> None:
     assert UNetConfig.from_dict(
         read_by(diffusers.UNet2DConditionModel, {"cross_attention_dim": 768}) | {"sample_size": 64}
     ) == UNetConfig.from_dict({})
+    vae = VAEConfig.from_dict(read_by(diffusers.AutoencoderKL, {}))
+    for key in ("scaling_factor", "latent_channels", "in_channels", "norm_num_groups"):
+        assert getattr(VAEConfig(), key) == getattr(vae, key)  # other sizes are always written
     text = transformers.CLIPTextConfig().to_dict()
     assert CLIPTextConfig.from_dict(text | {"architectures": ["CLIPTextModel"]}) == CLIPTextConfig()
     for name in SCHEDULERS:

@@ -17,26 +17,33 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from ldm.assets import asset_path
+from ldm.cli.common import EXIT_CODES, Parser, run
+from ldm.config import read_json
+from ldm.errors import LDMError
+
 ROOT = Path(__file__).parents[1]
 PROMPT, SEED = "a red car", 1
 
-# Each script prints the seconds since its process was asked for, after each of its phases.
+# Each script prints, after each of its phases, the seconds since it was asked for and of CPU.
 HEAD = """
-import json, sys, time
-began, (folder, prompt, steps, scale, seed, output) = float(sys.argv[1]), sys.argv[2:]
+import json, os, sys, time
+folder, prompt, steps, scale, seed, output = sys.argv[1:]
 marks = []
-mark = lambda: marks.append(time.monotonic() - began)
+mark = lambda: marks.append((time.monotonic() - float(os.environ["BEGAN"]), time.process_time()))
 mark()
 import torch
 mark()
-"""
+"""  # noqa: E501
 OURS = """
 import ldm.images, ldm.metadata
 from ldm.pipeline import Pipeline
@@ -61,7 +68,7 @@ TAIL = """
 mark()
 print(json.dumps(marks))
 """
-PHASES = ["start Python", "import torch", "import the rest", "load", "draw", "save"]
+PHASES = ["start Python", "import torch", "import the rest", "load", "draw", "save", "end"]
 
 
 @dataclass
@@ -75,7 +82,7 @@ class Run:
 
 
 def measure(command: list[str], threads: int) -> Run:
-    """Run a command to its end. Raises SystemExit with what it said if it fails."""
+    """Run a command to its end. Raises LDMError with the end of what it said if it fails."""
     environment = os.environ | {
         "HF_HUB_OFFLINE": "1",
         "MKL_NUM_THREADS": str(threads),
@@ -84,112 +91,111 @@ def measure(command: list[str], threads: int) -> Run:
     }
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         began = time.monotonic()
-        process = subprocess.Popen(
-            [part if part != "BEGAN" else str(began) for part in command],
-            stdout=out,
-            stderr=err,
-            env=environment,
-        )
+        environment["BEGAN"] = str(began)
+        process = subprocess.Popen(command, stdout=out, stderr=err, env=environment)
         # Peak memory counts from this small process on, which is why it imports no torch.
         _, status, usage = os.wait4(process.pid, 0)
         wall = time.monotonic() - began
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
             err.seek(0)
-            raise SystemExit(f"{' '.join(command[:4])} … failed:\n{err.read()[-2000:]}")
+            said = err.read().strip().splitlines() or ["it said nothing"]
+            raise LDMError(f"a run failed: {said[-1]}")
         out.seek(0)
         kilobytes = usage.ru_maxrss / (1024 if sys.platform == "darwin" else 1)
         return Run(wall, usage.ru_utime + usage.ru_stime, kilobytes / 1024, out.read())
 
 
-def row(name: str, runs: list[Run]) -> str:
-    """A line of the table: medians, and how far the wall times lie apart."""
-    walls = [run.wall for run in runs]
-    middle = statistics.median(walls)
-    return (
-        f"| {name} | {middle:.2f} | {min(walls):.2f} | {(max(walls) - min(walls)) / middle:.0%} | "
-        f"{statistics.median(run.cpu for run in runs):.2f} | "
-        f"{statistics.median(run.memory for run in runs):.0f} |"
-    )
+def race(commands: dict[str, list[str]], runs: int, threads: int) -> dict[str, list[Run]]:
+    """Run the commands in turns, each `runs` times after a warm-up that fills the disk's cache."""
+    taken: dict[str, list[Run]] = {name: [] for name in commands}
+    for turn in range(runs + 1):
+        for name, command in commands.items():
+            one = measure(command, threads)
+            print(f"{name}: {one.wall:.2f} s", file=sys.stderr, flush=True)
+            if turn:
+                taken[name].append(one)
+    return taken
 
 
-def ratios(ours: list[Run], theirs: list[Run]) -> str:
-    """A line of the table: ours / theirs."""
+def race_table(taken: dict[str, list[Run]]) -> Iterator[str]:
+    """Medians of wall time, CPU time and peak memory, and the ratios of ours to theirs."""
+    yield "| | wall s, median | min | spread | CPU s | peak MB |"
+    yield "|---|---|---|---|---|---|"
+    rows = []
+    for name, runs in taken.items():
+        walls = [run.wall for run in runs]
+        cpu, memory = (
+            statistics.median(getattr(run, of) for run in runs) for of in ("cpu", "memory")
+        )
+        rows.append((statistics.median(walls), min(walls), cpu, memory))
+        wall, least = rows[-1][:2]
+        spread = (max(walls) - least) / wall
+        yield f"| {name} | {wall:.2f} | {least:.2f} | {spread:.0%} | {cpu:.2f} | {memory:.0f} |"
+    wall, least, cpu, memory = (ours / theirs for ours, theirs in zip(*rows, strict=True))
+    yield f"| **ratio** | **{wall:.2f}** | {least:.2f} | | {cpu:.2f} | **{memory:.2f}** |"
 
-    def ratio(of: str, middle: object = statistics.median) -> str:
-        return f"{middle([vars(r)[of] for r in ours]) / middle([vars(r)[of] for r in theirs]):.2f}"
 
-    return (
-        f"| ratio | {ratio('wall')} | {ratio('wall', min)} | | {ratio('cpu')} | {ratio('memory')} |"
-    )
+def phase_table(runs: dict[str, Run]) -> Iterator[str]:
+    """Where the time of a run went: wall, and CPU in brackets."""
+    yield f"| one run, wall (CPU) s | {' | '.join(PHASES)} |"
+    yield "|---" * (len(PHASES) + 1) + "|"
+    for name, one in runs.items():
+        marks = [(0.0, 0.0), *json.loads(one.out.splitlines()[-1]), (one.wall, one.cpu)]
+        parts = [f"{b[0] - a[0]:.2f} ({b[1] - a[1]:.2f})" for a, b in pairwise(marks)]
+        yield f"| {name} | {' | '.join(parts)} |"
 
 
-def processor() -> str:
-    """The processor's name, where the system tells it."""
+def machine() -> str:
+    """Processor, load and versions."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    packages = ", ".join(f"{p} {version(p)}" for p in ("torch", "diffusers", "transformers"))
+    return (
+        f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores, load average "
+        f"{os.getloadavg()[0]:.1f}; Python {platform.python_version()}, {packages}"
+    )
 
 
-def main() -> None:
-    """Measure, compare the pictures, print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", type=Path, default=ROOT / "weights", help="a diffusers folder")
+def benchmark(arguments: argparse.Namespace) -> None:
+    """Measure both, compare the pictures, print."""
+    folder, threads = arguments.model.resolve(), arguments.threads
+    advised = read_json(folder / "generation_config.json", optional=True)
+    steps = arguments.steps or advised.get("num_inference_steps", 50)
+    scale = advised.get("guidance_scale", 7.5)
+    with tempfile.TemporaryDirectory() as work:
+        ours, theirs = f"{work}/ours.png", f"{work}/theirs.png"
+        settings = [str(folder), PROMPT, str(steps), str(scale), str(SEED)]
+        script = [sys.executable, "-c"]
+        command = [sys.executable, "-m", "ldm.cli.generate", PROMPT, "--model", str(folder)]
+        command += ["--steps", str(steps), "--guidance-scale", str(scale), "--seed", str(SEED)]
+        command += ["--output", ours, "--force"]
+        reference = [*script, HEAD + THEIRS + TAIL, *settings, theirs]
+        taken = race({"ldm-generate": command, "diffusers": reference}, arguments.runs, threads)
+        a, b = (np.asarray(Image.open(path)).astype(int) for path in (ours, theirs))
+        split = [*script, HEAD + OURS + TAIL, *settings, ours]
+        phases = {"ldm": measure(split, threads), "diffusers": taken["diffusers"][-1]}
+
+    print(f"{machine()}; {threads} threads")
+    print(f"{folder}: {PROMPT!r}, {steps} steps, guidance {scale}, {b.shape[1]}x{b.shape[0]}\n")
+    print("\n".join([*race_table(taken), "", *phase_table(phases)]))
+    print(f"\nThe pictures differ by at most {np.abs(a - b).max()} of 255.")
+
+
+def main() -> int:
+    """Entry point; returns the exit code."""
+    parser = Parser(description=__doc__.splitlines()[0], epilog=EXIT_CODES, allow_abbrev=False)
+    parser.add_argument(
+        "--model", type=Path, default=asset_path("weights"), help="a diffusers folder"
+    )
     parser.add_argument("--runs", type=int, default=5, help="measured runs of each (default: 5)")
     parser.add_argument("--steps", type=int, help="denoising steps (default: as the model advises)")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of both")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     arguments = parser.parse_args()
-    folder = str(arguments.model.resolve())
-    advice = arguments.model / "generation_config.json"
-    advised = json.loads(advice.read_text()) if advice.exists() else {}
-    steps = arguments.steps or advised.get("num_inference_steps", 50)
-    scale = advised.get("guidance_scale", 7.5)
-
-    with tempfile.TemporaryDirectory() as work:
-        pictures = {name: f"{work}/{name}.png" for name in ("ours", "theirs")}
-        settings = [folder, PROMPT, str(steps), str(scale), str(SEED)]
-        python = [sys.executable, "-c"]
-        phases = {
-            name: [*python, HEAD + script + TAIL, "BEGAN", *settings, pictures[name]]
-            for name, script in (("ours", OURS), ("theirs", THEIRS))
-        }
-        ours = [sys.executable, "-m", "ldm.cli.generate", PROMPT, "--model", folder]
-        ours += ["--steps", str(steps), "--guidance-scale", str(scale), "--seed", str(SEED)]
-        ours += ["--output", pictures["ours"], "--force"]
-        commands = {"ldm-generate": ours, "diffusers": phases["theirs"]}
-
-        taken: dict[str, list[Run]] = {name: [] for name in commands}
-        for turn in range(arguments.runs + 1):
-            for name, command in commands.items():
-                run = measure(command, arguments.threads)
-                print(f"{name}: {run.wall:.2f} s", file=sys.stderr, flush=True)
-                if turn:  # the first is the warm-up: files come from the disk
-                    taken[name].append(run)
-        a, b = (np.asarray(Image.open(path)).astype(int) for path in pictures.values())
-        split = {
-            "ldm": measure(phases["ours"], arguments.threads),
-            "diffusers": taken["diffusers"][-1],
-        }
-
-    packages = ", ".join(
-        f"{name} {version(name)}" for name in ("torch", "diffusers", "transformers")
-    )
-    print(f"{processor()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; Python "
-          f"{platform.python_version()}, {packages}; {arguments.threads} threads")  # fmt: skip
-    print(f"{folder}: {PROMPT!r}, {steps} steps, guidance {scale}, {a.shape[1]}x{a.shape[0]}\n")
-    print("| | wall s, median | min | spread | CPU s | peak MB |\n|---|---|---|---|---|---|")
-    for name, runs in taken.items():
-        print(row(name, runs))
-    print(ratios(*taken.values()))
-    print(f"\n| one run, wall s | {' | '.join(PHASES)} |\n|---|{'---|' * len(PHASES)}")
-    for name, run in split.items():
-        marks = [0.0, *json.loads(run.out.splitlines()[-1])]
-        parts = [f"{end - start:.2f}" for start, end in zip(marks, marks[1:], strict=False)]
-        print(f"| {name} | {' | '.join(parts)} |")
-    apart = np.abs(a - b).max() if a.shape == b.shape else "other sizes"
-    print(f"\nThe pictures differ by at most {apart} of 255.")
+    return run(lambda: benchmark(arguments), arguments.debug)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -232,7 +232,9 @@ def save(picture: Image, job: Job, text: str, overwrite: bool) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    arguments = parser().parse_intermixed_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    # Texts may stand between options, too; but argparse then does not know "--".
+    arguments = (parser().parse_args if "--" in argv else parser().parse_intermixed_args)(argv)
     return run(lambda: generate(arguments), arguments.debug, arguments.quiet)
 
 

@@ -63,13 +63,13 @@ class CaptionedImages:
         return torch.tensor([i for i, row in enumerate(self.rows) if row["split"] != "train"])
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
-        """Indices of ``count`` training rows, (count,), each as likely as its ``weight`` (default 1)."""
+        """Indices of ``count`` training rows, (count,), drawn in proportion to their ``weight``."""
         chosen = torch.multinomial(self.weights, count, replacement=True, generator=generator)
         return self.train[chosen]
 
     @cached_property
     def weights(self) -> Tensor:
-        """How often each row of ``train`` is drawn, relative to the others."""
+        """How often each row of ``train`` is drawn, relative to the others (default: 1)."""
         return torch.tensor([float(self.rows[i].get("weight", 1)) for i in self.train.tolist()])
 
     def pixels(self, indices: Tensor) -> Tensor:
