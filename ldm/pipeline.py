@@ -1,12 +1,15 @@
 """The pipeline: text, or text and an image, to pictures.
 
-pipe = Pipeline.from_pretrained()
-pipe("a red car", seed=1).images[0].save("car.png")
+    pipe = Pipeline.from_pretrained()
+    pipe("a red car", seed=1).images[0].save("car.png")
+
+Source: Rombach et al. 2022, figure 3: the diffusion runs in the autoencoder's latent space.
 """
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -297,11 +300,15 @@ class Pipeline:
         """Scaled latents (B, C, h, w) → pixels (B, 3, 8h, 8w), float32 in [-1, 1].
 
         One picture at a time, so that a batch needs no more memory than a picture.
-        A result that is not finite is computed once more in float32. Raises CheckpointError where
-        that does not help: no black picture is ever returned instead.
+        A result that is not finite is computed once more in float32, with a warning, and the VAE
+        stays so. Raises CheckpointError where that does not help: no black picture is ever
+        returned instead.
         """
         vae = self.vae
-        for dtype in dict.fromkeys([next(vae.parameters()).dtype, torch.float32]):
+        first = next(vae.parameters()).dtype
+        for dtype in dict.fromkeys([first, torch.float32]):
+            if dtype != first:
+                warnings.warn(f"the VAE overflows in {first}: decoding in float32", stacklevel=2)
             parts = [
                 vae.to(dtype).decode(part.to(self.device, dtype)).float().cpu()
                 for part in latents.split(1)

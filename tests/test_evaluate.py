@@ -249,12 +249,13 @@ def test_turned_hues_keep_grays_and_go_all_the_way_round():
     assert (turned[2] - x[2]).abs().max() > 0.1
 
 
-def test_nouns_of_too_few_icons_are_not_learnt(tmp_path):
-    rows = [row("train", "box", None, icon) for icon in "aabbc"]
-    rows += [row("train", "ball", None, icon) for icon in "aabb"]
-    rows += [row("held_out", "ball", None, "c")]
-    data = write_data(tmp_path, rows, [np.zeros((8, 8, 3), np.uint8)] * 10)
-    assert fit.known_nouns(data) == ["box"]
+def test_rare_nouns_and_those_of_too_few_icons_are_not_learnt(tmp_path):
+    rows = [row("train", "car", None, icon) for icon in "aabbc"]
+    rows += [row("train", "bus", None, icon) for icon in "aabb"]
+    rows += [row("held_out", "bus", None, "c")]
+    rows += [row("train", "mammoth", None, icon) for icon in "abc"]  # not a common thing
+    data = write_data(tmp_path, rows, [np.zeros((8, 8, 3), np.uint8)] * 13)
+    assert fit.known_nouns(data) == ["car"]
 
 
 @pytest.fixture(scope="module")

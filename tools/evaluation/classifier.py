@@ -13,6 +13,7 @@ from ldm.checkpoints.tensors import read_tensors, write_tensors
 
 SIZE = 48  # pixels of a side that it looks at
 WIDTHS = (64, 128, 256)
+POOLED = 2  # side of the last map
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def convolution(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
 
 
 class Classifier(nn.Module):
-    """Pixels (B, 3, SIZE, SIZE) in [-1, 1] → logits of nouns and of colours."""
+    """Pixels (B, 3, H, W) in [-1, 1], SIZE of them a side or so → logits: nouns, colours."""
 
     def __init__(self, labels: Labels) -> None:
         super().__init__()
@@ -59,9 +60,11 @@ class Classifier(nn.Module):
         layers: list[nn.Module] = [nn.PixelUnshuffle(4), convolution(3 * 16, WIDTHS[0]), nn.ReLU()]
         for inputs, outputs in zip(WIDTHS, WIDTHS[1:], strict=False):
             layers += [convolution(inputs, outputs, stride=2), nn.ReLU(), Residual(outputs)]
-        self.body = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        self.nouns = nn.Linear(WIDTHS[-1], len(labels.nouns))
-        self.colours = nn.Linear(WIDTHS[-1], len(labels.colours))
+        # Not averaged to one number a channel: where parts are tells a car from a bus.
+        self.body = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(POOLED), nn.Flatten())
+        features = WIDTHS[-1] * POOLED**2
+        self.nouns = nn.Linear(features, len(labels.nouns))
+        self.colours = nn.Linear(features, len(labels.colours))
         self.to(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
