@@ -1,5 +1,6 @@
 """``ldm-generate`` does as its arguments say; names go to stdout, all else to stderr."""
 
+import os
 import re
 import subprocess
 import sys
@@ -212,6 +213,20 @@ def test_streams(command: Command) -> None:
     assert re.fullmatch(
         rf"2 pictures in {number} s: {number} to load, {number} to draw \({number} s/step\)", last
     )
+
+
+def test_the_process_ends_well(folder: Path, tmp_path: Path) -> None:
+    argv = ["a", "--model", str(folder), "--steps", "1", "--seed", "2"]
+    done = subprocess.run(
+        [sys.executable, "-m", "ldm.cli.generate", *argv],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (0, "a-2.png\n")
+    assert done.stderr.startswith("seed 2, 1 step\n1 picture in ")
+    assert Image.open(tmp_path / "a-2.png").size == (64, 64)
 
 
 def test_quiet(command: Command) -> None:

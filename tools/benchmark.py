@@ -175,7 +175,7 @@ def benchmark(arguments: argparse.Namespace) -> None:
         taken = race({"ldm-generate": command, "diffusers": reference}, arguments.runs, threads)
         a, b = (np.asarray(Image.open(path)).astype(int) for path in (ours, theirs))
         split = [*script, HEAD + OURS + TAIL, *settings, ours]
-        phases = {"ldm": measure(split, threads), "diffusers": taken["diffusers"][-1]}
+        phases = {"ldm, in Python": measure(split, threads), "diffusers": taken["diffusers"][-1]}
 
     print(f"{machine()}; {threads} threads")
     print(f"{folder}: {PROMPT!r}, {steps} steps, guidance {scale}, {b.shape[1]}x{b.shape[0]}\n")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 from ldm.errors import ArgumentError, LDMError
@@ -57,6 +58,23 @@ def explain(error: Exception) -> tuple[str, int]:
     if isinstance(error, MemoryError) or "t allocate memory" in reason or "OutOfMemory" in reason:
         return f"not enough memory ({reason}); try a smaller size, or fewer at once", FAILED
     return f"{reason} (unexpected: --debug shows where)", FAILED
+
+
+@contextlib.contextmanager
+def importing_torch() -> Iterator[None]:
+    """Keep the garbage collector from looking through modules, which are there to stay.
+
+    It would do so while they are imported and once more as Python ends: 0.6 s of a run of 2.4 s.
+    """
+    if "torch" in sys.modules:
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+        gc.freeze()
+    finally:
+        gc.enable()
 
 
 def fail(message: str, code: int) -> int:

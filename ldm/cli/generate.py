@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ldm import __version__
-from ldm.cli.common import run, tell
+from ldm.cli.common import importing_torch, run, tell
 from ldm.cli.options import check, parser
 from ldm.errors import ImageError, LDMError
 from ldm.samplers import SAMPLERS, schedule_type, start_index
@@ -48,7 +48,8 @@ def generate(arguments: argparse.Namespace) -> None:
     image = None if arguments.image is None else load_image(arguments.image)
     say: Callable[[str], None] = (lambda line: None) if arguments.quiet else tell
 
-    from ldm.pipeline import Pipeline
+    with importing_torch():
+        from ldm.pipeline import Pipeline
 
     pipe = Pipeline.from_pretrained(arguments.model, device=arguments.device, dtype=arguments.dtype)
     loaded, steps = time.monotonic(), 0
@@ -158,7 +159,7 @@ def draw(
     first, last = batch[0].seed, batch[-1].seed
     seeds = f"seed {first}" if first == last else f"seeds {first} to {last}"
     steps = total = arguments.num_inference_steps or pipe.defaults.num_inference_steps
-    told = f"{steps} steps"
+    told = f"{steps} step{'s' * (steps > 1)}"
     if image is not None:
         total = steps - start_index(steps, arguments.strength)
         width, height = arguments.width, arguments.height
