@@ -15,10 +15,11 @@ def choose_device(device: str | torch.device | None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(device)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()  # "meta" fails here: it has no values
     except (RuntimeError, AssertionError) as error:
         raise ArgumentError(
-            f"device is {str(device)!r}, which does not work here ({str(error).splitlines()[0]})"
+            f"device is {str(device)!r}, which does not work here ({str(error).splitlines()[0]}); "
+            "use 'cpu', or leave it out to have CUDA where there is one"
         ) from None
     return device
 

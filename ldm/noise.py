@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -41,9 +42,11 @@ class Noise:
         self.separate = not isinstance(generator, torch.Generator)
         if generator is None:
             seed = secrets.randbelow(2**32) if seed is None else seed
-            if not 0 <= seed <= MAX_SEED - count:
-                raise ArgumentError(f"seed is {seed}; it must be in [0, 2^63 - {count + 1}]")
-            self.seeds = [seed + i for i in range(count)]
+            if not isinstance(seed, Integral) or not 0 <= seed <= MAX_SEED - count:
+                raise ArgumentError(
+                    f"seed is {seed!r}; it must be a whole number in [0, 2^63 - {count + 1}]"
+                )
+            self.seeds = [int(seed) + i for i in range(count)]
             self.generators = [torch.Generator().manual_seed(s) for s in self.seeds]
         else:
             self.generators = list(generator) if self.separate else [generator]

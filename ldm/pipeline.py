@@ -13,6 +13,7 @@ import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -234,7 +235,9 @@ class Pipeline:
         Raises ArgumentError for an argument that cannot work: at once, not when the first step is
         asked for, and before anything is computed.
         """
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt or ())
+        if not all(isinstance(text, str) for text in prompts):
+            raise ArgumentError(f"prompt is {prompt!r}; expected a text or a list of texts")
         if num_images_per_prompt < 1 or not prompts:
             raise ArgumentError(
                 f"num_images_per_prompt is {num_images_per_prompt} for {len(prompts)} prompts; "
@@ -289,7 +292,11 @@ class Pipeline:
                 step, denoise, x_first, steps[first:], lambda: noise().to(self.device)
             ):
                 progress = Progress(index + 1, n - first, x, x0)
-                if progress.step == progress.steps:
+                last = progress.step == progress.steps
+                # At the ends only: on a GPU every look at the values makes the CPU wait.
+                if (index == 0 or last) and not x0.isfinite().all():
+                    raise self._blame()
+                if last:
                     progress.output = self._finish(x, noise, output_type)
                 yield progress
 
@@ -316,17 +323,19 @@ class Pipeline:
             pixels = torch.cat(parts)
             if pixels.isfinite().all():
                 return pixels.clamp(-1, 1)
-        for name, module in (
-            ("unet", self.unet),
-            ("text_encoder", self.text_encoder),
-            ("vae", vae),
-        ):
-            for key, tensor in module.state_dict().items():
+        raise self._blame()
+
+    def _blame(self) -> CheckpointError:
+        """Why a result is not finite: broken weights by their name, or else an overflow."""
+        for name in ("unet", "text_encoder", "vae"):
+            for key, tensor in getattr(self, name).state_dict().items():
                 if not tensor.isfinite().all():
-                    raise CheckpointError(
+                    return CheckpointError(
                         f"{key} of the {name} holds NaN or infinite weights; get the model again"
                     )
-        raise CheckpointError("the picture is not finite: the model overflows; try dtype='float32'")
+        return CheckpointError(
+            "the picture is not finite: the model overflows; try dtype='float32'"
+        )
 
     def _finish(self, x: Tensor, noise: Noise, output_type: str) -> Output:
         return self._output(x if output_type == "latent" else self.decode(x), noise, output_type)
@@ -361,7 +370,7 @@ class Pipeline:
         )
         factor = self.vae.config.scale
         for name, value in zip(("height", "width"), size, strict=True):
-            if value < factor or value % factor:
+            if not isinstance(value, Integral) or value < factor or value % factor:
                 raise ArgumentError(
                     f"{name} is {value}; it must be a positive multiple of {factor}"
                 )

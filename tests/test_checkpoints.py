@@ -84,10 +84,11 @@ def test_half_precision_variant(vae: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [f"{WEIGHTS}.bin", f"{WEIGHTS}.fp16.bin"])
-def test_bin(vae: Path, name: str) -> None:
+@pytest.mark.parametrize("zipped", [True, False])  # False: as PyTorch wrote before 1.6
+def test_bin(vae: Path, name: str, zipped: bool) -> None:
     file = vae / f"{WEIGHTS}.safetensors"
     tensors = load_file(file)
-    torch.save(tensors, vae / name)
+    torch.save(tensors, vae / name, _use_new_zipfile_serialization=zipped)
     file.unlink()
     assert same(load(vae), tensors)
 

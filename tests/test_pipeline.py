@@ -498,6 +498,7 @@ IMAGE: dict[str, Any] = {"image": Image.new("RGB", (64, 64))}
         ({"num_inference_steps": 0}, "num_inference_steps is 0; it must be at least 1"),
         ({"num_inference_steps": -3}, "num_inference_steps is -3"),
         ({"num_inference_steps": 1001}, "num_inference_steps is 1001"),
+        ({"num_inference_steps": 10**12}, "num_inference_steps is 1000000000000"),
         ({"height": 60}, "height is 60; it must be a positive multiple of 8"),
         ({"width": 4}, "width is 4; it must be a positive multiple of 8"),
         ({"height": 0}, "height is 0"),
@@ -510,9 +511,12 @@ IMAGE: dict[str, Any] = {"image": Image.new("RGB", (64, 64))}
         ({"image": []}, "image holds 0 pictures for 1 prompts"),
         ({"num_images_per_prompt": 0}, "num_images_per_prompt is 0"),
         ({"prompt": []}, "0 prompts"),
-        ({"prompt": [3]}, "prompt is 3"),
+        ({"prompt": [3]}, r"prompt is \[3\]; expected a text or a list of texts"),
+        ({"prompt": None}, "0 prompts"),
+        ({"width": 64.0}, r"width is 64\.0; it must be a positive multiple of 8"),
+        ({"seed": 1.5}, r"seed is 1\.5; it must be a whole number"),
         ({"negative_prompt": ["a", "b"]}, "negative_prompt has 2 texts for 1 prompts"),
-        ({"seed": -1}, "seed is -1; it must be in"),
+        ({"seed": -1}, "seed is -1; it must be a whole number in"),
         ({"seed": 2**63}, "seed is 9223372036854775808"),
         ({"seed": 1, "generator": generator(1)}, "seed and generator are both given"),
         ({"generator": generators(1, 3)}, "generator holds 3 generators for 1 pictures"),
@@ -655,8 +659,11 @@ def test_weights_that_are_not_finite(
     tensors[stored].view(-1)[0] = value
     save_file(tensors, file, {"format": "pt"})
     pipe = Pipeline.from_pretrained(model, device="cpu")
+    seen = []
     with pytest.raises(CheckpointError, match=rf"{key} of the {part} holds NaN or infinite"):
-        pipe(PROMPT, num_inference_steps=2, **IMAGE)
+        for progress in pipe.stream(PROMPT, num_inference_steps=4, **IMAGE):
+            seen.append(progress.step)
+    assert not seen or (part, key.split(".")[0]) == ("vae", "decoder")  # told at the first step
 
 
 def test_a_decoder_that_overflows_is_asked_again_in_float32(folder: Path) -> None:

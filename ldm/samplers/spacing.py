@@ -23,24 +23,30 @@ def timesteps(
     """
     total, offset = scheduler.config.num_train_timesteps, scheduler.config.steps_offset
     points = n + spare
+
+    def misfit() -> ArgumentError:
+        return ArgumentError(
+            f"num_inference_steps is {n}; it must be at least 1 and fit into the {total} timesteps "
+            f"of training ({spacing} spacing, steps_offset {offset}); 20 to 50 is usual"
+        )
+
+    if n < 1 or points > total:
+        raise misfit()
     if spacing == "linspace":
         step = (total - 1) / max(points - 1, 1)
         ts = [min(i * step, total - 1) for i in reversed(range(points))]
     elif spacing == "leading":
-        ts = [i * (total // max(points, 1)) + offset for i in reversed(range(points))]
+        ts = [i * (total // points) + offset for i in reversed(range(points))]
     elif spacing == "trailing":
         # As numpy.arange(total, 0, -total / n) computes it: its last bit decides how .5 rounds.
-        delta = (total - total / max(n, 1)) - total
+        delta = (total - total / n) - total
         ts = [round(total + i * delta) - 1 for i in range(n)]
     else:
         raise CheckpointError(
             f"timestep_spacing is {spacing!r}; expected 'leading', 'trailing' or 'linspace'"
         )
-    if n < 1 or points > total or ts[0] > total - 1:
-        raise ArgumentError(
-            f"num_inference_steps is {n}; it must be at least 1 and fit into the {total} timesteps "
-            f"of training ({spacing} spacing, steps_offset {offset}); 20 to 50 is usual"
-        )
+    if ts[0] > total - 1:
+        raise misfit()
     return [round(t) if whole else t for t in ts[:n]]
 
 

@@ -21,7 +21,7 @@ from ldm.training.data import CaptionedImages
 
 MIN_ICONS = 3  # a noun with fewer in training cannot be learnt
 STEPS, BATCH, LEARNING_RATE, WEIGHT_DECAY = 2700, 128, 2e-3, 0.05
-SMALL, SMALL_SHARE = 32, 2 / 3  # the first steps see pictures of 32 pixels, at half the cost
+SMALL, SMALL_SHARE = 32, 0.8  # the first steps see pictures of 32 pixels, at half the cost
 WARMUP = 0.05  # share of the steps
 COLOUR_WEIGHT, SMOOTHING = 0.5, 0.1
 NO_COLOUR = -100  # cross_entropy leaves these out
@@ -74,7 +74,11 @@ def trained(data: CaptionedImages, folder: Path, say: Callable[[str], None]) -> 
 
 
 def fit(
-    data: CaptionedImages, labels: Labels, steps: int, say: Callable[[str], None]
+    data: CaptionedImages,
+    labels: Labels,
+    steps: int,
+    say: Callable[[str], None],
+    batch: int = BATCH,
 ) -> Classifier:
     """Train from scratch on pictures of the training split, on the present number of threads."""
     torch.manual_seed(0)
@@ -90,7 +94,7 @@ def fit(
     optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: rate(done, steps))
     for step in range(1, steps + 1):
-        chosen = torch.multinomial(odds, BATCH, replacement=True)
+        chosen = torch.multinomial(odds, batch, replacement=True)
         size = SMALL if step <= SMALL_SHARE * steps else SIZE
         x, turned = augment(classifier.to_float(pictures[chosen]), size)
         with torch.autocast("cpu", torch.bfloat16):

@@ -26,9 +26,14 @@ class Judged:
         return self.opinion.nouns[0] == self.prompt.noun
 
     @property
+    def colour(self) -> str:
+        """The colour by the pixels; where they lie between two words, the classifier decides."""
+        return self.measured or self.opinion.colour
+
+    @property
     def right(self) -> bool:
-        """Recognised, and of the colour asked for, if any, by the pixels."""
-        return self.recognised and self.prompt.colour in (None, self.measured)
+        """Recognised, and of the colour asked for, if any."""
+        return self.recognised and self.prompt.colour in (None, self.colour)
 
 
 def judge(
@@ -64,6 +69,7 @@ def summary(judged: Sequence[Judged]) -> dict[str, float | int | None]:
         "object_top5": share(judged, lambda j: j.prompt.noun in j.opinion.nouns),
         "object_top1_of_forty": share(judged, lambda j: j.opinion.among == j.prompt.noun),
         "coloured_pictures": len(coloured),
+        "colour": share(coloured, lambda j: j.colour == j.prompt.colour),
         "colour_by_pixels": share(coloured, lambda j: j.measured == j.prompt.colour),
         "colour_by_classifier": share(coloured, lambda j: j.opinion.colour == j.prompt.colour),
         "object_and_colour": share(coloured, lambda j: j.right),

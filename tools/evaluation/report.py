@@ -4,13 +4,14 @@ from typing import Any
 
 ROWS = {
     "pictures": "pictures",
-    "object_top1": "object recognised (top 1 of all nouns)",
+    "object_top1": "object recognised (top 1 of all things)",
     "object_top5": "object among the top 5",
     "object_top1_of_forty": "object recognised (top 1 of the forty)",
     "coloured_pictures": "pictures whose prompt names a colour",
-    "colour_by_pixels": "colour obeyed, by the pixels",
-    "colour_by_classifier": "colour obeyed, by the classifier",
-    "object_and_colour": "object recognised and colour obeyed, by the pixels",
+    "colour": "colour obeyed",
+    "colour_by_pixels": "… by the pixels alone",
+    "colour_by_classifier": "… by the classifier alone",
+    "object_and_colour": "object recognised and colour obeyed",
 }
 COLUMNS = {
     "drawn": "drawn",
@@ -60,11 +61,12 @@ def markdown(report: dict[str, Any]) -> str:
         "",
         vae_line(report["vae"]),
         "",
-        f"Judge: a classifier of {judge['classes']} nouns trained on real icons; of "
+        f"Judge: a classifier of {judge['classes']} common things trained on real icons; of "
         f"{judge['held_out']} held-out icons it names {judge['top1']:.1%} right at once and "
-        f"{judge['top5']:.1%} within five guesses; the data builder's code measures the colour. "
-        "The real icons are one held-out icon of each object, repainted where a colour is asked "
-        "for.",
+        f"{judge['top5']:.1%} within five guesses. The data builder's code measures the colour by "
+        "the pixels; where that lies between two words, the classifier decides. The real icons are "
+        "one held-out icon of each object, repainted where a colour is asked for (unless its many "
+        "colours leave nothing to repaint).",
         "",
         f"**{recognised} of {len(report['objects'])} objects are recognised** in more than half "
         "of their pictures.",

@@ -38,7 +38,7 @@ def contact_sheet(
     for item, picture in zip(judged, pictures, strict=True):
         seen = item.opinion.nouns[0]
         if item.prompt.colour:
-            seen = f"{item.measured or 'no colour'}, {seen}"
+            seen = f"{item.colour}, {seen}"
         caption = item.prompt.text if item.right else f"{item.prompt.text}\n({seen})"
         tiles.append(tile(picture, caption, frame=GREEN if item.right else RED, lines=3))
     return image_grid(tiles, columns)
