@@ -293,7 +293,7 @@ def learnt(tmp_path_factory):
         patch.setattr(fit, "SMALL_SHARE", 0)  # too few steps for two sizes
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # a second one waits most of the time where others compute
-        model = fit.fit(data, labels, 60, lambda text: None, batch=16)
+        model = fit.fit(data, labels, 120, lambda text: None, batch=16)
         torch.set_num_threads(threads)
         yield data, model
 
