@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from ldm.checkpoints.folder import load_component
+from ldm.cli.train import main
 from ldm.clip import CLIPTextEncoder
 from ldm.errors import ArgumentError, CheckpointError
 from ldm.pipeline import Pipeline
@@ -237,3 +239,50 @@ def test_min_snr_weights() -> None:
 def test_psnr_of_a_known_error() -> None:
     x = torch.zeros(2, 3, 8, 8)
     assert psnr(x + 0.2, x) == pytest.approx(20.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "the following arguments are required: --config"),
+        (("--config", "nowhere.toml"), "nowhere.toml does not exist"),
+        (("--config", str(CONFIGS / "vae.toml"), "--set", "steps"), "'steps' is not of the form"),
+        (("--config", str(CONFIGS / "vae.toml"), "--set", "data=nowhere"), "does not exist"),
+        (("--config", str(CONFIGS / "vae.toml"), "--threads", "0"), "--threads is 0"),
+    ],
+)
+def test_the_command_refuses_on_one_line(
+    arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        code = main(arguments)
+    except SystemExit as error:
+        code = error.code
+    told = capsys.readouterr().err
+    assert code == 2
+    assert message in told
+    assert told.count("\n") == 1
+
+
+def test_the_command_trains_and_a_dry_run_does_not(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "text.toml"
+    values = asdict(settings("text", data, tmp_path / "run", log_every=3))
+    tables = {key: values.pop(key) for key in ("model", "options")}
+    lines = [f"{key} = {json.dumps(value)}" for key, value in values.items()]
+    lines += [f"{name} = {inline(table)}" for name, table in tables.items()]
+    config.write_text("\n".join(lines))
+    assert main(["--config", str(config), "--dry-run"]) == 0
+    assert "parameters" in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
+    assert main(["--config", str(config), "--set", "steps=3"]) == 0
+    assert capsys.readouterr().out.startswith("step 3/3")
+    assert checkpoints(tmp_path / "run")[-1].name == "00000003"
+
+
+def inline(value: Any) -> str:
+    """As TOML: what JSON writes, but for tables."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} = {inline(item)}" for key, item in value.items()) + "}"
+    return json.dumps(value)

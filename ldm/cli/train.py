@@ -7,15 +7,18 @@ import sys
 from collections.abc import Sequence
 
 from ldm import __version__
-from ldm.cli.common import run
+from ldm.cli.common import EXIT_CODES, Parser, run
+from ldm.errors import ArgumentError
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The command's arguments."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="ldm-train",
         description="Train a part of the model. "
         "To resume a stopped run, give the same command again.",
+        epilog=EXIT_CODES,
+        allow_abbrev=False,
     )
     parser.add_argument(
         "--config",
@@ -42,6 +45,9 @@ def parser() -> argparse.ArgumentParser:
 
 def train(arguments: argparse.Namespace) -> None:
     """Read the config, build its recipe and run the loop, a line of metrics at a time."""
+    if arguments.threads is not None and arguments.threads < 1:
+        raise ArgumentError(f"--threads is {arguments.threads}; it must be at least 1")
+
     import torch
 
     from ldm.training.config import read_config
