@@ -118,12 +118,12 @@ class CLIPTextEncoder(nn.Module):
         if "CLIPTextModelWithProjection" in config.architectures:
             self.text_projection = nn.Linear(config.hidden_size, config.projection_dim, bias=False)
 
-    def forward(self, ids: Tensor, skip: int = 0) -> TextStates:
+    def forward(self, ids: Tensor, skip: int = 0, norm: bool = True) -> TextStates:
         """Encode token ids (B,N), N ≤ 77.
 
-        skip: how many of the last layers the context leaves out (0: none). The final norm is
-        applied in any case, and ``pooled`` always comes from the last layer, as in diffusers.
-        Raises ArgumentError when fewer layers than that exist.
+        skip: how many of the last layers the context leaves out (0: none). norm: whether the
+        context gets the final norm; SDXL's does not. ``pooled`` always comes from the last layer
+        and the norm, as in diffusers. Raises ArgumentError when fewer layers than that exist.
         """
         model, layers = self.text_model, self.text_model.encoder.layers
         if not 0 <= skip < len(layers):
@@ -139,7 +139,9 @@ class CLIPTextEncoder(nn.Module):
         pooled = last[torch.arange(len(ids), device=ids.device), self._end(ids)]
         if hasattr(self, "text_projection"):
             pooled = self.text_projection(pooled)
-        return TextStates(last if skip == 0 else model.final_layer_norm(context), pooled)
+        if norm:
+            context = last if skip == 0 else model.final_layer_norm(context)
+        return TextStates(context, pooled)
 
     def _end(self, ids: Tensor) -> Tensor:
         """Position of the first end-of-text token of each row: (B,N) → (B,)."""

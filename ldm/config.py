@@ -240,8 +240,15 @@ class UNetConfig(Config):
     attention_head_dim: int | tuple[int, ...] = 8  # diffusers' misnomer: the NUMBER of heads
     num_attention_heads: int | tuple[int, ...] | None = None  # overrides it where given
     use_linear_projection: bool = False  # SD 2.x, SDXL: proj_in/out linear, not 1×1 convolutions
+    # SDXL: "text_time" adds the pooled text and sizes in pixels to the time embedding.
+    addition_embed_type: str | None = None
+    addition_time_embed_dim: int | None = None  # width of each size's sinusoidal embedding
+    projection_class_embeddings_input_dim: int | None = None  # of the pooled text and all sizes
+    time_cond_proj_dim: int | None = None  # LCM: width of the guidance scale's embedding
 
     EXTRA: ClassVar[dict[str, Any]] = {"_class_name": "UNet2DConditionModel", "act_fn": "silu"}
+    # Precision of the attention; ours is as the processor does it best.
+    IGNORED: ClassVar[frozenset[str]] = frozenset({"upcast_attention"})
     NEUTRAL: ClassVar[dict[str, tuple[Any, ...]]] = {
         "act_fn": ("silu", "swish"),
         "mid_block_type": ("UNetMidBlock2DCrossAttn",),
@@ -277,6 +284,16 @@ class UNetConfig(Config):
                     f"{channels} channels cannot be split into {heads} attention heads"
                 )
         per_level(self.transformer_layers_per_block, levels, "transformer_layers_per_block")
+        if self.addition_embed_type not in (None, "text_time"):
+            raise CheckpointError(
+                f"addition_embed_type is {self.addition_embed_type!r}; expected 'text_time' or none"
+            )
+        sizes = (self.addition_time_embed_dim, self.projection_class_embeddings_input_dim)
+        if self.addition_embed_type and None in sizes:
+            raise CheckpointError(
+                "addition_embed_type 'text_time' needs addition_time_embed_dim and "
+                "projection_class_embeddings_input_dim"
+            )
 
     @property
     def heads(self) -> tuple[int, ...]:
@@ -293,6 +310,19 @@ class UNetConfig(Config):
         """Transformer blocks in each spatial transformer, per level, finest first."""
         levels = len(self.block_out_channels)
         return per_level(self.transformer_layers_per_block, levels, "transformer_layers_per_block")
+
+    def time_ids(self, pooled: int) -> int:
+        """How many sizes in pixels SDXL's U-Net reads beside a text of width ``pooled``: 5 or 6."""
+        if self.addition_embed_type is None:
+            return 0
+        width = self.projection_class_embeddings_input_dim - pooled
+        count, rest = divmod(width, self.addition_time_embed_dim)
+        if rest or count not in (5, 6):
+            raise CheckpointError(
+                f"projection_class_embeddings_input_dim leaves {width} for sizes in pixels; "
+                f"expected 5 or 6 times {self.addition_time_embed_dim}"
+            )
+        return count
 
 
 @dataclass(frozen=True)
@@ -322,6 +352,7 @@ class SchedulerConfig(Config):
     euler_at_final: bool = False
     skip_prk_steps: bool = False
     thresholding: bool = False
+    original_inference_steps: int = 50  # of LCM: the timesteps that it was distilled on
 
     # Used only with thresholding, by a class that is not the file's own, or by flow models.
     IGNORED: ClassVar[frozenset[str]] = frozenset(
@@ -331,6 +362,7 @@ class SchedulerConfig(Config):
     NEUTRAL: ClassVar[dict[str, tuple[Any, ...]]] = {
         "interpolation_type": ("linear",),
         "timestep_type": ("discrete",),
+        "timestep_scaling": (10.0,),
         "lambda_min_clipped": (-math.inf,),
     }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ldm.conditioning import Conditioning
 from ldm.scheduler import DDPMScheduler, Level
 from ldm.unet import UNet
 
@@ -19,22 +20,34 @@ class Denoiser:
         self,
         unet: UNet,
         scheduler: DDPMScheduler,
-        context: Tensor,
-        negative: Tensor,
+        conditioning: Conditioning,
+        negative: Conditioning,
         guidance_scale: float,
+        known: Tensor | None = None,
     ) -> None:
-        """context and negative: (B, tokens, D). Guidance is off, and costs nothing, for s ≤ 1."""
+        """Guidance is off, and costs nothing, for s ≤ 1 and for networks that are told s (LCM).
+
+        known: (B, C', h, w), what an inpainting network is shown beside x.
+        """
         self.unet, self.scheduler, self.guidance_scale = unet, scheduler, guidance_scale
-        self.guided = guidance_scale > 1
-        self.context = torch.cat([negative, context]) if self.guided else context
+        distilled = unet.config.time_cond_proj_dim is not None
+        self.guided = guidance_scale > 1 and not distilled
+        self.parts = conditioning.parts
+        if self.guided:
+            pairs = zip(negative.parts, conditioning.parts, strict=True)
+            self.parts = tuple(torch.cat(pair) for pair in pairs)
+        context = conditioning.context
+        scales = torch.full((len(context),), guidance_scale, device=context.device)
+        self.options = {"guidance_scale": scales} if distilled else {}
+        self.known = known
 
     @torch.no_grad()
     def __call__(self, x: Tensor, level: Level) -> Tensor:
         """x: (B, C, h, w), float32, on any device; returns x̂₀ like it."""
-        inputs = torch.cat([x, x]) if self.guided else x
-        inputs = inputs.to(self.context)
+        inputs = x if self.known is None else torch.cat([x, self.known], dim=1)
+        inputs = (torch.cat([inputs, inputs]) if self.guided else inputs).to(self.parts[0])
         t = torch.full((len(inputs),), level.t, device=inputs.device)
-        prediction = self.unet(inputs, t, self.context)
+        prediction = self.unet(inputs, t, *self.parts, **self.options)
         if self.guided:
             uncond, cond = prediction.chunk(2)
             prediction = uncond + self.guidance_scale * (cond - uncond)

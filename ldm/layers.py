@@ -30,14 +30,23 @@ def timestep_embedding(
 
 
 class TimestepEmbedding(nn.Module):
-    """Two-layer network on the sinusoidal embedding: (B, C) → (B, 4C) in Stable Diffusion."""
+    """Two-layer network on the sinusoidal embedding: (B, C) → (B, 4C) in Stable Diffusion.
 
-    def __init__(self, in_channels: int, time_embed_dim: int) -> None:
+    With ``condition_dim``, it is also told a condition (B, condition_dim).
+    """
+
+    def __init__(
+        self, in_channels: int, time_embed_dim: int, condition_dim: int | None = None
+    ) -> None:
         super().__init__()
         self.linear_1 = nn.Linear(in_channels, time_embed_dim)
+        if condition_dim is not None:
+            self.cond_proj = nn.Linear(condition_dim, in_channels, bias=False)
         self.linear_2 = nn.Linear(time_embed_dim, time_embed_dim)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        if condition is not None:
+            x = x + self.cond_proj(condition)
         return self.linear_2(F.silu(self.linear_1(x)))
 
 

@@ -13,25 +13,41 @@ import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ldm import __version__, images
-from ldm.checkpoints.folder import load_component, save_component
+from ldm import images
 from ldm.checkpoints.source import find_model
 from ldm.clip import CLIPTextEncoder
-from ldm.conditioning import encode_prompts
-from ldm.config import Config, SchedulerConfig, read_json, write_json
+from ldm.conditioning import (
+    AESTHETIC_SCORE,
+    NEGATIVE_AESTHETIC_SCORE,
+    Conditioning,
+    TextModel,
+    encode_prompts,
+    time_ids,
+)
+from ldm.config import SchedulerConfig
 from ldm.devices import choose_device, choose_dtype
 from ldm.errors import ArgumentError, CheckpointError
 from ldm.guidance import Denoiser
+from ldm.inputs import check_size, read_pictures, shrink_masks, to_masks, to_pixels
+from ldm.loading import Defaults, load_folder, save_folder
 from ldm.noise import Noise
-from ldm.samplers import Choice, bind, first_noise_scale, from_config, plan, sample, start_index
-from ldm.scheduler import DDPMScheduler
+from ldm.samplers import (
+    Choice,
+    Pair,
+    bind,
+    first_noise_scale,
+    from_config,
+    plan,
+    sample,
+    start_index,
+)
+from ldm.scheduler import CLEAN, DDPMScheduler, Level
 from ldm.tokenizer import CLIPTokenizer
 from ldm.unet import UNet
 from ldm.vae import AutoencoderKL
@@ -39,16 +55,9 @@ from ldm.vae import AutoencoderKL
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# Of one picture; more is a slip of the finger.
-MAX_SIDE, MAX_PIXELS = 8192, 4096 * 4096
+    from ldm.inputs import Picture
 
-
-@dataclass(frozen=True)
-class Defaults(Config):
-    """What a call uses by default: ``generation_config.json``, else diffusers' values."""
-
-    num_inference_steps: int = 50
-    guidance_scale: float = 7.5
+STRENGTH = 0.8
 
 
 @dataclass
@@ -71,19 +80,34 @@ class Progress:
 
 
 class Pipeline:
-    """VAE, text encoder, U-Net and scheduler of a Stable Diffusion 1.x model, composed."""
+    """The parts of a model of the Stable Diffusion family, composed.
+
+    Which family it is shows in the parts: in what the U-Net is told and how many channels it reads.
+    """
 
     def __init__(
         self,
         vae: AutoencoderKL,
-        text_encoder: CLIPTextEncoder,
-        tokenizer: CLIPTokenizer,
+        text_encoder: CLIPTextEncoder | None,
+        tokenizer: CLIPTokenizer | None,
         unet: UNet,
         scheduler: DDPMScheduler | None = None,
         defaults: Defaults | None = None,
+        *,
+        text_encoder_2: CLIPTextEncoder | None = None,
+        tokenizer_2: CLIPTokenizer | None = None,
+        force_zeros_for_empty_prompt: bool = False,
     ) -> None:
-        """Without a ``scheduler``: the noise schedule of Stable Diffusion, and DDPM as sampler."""
-        self.vae, self.text_encoder, self.tokenizer, self.unet = vae, text_encoder, tokenizer, unet
+        """Without a ``scheduler``: the noise schedule of Stable Diffusion, and DDPM as sampler.
+
+        SDXL has a second text encoder; its refiner, only that one.
+        force_zeros_for_empty_prompt: an absent negative prompt is zeros, not the states of "".
+        Raises CheckpointError for parts that do not fit each other.
+        """
+        self.vae, self.unet = vae, unet
+        self.text_encoder, self.tokenizer = text_encoder, tokenizer
+        self.text_encoder_2, self.tokenizer_2 = text_encoder_2, tokenizer_2
+        self.force_zeros_for_empty_prompt = force_zeros_for_empty_prompt
         config = (
             scheduler.config
             if scheduler
@@ -92,17 +116,27 @@ class Pipeline:
         # Old Stable Diffusion's configs lack both; diffusers' pipeline always sets them so.
         self.scheduler = DDPMScheduler(replace(config, steps_offset=1, clip_sample=False))
         self.defaults = defaults or Defaults()
-        if unet.config.cross_attention_dim != text_encoder.config.hidden_size:
+        self.xl = unet.config.addition_embed_type is not None
+        self.text_models = [
+            TextModel(tokenizer, encoder)
+            for tokenizer, encoder in ((tokenizer, text_encoder), (tokenizer_2, text_encoder_2))
+            if encoder is not None
+        ]
+        width = sum(model.encoder.config.hidden_size for model in self.text_models)
+        if unet.config.cross_attention_dim != width:
             raise CheckpointError(
                 f"the U-Net reads texts of width {unet.config.cross_attention_dim}, "
-                f"but the text encoder writes {text_encoder.config.hidden_size}"
+                f"but the text encoders write {width}"
             )
-        if unet.config.in_channels != vae.config.latent_channels:
+        latent = vae.config.latent_channels
+        self.inpaints = unet.config.in_channels == 2 * latent + 1
+        if unet.config.in_channels != latent and not self.inpaints:
             raise CheckpointError(
-                f"the U-Net has {unet.config.in_channels} input channels, the VAE "
-                f"{vae.config.latent_channels} latent channels; "
-                "inpainting models are not supported yet"
+                f"the U-Net has {unet.config.in_channels} input channels for {latent} latent "
+                f"channels of the VAE; expected {latent}, or {2 * latent + 1} for inpainting"
             )
+        pooled = self.text_models[-1].encoder.config.projection_dim
+        self.time_ids = unet.config.time_ids(pooled)
 
     @classmethod
     def from_pretrained(
@@ -111,6 +145,7 @@ class Pipeline:
         *,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
+        variant: str | None = None,
         cache_dir: str | None = None,
         revision: str | None = None,
         token: str | None = None,
@@ -121,59 +156,27 @@ class Pipeline:
         device: None takes CUDA where there is one, else the CPU.
         dtype: of the U-Net and the text encoder; None chooses by the device (see ``ldm.devices``).
         The VAE is float32 unless bfloat16 is chosen.
+        variant: "fp16" prefers files named so; the plain ones do where there are none.
         Raises CheckpointError for a model that is missing, broken or not supported.
         """
-        folder = find_model(
+        path = find_model(
             model,
             cache_dir=cache_dir,
             revision=revision,
             token=token,
             local_files_only=local_files_only,
         )
-        index = read_json(folder / "model_index.json")
-        if index.get("_class_name") != "StableDiffusionPipeline":
-            raise CheckpointError(
-                f"{folder / 'model_index.json'} is of a {index.get('_class_name')}; "
-                "only StableDiffusionPipeline (Stable Diffusion 1.x and ours) is supported so far"
-            )
         device = choose_device(device)
         dtype = choose_dtype(dtype, device)
-        # SD's VAE overflows in float16.
-        vae_dtype = torch.float32 if dtype == torch.float16 else dtype
-        extra = folder / "generation_config.json"
-        return cls(
-            load_component(AutoencoderKL, folder / "vae", vae_dtype, device),
-            load_component(CLIPTextEncoder, folder / "text_encoder", dtype, device),
-            CLIPTokenizer.from_pretrained(folder / "tokenizer"),
-            load_component(UNet, folder / "unet", dtype, device),
-            DDPMScheduler(
-                SchedulerConfig.from_file(folder / "scheduler" / "scheduler_config.json")
-            ),
-            Defaults.from_dict(read_json(extra, optional=True), source=str(extra)),
-        )
+        return cls(**load_folder(path, dtype, device, variant))
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
-        """Write a folder that diffusers' StableDiffusionPipeline loads. None keeps the dtype."""
-        folder = Path(folder)
-        save_component(self.vae, folder / "vae", dtype)
-        save_component(self.text_encoder, folder / "text_encoder", dtype)
-        save_component(self.unet, folder / "unet", dtype)
-        self.tokenizer.save_pretrained(folder / "tokenizer")
-        write_json(folder / "scheduler" / "scheduler_config.json", self.scheduler.config.to_dict())
-        write_json(folder / "generation_config.json", vars(self.defaults))
-        index = {
-            "_class_name": "StableDiffusionPipeline",
-            "_ldm_version": __version__,
-            "feature_extractor": [None, None],
-            "requires_safety_checker": False,
-            "safety_checker": [None, None],
-            "scheduler": ["diffusers", self.scheduler.config.sampler_class],
-            "text_encoder": ["transformers", self.text_encoder.config.architectures[0]],
-            "tokenizer": ["transformers", "CLIPTokenizer"],
-            "unet": ["diffusers", "UNet2DConditionModel"],
-            "vae": ["diffusers", "AutoencoderKL"],
-        }
-        write_json(folder / "model_index.json", index)
+        """Write a folder that diffusers loads as a pipeline. None keeps the dtype."""
+        names = (
+            "vae unet scheduler defaults force_zeros_for_empty_prompt "
+            "text_encoder tokenizer text_encoder_2 tokenizer_2"
+        )
+        save_folder({name: getattr(self, name) for name in names.split()}, Path(folder), dtype)
 
     @property
     def device(self) -> torch.device:
@@ -195,8 +198,9 @@ class Pipeline:
         prompt: str | Sequence[str] = "",
         *,
         negative_prompt: str | Sequence[str] | None = None,
-        image: str | Path | Image | Sequence[Image] | None = None,
-        strength: float = 0.8,
+        image: Picture | Sequence[Picture] | None = None,
+        mask_image: Picture | Sequence[Picture] | None = None,
+        strength: float | None = None,
         height: int | None = None,
         width: int | None = None,
         num_inference_steps: int | None = None,
@@ -216,8 +220,10 @@ class Pipeline:
             prompt: one text or several; "" draws without a text.
             negative_prompt: what to steer away from; one for all prompts, or one for each.
             image: where to start from (image-to-image): one for all prompts, or one for each.
+            mask_image: which part of the image to draw anew (inpainting): white; like ``image``.
             strength: in [0, 1], how much of the image is redrawn:
                 ``min(int(steps·strength), steps)`` steps run, but at least one; 0 returns it.
+                None is 0.8, and 1 with a mask.
             height, width: pixels, multiples of 8; None is the image's size rounded down to a
                 multiple of 8, without an image the model's own.
             num_inference_steps, guidance_scale: None as the model advises, else 50 and 7.5.
@@ -229,7 +235,8 @@ class Pipeline:
             sampler: "ddpm", "ddim", "dpmpp_2m", "dpmpp_2m_karras", … ; None as the model's
                 ``scheduler_config.json`` says.
             eta: in [0, 1], noise that "ddim" adds.
-            clip_skip: 1 takes the text encoder's last layer, 2 the one before (as A1111 counts).
+            clip_skip: 1 takes the layer of the text encoder that the model was trained with, 2 the
+                one before (as A1111 counts).
             output_type: "pil", "pt" (float32 (B,3,H,W) in [0, 1]) or "latent" (scaled latents).
 
         Raises ArgumentError for an argument that cannot work: at once, not when the first step is
@@ -245,11 +252,7 @@ class Pipeline:
             )
         if output_type not in ("pil", "pt", "latent"):
             raise ArgumentError(f"output_type is {output_type!r}; expected 'pil', 'pt' or 'latent'")
-        negatives = self._for_each(prompts, negative_prompt or "", "negative_prompt")
-        prompts, negatives = (
-            repeat(prompts, num_images_per_prompt),
-            repeat(negatives, num_images_per_prompt),
-        )
+        count = len(prompts) * num_images_per_prompt
 
         n = (
             self.defaults.num_inference_steps
@@ -264,32 +267,67 @@ class Pipeline:
         choice = self.choose_sampler(sampler)
         steps = plan(self.scheduler, choice.name, n, choice.karras)
         step = bind(self.scheduler, choice.name, eta)
+        if strength is None:
+            strength = STRENGTH if mask_image is None else 1.0
         first = start_index(n, strength) if image is not None else 0
-        pixels = self._read(image, len(prompts), num_images_per_prompt, height, width)
-        height, width = self._size(height, width) if pixels is None else pixels.shape[2:]
+        pixels = masks = None
+        pictures = each("image", image, len(prompts), num_images_per_prompt)
+        height, width = self._size(height, width, pictures)
+        if pictures is not None:
+            pixels = to_pixels(pictures, height, width)
+        if mask_image is not None:
+            if pictures is None:
+                raise ArgumentError("mask_image says which part of an image to redraw; give image")
+            drawn = each("mask_image", mask_image, len(prompts), num_images_per_prompt)
+            masks = to_masks(drawn, height, width)
+        elif self.inpaints:
+            raise ArgumentError("this is an inpainting model; give image and mask_image")
         channels, factor = self.vae.config.latent_channels, self.vae.config.scale
-        noise = Noise((len(prompts), channels, height // factor, width // factor), seed, generator)
+        noise = Noise((count, channels, height // factor, width // factor), seed, generator)
         if latents is not None and tuple(latents.shape) != noise.shape:
             raise ArgumentError(
                 f"latents has the shape {tuple(latents.shape)}; expected {noise.shape}"
             )
-
-        context, negative = (
-            encode_prompts(self.tokenizer, self.text_encoder, texts, clip_skip)
-            for texts in (prompts, negatives)
+        negatives = self._negatives(prompts, negative_prompt)
+        texts = self._encode_prompts(prompts, num_images_per_prompt, clip_skip)
+        if negatives is None:
+            negative_texts = Conditioning(*(torch.zeros_like(part) for part in texts.parts))
+        else:
+            negative_texts = self._encode_prompts(negatives, num_images_per_prompt, clip_skip)
+        conditioning, negative = (
+            self._with_sizes(told, height, width, score)
+            for told, score in (
+                (texts, AESTHETIC_SCORE),
+                (negative_texts, NEGATIVE_AESTHETIC_SCORE),
+            )
         )
-        denoise = Denoiser(self.unet, self.scheduler, context, negative, scale)
 
         @torch.no_grad()
         def run() -> Iterator[Progress]:
-            start = self._encode(pixels, noise) if pixels is not None else None
-            x_first = self._first(start, steps, first, choice, noise, latents)
+            # The order of the draws is diffusers'.
+            start = None
+            if pixels is not None and not (self.inpaints and strength == 1):
+                start = self._encode(pixels, noise)
+            inner = masks is not None and strength == 1  # starts from noise alone
+            x_first, eps = self._first(
+                None if inner else start, steps, first, choice, noise, latents
+            )
+            known, after = None, unchanged
+            if masks is not None and first < n:
+                small = expand(shrink_masks(masks, factor), count).to(self.device)
+                hidden = pixels * (masks < 0.5)
+                shown = self._encode(hidden, noise)
+                if self.inpaints:
+                    known = torch.cat([small, shown], dim=1)
+                else:
+                    after = Blend(start, eps, small, steps[first:])
+            denoise = Denoiser(self.unet, self.scheduler, conditioning, negative, scale, known)
             progress = Progress(0, n - first, x_first, x_first)
             if progress.steps == 0:
-                kept = start if output_type == "latent" else pixels.expand(len(prompts), -1, -1, -1)
+                kept = start if output_type == "latent" else expand(pixels, count)
                 yield replace(progress, output=self._output(kept, noise, output_type))
             for x, index, x0 in sample(
-                step, denoise, x_first, steps[first:], lambda: noise().to(self.device)
+                step, denoise, x_first, steps[first:], lambda: noise().to(self.device), after
             ):
                 progress = Progress(index + 1, n - first, x, x0)
                 last = progress.step == progress.steps
@@ -353,63 +391,45 @@ class Pipeline:
         name = sampler.removesuffix("_karras")
         return Choice(name, name != sampler)
 
-    def _for_each(self, prompts: list[str], value: str | Sequence[str], name: str) -> list[str]:
+    def _negatives(self, prompts: list[str], value: str | Sequence[str] | None) -> list[str] | None:
+        """A negative prompt for each prompt; None where their absence is told by zeros."""
+        if value is None and self.force_zeros_for_empty_prompt:
+            return None
+        value = value or ""
         values = [value] * len(prompts) if isinstance(value, str) else list(value)
         if len(values) != len(prompts):
             raise ArgumentError(
-                f"{name} has {len(values)} texts for {len(prompts)} prompts; "
+                f"negative_prompt has {len(values)} texts for {len(prompts)} prompts; "
                 "give one, or one for each"
             )
         return values
 
-    def _size(self, height: int | None, width: int | None) -> tuple[int, int]:
-        own = self.default_size()
-        size = (
-            own[0] if height is None else height,
-            own[1] if width is None else width,
-        )
-        factor = self.vae.config.scale
-        for name, value in zip(("height", "width"), size, strict=True):
-            if not isinstance(value, Integral) or value < factor or value % factor:
-                raise ArgumentError(
-                    f"{name} is {value}; it must be a positive multiple of {factor}"
-                )
-        if size[0] * size[1] > MAX_PIXELS:
-            raise ArgumentError(
-                f"{size[1]}x{size[0]} is {size[0] * size[1]:,} pixels; at most {MAX_PIXELS:,} work"
-            )
-        if max(size) > MAX_SIDE:
-            raise ArgumentError(
-                f"the size is {size[1]}x{size[0]}; a side may have {MAX_SIDE} pixels"
-            )
-        return size
+    def _encode_prompts(self, texts: list[str], repeats: int, clip_skip: int) -> Conditioning:
+        """What the text encoders say of each text, ``repeats`` times."""
+        told = encode_prompts(self.text_models, texts, clip_skip, self.xl)
+        return Conditioning(*(part.repeat_interleave(repeats, dim=0) for part in told.parts))
 
-    def _read(
-        self,
-        image: str | Path | Image | Sequence[Image] | None,
-        count: int,
-        repeats: int,
-        height: int | None,
-        width: int | None,
-    ) -> Tensor | None:
-        """The pictures to start from, (1 or count, 3, H, W) in [-1, 1], all of one size."""
-        if image is None:
-            return None
-        sources = list(image) if isinstance(image, (list, tuple)) else [image]
-        if len(sources) not in (1, count // repeats):
-            raise ArgumentError(
-                f"image holds {len(sources)} pictures for {count // repeats} prompts; "
-                "give one, or one for each"
-            )
-        pictures = [images.load_image(source) for source in sources]
-        factor = self.vae.config.scale
-        own = pictures[0]
-        size = self._size(
-            own.height // factor * factor if height is None else height,
-            own.width // factor * factor if width is None else width,
+    def _with_sizes(
+        self, told: Conditioning, height: int, width: int, aesthetic_score: float
+    ) -> Conditioning:
+        """SDXL is also told the size to draw."""
+        if not self.xl:
+            return told
+        sizes = time_ids(height, width, self.time_ids, aesthetic_score)
+        rows = torch.tensor([sizes], device=self.device).expand(len(told.context), -1)
+        return replace(told, time_ids=rows)
+
+    def _size(
+        self, height: int | None, width: int | None, pictures: list[Image] | None
+    ) -> tuple[int, int]:
+        """(height, width) to draw: as asked for, or the first picture's, or the model's own."""
+        factor, (own_height, own_width) = self.vae.config.scale, self.default_size()
+        if pictures is not None:
+            own_height = pictures[0].height // factor * factor
+            own_width = pictures[0].width // factor * factor
+        return check_size(
+            own_height if height is None else height, own_width if width is None else width, factor
         )
-        pixels = images.to_tensor([images.resize(picture, *size) for picture in pictures])
-        return pixels if len(pixels) == 1 else pixels.repeat_interleave(repeats, dim=0)
 
     def _encode(self, pixels: Tensor, noise: Noise) -> Tensor:
         """Scaled latents (B, C, h, w) of the pictures, float32, sampled as diffusers does."""
@@ -421,27 +441,56 @@ class Pipeline:
             self.vae.encode(part.to(self.device, dtype), eps.to(self.device, dtype)).float()
             for part, eps in zip(pixels.split(1), drawn.split(1), strict=True)
         ]
-        return torch.cat(parts).repeat(count // len(parts), 1, 1, 1)
+        return expand(torch.cat(parts), count)
 
     def _first(
         self,
         start: Tensor | None,
-        steps: list,
+        steps: list[Pair],
         first: int,
         choice: Choice,
         noise: Noise,
         latents: Tensor | None,
-    ) -> Tensor:
-        """x at the first level: noise alone, or α x₀ + σ ε from the image's latents."""
+    ) -> tuple[Tensor, Tensor | None]:
+        """x at the first level: noise alone, or α x₀ + σ ε from the image's latents; and ε."""
         if first == len(steps):
-            return start
+            return start, None
         eps = (noise() if latents is None else latents.float()).to(self.device)
         if start is None:
-            return eps * first_noise_scale(self.scheduler, choice.name, steps)
+            return eps * first_noise_scale(self.scheduler, choice.name, steps), eps
         level = steps[first][0]
-        return level.alpha * start + level.sigma * eps
+        return level.alpha * start + level.sigma * eps, eps
 
 
-def repeat(texts: list[str], count: int) -> list[str]:
-    """Each text ``count`` times in a row."""
-    return [text for text in texts for _ in range(count)]
+class Blend:
+    """After each step, puts the known part of a picture back where the mask is 0.
+
+    Source: Lugmayr et al. 2022 (RePaint), eq. 8, as diffusers does it: with one and the same ε.
+    """
+
+    def __init__(self, start: Tensor, eps: Tensor, masks: Tensor, steps: list[Pair]) -> None:
+        self.start, self.eps, self.masks = start, eps, masks
+        # Not the level that a step ends at: DDIM's may differ from where the next one begins.
+        self.levels = iter([*(level for level, _ in steps[1:]), CLEAN])
+
+    def __call__(self, x: Tensor, level: Level) -> Tensor:
+        level = next(self.levels)
+        known = level.alpha * self.start + level.sigma * self.eps
+        return (1 - self.masks) * known + self.masks * x
+
+
+def unchanged(x: Tensor, level: Level) -> Tensor:
+    """What is done after a step where nothing is."""
+    return x
+
+
+def each(
+    name: str, source: Picture | Sequence[Picture] | None, prompts: int, repeats: int
+) -> list[Image] | None:
+    """The pictures of an argument, where it is given."""
+    return None if source is None else read_pictures(source, name, prompts, repeats)
+
+
+def expand(rows: Tensor, count: int) -> Tensor:
+    """(b, …) → (count, …), the rows over and over."""
+    return rows.repeat(count // len(rows), *(1,) * (rows.ndim - 1))

@@ -127,7 +127,11 @@ class UNet(nn.Module):
         widths, heads, depth = config.block_out_channels, config.heads, config.depth
         layers, last = config.layers_per_block, len(widths) - 1
         self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
-        self.time_embedding = TimestepEmbedding(widths[0], 4 * widths[0])
+        self.time_embedding = TimestepEmbedding(widths[0], 4 * widths[0], config.time_cond_proj_dim)
+        if config.addition_embed_type:
+            self.add_embedding = TimestepEmbedding(
+                config.projection_class_embeddings_input_dim, 4 * widths[0]
+            )
 
         skips = [widths[0]]  # channels of every tensor that the way up will read
         self.down_blocks = nn.ModuleList()
@@ -156,18 +160,23 @@ class UNet(nn.Module):
         self.conv_norm_out = GroupNorm(config.norm_num_groups, widths[0], config.norm_eps)
         self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
 
-    def forward(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        context: Tensor,
+        pooled: Tensor | None = None,
+        time_ids: Tensor | None = None,
+        guidance_scale: Tensor | None = None,
+    ) -> Tensor:
         """Predict eps, x₀ or v, whatever the network was trained for.
 
         x: noisy latents (B, in_channels, h, w) at unit variance; t: times (B,) in [0, 1000);
         context: text states (B, tokens, cross_attention_dim). Returns (B, out_channels, h, w).
+        SDXL also needs pooled, the text's one state (B, P), and time_ids (B, 5 or 6): sizes in
+        pixels (Podell et al. 2023, section 2.2). LCM needs the guidance_scale (B,) to imitate.
         """
-        config = self.config
-        embedding = timestep_embedding(
-            t, config.block_out_channels[0], config.flip_sin_to_cos, config.freq_shift
-        )
-        # Every residual block would activate it: once is enough.
-        temb = F.silu(self.time_embedding(embedding.to(x.dtype)))
+        temb = F.silu(self._embed(t, pooled, time_ids, guidance_scale, x.dtype))
         x = self.conv_in(x)
         skips = [x]
         for block in self.down_blocks:
@@ -176,3 +185,29 @@ class UNet(nn.Module):
         for block in self.up_blocks:
             x = block(x, temb, context, skips, going_up=True)
         return self.conv_out(F.silu(self.conv_norm_out(x)))
+
+    def _embed(
+        self,
+        t: Tensor,
+        pooled: Tensor | None,
+        time_ids: Tensor | None,
+        guidance_scale: Tensor | None,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        """Time, and whatever else the model is told besides the text: (B, 4 · first width)."""
+        config = self.config
+        order = {"flip_sin_to_cos": config.flip_sin_to_cos, "freq_shift": config.freq_shift}
+        time = timestep_embedding(t, config.block_out_channels[0], **order).to(dtype)
+        guidance = None
+        if config.time_cond_proj_dim is not None:
+            # Meng et al. 2023, section 3.1, as Luo et al. 2023 (LCM) count it: w = scale − 1.
+            w = 1000 * (guidance_scale - 1)
+            guidance = timestep_embedding(
+                w, config.time_cond_proj_dim, flip_sin_to_cos=False, freq_shift=1
+            ).to(dtype)
+        temb = self.time_embedding(time, guidance)
+        if config.addition_embed_type:
+            sizes = timestep_embedding(time_ids.flatten(), config.addition_time_embed_dim, **order)
+            added = torch.cat([pooled, sizes.view(len(pooled), -1).to(dtype)], dim=-1)
+            temb = temb + self.add_embedding(added)
+        return temb

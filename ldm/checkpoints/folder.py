@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from ldm.checkpoints.names import to_ours
 from ldm.checkpoints.tensors import read_tensors, write_tensors
-from ldm.config import Config, write_json
+from ldm.config import Config, read_json, write_json
 from ldm.errors import CheckpointError
 
 SHOWN = 3  # wrong names or shapes that an error lists before it says how many more there are
@@ -29,21 +29,57 @@ class Component(Protocol):
 M = TypeVar("M", bound=nn.Module)
 
 
-def find_weights(folder: Path, stem: str) -> Path:
-    """The weight file in a component's folder: the plain one, else a half-precision variant.
+def find_weights(folder: Path, stem: str, variant: str | None = None) -> Path:
+    """The weight file in a component's folder, or the index of its shards.
 
+    Safetensors come first. ``variant`` "fp16" prefers files named so; else the plain ones come
+    first, and half precision is taken where there is nothing else.
     Raises CheckpointError, with the names tried and the names there.
     """
-    names = [f"{stem}.safetensors", f"{stem}.fp16.safetensors", f"{stem}.bin", f"{stem}.fp16.bin"]
-    if stem == "model":
-        names += ["pytorch_model.bin", "pytorch_model.fp16.bin"]
-    for name in names:
+    stems = [stem, "pytorch_model"] if stem == "model" else [stem]
+    half = variant or "fp16"
+    names = []
+    for end in ("safetensors", "bin"):
+        for each in stems if end == "bin" else stems[:1]:
+            plain = [f"{each}.{end}", f"{each}.{end}.index.json"]
+            # Two spellings of a variant's index have been in use.
+            special = [
+                f"{each}.{half}.{end}",
+                f"{each}.{end}.index.{half}.json",
+                f"{each}.{half}.{end}.index.json",
+                f"{each}.{end}.{half}.index.json",
+            ]
+            names.append(special + plain if variant else plain + special)
+    for name in (name for group in names for name in group):
         if (folder / name).is_file():
             return folder / name
+    tried = ", ".join(name for group in names for name in group[:2])
     there = ", ".join(sorted(path.name for path in folder.glob("*"))) or "nothing"
-    raise CheckpointError(
-        f"{folder} holds no weights: looked for {', '.join(names)}; found {there}"
-    )
+    raise CheckpointError(f"{folder} holds no weights: looked for {tried}, …; found {there}")
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a weight file, or of all shards that an index names.
+
+    Raises CheckpointError for what is broken or missing, and for an index that points elsewhere.
+    """
+    if path.suffix != ".json":
+        return read_tensors(path)
+    places = read_json(path).get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise CheckpointError(f"{path} has no weight_map; download the model again")
+    tensors: dict[str, Tensor] = {}
+    for name in sorted(set(map(str, places.values()))):
+        if Path(name).name != name:
+            raise CheckpointError(f"{path} names {name!r}, outside its folder; it is not trusted")
+        tensors |= read_tensors(path.with_name(name))
+    missing = sorted(set(places) - set(tensors))
+    if missing:
+        raise CheckpointError(
+            f"{path} lists {missing[0]} and {len(missing) - 1} more tensors that its shards lack; "
+            "download the model again"
+        )
+    return tensors
 
 
 class Uninitialised(TorchFunctionMode):
@@ -61,26 +97,47 @@ class Uninitialised(TorchFunctionMode):
 
 
 def load_component(
-    module_class: type[M], folder: Path, dtype: torch.dtype, device: torch.device | str = "cpu"
+    module_class: type[M],
+    folder: Path,
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
+    variant: str | None = None,
 ) -> M:
     """Build a module from its folder, in evaluation mode.
 
-    It is built without memory of its own and takes the tensors of the mapped file, so that loading
-    copies only what changes its dtype or device. Raises CheckpointError for whatever does not fit.
+    Raises CheckpointError for whatever does not fit.
     """
     if not folder.is_dir():
         raise CheckpointError(f"{folder} does not exist; a model folder needs it")
-    config = module_class.config_class.from_file(folder / "config.json")
+    module = empty(module_class, module_class.config_class.from_file(folder / "config.json"))
+    path = find_weights(folder, module_class.weight_stem, variant)
+    fill(module, to_ours(read_weights(path), module.state_dict()), path, dtype, device)
+    return module
+
+
+def empty(module_class: type[M], config: Config) -> M:
+    """A module whose tensors have shapes, but neither memory nor values yet."""
     with torch.device("meta"), Uninitialised():
-        module = module_class(config)
-    path = find_weights(folder, module_class.weight_stem)
-    expected = module.state_dict()
-    tensors = to_ours(read_tensors(path), expected)
-    check(expected, tensors, path)
+        return module_class(config)
+
+
+def fill(
+    module: nn.Module,
+    tensors: dict[str, Tensor],
+    path: Path,
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
+) -> None:
+    """Give an ``empty`` module its tensors, and put it in evaluation mode.
+
+    It takes those of a mapped file as they are, so that loading copies only what changes its dtype
+    or device. Raises CheckpointError, naming ``path``, unless names and shapes are the module's.
+    """
+    check(module.state_dict(), tensors, path)
     module.load_state_dict(
         {key: value.to(device, dtype) for key, value in tensors.items()}, assign=True
     )
-    return module.requires_grad_(False).eval()
+    module.requires_grad_(False).eval()
 
 
 def check(expected: dict[str, Tensor], found: dict[str, Tensor], path: Path) -> None:

@@ -22,9 +22,10 @@ from ldm.errors import ArgumentError, CheckpointError
 from ldm.samplers.ddim import ddim
 from ldm.samplers.ddpm import ddpm
 from ldm.samplers.dpmpp import dpmpp_2m
+from ldm.samplers.lcm import lcm
 from ldm.samplers.loop import Denoise, Noise, Pair, Step, sample, start_index
 from ldm.samplers.pndm import pndm
-from ldm.samplers.spacing import chain, dpmpp_levels, euler_levels, strides
+from ldm.samplers.spacing import chain, dpmpp_levels, euler_levels, lcm_levels, strides
 
 if TYPE_CHECKING:
     from ldm.config import SchedulerConfig
@@ -127,6 +128,22 @@ SAMPLERS: dict[str, Sampler] = {
         karras=True,
         scaled_noise=True,
         honours={"final_sigmas_type": ("zero",)},
+    ),
+    "euler_a": Sampler(
+        label="Euler a",
+        class_name="EulerAncestralDiscreteScheduler",
+        bind=lambda scheduler, eta: partial(ddim, eta=1.0),
+        levels=euler_levels,
+        spacing="linspace",
+        scaled_noise=True,
+    ),
+    "lcm": Sampler(
+        label="LCM",
+        class_name="LCMScheduler",
+        bind=lambda scheduler, eta: lcm,
+        levels=lcm_levels,
+        spacing="leading",
+        honours={"thresholding": (False,)},
     ),
 }
 

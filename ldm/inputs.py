@@ -1,0 +1,71 @@
+"""Sizes, pictures and masks that a user gives → tensors that the pipeline can work with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from numbers import Integral
+from pathlib import Path
+
+import torch.nn.functional as F
+from PIL.Image import Image
+from torch import Tensor
+
+from ldm import images
+from ldm.errors import ArgumentError
+
+# Of one picture; more is a slip of the finger.
+MAX_SIDE, MAX_PIXELS = 8192, 4096 * 4096
+
+Picture = str | Path | Image
+
+
+def check_size(height: int, width: int, factor: int) -> tuple[int, int]:
+    """(height, width) in pixels, unchanged. Raises ArgumentError for what no model could draw."""
+    for name, value in (("height", height), ("width", width)):
+        if not isinstance(value, Integral) or value < factor or value % factor:
+            raise ArgumentError(f"{name} is {value}; it must be a positive multiple of {factor}")
+    if height * width > MAX_PIXELS:
+        raise ArgumentError(
+            f"{width}x{height} is {height * width:,} pixels; at most {MAX_PIXELS:,} work"
+        )
+    if max(height, width) > MAX_SIDE:
+        raise ArgumentError(f"the size is {width}x{height}; a side may have {MAX_SIDE} pixels")
+    return height, width
+
+
+def read_pictures(
+    source: Picture | Sequence[Picture],
+    name: str,
+    prompts: int,
+    repeats: int,
+) -> list[Image]:
+    """The picture for all prompts, or one for each of them ``repeats`` times; RGB.
+
+    Raises ArgumentError for another number, ImageError for what cannot be read.
+    """
+    sources = list(source) if isinstance(source, list | tuple) else [source]
+    if len(sources) not in (1, prompts):
+        raise ArgumentError(
+            f"{name} holds {len(sources)} pictures for {prompts} prompts; give one, or one for each"
+        )
+    pictures = [images.load_image(source) for source in sources]
+    if len(pictures) == 1:
+        return pictures
+    return [picture for picture in pictures for _ in range(repeats)]
+
+
+def to_pixels(pictures: Sequence[Image], height: int, width: int) -> Tensor:
+    """Stretched to one size: float32 (B, 3, H, W) in [-1, 1]."""
+    return images.to_tensor([images.resize(picture, height, width) for picture in pictures])
+
+
+def to_masks(pictures: Sequence[Image], height: int, width: int) -> Tensor:
+    """Where to draw anew: float32 (B, 1, H, W), 1 where a picture is brighter than half, else 0."""
+    resized = [images.resize(picture, height, width).convert("L") for picture in pictures]
+    pixels = images.to_tensor([picture.convert("RGB") for picture in resized])[:, :1]
+    return (pixels / 2 + 0.5 >= 0.5).float()
+
+
+def shrink_masks(masks: Tensor, factor: int) -> Tensor:
+    """(B, 1, H, W) → (B, 1, H/factor, W/factor): of each square, its first value, as diffusers."""
+    return F.interpolate(masks, scale_factor=1 / factor, mode="nearest")

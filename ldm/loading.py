@@ -1,0 +1,117 @@
+"""A model's files → the parts of a pipeline, and back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ldm import __version__
+from ldm.checkpoints.folder import load_component, save_component
+from ldm.clip import CLIPTextEncoder
+from ldm.config import Config, SchedulerConfig, read_json, write_json
+from ldm.errors import CheckpointError
+from ldm.scheduler import DDPMScheduler
+from ldm.tokenizer import CLIPTokenizer
+from ldm.unet import UNet
+from ldm.vae import AutoencoderKL
+
+LAYOUT = "0.35.0"  # of diffusers, whose layout and names are written
+# diffusers has a class for each task; which task it is, the arguments of a call say.
+PIPELINES = frozenset(
+    """StableDiffusionPipeline StableDiffusionImg2ImgPipeline StableDiffusionInpaintPipeline
+    StableDiffusionXLPipeline StableDiffusionXLImg2ImgPipeline StableDiffusionXLInpaintPipeline
+    LatentConsistencyModelPipeline LatentConsistencyModelImg2ImgPipeline""".split()
+)
+
+
+@dataclass(frozen=True)
+class Defaults(Config):
+    """What a call uses by default: ``generation_config.json``, else diffusers' values."""
+
+    num_inference_steps: int = 50
+    guidance_scale: float = 7.5
+
+
+def load_folder(
+    folder: Path, dtype: torch.dtype, device: torch.device, variant: str | None = None
+) -> dict[str, Any]:
+    """The arguments of ``Pipeline`` from a diffusers folder.
+
+    Raises CheckpointError for a folder that is broken or not supported.
+    """
+    index = read_json(folder / "model_index.json")
+    if index.get("_class_name") not in PIPELINES:
+        raise CheckpointError(
+            f"{folder / 'model_index.json'} is of a {index.get('_class_name')}; "
+            "only models of the Stable Diffusion family are supported"
+        )
+    # SD's VAE overflows in float16.
+    vae_dtype = torch.float32 if dtype == torch.float16 else dtype
+    extra = folder / "generation_config.json"
+    parts: dict[str, Any] = {
+        "vae": load_component(AutoencoderKL, folder / "vae", vae_dtype, device, variant),
+        "unet": load_component(UNet, folder / "unet", dtype, device, variant),
+        "scheduler": DDPMScheduler(
+            SchedulerConfig.from_file(folder / "scheduler" / "scheduler_config.json")
+        ),
+        "defaults": Defaults.from_dict(read_json(extra, optional=True), source=str(extra)),
+        "force_zeros_for_empty_prompt": bool(index.get("force_zeros_for_empty_prompt", False)),
+    }
+    for end in ("", "_2"):
+        encoder, tokenizer = f"text_encoder{end}", f"tokenizer{end}"
+        if (index.get(encoder) or [None])[-1] is None:  # SDXL's refiner has no first one
+            parts[encoder] = parts[tokenizer] = None
+            continue
+        parts[encoder] = load_component(CLIPTextEncoder, folder / encoder, dtype, device, variant)
+        parts[tokenizer] = CLIPTokenizer.from_pretrained(folder / tokenizer)
+    return parts
+
+
+def save_folder(parts: dict[str, Any], folder: Path, dtype: torch.dtype | None) -> None:
+    """Write what ``load_folder`` reads, and diffusers too. ``dtype`` None keeps each part's."""
+    index: dict[str, Any] = {
+        "_class_name": class_name(parts),
+        "_diffusers_version": LAYOUT,
+        "_ldm_version": __version__,
+        "feature_extractor": [None, None],
+        "scheduler": ["diffusers", parts["scheduler"].config.sampler_class],
+        "text_encoder": [None, None],
+        "tokenizer": [None, None],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    for end in ("", "_2"):
+        encoder, tokenizer = parts[f"text_encoder{end}"], parts[f"tokenizer{end}"]
+        if encoder is None:
+            continue
+        save_component(encoder, folder / f"text_encoder{end}", dtype)
+        tokenizer.save_pretrained(folder / f"tokenizer{end}")
+        index[f"text_encoder{end}"] = ["transformers", encoder.config.architectures[0]]
+        index[f"tokenizer{end}"] = ["transformers", "CLIPTokenizer"]
+    if "XL" in index["_class_name"]:
+        index["image_encoder"] = [None, None]
+        index["force_zeros_for_empty_prompt"] = parts["force_zeros_for_empty_prompt"]
+        index["requires_aesthetics_score"] = "Img2Img" in index["_class_name"]
+    else:
+        index |= {"requires_safety_checker": False, "safety_checker": [None, None]}
+    save_component(parts["vae"], folder / "vae", dtype)
+    save_component(parts["unet"], folder / "unet", dtype)
+    write_json(folder / "scheduler" / "scheduler_config.json", parts["scheduler"].config.to_dict())
+    write_json(folder / "generation_config.json", vars(parts["defaults"]))
+    write_json(folder / "model_index.json", index)
+
+
+def class_name(parts: dict[str, Any]) -> str:
+    """diffusers' class for a pipeline's parts."""
+    unet = parts["unet"].config
+    inpaint = "Inpaint" * (unet.in_channels > parts["vae"].config.latent_channels)
+    if unet.addition_embed_type is None:
+        if unet.time_cond_proj_dim is not None:
+            return "LatentConsistencyModelPipeline"
+        return f"StableDiffusion{inpaint}Pipeline"
+    last = parts["text_encoder_2"] or parts["text_encoder"]
+    refiner = unet.time_ids(last.config.projection_dim) == 5
+    return f"StableDiffusionXL{'Img2Img' if refiner else inpaint}Pipeline"
