@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import warnings
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from ldm import __version__
-from ldm.checkpoints.folder import load_component, save_component
+from ldm.assets import asset_path
+from ldm.checkpoints.family import UNET, VAE, Family, detect
+from ldm.checkpoints.folder import empty, fill, load_component, save_component
+from ldm.checkpoints.original import (
+    Rename,
+    clip_names,
+    open_clip_names,
+    read_original,
+    unet_names,
+    vae_names,
+    write_original,
+)
+from ldm.checkpoints.tensors import read_checkpoint, write_tensors
 from ldm.clip import CLIPTextEncoder
-from ldm.config import Config, SchedulerConfig, read_json, write_json
+from ldm.config import Config, SchedulerConfig, UNetConfig, VAEConfig, read_json, write_json
 from ldm.errors import CheckpointError
 from ldm.scheduler import DDPMScheduler
 from ldm.tokenizer import CLIPTokenizer
@@ -27,6 +41,9 @@ PIPELINES = frozenset(
 )
 
 
+TEXT_NAMES: dict[str, Rename] = {"clip": clip_names, "open_clip": open_clip_names}
+
+
 @dataclass(frozen=True)
 class Defaults(Config):
     """What a call uses by default: ``generation_config.json``, else diffusers' values."""
@@ -36,7 +53,11 @@ class Defaults(Config):
 
 
 def load_folder(
-    folder: Path, dtype: torch.dtype, device: torch.device, variant: str | None = None
+    folder: Path,
+    dtype: torch.dtype,
+    device: torch.device,
+    variant: str | None = None,
+    prediction_type: str | None = None,
 ) -> dict[str, Any]:
     """The arguments of ``Pipeline`` from a diffusers folder.
 
@@ -48,15 +69,16 @@ def load_folder(
             f"{folder / 'model_index.json'} is of a {index.get('_class_name')}; "
             "only models of the Stable Diffusion family are supported"
         )
+    scheduler = SchedulerConfig.from_file(folder / "scheduler" / "scheduler_config.json")
+    if prediction_type:
+        scheduler = replace(scheduler, prediction_type=prediction_type)
     # SD's VAE overflows in float16.
     vae_dtype = torch.float32 if dtype == torch.float16 else dtype
     extra = folder / "generation_config.json"
     parts: dict[str, Any] = {
         "vae": load_component(AutoencoderKL, folder / "vae", vae_dtype, device, variant),
         "unet": load_component(UNet, folder / "unet", dtype, device, variant),
-        "scheduler": DDPMScheduler(
-            SchedulerConfig.from_file(folder / "scheduler" / "scheduler_config.json")
-        ),
+        "scheduler": DDPMScheduler(scheduler),
         "defaults": Defaults.from_dict(read_json(extra, optional=True), source=str(extra)),
         "force_zeros_for_empty_prompt": bool(index.get("force_zeros_for_empty_prompt", False)),
     }
@@ -68,6 +90,77 @@ def load_folder(
         parts[encoder] = load_component(CLIPTextEncoder, folder / encoder, dtype, device, variant)
         parts[tokenizer] = CLIPTokenizer.from_pretrained(folder / tokenizer)
     return parts
+
+
+def load_file(
+    path: Path, dtype: torch.dtype, device: torch.device, prediction_type: str | None = None
+) -> dict[str, Any]:
+    """The arguments of ``Pipeline`` from a single file under the original names.
+
+    Raises CheckpointError for a file that is broken, incomplete or of something else.
+    """
+    checkpoint = read_checkpoint(path)
+    tensors = checkpoint.tensors
+    shapes = {key: tuple(value.shape) for key, value in tensors.items()}
+    family = detect(shapes, checkpoint.metadata, str(path), checkpoint.global_step, prediction_type)
+    if not family.certain:
+        warnings.warn(
+            f"{path} does not say what its U-Net predicts; {family.scheduler.prediction_type} is "
+            "taken, which most models of its kind do: if the picture is noise, give the other one "
+            "of 'epsilon' and 'v_prediction' as prediction_type",
+            stacklevel=2,
+        )
+    vae_dtype = torch.float32 if dtype == torch.float16 else dtype
+
+    def part(
+        module_class: type[nn.Module], config: Config, prefix: str, rename: Rename, to: torch.dtype
+    ) -> nn.Module:
+        module = empty(module_class, config)
+        expected = {key: value.shape for key, value in module.state_dict().items()}
+        fill(module, read_original(tensors, expected, prefix, rename), path, to, device)
+        return module
+
+    parts: dict[str, Any] = {
+        "vae": part(AutoencoderKL, family.vae, VAE, names_of(family.vae), vae_dtype),
+        "unet": part(UNet, family.unet, UNET, names_of(family.unet), dtype),
+        "scheduler": DDPMScheduler(family.scheduler),
+        "force_zeros_for_empty_prompt": family.force_zeros_for_empty_prompt,
+        "text_encoder": None,
+        "tokenizer": None,
+    }
+    vocabulary = asset_path("weights") / "tokenizer"
+    for text in family.texts:
+        parts[text.part] = part(
+            CLIPTextEncoder, text.config, text.prefix, TEXT_NAMES[text.names], dtype
+        )
+        parts[text.part.replace("text_encoder", "tokenizer")] = CLIPTokenizer.from_pretrained(
+            vocabulary, pad_token=text.pad_token
+        )
+    return parts
+
+
+def save_file(parts: dict[str, Any], family: Family, path: Path, dtype: torch.dtype | None) -> None:
+    """Write a single file under the original names. ``dtype`` None keeps each part's."""
+    tensors: dict[str, Tensor] = {}
+    for prefix, module, rename, convolutions in (
+        (UNET, parts["unet"], names_of(parts["unet"].config), False),
+        (VAE, parts["vae"], names_of(parts["vae"].config), True),
+        *((text.prefix, parts[text.part], TEXT_NAMES[text.names], False) for text in family.texts),
+    ):
+        tensors |= write_original(module.state_dict(), prefix, rename, convolutions)
+    if parts["scheduler"].config.prediction_type == "v_prediction":
+        tensors["v_pred"] = torch.empty(0)
+    if parts["scheduler"].config.rescale_betas_zero_snr:
+        tensors["ztsnr"] = torch.empty(0)
+    write_tensors({key: value.to("cpu", dtype) for key, value in tensors.items()}, path)
+
+
+def names_of(config: UNetConfig | VAEConfig) -> Rename:
+    """Where the original code has the tensors of a network."""
+    if isinstance(config, VAEConfig):
+        return vae_names(len(config.block_out_channels))
+    attention = (kind.startswith("CrossAttn") for kind in config.up_block_types)
+    return unet_names(config.layers_per_block, attention)
 
 
 def save_folder(parts: dict[str, Any], folder: Path, dtype: torch.dtype | None) -> None:

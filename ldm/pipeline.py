@@ -35,7 +35,7 @@ from ldm.devices import choose_device, choose_dtype
 from ldm.errors import ArgumentError, CheckpointError
 from ldm.guidance import Denoiser
 from ldm.inputs import check_size, read_pictures, shrink_masks, to_masks, to_pixels
-from ldm.loading import Defaults, load_folder, save_folder
+from ldm.loading import Defaults, load_file, load_folder, save_folder
 from ldm.noise import Noise
 from ldm.samplers import (
     Choice,
@@ -146,17 +146,19 @@ class Pipeline:
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
         variant: str | None = None,
+        prediction_type: str | None = None,
         cache_dir: str | None = None,
         revision: str | None = None,
         token: str | None = None,
         local_files_only: bool = False,
     ) -> Pipeline:
-        """Load a model: None is the built-in one, else a diffusers folder or a hub id.
+        """Load a model: None is the built-in one, else a folder, a single file or a hub id.
 
         device: None takes CUDA where there is one, else the CPU.
         dtype: of the U-Net and the text encoder; None chooses by the device (see ``ldm.devices``).
         The VAE is float32 unless bfloat16 is chosen.
         variant: "fp16" prefers files named so; the plain ones do where there are none.
+        prediction_type: "epsilon", "v_prediction" or "sample"; None as the model says.
         Raises CheckpointError for a model that is missing, broken or not supported.
         """
         path = find_model(
@@ -168,7 +170,9 @@ class Pipeline:
         )
         device = choose_device(device)
         dtype = choose_dtype(dtype, device)
-        return cls(**load_folder(path, dtype, device, variant))
+        if path.is_file():
+            return cls(**load_file(path, dtype, device, prediction_type))
+        return cls(**load_folder(path, dtype, device, variant, prediction_type))
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write a folder that diffusers loads as a pipeline. None keeps the dtype."""

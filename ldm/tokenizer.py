@@ -55,13 +55,15 @@ class CLIPTokenizer:
         self.pad_token_id: int = self._tokenizer.token_to_id(config["pad_token"])
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> "CLIPTokenizer":
+    def from_pretrained(cls, folder: str | Path, pad_token: str | None = None) -> "CLIPTokenizer":
         """Read a `tokenizer/` folder: vocab.json and merges.txt, or transformers' tokenizer.json.
 
-        Raises CheckpointError naming the file or token that is missing or broken.
+        `pad_token` overrides the folder's. Raises CheckpointError naming the file or token that is
+        missing or broken.
         """
         try:
-            return cls(*_read_folder(Path(folder)))
+            bpe, added, config = _read_folder(Path(folder))
+            return cls(bpe, added, config | ({"pad_token": pad_token} if pad_token else {}))
         except CheckpointError:
             raise
         except Exception as error:  # broken content; `tokenizers` raises bare Exception

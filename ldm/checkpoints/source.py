@@ -27,20 +27,16 @@ def find_model(
     token: str | None = None,
     local_files_only: bool = False,
 ) -> Path:
-    """The folder of ``model``: None is the built-in one, else a path, else a hub id ``owner/name``.
+    """Where ``model`` is: None is the built-in one, else a path, else a hub id ``owner/name``.
 
+    A folder, or a single file.
     The hub's cache is asked before the network. Raises CheckpointError when there is no such model.
     """
     if model is None:
         return asset_path("weights")
     path = Path(model).expanduser()
-    if path.is_dir():
+    if path.exists():
         return path
-    if path.is_file():
-        raise CheckpointError(
-            f"{path} is a file; only diffusers folders are supported so far: "
-            "convert it with diffusers' from_single_file(...).save_pretrained(folder)"
-        )
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(model)) or str(model).startswith("."):
         raise CheckpointError(
             f"{model} does not exist; give a diffusers folder or a hub id such as owner/name"

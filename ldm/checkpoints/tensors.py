@@ -7,25 +7,42 @@ import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ldm.errors import CheckpointError
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Map a ``.safetensors`` or ``.bin`` file into memory: a tensor is read when it is first used.
+class Checkpoint(NamedTuple):
+    """What a weight file holds."""
 
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str]  # of a .safetensors file
+    global_step: int | None = None  # of a training checkpoint
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of ``read_checkpoint``."""
+    return read_checkpoint(path).tensors
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Map a ``.safetensors`` file, or a pickle of PyTorch's, into memory.
+
+    A tensor is read when it is first used. A training checkpoint's weights are its ``state_dict``.
     Raises CheckpointError for a file that is truncated, not of its kind, or would run code.
     """
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            with safe_open(path, "pt") as file:
+                metadata = file.metadata() or {}
+            return Checkpoint(load_file(path), metadata)
         mmap = zipfile.is_zipfile(path)  # else it is from before PyTorch 1.6, or no weight file
-        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(
@@ -37,11 +54,14 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(
             f"{path} is truncated or not a weight file ({reason}); get it again"
         ) from None
-    if not isinstance(tensors, Mapping) or not all(
-        isinstance(value, Tensor) for value in tensors.values()
+    step = content.get("global_step") if isinstance(content, Mapping) else None
+    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        content = content["state_dict"]
+    if not isinstance(content, Mapping) or not all(
+        isinstance(value, Tensor) for value in content.values()
     ):
         raise CheckpointError(f"{path} does not hold a plain mapping of names to tensors")
-    return dict(tensors)
+    return Checkpoint(dict(content), {}, step if isinstance(step, int) else None)
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:

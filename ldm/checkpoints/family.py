@@ -1,0 +1,143 @@
+"""Which family a single file is of, from the names and shapes in it: no tensor is read.
+
+The families are the files of ``configs/models``: what the parts' configs would say in a folder,
+and where in a file the text encoders are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from ldm.assets import asset_path
+from ldm.config import CLIPTextConfig, SchedulerConfig, UNetConfig, VAEConfig, read_json
+from ldm.errors import ArgumentError, CheckpointError
+
+UNET, VAE = "model.diffusion_model.", "first_stage_model."
+Shapes = Mapping[str, Sequence[int]]
+# The width of the texts that its U-Net reads tells a family.
+FAMILIES = {768: "sd1", 1024: "sd2", 2048: "sdxl", 1280: "sdxl_refiner"}
+CONTEXT = "transformer_blocks.0.attn2.to_k.weight"
+PREDICTION_TYPES = {"epsilon": "epsilon", "eps": "epsilon", "v": "v_prediction"}
+BASE_STEPS = 875_000  # "global_step" of SD 2.x base in its .ckpt: it predicts ε, the others v
+
+
+@dataclass(frozen=True)
+class TextPart:
+    """One text encoder of a family."""
+
+    part: str  # "text_encoder" or "text_encoder_2"
+    prefix: str  # of its names in a file
+    names: str  # "clip" or "open_clip"
+    pad_token: str
+    config: CLIPTextConfig
+
+
+@dataclass(frozen=True)
+class Family:
+    """All that a folder's configs would say."""
+
+    id: str
+    name: str
+    unet: UNetConfig
+    vae: VAEConfig
+    scheduler: SchedulerConfig
+    texts: tuple[TextPart, ...]
+    force_zeros_for_empty_prompt: bool = False
+    certain: bool = True  # whether the prediction type is known, not guessed
+
+
+def read_family(name: str) -> Family:
+    """A file of ``configs/models`` by its name."""
+    path = asset_path("configs") / "models" / f"{name}.json"
+    data = read_json(path)
+    texts = (
+        TextPart(**{**text, "config": CLIPTextConfig.from_dict(text["config"], str(path))})
+        for text in data["texts"]
+    )
+    return Family(
+        name,
+        data["name"],
+        UNetConfig.from_dict(data["unet"], str(path)),
+        VAEConfig.from_dict(data["vae"], str(path)),
+        SchedulerConfig.from_dict(data["scheduler"], str(path)),
+        tuple(texts),
+        data.get("force_zeros_for_empty_prompt", False),
+    )
+
+
+def detect(
+    shapes: Shapes,
+    metadata: Mapping[str, str],
+    source: str,
+    global_step: int | None = None,
+    prediction_type: str | None = None,
+) -> Family:
+    """The family of a file of original names, with what its own tensors and metadata change.
+
+    ``prediction_type`` overrides what the file says. Raises CheckpointError for a file of
+    something else.
+    """
+    first = shapes.get(f"{UNET}input_blocks.0.0.weight")
+    widths = [shape[1] for key, shape in shapes.items() if key.endswith(CONTEXT)]
+    if first is None or not widths:
+        raise CheckpointError(f"{source} {describe_other(shapes)}")
+    if widths[0] not in FAMILIES:
+        known = ", ".join(map(str, FAMILIES))
+        raise CheckpointError(
+            f"{source}: its U-Net reads texts of width {widths[0]}; known are {known}"
+        )
+    family = read_family(FAMILIES[widths[0]])
+    guidance = shapes.get(f"{UNET}time_embed.cond_proj.weight")
+    unet = replace(
+        family.unet,
+        in_channels=first[1],
+        time_cond_proj_dim=None if guidance is None else guidance[1],
+    )
+    said = prediction_type or said_prediction(shapes, metadata)
+    certain = said is not None
+    if said is None:
+        said = "epsilon"
+        if family.id == "sd2" and first[1] == family.unet.in_channels:
+            certain = global_step is not None
+            said = "epsilon" if global_step == BASE_STEPS else "v_prediction"
+        else:
+            certain = True
+    if said not in ("epsilon", "v_prediction", "sample"):
+        raise ArgumentError(
+            f"prediction_type is {said!r}; expected 'epsilon', 'v_prediction' or 'sample'"
+        )
+    if family.id == "sd2" and said == "v_prediction":
+        unet = replace(unet, sample_size=96)  # the 768 models
+    zero_snr = "ztsnr" in shapes or metadata.get("ztsnr", "").lower() == "true"
+    scheduler = replace(family.scheduler, prediction_type=said)
+    if zero_snr:
+        scheduler = replace(scheduler, rescale_betas_zero_snr=True, timestep_spacing="trailing")
+    if guidance is not None:
+        scheduler = replace(scheduler, sampler_class="LCMScheduler")
+    return replace(family, unet=unet, scheduler=scheduler, certain=certain)
+
+
+def said_prediction(shapes: Shapes, metadata: Mapping[str, str]) -> str | None:
+    """The prediction type that a file's marker keys or its metadata state."""
+    if "v_pred" in shapes:
+        return "v_prediction"
+    said = metadata.get("modelspec.prediction_type", "").lower()
+    return PREDICTION_TYPES.get(said, said or None)
+
+
+def describe_other(shapes: Shapes) -> str:
+    """What a file that is no whole model looks like, and what to do with it."""
+    names = list(shapes)
+    if any(".lora_down." in name or ".lora_A." in name or ".lora.down." in name for name in names):
+        return "is a LoRA, not a model; give it beside one: --lora FILE"
+    if any("control_model." in name or "controlnet_cond" in name for name in names):
+        return "is a ControlNet, not a model; those are not supported yet"
+    if any(name.startswith("down_blocks.") for name in names):
+        return "is a U-Net of a diffusers folder; give the folder with model_index.json"
+    if any(name.startswith(("decoder.", f"{VAE}decoder.")) for name in names):
+        return "is a VAE, not a model; give it beside one: --vae FILE"
+    if "emb_params" in shapes or len(names) <= 2:
+        return "is a textual inversion, not a model; give it beside one"
+    shown = ", ".join(names[:3]) or "nothing"
+    return f"is not a Stable Diffusion checkpoint: it holds {shown}, …"

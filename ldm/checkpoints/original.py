@@ -1,0 +1,190 @@
+"""Names of the original code (CompVis, SGM, OpenCLIP), as single files have them, for our names.
+
+Sources: CompVis/latent-diffusion (openaimodel.py, model.py), mlfoundations/open_clip
+(transformer.py). One function for each network tells where a tensor of ours is in such a file;
+reading and writing both follow it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ldm.errors import CheckpointError
+
+
+class Place(NamedTuple):
+    """Where a tensor of ours is in an original file."""
+
+    name: str
+    third: int | None = None  # which third of its rows: queries, keys and values in one
+    transposed: bool = False
+
+
+Rename = Callable[[str], Place]
+
+RESNET = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
+UNET_ENDS = {
+    "conv_in": "input_blocks.0.0",
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "time_embedding.cond_proj": "time_embed.cond_proj",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
+    "conv_norm_out": "out.0",
+    "conv_out": "out.2",
+}
+VAE_ATTENTION = {
+    "group_norm": "norm",
+    "to_q": "q",
+    "to_k": "k",
+    "to_v": "v",
+    "to_out.0": "proj_out",
+}
+OPEN_CLIP = {
+    "embeddings.token_embedding.weight": "token_embedding.weight",
+    "embeddings.position_embedding.weight": "positional_embedding",
+    "final_layer_norm.weight": "ln_final.weight",
+    "final_layer_norm.bias": "ln_final.bias",
+}
+OPEN_CLIP_LAYER = {
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+    "self_attn.out_proj": "attn.out_proj",
+}
+QKV = ("q_proj", "k_proj", "v_proj")
+
+
+def unet_names(layers: int, attention_up: Iterable[bool]) -> Rename:
+    """Of a U-Net with ``layers`` residual blocks a level; which levels up have attention."""
+    stride, attention_up = layers + 1, list(attention_up)
+
+    def rename(key: str) -> Place:
+        if found := re.match(r"(down|up)_blocks\.(\d+)\.(\w+)\.(\d+)\.(.+)", key):
+            way, level, kind, index, rest = found.groups()
+            level, index = int(level), int(index)
+            block = level * stride + index + (way == "down")
+            if kind == "downsamplers":
+                block, inner = (level + 1) * stride, rest.replace("conv.", "0.op.", 1)
+            elif kind == "upsamplers":
+                block, inner = block + layers, f"{1 + attention_up[level]}.{rest}"
+            elif kind == "resnets":
+                inner = f"0.{_replaced(rest, RESNET)}"
+            else:
+                inner = f"1.{rest}"
+            return Place(f"{'input' if way == 'down' else 'output'}_blocks.{block}.{inner}")
+        if found := re.match(r"mid_block\.(resnets|attentions)\.(\d+)\.(.+)", key):
+            kind, index, rest = found.groups()
+            if kind == "attentions":
+                return Place(f"middle_block.1.{rest}")
+            return Place(f"middle_block.{2 * int(index)}.{_replaced(rest, RESNET)}")
+        return Place(_replaced(key, UNET_ENDS))
+
+    return rename
+
+
+def vae_names(levels: int) -> Rename:
+    """Of a VAE with so many levels; the original counts those of the decoder from the finest."""
+
+    def rename(key: str) -> Place:
+        coder, _, rest = key.partition(".")
+        if found := re.match(r"(down|up)_blocks\.(\d+)\.(\w+)\.(\d+)\.(.+)", rest):
+            way, level, kind, index, inner = found.groups()
+            level = int(level) if way == "down" else levels - 1 - int(level)
+            if kind == "resnets":
+                inner = f"block.{index}.{inner.replace('conv_shortcut', 'nin_shortcut')}"
+            else:
+                inner = f"{way}sample.{inner}"
+            return Place(f"{coder}.{way}.{level}.{inner}")
+        if found := re.match(r"mid_block\.(resnets|attentions)\.(\d+)\.(.+)", rest):
+            kind, index, inner = found.groups()
+            if kind == "attentions":
+                return Place(f"{coder}.mid.attn_1.{_replaced(inner, VAE_ATTENTION)}")
+            return Place(f"{coder}.mid.block_{int(index) + 1}.{inner}")
+        return Place(key.replace("conv_norm_out", "norm_out"))
+
+    return rename
+
+
+def clip_names(key: str) -> Place:
+    """Of OpenAI's text encoder: transformers' names."""
+    return Place(key)
+
+
+def open_clip_names(key: str) -> Place:
+    """Of OpenCLIP's text encoders."""
+    if key == "text_projection.weight":
+        return Place("text_projection", transposed=True)
+    key = key.removeprefix("text_model.")
+    if found := re.match(r"encoder\.layers\.(\d+)\.(.+)\.(weight|bias)", key):
+        layer, part, kind = found.groups()
+        block = f"transformer.resblocks.{layer}"
+        name = part.removeprefix("self_attn.")
+        if name in QKV:
+            return Place(f"{block}.attn.in_proj_{kind}", third=QKV.index(name))
+        return Place(f"{block}.{OPEN_CLIP_LAYER[part]}.{kind}")
+    return Place(OPEN_CLIP[key])
+
+
+def read_original(
+    tensors: Mapping[str, Tensor], shapes: Mapping[str, torch.Size], prefix: str, rename: Rename
+) -> dict[str, Tensor]:
+    """The tensors of one network under our names; ``shapes`` are those that it expects.
+
+    What is not in the file is left out. Raises CheckpointError for what cannot be cut in thirds.
+    """
+    ours = {}
+    for key, shape in shapes.items():
+        name, third, transposed = rename(key)
+        name = prefix + name
+        if name not in tensors:
+            continue
+        value = tensors[name]
+        if third is not None:
+            if len(value) % 3:
+                raise CheckpointError(f"{name} has {len(value)} rows, not three times as many")
+            value = value.chunk(3)[third]
+        if transposed:
+            value = value.T.contiguous()
+        if value.ndim == 4 and len(shape) == 2:  # a 1×1 convolution does what a linear layer does
+            value = value.flatten(1)
+        ours[key] = value
+    return ours
+
+
+def write_original(
+    module: Mapping[str, Tensor], prefix: str, rename: Rename, convolutions: bool = False
+) -> dict[str, Tensor]:
+    """The inverse of ``read_original``. ``convolutions``: attention's linear layers become 1×1."""
+    theirs: dict[str, Tensor] = {}
+    thirds: dict[str, dict[int, Tensor]] = {}
+    for key, value in module.items():
+        name, third, transposed = rename(key)
+        name = prefix + name
+        if third is not None:
+            thirds.setdefault(name, {})[third] = value
+            continue
+        value = value.T.contiguous() if transposed else value
+        theirs[name] = value[..., None, None] if convolutions and value.ndim == 2 else value
+    for name, parts in thirds.items():
+        theirs[name] = torch.cat([parts[i] for i in range(3)])
+    return theirs
+
+
+def _replaced(key: str, table: Mapping[str, str]) -> str:
+    """``key`` with the module's name at its beginning replaced, if the table has it."""
+    module, _, parameter = key.rpartition(".")
+    return f"{table.get(module, module)}.{parameter}"
