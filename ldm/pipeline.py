@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ldm import images
+from ldm.adapters.lora import Lora, Loras
 from ldm.checkpoints.source import find_model
 from ldm.clip import CLIPTextEncoder
 from ldm.conditioning import (
@@ -35,7 +36,7 @@ from ldm.devices import choose_device, choose_dtype
 from ldm.errors import ArgumentError, CheckpointError
 from ldm.guidance import Denoiser
 from ldm.inputs import check_size, read_pictures, shrink_masks, to_masks, to_pixels
-from ldm.loading import Defaults, load_file, load_folder, save_folder
+from ldm.loading import Defaults, load_file, load_folder, names_of, save_folder
 from ldm.noise import Noise
 from ldm.samplers import (
     Choice,
@@ -138,6 +139,11 @@ class Pipeline:
         pooled = self.text_models[-1].encoder.config.projection_dim
         self.time_ids = unet.config.time_ids(pooled)
 
+        named = {"unet": unet, "text_encoder": text_encoder, "text_encoder_2": text_encoder_2}
+        self.loras = Loras(
+            {name: part for name, part in named.items() if part is not None}, names_of(unet.config)
+        )
+
     @classmethod
     def from_pretrained(
         cls,
@@ -181,6 +187,30 @@ class Pipeline:
             "text_encoder tokenizer text_encoder_2 tokenizer_2"
         )
         save_folder({name: getattr(self, name) for name in names.split()}, Path(folder), dtype)
+
+    def load_lora_weights(
+        self, path: str | Path, adapter_name: str | None = None, scale: float = 1.0
+    ) -> Lora:
+        """Put a LoRA file of kohya, peft or diffusers onto the model, beside those that are there.
+
+        Returns what was read; its ``summary`` says how many keys found their place.
+        Raises CheckpointError where none does, ArgumentError for a name that is in use.
+        """
+        return self.loras.load(path, adapter_name, scale)
+
+    def set_adapters(
+        self, adapter_names: str | Sequence[str], scales: float | Sequence[float] = 1.0
+    ) -> None:
+        """Use these of the loaded LoRAs, with these scales, and no others."""
+        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
+        each = [scales] * len(names) if isinstance(scales, int | float) else list(scales)
+        if len(each) != len(names):
+            raise ArgumentError(f"there are {len(each)} scales for {len(names)} adapter_names")
+        self.loras.set_scales(dict(zip(names, each, strict=True)))
+
+    def unload_lora_weights(self) -> None:
+        """Take all LoRAs off; the weights are those from before, to the bit."""
+        self.loras.unload()
 
     @property
     def device(self) -> torch.device:

@@ -21,7 +21,7 @@ LAYERS = [
     {"errors"},
     {"assets", "config", "devices", "layers", "metadata", "noise"},
     {"checkpoints", "clip", "images", "scheduler", "tokenizer", "unet", "vae"},
-    {"conditioning", "inputs", "samplers"},
+    {"adapters", "conditioning", "inputs", "samplers"},
     {"guidance", "loading"},
     {"pipeline"},
     {"training"},  # above the pipeline, since a run draws samples as its users will

@@ -1,0 +1,1 @@
+"""What is put onto a model and taken off again, exactly."""
