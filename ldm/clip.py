@@ -30,7 +30,12 @@ def quick_gelu(x: Tensor) -> Tensor:
 
 
 class Embeddings(nn.Module):
-    """Sum of a token's embedding and its position's: (B,N) → (B,N,D)."""
+    """Sum of a token's embedding and its position's: (B,N) → (B,N,D).
+
+    Ids past the vocabulary are those of textual inversions, whose vectors are ``extra`` (n,D).
+    """
+
+    extra: Tensor | None = None
 
     def __init__(self, config: CLIPTextConfig) -> None:
         super().__init__()
@@ -38,7 +43,12 @@ class Embeddings(nn.Module):
         self.position_embedding = nn.Embedding(config.max_position_embeddings, config.hidden_size)
 
     def forward(self, ids: Tensor) -> Tensor:
-        return self.token_embedding(ids) + self.position_embedding.weight[: ids.shape[1]]
+        known = self.token_embedding.num_embeddings
+        x = self.token_embedding(ids.clamp(max=known - 1))
+        if self.extra is not None:
+            new = ids >= known
+            x[new] = self.extra[ids[new] - known]
+        return x + self.position_embedding.weight[: ids.shape[1]]
 
 
 class SelfAttention(nn.Module):

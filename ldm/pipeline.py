@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ldm import images
 from ldm.adapters.lora import Lora, Loras
+from ldm.adapters.textual_inversion import TextualInversions
 from ldm.checkpoints.source import find_model
 from ldm.clip import CLIPTextEncoder
 from ldm.conditioning import (
@@ -118,11 +119,16 @@ class Pipeline:
         self.scheduler = DDPMScheduler(replace(config, steps_offset=1, clip_sample=False))
         self.defaults = defaults or Defaults()
         self.xl = unet.config.addition_embed_type is not None
-        self.text_models = [
-            TextModel(tokenizer, encoder)
-            for tokenizer, encoder in ((tokenizer, text_encoder), (tokenizer_2, text_encoder_2))
-            if encoder is not None
-        ]
+        self.inversions = TextualInversions(
+            {
+                part: TextModel(words, encoder)
+                for part, words, encoder in (
+                    ("text_encoder", tokenizer, text_encoder),
+                    ("text_encoder_2", tokenizer_2, text_encoder_2),
+                )
+                if encoder is not None
+            }
+        )
         width = sum(model.encoder.config.hidden_size for model in self.text_models)
         if unet.config.cross_attention_dim != width:
             raise CheckpointError(
@@ -187,6 +193,23 @@ class Pipeline:
             "text_encoder tokenizer text_encoder_2 tokenizer_2"
         )
         save_folder({name: getattr(self, name) for name in names.split()}, Path(folder), dtype)
+
+    @property
+    def text_models(self) -> list[TextModel]:
+        """The text encoders with their tokenizers, which know the words loaded."""
+        return list(self.inversions.models.values())
+
+    def load_textual_inversion(self, path: str | Path, token: str | None = None) -> str:
+        """Learn a new word from a file; returns the word, to be used in prompts.
+
+        It is ``token``, else what the file calls it, else the file's name.
+        Raises CheckpointError for a file that does not fit, ArgumentError for a word in use.
+        """
+        return self.inversions.load(path, token).word
+
+    def unload_textual_inversion(self) -> None:
+        """Forget all words that were loaded."""
+        self.inversions.unload()
 
     def load_lora_weights(
         self, path: str | Path, adapter_name: str | None = None, scale: float = 1.0

@@ -4,11 +4,11 @@ Radford et al. 2021, "Learning Transferable Visual Models From Natural Language 
 a lower-cased byte-pair encoding (Sennrich et al. 2016) between a start and an end token.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Encoding, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 
 from ldm.config import read_json, write_json
@@ -49,6 +49,7 @@ class CLIPTokenizer:
         )
         self._tokenizer.decoder = decoders.ByteLevel()
         self._tokenizer.add_tokens(list(added))
+        self._words: dict[int, range] = {}
         self.model_max_length: int = config["model_max_length"]
         self.bos_token_id: int = self._tokenizer.token_to_id(config["bos_token"])
         self.eos_token_id: int = self._tokenizer.token_to_id(config["eos_token"])
@@ -86,12 +87,28 @@ class CLIPTokenizer:
         except Exception as error:  # `tokenizers` raises bare Exception
             raise CheckpointError(f"cannot write the tokenizer to {folder}: {error}") from error
 
+    def with_words(self, words: Mapping[str, int]) -> "CLIPTokenizer":
+        """A tokenizer like this one that knows new words, each as so many ids in a row.
+
+        The ids count up from the size of the vocabulary, in the order of `words`. A word is found
+        in either case, but not inside of a longer one.
+        """
+        added = list(self._tokenizer.get_added_tokens_decoder().values())
+        tokenizer = CLIPTokenizer(self._tokenizer.model, added, self._config)
+        end = tokenizer._tokenizer.get_vocab_size()
+        for word, count in words.items():
+            tokenizer._tokenizer.add_tokens([AddedToken(word, single_word=True)])
+            index = tokenizer._tokenizer.token_to_id(word)
+            tokenizer._words[index] = range(end, end + count)
+            end += count
+        return tokenizer
+
     def encode(self, text: str) -> list[int]:
         """Text → ids, as many as it takes, without start, end and padding.
 
         Raises ArgumentError if `text` is not valid Unicode text.
         """
-        return self._encode(text).ids
+        return [index for index, _ in self._encode(text)]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Ids → lower-cased text, without special tokens."""
@@ -114,16 +131,22 @@ class CLIPTokenizer:
 
     def cut(self, text: str) -> str:
         """The end of `text` that `__call__` leaves out, as it was typed; "" if all of it fits."""
-        offsets = self._encode(text).offsets[self.model_max_length - 2 :]
-        return text[offsets[0][0] :] if offsets else ""
+        rest = self._encode(text)[self.model_max_length - 2 :]
+        return text[rest[0][1] :] if rest else ""
 
-    def _encode(self, text: str) -> Encoding:
+    def _encode(self, text: str) -> list[tuple[int, int]]:
+        """Each id, and where in the text it begins."""
         try:
-            return self._tokenizer.encode(text, add_special_tokens=False)
+            encoding = self._tokenizer.encode(text, add_special_tokens=False)
         except (TypeError, UnicodeEncodeError):  # not a string, or half a surrogate pair in it
             raise ArgumentError(
                 f"prompt is {text!r}; it must be text that is valid Unicode (UTF-8)"
             ) from None
+        return [
+            (one, start)
+            for index, (start, _) in zip(encoding.ids, encoding.offsets, strict=True)
+            for one in self._words.get(index, (index,))
+        ]
 
 
 def _read_folder(folder: Path) -> tuple[BPE, list[AddedToken], dict[str, Any]]:

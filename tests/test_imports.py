@@ -21,8 +21,8 @@ LAYERS = [
     {"errors"},
     {"assets", "config", "devices", "layers", "metadata", "noise"},
     {"checkpoints", "clip", "images", "scheduler", "tokenizer", "unet", "vae"},
-    {"adapters", "conditioning", "inputs", "samplers"},
-    {"guidance", "loading"},
+    {"conditioning", "inputs", "samplers"},
+    {"adapters", "guidance", "loading"},
     {"pipeline"},
     {"training"},  # above the pipeline, since a run draws samples as its users will
     {"cli"},

@@ -108,7 +108,10 @@ def values(pipe: Pipeline) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize(("family", "form"), CASES)
 def test_same_picture_as_diffusers_and_off_again(
-    model: Any, tmp_path: Path, family: str, form: str  # noqa: F811
+    model: Any,
+    tmp_path: Path,
+    family: str,
+    form: str,  # noqa: F811
 ) -> None:
     ours, theirs = model(family)
     before = values(ours)

@@ -36,13 +36,52 @@ def read_checkpoint(path: Path) -> Checkpoint:
     A tensor is read when it is first used. A training checkpoint's weights are its ``state_dict``.
     Raises CheckpointError for a file that is truncated, not of its kind, or would run code.
     """
+    content, metadata = read_content(path)
+    step = content.get("global_step") if isinstance(content, Mapping) else None
+    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        content = content["state_dict"]
+    if not isinstance(content, Mapping) or not all(
+        isinstance(value, Tensor) for value in content.values()
+    ):
+        raise CheckpointError(f"{path} does not hold a plain mapping of names to tensors")
+    return Checkpoint(dict(content), metadata, step if isinstance(step, int) else None)
+
+
+def read_embedding(path: Path) -> tuple[dict[str, Tensor], str | None]:
+    """The vectors (n, D) of a textual inversion by their names, and its word, if the file says it.
+
+    Four forms are known: A1111's .pt, its .safetensors, diffusers', and SDXL's with two entries.
+    Raises CheckpointError for anything else.
+    """
+    content, _ = read_content(path)
+    word = None
+    if isinstance(content, Mapping) and isinstance(content.get("string_to_param"), Mapping):
+        word, content = content.get("name"), content["string_to_param"]
+    elif isinstance(content, Mapping) and len(content) == 1:
+        (word,) = content
+        word = None if word == "emb_params" else word
+    vectors = {}
+    for name, value in content.items() if isinstance(content, Mapping) else ():
+        if not isinstance(value, Tensor) or value.ndim not in (1, 2) or not value.numel():
+            vectors.clear()
+            break
+        vectors[str(name)] = value.detach().reshape(-1, value.shape[-1])
+    if not vectors or len(vectors) > 2:
+        raise CheckpointError(
+            f"{path} is no textual inversion: expected one or two tensors of vectors"
+        )
+    return vectors, word if isinstance(word, str) else None
+
+
+def read_content(path: Path) -> tuple[object, dict[str, str]]:
+    """What a file holds, and a .safetensors file's metadata; errors as ``read_checkpoint``'s."""
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}
-            return Checkpoint(load_file(path), metadata)
+            return load_file(path), metadata
         mmap = zipfile.is_zipfile(path)  # else it is from before PyTorch 1.6, or no weight file
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap), {}
     except pickle.UnpicklingError as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(
@@ -54,14 +93,6 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(
             f"{path} is truncated or not a weight file ({reason}); get it again"
         ) from None
-    step = content.get("global_step") if isinstance(content, Mapping) else None
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
-    if not isinstance(content, Mapping) or not all(
-        isinstance(value, Tensor) for value in content.values()
-    ):
-        raise CheckpointError(f"{path} does not hold a plain mapping of names to tensors")
-    return Checkpoint(dict(content), {}, step if isinstance(step, int) else None)
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:

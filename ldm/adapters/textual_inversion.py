@@ -1,0 +1,87 @@
+"""Textual inversion: new words for a text encoder (Gal et al. 2022, "An image is worth one word").
+
+A file holds one or several vectors, which stand in a prompt where its word is typed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ldm.checkpoints.tensors import read_embedding
+from ldm.conditioning import TextModel
+from ldm.errors import ArgumentError, CheckpointError
+
+# SDXL's files have vectors for both encoders.
+XL_KEYS = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
+
+
+@dataclass
+class Inversion:
+    """One file."""
+
+    word: str
+    vectors: dict[str, Tensor]  # part of the pipeline → (n, D)
+
+
+class TextualInversions:
+    """The new words of a pipeline's text encoders."""
+
+    def __init__(self, models: Mapping[str, TextModel]) -> None:
+        """models: "text_encoder", "text_encoder_2" → the model as it came."""
+        self.base = dict(models)
+        self.models = dict(models)  # with the words
+        self.loaded: dict[str, Inversion] = {}
+
+    def load(self, path: str | Path, token: str | None = None) -> Inversion:
+        """Learn a file's word: ``token``, else the file's own name for it, else the file's name.
+
+        Raises CheckpointError for a file that does not fit, ArgumentError for a word in use.
+        """
+        path = Path(path).expanduser()
+        if not path.is_file():
+            raise CheckpointError(f"{path} does not exist; give a textual inversion")
+        found, name = read_embedding(path)
+        word = token or name or path.stem
+        if word in self.loaded:
+            raise ArgumentError(f"the word {word!r} is loaded already; give another token")
+        inversion = Inversion(word, {self.part_of(key, v, path): v for key, v in found.items()})
+        self.loaded[word] = inversion
+        self.apply()
+        return inversion
+
+    def part_of(self, key: str, vectors: Tensor, path: Path) -> str:
+        """Which text encoder vectors (n, D) are for: SDXL's by their key, others by D."""
+        widths = {part: model.encoder.config.hidden_size for part, model in self.base.items()}
+        named = XL_KEYS.get(key)
+        parts = [named] if named else list(widths)
+        for part in parts:
+            if widths.get(part) == vectors.shape[1]:
+                return part
+        told = ", ".join(map(str, widths.values()))
+        raise CheckpointError(
+            f"{path} has vectors of width {vectors.shape[1]}, this model's text encoders {told}; "
+            "it is for another family of models"
+        )
+
+    def unload(self) -> None:
+        """Forget all new words."""
+        self.loaded.clear()
+        self.apply()
+
+    def apply(self) -> None:
+        """Give the words loaded to the tokenizers, and their vectors to the encoders."""
+        for part, model in self.base.items():
+            mine = {w: i.vectors[part] for w, i in self.loaded.items() if part in i.vectors}
+            embeddings: nn.Module = model.encoder.text_model.embeddings
+            if not mine:
+                embeddings.extra, self.models[part] = None, model
+                continue
+            known = embeddings.token_embedding.weight
+            embeddings.extra = torch.cat(list(mine.values())).to(known)
+            words = {word: len(vectors) for word, vectors in mine.items()}
+            self.models[part] = TextModel(model.tokenizer.with_words(words), model.encoder)
