@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from ldm import __version__
 from ldm.assets import asset_path
-from ldm.checkpoints.family import UNET, VAE, Family, detect
+from ldm.checkpoints.family import FAMILIES, UNET, VAE, Family, detect, read_family
 from ldm.checkpoints.folder import empty, fill, load_component, save_component
+from ldm.checkpoints.names import to_ours
 from ldm.checkpoints.original import (
     Rename,
     clip_names,
@@ -139,8 +140,46 @@ def load_file(
     return parts
 
 
-def save_file(parts: dict[str, Any], family: Family, path: Path, dtype: torch.dtype | None) -> None:
+def load_vae(
+    path: Path, config: VAEConfig, dtype: torch.dtype, device: torch.device
+) -> AutoencoderKL:
+    """A VAE from its folder, or from a file of original or diffusers' names.
+
+    A file has no config: it must be of the sizes in ``config``.
+    Raises CheckpointError for what is broken or does not fit.
+    """
+    if path.is_dir():
+        inner = path / "vae"
+        return load_component(AutoencoderKL, inner if inner.is_dir() else path, dtype, device)
+    if not path.is_file():
+        raise CheckpointError(f"{path} does not exist; give a VAE's folder or file")
+    module = empty(AutoencoderKL, config)
+    expected = module.state_dict()
+    tensors = read_checkpoint(path).tensors
+    if any(".down_blocks." in key for key in tensors):
+        tensors = to_ours(tensors, expected)
+    else:
+        prefix = VAE if any(key.startswith(VAE) for key in tensors) else ""
+        shapes = {key: value.shape for key, value in expected.items()}
+        tensors = read_original(tensors, shapes, prefix, names_of(config))
+    fill(module, tensors, path, dtype, device)
+    return module
+
+
+def family_of(parts: dict[str, Any]) -> Family:
+    """The family whose single-file layout the parts have. Raises CheckpointError for others."""
+    width = parts["unet"].config.cross_attention_dim
+    if width not in FAMILIES:
+        raise CheckpointError(
+            f"the U-Net reads texts of width {width}; single files are known for the widths "
+            f"{', '.join(map(str, FAMILIES))}: save a folder instead"
+        )
+    return read_family(FAMILIES[width])
+
+
+def save_file(parts: dict[str, Any], path: Path, dtype: torch.dtype | None) -> None:
     """Write a single file under the original names. ``dtype`` None keeps each part's."""
+    family = family_of(parts)
     tensors: dict[str, Tensor] = {}
     for prefix, module, rename, convolutions in (
         (UNET, parts["unet"], names_of(parts["unet"].config), False),

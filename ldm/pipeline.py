@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -37,7 +37,15 @@ from ldm.devices import choose_device, choose_dtype
 from ldm.errors import ArgumentError, CheckpointError
 from ldm.guidance import Denoiser
 from ldm.inputs import check_size, read_pictures, shrink_masks, to_masks, to_pixels
-from ldm.loading import Defaults, load_file, load_folder, names_of, save_folder
+from ldm.loading import (
+    Defaults,
+    load_file,
+    load_folder,
+    load_vae,
+    names_of,
+    save_file,
+    save_folder,
+)
 from ldm.noise import Noise
 from ldm.samplers import (
     Choice,
@@ -158,6 +166,7 @@ class Pipeline:
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
         variant: str | None = None,
+        vae: str | Path | None = None,
         prediction_type: str | None = None,
         cache_dir: str | None = None,
         revision: str | None = None,
@@ -170,6 +179,7 @@ class Pipeline:
         dtype: of the U-Net and the text encoder; None chooses by the device (see ``ldm.devices``).
         The VAE is float32 unless bfloat16 is chosen.
         variant: "fp16" prefers files named so; the plain ones do where there are none.
+        vae: the folder or file of another VAE to use.
         prediction_type: "epsilon", "v_prediction" or "sample"; None as the model says.
         Raises CheckpointError for a model that is missing, broken or not supported.
         """
@@ -183,16 +193,37 @@ class Pipeline:
         device = choose_device(device)
         dtype = choose_dtype(dtype, device)
         if path.is_file():
-            return cls(**load_file(path, dtype, device, prediction_type))
-        return cls(**load_folder(path, dtype, device, variant, prediction_type))
+            parts = load_file(path, dtype, device, prediction_type)
+        else:
+            parts = load_folder(path, dtype, device, variant, prediction_type)
+        if vae is not None:
+            old = parts["vae"]
+            to = next(old.parameters()).dtype
+            parts["vae"] = load_vae(Path(vae).expanduser(), old.config, to, device)
+        return cls(**parts)
 
-    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
-        """Write a folder that diffusers loads as a pipeline. None keeps the dtype."""
+    @property
+    def parts(self) -> dict[str, Any]:
+        """The arguments that make this pipeline."""
         names = (
             "vae unet scheduler defaults force_zeros_for_empty_prompt "
             "text_encoder tokenizer text_encoder_2 tokenizer_2"
         )
-        save_folder({name: getattr(self, name) for name in names.split()}, Path(folder), dtype)
+        return {name: getattr(self, name) for name in names.split()}
+
+    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+        """Write a folder that diffusers loads as a pipeline. None keeps the dtype.
+
+        LoRAs that are on are merged into the weights; words that were loaded are left out.
+        """
+        save_folder(self.parts, Path(folder), dtype)
+
+    def save_single_file(self, path: str | Path, dtype: torch.dtype | None = None) -> None:
+        """Write a .safetensors file under the original names, as ``save_pretrained``.
+
+        Raises CheckpointError for a model whose sizes are of no known family.
+        """
+        save_file(self.parts, Path(path), dtype)
 
     @property
     def text_models(self) -> list[TextModel]:

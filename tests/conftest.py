@@ -2,15 +2,19 @@
 
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from ldm.assets import asset_path
 from ldm.checkpoints.names import to_ours
+from ldm.pipeline import Pipeline
 
 # Read when diffusers and transformers are first imported, which only parity tests do.
 for library in ("DIFFUSERS", "TRANSFORMERS"):
@@ -51,6 +55,68 @@ def norm_eps(module: nn.Module) -> dict[str, float]:
     """The ε of every normalisation: too small a number to show in outputs of unit size."""
     parts = module.named_modules()
     return {name: m.eps for name, m in parts if isinstance(m, nn.GroupNorm | nn.LayerNorm)}
+
+
+PROMPT = "a red car"
+Drawn = tuple[Tensor, list[Image.Image]]  # final latents, pictures
+
+
+def quiet(pipe: Any) -> Any:
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def draw(pipe: Pipeline, prompt: Any = PROMPT, **arguments: Any) -> Drawn:
+    *_, last = pipe.stream(prompt, **arguments)
+    return last.latents, last.output.images
+
+
+def draw_theirs(pipe: Any, prompt: Any = PROMPT, **arguments: Any) -> Drawn:
+    latents = []
+
+    def keep(pipe: Any, step: int, t: Any, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        latents.append(values["latents"].clone())
+        return {}
+
+    images = pipe(prompt, callback_on_step_end=keep, **arguments).images
+    return latents[-1], images
+
+
+def pixels(images: list[Image.Image]) -> Tensor:
+    return torch.from_numpy(np.stack([np.asarray(image) for image in images])).float()
+
+
+def assert_same(got: Drawn, want: Drawn) -> None:
+    """Latents within 1e-4, pixels within 1/255, of pictures that have something on them."""
+    assert difference(got[0], want[0]) <= 1e-4
+    assert pixels(want[1]).std() > 20
+    assert difference(pixels(got[1]), pixels(want[1])) <= 1
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def generators(seed: int, count: int) -> list[torch.Generator]:
+    return [generator(seed + i) for i in range(count)]
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Pipeline, Any]]:
+    """(ours, diffusers' pipeline) of a family, both from one folder."""
+    from families import FAMILIES
+
+    made: dict[str, tuple[Pipeline, Any]] = {}
+
+    def get(family: str) -> tuple[Pipeline, Any]:
+        if family not in made:
+            folder = tmp_path_factory.mktemp(family)
+            theirs = FAMILIES[family]()
+            theirs.save_pretrained(folder)
+            made[family] = Pipeline.from_pretrained(folder, device="cpu"), theirs
+        return made[family]
+
+    return get
 
 
 @pytest.fixture(scope="session")

@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import assert_same, draw, draw_theirs, generator
+from families import for_task
 from safetensors.torch import save_file
-from test_families import for_task, model  # noqa: F401
-from test_pipeline import assert_same, draw, draw_theirs, generator
 from torch import Tensor, nn
 
+from ldm.adapters.lora import difference
+from ldm.checkpoints.lora_names import Factors
 from ldm.errors import ArgumentError, CheckpointError
 from ldm.loading import names_of
 from ldm.pipeline import Pipeline
@@ -108,12 +110,12 @@ def values(pipe: Pipeline) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize(("family", "form"), CASES)
 def test_same_picture_as_diffusers_and_off_again(
-    model: Any,
+    models: Any,
     tmp_path: Path,
     family: str,
-    form: str,  # noqa: F811
+    form: str,
 ) -> None:
-    ours, theirs = model(family)
+    ours, theirs = models(family)
     before = values(ours)
     plain = draw(ours, seed=3, **ARGUMENTS)
     file = tmp_path / "pytorch_lora_weights.safetensors"
@@ -136,3 +138,109 @@ def test_same_picture_as_diffusers_and_off_again(
         ours.unload_lora_weights()
     after = values(ours)
     assert all(after[key].data_ptr() == value.data_ptr() for key, value in before.items())
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("alpha", [None, torch.tensor(3.0), torch.tensor([3.0])])
+def test_alpha_over_rank_scales_the_product(alpha: Tensor | None) -> None:
+    """A missing α stands for the rank."""
+    down, up = random(2, 5), random(4, 2, seed=1)
+    found = difference(torch.zeros(4, 5), Factors(down=down, up=up, alpha=alpha))
+    want = (1.0 if alpha is None else 1.5) * (up @ down)
+    assert (found - want).abs().max() < 1e-6
+
+
+def test_tucker_form_is_three_convolutions() -> None:
+    down, mid, up = random(3, 5, 1, 1), random(2, 3, 3, 3, seed=1), random(4, 2, 1, 1, seed=2)
+    found = difference(torch.zeros(4, 5, 3, 3), Factors(down=down, mid=mid, up=up))
+    x = random(1, 5, 6, 6, seed=3)
+    conv = nn.functional.conv2d
+    want = conv(conv(conv(x, down), mid, padding=1), up)
+    assert (conv(x, found, padding=1) - want).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("shape", [(4, 5), (4, 5, 3, 3)])
+@pytest.mark.parametrize("by_input", [False, True])
+def test_dora_sets_the_length_of_rows(shape: tuple[int, ...], by_input: bool) -> None:
+    weight, down, up = random(*shape), random(2, *shape[1:], seed=1), random(4, 2, seed=2)
+    lengths = 1 + torch.arange(5.0 if by_input else 4.0)
+    if by_input and len(shape) == 2:
+        lengths = lengths[None]
+    changed = weight + difference(weight, Factors(down=down, up=up, dora_scale=lengths))
+    axis = changed.transpose(0, 1) if by_input else changed
+    assert (axis.flatten(1).norm(dim=1) - lengths.flatten()).abs().max() < 1e-4
+    plain = weight + difference(weight, Factors(down=down, up=up))
+    direction = (plain.transpose(0, 1) if by_input else plain).flatten(1)
+    cosine = nn.functional.cosine_similarity(axis.flatten(1), direction)
+    assert cosine.min() > 0.9999
+
+
+def test_several_add_up_and_scales_change_exactly(models: Any, tmp_path: Path) -> None:
+    ours, _ = models("sd")
+    layer = ours.unet.get_submodule("mid_block.attentions.0.transformer_blocks.0.attn1.to_q")
+    base = layer.weight
+    name = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
+    deltas = []
+    for i in range(2):
+        down, up = random(2, 64, seed=i), random(64, 2, seed=9 + i)
+        deltas.append(up @ down)
+        save_file(
+            {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up},
+            tmp_path / f"{i}.safetensors",
+        )
+        ours.load_lora_weights(tmp_path / f"{i}.safetensors")
+    try:
+        assert (layer.weight - base - deltas[0] - deltas[1]).abs().max() < 1e-4
+        ours.set_adapters(["0", "1"], [0.5, -2.0])
+        assert (layer.weight - base - 0.5 * deltas[0] + 2 * deltas[1]).abs().max() < 1e-4
+        ours.set_adapters("1")
+        assert (layer.weight - base - deltas[1]).abs().max() < 1e-4
+        with pytest.raises(ArgumentError, match="no LoRA named 'x' is loaded; there are: 0, 1"):
+            ours.set_adapters("x")
+        with pytest.raises(ArgumentError, match="a LoRA named '0' is loaded already"):
+            ours.load_lora_weights(tmp_path / "0.safetensors")
+    finally:
+        ours.unload_lora_weights()
+    assert layer.weight is base
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"conditioner.x": torch.zeros(1)}, "has 1 keys, none of which fits"),
+        (
+            {
+                "lora_unet_mid_block_attentions_0_proj_in.lora_down.weight": torch.zeros(2, 99),
+                "lora_unet_mid_block_attentions_0_proj_in.lora_up.weight": torch.zeros(64, 2),
+            },
+            r"factors \(64, 2\) and \(2, 99\) for a weight \(64, 64, 1, 1\)",
+        ),
+        (
+            {"lora_unet_mid_block_attentions_0_proj_in.lora_down.weight": torch.zeros(2, 64)},
+            "none of which fits",
+        ),
+    ],
+)
+def test_files_that_do_not_fit(
+    models: Any, tmp_path: Path, tensors: dict[str, Tensor], message: str
+) -> None:
+    ours, _ = models("sd")
+    save_file(tensors, tmp_path / "x.safetensors")
+    with pytest.raises(CheckpointError, match=message):
+        ours.load_lora_weights(tmp_path / "x.safetensors")
+    assert not ours.loras.loaded
+    assert not ours.loras.base
+
+
+def test_the_count_tells_what_found_no_place(models: Any, tmp_path: Path) -> None:
+    ours, _ = models("sd")
+    tensors = peft_names(ours, ("unet",), ("lora_A", "lora_B"))
+    tensors |= {f"unet.nowhere.lora_{end}.weight": torch.zeros(1, 1) for end in "AB"}
+    save_file(tensors | {"odd": torch.zeros(1)}, tmp_path / "x.safetensors")
+    lora = ours.load_lora_weights(tmp_path / "x.safetensors")
+    ours.unload_lora_weights()
+    count = len(tensors) - 2
+    assert lora.summary == f"x.safetensors: {count} of {count + 3} keys applied"

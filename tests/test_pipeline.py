@@ -12,7 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import difference
+from conftest import (
+    assert_same,
+    difference,
+    draw,
+    draw_theirs,
+    generator,
+    generators,
+    pixels,
+    quiet,
+)
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -63,11 +72,6 @@ def picture() -> Image.Image:
     return Image.fromarray((slope + rng.integers(0, 100, (43, 60, 3))).astype(np.uint8))
 
 
-def quiet(pipe: Any) -> Any:
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
 def with_settings(pipe: Pipeline, **settings: Any) -> Pipeline:
     """The same model with other settings in scheduler_config.json."""
     scheduler = DDPMScheduler(replace(pipe.scheduler.config, **settings))
@@ -81,44 +85,6 @@ def reference(pipe: Any, sampler: str, image: bool = False, **settings: Any) -> 
     scheduler = getattr(diffusers, name).from_config(pipe.scheduler.config, **own, **settings)
     parts = pipe.components | {"scheduler": scheduler}
     return quiet(cls(**parts, requires_safety_checker=False))
-
-
-Drawn = tuple[Tensor, list[Image.Image]]  # final latents, pictures
-
-
-def draw(pipe: Pipeline, prompt: Any = PROMPT, **arguments: Any) -> Drawn:
-    *_, last = pipe.stream(prompt, **arguments)
-    return last.latents, last.output.images
-
-
-def draw_theirs(pipe: Any, prompt: Any = PROMPT, **arguments: Any) -> Drawn:
-    latents = []
-
-    def keep(pipe: Any, step: int, t: Any, values: dict[str, Tensor]) -> dict[str, Tensor]:
-        latents.append(values["latents"].clone())
-        return {}
-
-    images = pipe(prompt, callback_on_step_end=keep, **arguments).images
-    return latents[-1], images
-
-
-def pixels(images: list[Image.Image]) -> Tensor:
-    return torch.from_numpy(np.stack([np.asarray(image) for image in images])).float()
-
-
-def assert_same(got: Drawn, want: Drawn) -> None:
-    """Latents within 1e-4, pixels within 1/255, of pictures that have something on them."""
-    assert difference(got[0], want[0]) <= 1e-4
-    assert pixels(want[1]).std() > 20
-    assert difference(pixels(got[1]), pixels(want[1])) <= 1
-
-
-def generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def generators(seed: int, count: int) -> list[torch.Generator]:
-    return [generator(seed + i) for i in range(count)]
 
 
 # The same pictures as diffusers

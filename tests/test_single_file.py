@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from test_families import FAMILIES as MODELS
-from test_families import for_task
-from test_pipeline import assert_same, draw, draw_theirs, generator
+from conftest import assert_same, draw, draw_theirs, generator
+from families import FAMILIES as MODELS
+from families import for_task
 
 from ldm import loading
 from ldm.checkpoints import family as families
@@ -54,11 +54,10 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], 
         ours = Pipeline.from_pretrained(folder, device="cpu")
         family = small(ours, LAYOUTS[name])
         path = folder / "single.safetensors"
-        parts = {key: getattr(ours, key) for key in ("vae", "unet", "scheduler")}
-        parts |= {text.part: getattr(ours, text.part) for text in family.texts}
-        loading.save_file(parts, family, path, None)
-        patch.setattr(families, "FAMILIES", {ours.unet.config.cross_attention_dim: name})
-        patch.setattr(families, "read_family", lambda _: family)
+        for module in (families, loading):
+            patch.setattr(module, "FAMILIES", {ours.unet.config.cross_attention_dim: name})
+            patch.setattr(module, "read_family", lambda _: family)
+        ours.save_single_file(path)
         made[name] = Pipeline.from_pretrained(path, device="cpu"), theirs, path, folder
         return made[name]
 

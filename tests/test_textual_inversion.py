@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import assert_same, draw, draw_theirs, generator
+from families import for_task
 from safetensors.torch import save_file
-from test_families import for_task, model  # noqa: F401
-from test_pipeline import assert_same, draw, draw_theirs, generator
 
 from ldm.errors import ArgumentError, CheckpointError
 
@@ -44,8 +44,8 @@ def diffusers_bin(path: Path) -> Path:
 
 
 @pytest.mark.parametrize("form", [a1111, a1111_safetensors, diffusers_form, diffusers_bin])
-def test_same_picture_as_diffusers(model: Any, tmp_path: Path, form: Any) -> None:  # noqa: F811
-    ours, theirs = model("sd")
+def test_same_picture_as_diffusers(models: Any, tmp_path: Path, form: Any) -> None:
+    ours, theirs = models("sd")
     theirs = for_task(theirs, "text")
     plain = draw(ours, PROMPT, seed=3, **ARGUMENTS)
     assert ours.load_textual_inversion(form(tmp_path)) == "<toy>"
@@ -63,8 +63,8 @@ def test_same_picture_as_diffusers(model: Any, tmp_path: Path, form: Any) -> Non
     assert torch.equal(draw(ours, PROMPT, seed=3, **ARGUMENTS)[0], plain[0])
 
 
-def test_of_sdxl(model: Any, tmp_path: Path) -> None:  # noqa: F811
-    ours, theirs = model("sdxl")
+def test_of_sdxl(models: Any, tmp_path: Path) -> None:
+    ours, theirs = models("sdxl")
     theirs = for_task(theirs, "text")
     file = tmp_path / "toy.safetensors"
     save_file({"clip_l": vectors(2, 32), "clip_g": vectors(2, 48, 1)}, file)
@@ -83,8 +83,8 @@ def test_of_sdxl(model: Any, tmp_path: Path) -> None:  # noqa: F811
         ours.unload_textual_inversion()
 
 
-def test_several_words_and_case(model: Any, tmp_path: Path) -> None:  # noqa: F811
-    ours, _ = model("sd")
+def test_several_words_and_case(models: Any, tmp_path: Path) -> None:
+    ours, _ = models("sd")
     for i, name in enumerate(("one", "two")):
         save_file({"emb_params": vectors(i + 1, 32, i)}, tmp_path / f"zz{name}.safetensors")
         ours.load_textual_inversion(tmp_path / f"zz{name}.safetensors")
@@ -111,12 +111,12 @@ def test_several_words_and_case(model: Any, tmp_path: Path) -> None:  # noqa: F8
     ],
 )
 def test_files_that_do_not_fit(
-    model: Any,
+    models: Any,
     tmp_path: Path,
     content: Any,
-    message: str,  # noqa: F811
+    message: str,
 ) -> None:
-    ours, _ = model("sd")
+    ours, _ = models("sd")
     save_file(content, tmp_path / "x.safetensors")
     with pytest.raises(CheckpointError, match=message):
         ours.load_textual_inversion(tmp_path / "x.safetensors")

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ldm.checkpoints.header import read_header
 from ldm.errors import CheckpointError
 
 
@@ -77,9 +78,7 @@ def read_content(path: Path) -> tuple[object, dict[str, str]]:
     """What a file holds, and a .safetensors file's metadata; errors as ``read_checkpoint``'s."""
     try:
         if path.suffix == ".safetensors":
-            with safe_open(path, "pt") as file:
-                metadata = file.metadata() or {}
-            return load_file(path), metadata
+            return load_file(path), read_header(path).metadata
         mmap = zipfile.is_zipfile(path)  # else it is from before PyTorch 1.6, or no weight file
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap), {}
     except pickle.UnpicklingError as error:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import secrets
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ldm import __version__
 from ldm.cli.common import importing_torch, run, tell
+from ldm.cli.loras import LoraUse, find_lora, lora_option, split_tags
 from ldm.cli.options import check, parser
 from ldm.errors import ImageError, LDMError
 from ldm.samplers import SAMPLERS, schedule_type, start_index
@@ -32,9 +34,11 @@ REFRESH = 10  # seconds between two lines of progress in a log file
 class Job:
     """One picture to draw."""
 
-    prompt: str
+    prompt: str  # as it was typed
     seed: int
     path: Path
+    text: str  # without the LoRAs that it names
+    loras: tuple[LoraUse, ...] = ()
 
 
 def generate(arguments: argparse.Namespace) -> None:
@@ -51,13 +55,23 @@ def generate(arguments: argparse.Namespace) -> None:
     with importing_torch():
         from ldm.pipeline import Pipeline
 
-    pipe = Pipeline.from_pretrained(arguments.model, device=arguments.device, dtype=arguments.dtype)
+    pipe = Pipeline.from_pretrained(
+        arguments.model,
+        device=arguments.device,
+        dtype=arguments.dtype,
+        variant=arguments.variant,
+        vae=arguments.vae,
+        prediction_type=arguments.prediction_type,
+    )
+    for embedding in arguments.embedding:
+        say(f"{embedding}: use it as {pipe.load_textual_inversion(embedding)}")
+    put_on(pipe, {use for job in jobs for use in job.loras}, say)
     loaded, steps = time.monotonic(), 0
     if image is not None:
         arguments.width, arguments.height = image_size(pipe, image, arguments)
     pictures: list[Image] = []
-    for start in range(0, len(jobs), arguments.batch_size):
-        batch = jobs[start : start + arguments.batch_size]
+    for batch in batches(jobs, arguments.batch_size):
+        use_only(pipe, batch[0].loras)
         drawn, run_steps = draw(pipe, batch, image, arguments, say)
         steps += run_steps
         if arguments.grid:
@@ -90,15 +104,41 @@ def plan_jobs(arguments: argparse.Namespace) -> list[Job]:
     prompts = [prompt for prompt in arguments.prompt for _ in range(arguments.num_images)]
     first = secrets.randbelow(2**32) if arguments.seed == -1 else arguments.seed
     numbered = len(prompts) > 1 and not arguments.grid
+    always = [lora_option(text) for text in arguments.lora]
     jobs = []
     for i, prompt in enumerate(prompts):
-        path = file_name(arguments.output, prompt, first + i, i + 1 if numbered else None)
-        jobs.append(Job(prompt, first + i, path))
+        text, tags = split_tags(prompt)
+        path = file_name(arguments.output, text, first + i, i + 1 if numbered else None)
+        named = [(find_lora(name, arguments.lora_dir), scale) for name, scale in tags]
+        jobs.append(Job(prompt, first + i, path, text, (*always, *named)))
     for job in jobs[:1] if arguments.grid else jobs:
         if not arguments.force and os.path.lexists(job.path):
             raise ImageError(f"{job.path} already exists; choose another --output, or add --force")
         check_output(job.path, overwrite=True)
     return jobs
+
+
+def batches(jobs: list[Job], size: int) -> Iterator[list[Job]]:
+    """Up to ``size`` jobs in a row that use the same LoRAs."""
+    for _, same in itertools.groupby(jobs, key=lambda job: job.loras):
+        group = list(same)
+        for start in range(0, len(group), size):
+            yield group[start : start + size]
+
+
+def put_on(pipe: Pipeline, uses: set[LoraUse], say: Callable[[str], None]) -> None:
+    """Load every LoRA that a job uses, once, under its path as its name."""
+    for path in sorted({path for path, _ in uses}):
+        say(pipe.load_lora_weights(path, adapter_name=str(path)).summary)
+
+
+def use_only(pipe: Pipeline, loras: Sequence[LoraUse]) -> None:
+    """The LoRAs of a batch, and no others; one that is named twice counts twice."""
+    scales: dict[str, float] = {}
+    for path, scale in loras:
+        scales[str(path)] = scales.get(str(path), 0.0) + scale
+    if pipe.loras.loaded:
+        pipe.set_adapters(list(scales), list(scales.values()))
 
 
 def file_name(output: str | None, prompt: str, seed: int, number: int | None) -> Path:
@@ -143,7 +183,7 @@ def draw(
     from tqdm import tqdm
 
     stream = pipe.stream(
-        [job.prompt for job in batch],
+        [job.text for job in batch],
         negative_prompt=arguments.negative_prompt,
         image=image,
         strength=arguments.strength,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from ldm import __version__
 from ldm.cli.common import EXIT_CODES, Parser
 from ldm.errors import ArgumentError
 from ldm.samplers import SAMPLERS, start_index
 
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 KARRAS = "_karras"
 STRENGTH = 0.8
 MAX_SEED = 2**63 - 1  # as PyTorch's generators and ldm.noise take it
@@ -41,7 +43,23 @@ def parser() -> Parser:
         "--model",
         type=filled,
         metavar="PATH",
-        help="a diffusers folder or a hub id (default: the built-in model)",
+        help="a diffusers folder, a single file or a hub id (default: the built-in model)",
+    )
+    add_model_options(parser)
+    add(
+        "--lora-dir",
+        type=Path,
+        default=Path("."),
+        metavar="DIR",
+        help="where <lora:name:0.8> in a prompt looks for name.safetensors (default: here)",
+    )
+    add(
+        "--embedding",
+        action="append",
+        default=[],
+        type=filled,
+        metavar="FILE",
+        help="a textual inversion, used by its word in prompts; may be repeated",
     )
     add(
         "-o",
@@ -123,6 +141,26 @@ def parser() -> Parser:
     add("--debug", action="store_true", help="show the traceback of an error")
     add("--version", action="version", version=f"ldm {__version__}")
     return parser
+
+
+def add_model_options(parser: Parser) -> None:
+    """How a model is loaded, the same for every command that loads one."""
+    add = parser.add_argument
+    add("--vae", type=filled, metavar="PATH", help="a folder or file of another VAE to use")
+    add(
+        "--lora",
+        action="append",
+        default=[],
+        type=filled,
+        metavar="FILE[:SCALE]",
+        help="a LoRA to put onto the model; may be repeated",
+    )
+    add("--variant", type=filled, help='such as "fp16": which of a folder\'s files to prefer')
+    add(
+        "--prediction-type",
+        choices=PREDICTION_TYPES,
+        help="what the U-Net predicts (default: as the model says)",
+    )
 
 
 def filled(text: str) -> str:

@@ -1,0 +1,167 @@
+"""What a model file or folder is, from names, shapes and metadata alone; without PyTorch."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from ldm.checkpoints.family import FAMILIES, UNET, VAE, detect, read_family
+from ldm.checkpoints.header import Header, TensorInfo, read_header
+from ldm.config import read_json
+
+DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+Rows = list[tuple[str, str]]  # what, value
+# Metadata that people look for, by the names that kohya and the model spec give it.
+SHOWN = {
+    "modelspec.title": "title",
+    "modelspec.author": "author",
+    "modelspec.license": "licence",
+    "modelspec.trigger_phrase": "trigger phrase",
+    "modelspec.resolution": "resolution",
+    "ss_output_name": "name",
+    "ss_sd_model_name": "trained on",
+    "ss_base_model_version": "base model",
+    "ss_num_epochs": "epochs",
+    "ss_steps": "steps",
+    "modelspec.hash_sha256": "hash (metadata)",
+    "sshs_model_hash": "hash (metadata)",
+}
+TAGS = 8  # most frequent training tags to show
+
+
+def describe(path: Path) -> Rows:
+    """Rows for a folder, or for a .safetensors file of any kind.
+
+    Raises CheckpointError for a file that cannot be read.
+    """
+    if path.is_dir():
+        return describe_folder(path)
+    header = read_header(path)
+    return [("file", f"{path}, {size(path.stat().st_size)}"), *describe_header(header, path)]
+
+
+def describe_folder(folder: Path) -> Rows:
+    """The parts of a diffusers folder."""
+    index = read_json(folder / "model_index.json")
+    rows: Rows = [("folder", str(folder)), ("kind", str(index.get("_class_name")))]
+    for name in sorted(path.name for path in folder.iterdir() if path.is_dir()):
+        files = sorted((folder / name).glob("*.safetensors"))
+        infos = [info for file in files for info in read_header(file).tensors.values()]
+        if infos:
+            rows.append((name, amount(infos)))
+    scheduler = read_json(folder / "scheduler" / "scheduler_config.json", optional=True)
+    if scheduler:
+        rows.append(("sampler", str(scheduler.get("_class_name"))))
+        rows.append(("prediction type", str(scheduler.get("prediction_type", "epsilon"))))
+    return rows
+
+
+def describe_header(header: Header, path: Path) -> Rows:
+    """The kind of a single file, and what is worth knowing of that kind."""
+    shapes = {name: info.shape for name, info in header.tensors.items()}
+    if f"{UNET}input_blocks.0.0.weight" in shapes:
+        rows = describe_model(header, path)
+    elif any(".lora_" in name or ".lora." in name for name in shapes):
+        rows = describe_lora(header)
+    elif "emb_params" in shapes or {"clip_l", "clip_g"} & set(shapes) or len(shapes) == 1:
+        widths = ", ".join(f"{shape[0]} × {shape[-1]}" for shape in shapes.values())
+        rows = [("kind", "textual inversion"), ("vectors", widths)]
+    elif any(name.removeprefix(VAE).startswith("decoder.") for name in shapes):
+        rows = [("kind", "VAE"), ("weights", amount(header.tensors.values()))]
+    else:
+        rows = [("kind", "unknown"), ("weights", amount(header.tensors.values()))]
+    told = [(name, header.metadata[key]) for key, name in SHOWN.items() if key in header.metadata]
+    return rows + told
+
+
+def describe_model(header: Header, path: Path) -> Rows:
+    """A whole model under the original names."""
+    shapes = {name: info.shape for name, info in header.tensors.items()}
+    family = detect(shapes, header.metadata, str(path))
+    prefixes = {"unet": UNET, "vae": VAE} | {text.part: text.prefix for text in family.texts}
+    channels = family.unet.in_channels
+    task = {9: ", inpainting"}.get(channels, "")
+    task += ", LCM" if family.unet.time_cond_proj_dim else ""
+    rows: Rows = [("kind", f"{family.name}{task}")]
+    for part, prefix in prefixes.items():
+        infos = [info for name, info in header.tensors.items() if name.startswith(prefix)]
+        rows.append((part, amount(infos) if infos else "missing"))
+    known = tuple(prefixes.values())
+    rest = [info for name, info in header.tensors.items() if not name.startswith(known)]
+    if rest:
+        rows.append(("other tensors", amount(rest)))
+    guess = "" if family.certain else " (a guess: the file does not say)"
+    rows.append(("prediction type", family.scheduler.prediction_type + guess))
+    if family.scheduler.rescale_betas_zero_snr:
+        rows.append(("zero terminal SNR", "yes"))
+    return rows
+
+
+def describe_lora(header: Header) -> Rows:
+    """What a LoRA changes, and of which family."""
+    downs = {
+        name: info
+        for name, info in header.tensors.items()
+        if any(end in name for end in ("lora_down", "lora_A", ".down."))
+    }
+    parts = Counter(part_of(name) for name in downs)
+    ranks = Counter(info.shape[0] for info in downs.values())
+    widths = [
+        info.shape[1]
+        for name, info in downs.items()
+        if "attn2" in name and ("to_k" in name) and len(info.shape) > 1
+    ]
+    family = FAMILIES.get(widths[0]) if widths else None
+    rows: Rows = [
+        ("kind", "LoRA"),
+        ("for", read_family(family).name if family else "unknown"),
+        ("layers", ", ".join(f"{count} of the {part}" for part, count in sorted(parts.items()))),
+        ("rank", ", ".join(str(rank) for rank, _ in ranks.most_common(4))),
+        ("weights", amount(header.tensors.values())),
+    ]
+    if any("dora_scale" in name or "magnitude_vector" in name for name in header.tensors):
+        rows.append(("DoRA", "yes"))
+    if tags := frequent_tags(header.metadata):
+        rows.append(("tags", ", ".join(tags)))
+    return rows
+
+
+def part_of(name: str) -> str:
+    """The part of the model that a LoRA's tensor is for."""
+    if name.startswith(("lora_te2_", "text_encoder_2.")):
+        return "text encoder 2"
+    if name.startswith(("lora_te", "text_encoder.")):
+        return "text encoder"
+    return "U-Net"
+
+
+def frequent_tags(metadata: Mapping[str, str]) -> list[str]:
+    """The tags that kohya counted in a LoRA's training captions, most frequent first."""
+    try:
+        folders = json.loads(metadata.get("ss_tag_frequency", "{}"))
+        tags: Counter = Counter()
+        for counts in folders.values():
+            tags.update({str(tag).strip(): int(count) for tag, count in counts.items()})
+    except (ValueError, TypeError, AttributeError):
+        return []  # a note for people, in whatever form a tool wrote it
+    return [tag for tag, _ in tags.most_common(TAGS)]
+
+
+def amount(infos: Iterable[TensorInfo]) -> str:
+    """ "859.5M parameters, float16"."""
+    infos = list(infos)
+    dtypes = Counter()
+    for info in infos:
+        dtypes[DTYPES.get(info.dtype, info.dtype.lower())] += info.count
+    kinds = " and ".join(name for name, _ in dtypes.most_common())
+    return f"{sum(info.count for info in infos) / 1e6:.1f}M parameters, {kinds}"
+
+
+def size(count: int) -> str:
+    """Bytes for people: "4.27 GB"."""
+    for unit, power in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= power:
+            return f"{count / power:.3g} {unit}"
+    return f"{count} bytes"

@@ -1,0 +1,104 @@
+"""The header of a .safetensors file: names, shapes, places and metadata, without PyTorch.
+
+Format: https://huggingface.co/docs/safetensors: eight bytes of length, a JSON object, the values.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ldm.errors import CheckpointError
+
+MOST = 100_000_000  # bytes of a header, as the safetensors library has it
+BITS = {
+    "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8,
+    "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U64": 64, "U32": 32, "U16": 16, "U8": 8, "BOOL": 8,
+    "C64": 64, "F4": 4,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One tensor of a file."""
+
+    dtype: str  # as in the file: "F16", …
+    shape: tuple[int, ...]
+
+    @property
+    def count(self) -> int:
+        """How many values it has."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says of itself."""
+
+    tensors: dict[str, TensorInfo]
+    metadata: dict[str, str]
+
+
+def read_header(path: Path) -> Header:
+    """Read and check a header; the values stay on the disk.
+
+    Raises CheckpointError for a header that is cut off, is no JSON, names a tensor twice, or whose
+    tensors do not lie one behind the other up to the end of the file.
+    """
+    try:
+        with path.open("rb") as file:
+            size = path.stat().st_size
+            (length,) = struct.unpack("<Q", file.read(8)) if size >= 8 else (None,)
+            if length is None or length > min(MOST, size - 8):
+                raise ValueError("its first eight bytes are no length of a header")
+            entries = json.loads(file.read(length), object_pairs_hook=_once)
+        if not isinstance(entries, dict):
+            raise ValueError("its header is no JSON object")
+        metadata = entries.pop("__metadata__", {})
+        tensors = {name: _tensor(name, entry) for name, entry in entries.items()}
+        _check_places(entries, tensors, size - 8 - length)
+    except (OSError, ValueError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise CheckpointError(
+            f"{path} is truncated or not a .safetensors file ({reason}); get it again"
+        ) from None
+    if not isinstance(metadata, dict):
+        metadata = {}
+    return Header(tensors, {str(key): str(value) for key, value in metadata.items()})
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    entries = dict(pairs)
+    if len(entries) < len(pairs):
+        raise ValueError("its header has a name twice")
+    return entries
+
+
+def _tensor(name: str, entry: object) -> TensorInfo:
+    if not isinstance(entry, dict):
+        raise ValueError(f"{name!r} is no tensor")
+    dtype, shape, place = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
+    if dtype not in BITS:
+        raise ValueError(f"{name!r} has the unknown dtype {dtype!r}")
+    for key, value in (("shape", shape), ("data_offsets", place)):
+        if not isinstance(value, list) or not all(type(v) is int and v >= 0 for v in value):
+            raise ValueError(f"{key} of {name!r} is {value!r}")
+    info = TensorInfo(dtype, tuple(shape))
+    if len(place) != 2 or (place[1] - place[0]) * 8 != info.count * BITS[dtype]:
+        raise ValueError(f"{name!r} does not have the bytes of its shape {shape}")
+    return info
+
+
+def _check_places(entries: dict[str, Any], tensors: dict[str, TensorInfo], size: int) -> None:
+    end = 0
+    for name in sorted(tensors, key=lambda name: entries[name]["data_offsets"]):
+        start, stop = entries[name]["data_offsets"]
+        if start != end:
+            raise ValueError(f"{name!r} begins at byte {start} instead of {end}")
+        end = stop
+    if end != size:
+        raise ValueError(f"its tensors take {end:,} bytes, but {size:,} follow the header")

@@ -1,0 +1,93 @@
+"""``ldm-convert``: a model in another layout or number format, with LoRAs merged."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import secrets
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ldm import __version__
+from ldm.cli.common import EXIT_CODES, Parser, importing_torch, run, tell
+from ldm.cli.loras import lora_option
+from ldm.cli.options import add_model_options
+from ldm.errors import LDMError
+
+FILE = ".safetensors"
+
+
+def parser() -> Parser:
+    """The command's arguments."""
+    parser = Parser(
+        prog="ldm-convert",
+        description="Write a model as a diffusers folder, or as a single file under the original "
+        "names (an OUTPUT that ends in .safetensors).",
+        epilog=EXIT_CODES,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="a diffusers folder, a single file or a hub id")
+    add("output", metavar="OUTPUT", type=Path, help="a folder, or a file ending in .safetensors")
+    add_model_options(parser)
+    add(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="number format to write (default: float16)",
+        default="float16",
+    )
+    add("--force", action="store_true", help="overwrite an OUTPUT that exists")
+    add("--debug", action="store_true", help="show the traceback of an error")
+    add("--version", action="version", version=f"ldm {__version__}")
+    return parser
+
+
+def convert(arguments: argparse.Namespace) -> None:
+    """Load, merge, write beside the output, then give it its name."""
+    output: Path = arguments.output
+    if os.path.lexists(output) and not arguments.force:
+        raise LDMError(f"{output} already exists; choose another OUTPUT, or add --force")
+    if not output.absolute().parent.is_dir():
+        raise LDMError(f"{output.parent} is not a folder; create it, or choose another OUTPUT")
+    loras = [lora_option(text) for text in arguments.lora]
+
+    with importing_torch():
+        from ldm.devices import DTYPES
+        from ldm.pipeline import Pipeline
+
+    pipe = Pipeline.from_pretrained(
+        arguments.model,
+        device="cpu",
+        dtype="float32",
+        variant=arguments.variant,
+        vae=arguments.vae,
+        prediction_type=arguments.prediction_type,
+    )
+    for path, scale in loras:
+        tell(pipe.load_lora_weights(path, scale=scale).summary)
+    partial = output.with_name(f".ldm-{secrets.token_hex(8)}.part")
+    try:
+        if output.suffix == FILE:
+            pipe.save_single_file(partial, DTYPES[arguments.dtype])
+        else:
+            pipe.save_pretrained(partial, DTYPES[arguments.dtype])
+        if output.is_dir() and not output.is_symlink():
+            shutil.rmtree(output)
+        os.replace(partial, output)
+    finally:
+        if partial.is_dir():
+            shutil.rmtree(partial)
+        partial.unlink(missing_ok=True)
+    print(output)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    arguments = parser().parse_args(argv)
+    return run(lambda: convert(arguments), arguments.debug)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
