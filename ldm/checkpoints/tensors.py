@@ -80,6 +80,10 @@ def read_content(path: Path) -> tuple[object, dict[str, str]]:
         if path.suffix == ".safetensors":
             return load_file(path), read_header(path).metadata
         mmap = zipfile.is_zipfile(path)  # else it is from before PyTorch 1.6, or no weight file
+        if mmap:
+            with zipfile.ZipFile(path) as archive:
+                if any(item.compress_type for item in archive.infolist()):
+                    raise ValueError("it has compressed members, which PyTorch never writes")
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap), {}
     except pickle.UnpicklingError as error:
         reason = str(error).splitlines()[0]
@@ -87,7 +91,9 @@ def read_content(path: Path) -> tuple[object, dict[str, str]]:
             f"{path} is a pickle that holds more than tensors ({reason}); "
             "loading it could run code, so it is refused: get the .safetensors version"
         ) from None
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
+    except CheckpointError:
+        raise
+    except Exception as error:  # PyTorch's unpickler raises errors of all types on damaged files
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
             f"{path} is truncated or not a weight file ({reason}); get it again"
