@@ -189,6 +189,7 @@ class Pipeline:
             revision=revision,
             token=token,
             local_files_only=local_files_only,
+            variant=variant,
         )
         device = choose_device(device)
         dtype = choose_dtype(dtype, device)

@@ -18,7 +18,7 @@ from torch import Tensor
 from ldm.assets import asset_path
 from ldm.checkpoints.folder import load_component, save_component
 from ldm.checkpoints.names import OLD_ATTENTION, to_ours
-from ldm.checkpoints.source import find_model
+from ldm.checkpoints.source import choose_files, find_model
 from ldm.checkpoints.tensors import read_tensors, write_tensors
 from ldm.clip import CLIPTextEncoder
 from ldm.errors import CheckpointError
@@ -376,3 +376,40 @@ def test_hub_model_that_cannot_be_had(
     with pytest.raises(CheckpointError, match="no folder someone/model.*give a") as e:
         find_model("someone/model", cache_dir=str(tmp_path), local_files_only=local)
     one_line(e)
+
+
+FILES = """README.md model_index.json v1.safetensors unet/config.json tokenizer/merges.txt
+    unet/diffusion_pytorch_model.safetensors unet/diffusion_pytorch_model.fp16.safetensors
+    unet/diffusion_pytorch_model.non_ema.safetensors unet/diffusion_pytorch_model.bin
+    vae/diffusion_pytorch_model.bin vae/diffusion_pytorch_model.fp16.bin
+    text_encoder/model-00001-of-00002.safetensors text_encoder/model-00002-of-00002.safetensors
+    text_encoder/model.fp16-00001-of-00001.safetensors safety_checker/model.safetensors
+    text_encoder/flax_model.msgpack""".split()
+
+
+@pytest.mark.parametrize(
+    ("variant", "weights"),
+    [
+        (
+            None,
+            """unet/diffusion_pytorch_model.safetensors vae/diffusion_pytorch_model.bin
+            text_encoder/model-00001-of-00002.safetensors
+            text_encoder/model-00002-of-00002.safetensors""",
+        ),
+        (
+            "fp16",
+            """unet/diffusion_pytorch_model.fp16.safetensors vae/diffusion_pytorch_model.fp16.bin
+            text_encoder/model.fp16-00001-of-00001.safetensors""",
+        ),
+        (
+            "non_ema",
+            """unet/diffusion_pytorch_model.non_ema.safetensors vae/diffusion_pytorch_model.bin
+            text_encoder/model-00001-of-00002.safetensors
+            text_encoder/model-00002-of-00002.safetensors""",
+        ),
+    ],
+)
+def test_what_is_downloaded(variant: str | None, weights: str) -> None:
+    """Each part's weights once; neither other frameworks' files nor the safety checker."""
+    small = ["model_index.json", "unet/config.json", "tokenizer/merges.txt"]
+    assert sorted(choose_files(FILES, variant)) == sorted([*small, *weights.split()])

@@ -4,19 +4,37 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from ldm.assets import asset_path
 from ldm.errors import ArgumentError, CheckpointError
 
-# What a pipeline consists of; the fp16 copies and other frameworks' files stay where they are.
-PATTERNS = [
-    "*.json",
-    "tokenizer/*",
-    "unet/diffusion_pytorch_model.safetensors",
-    "vae/diffusion_pytorch_model.safetensors",
-    "text_encoder/model.safetensors",
-]
+PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
+SMALL = (".json", ".txt", ".model")  # configs and vocabularies
+
+
+def choose_files(names: Iterable[str], variant: str | None = None) -> list[str]:
+    """What to download of a repository's files: each part's weights once, all small files.
+
+    Safetensors before pickles, then the variant asked for, then the plain files.
+    """
+    names = list(names)
+    chosen = [name for name in names if name.endswith(SMALL) and name.count("/") <= 1]
+    for part in PARTS:
+        inside = [name for name in names if re.fullmatch(rf"{part}/[^/]+\.(safetensors|bin)", name)]
+
+        def rank(name: str) -> tuple[bool, bool, bool]:
+            kind = re.sub(r"-\d{5}-of-\d{5}", "", name.rsplit("/", 1)[1]).split(".")[1:-1]
+            return (
+                name.endswith(".bin"),
+                (variant not in kind) if variant else bool(kind),
+                bool(kind),
+            )
+
+        best = min(map(rank, inside), default=None)
+        chosen += [name for name in inside if rank(name) == best]
+    return chosen
 
 
 def find_model(
@@ -26,6 +44,7 @@ def find_model(
     revision: str | None = None,
     token: str | None = None,
     local_files_only: bool = False,
+    variant: str | None = None,
 ) -> Path:
     """Where ``model`` is: None is the built-in one, else a path, else a hub id ``owner/name``.
 
@@ -41,26 +60,24 @@ def find_model(
         raise CheckpointError(
             f"{model} does not exist; give a diffusers folder or a hub id such as owner/name"
         )
-    return _from_hub(str(model), cache_dir, revision, token, local_files_only)
+    return _from_hub(str(model), cache_dir, revision, token, local_files_only, variant)
 
 
 def _from_hub(
-    repo: str, cache_dir: str | None, revision: str | None, token: str | None, local: bool
+    repo: str,
+    cache_dir: str | None,
+    revision: str | None,
+    token: str | None,
+    local: bool,
+    variant: str | None,
 ) -> Path:
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    arguments = {
-        "cache_dir": cache_dir,
-        "revision": revision,
-        "token": token,
-        "allow_patterns": PATTERNS,
-    }
+    arguments = {"cache_dir": cache_dir, "revision": revision, "token": token}
     try:
         folder = Path(snapshot_download(repo, local_files_only=True, **arguments))
-        if (
-            folder / "unet"
-        ).is_dir() or local:  # else the cache holds a part only, from another program
+        if (folder / "unet").is_dir() or local:  # else another program has put a part there
             return folder
     except (LocalEntryNotFoundError, FileNotFoundError):
         pass
@@ -72,7 +89,12 @@ def _from_hub(
             f"there is no folder {repo}, nor a model {repo} in the hub's cache; {hint}"
         )
     try:
-        return Path(snapshot_download(repo, **arguments))
+        names = HfApi(token=token).list_repo_files(repo, revision=revision)
+        if "model_index.json" not in names:
+            shown = ", ".join(names[:5])
+            raise CheckpointError(f"{repo} has no model_index.json (there are: {shown}, …); {hint}")
+        chosen = choose_files(names, variant)
+        return Path(snapshot_download(repo, allow_patterns=chosen, **arguments))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
