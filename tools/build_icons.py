@@ -26,7 +26,7 @@ from icons.sources import BuildError
 # Pictures of an icon relative to --variants: of common things, other everyday things, the rest.
 COMMON, EVERYDAY, OTHER = 1.0, 0.6, 0.25
 # How often training draws a picture of each: common things first, so that they are learnt first.
-WEIGHTS = {COMMON: 4.0, EVERYDAY: 1.0, OTHER: 0.5}
+WEIGHTS = {COMMON: 4.0, EVERYDAY: 0.25, OTHER: 0.1}
 TYPICAL_ICONS = 5  # a noun drawn by every set has five; one with more gets fewer of each
 
 
