@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+import ldm.loading
 import ldm.pipeline
 from ldm.cli.common import FAILED, INTERRUPTED, USAGE
 from ldm.cli.generate import main
@@ -314,7 +315,7 @@ def ctrl_c() -> Iterator[Callable[..., None]]:
 @pytest.mark.parametrize(
     ("where", "name"),
     [
-        (ldm.pipeline, "load_component"),
+        (ldm.loading, "load_component"),
         (ldm.pipeline.CLIPTokenizer, "from_pretrained"),
         (UNet, "forward"),
         (ldm.pipeline.AutoencoderKL, "decode"),
@@ -523,7 +524,7 @@ def test_broken_models(
         ("./missing", "./missing does not exist; give a diffusers folder or a hub id"),
         ("missing", "missing does not exist; give a diffusers folder or a hub id"),
         ("owner/name", "there is no folder owner/name, nor a model owner/name in the hub's cache"),
-        ("file.ckpt", "file.ckpt is a file; only diffusers folders are supported so far"),
+        ("file.ckpt", "file.ckpt is a pickle that holds more than tensors"),
         (".", "model_index.json does not exist; a model folder needs it"),
     ],
 )

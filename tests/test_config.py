@@ -153,9 +153,7 @@ def test_defaults_are_those_of_the_reference() -> None:
 
 NEUTRAL: list[tuple[type[Config], str, Any, Any]] = [
     (UNetConfig, "class_embed_type", None, "timestep"),
-    (UNetConfig, "addition_embed_type", None, "text_time"),
     (UNetConfig, "only_cross_attention", False, True),
-    (UNetConfig, "upcast_attention", False, True),
     (UNetConfig, "act_fn", "silu", "gelu"),
     (UNetConfig, "mid_block_type", "UNetMidBlock2DCrossAttn", None),
     (UNetConfig, "downsample_padding", 1, 0),

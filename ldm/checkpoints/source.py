@@ -72,7 +72,7 @@ def _from_hub(
     variant: str | None,
 ) -> Path:
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     arguments = {"cache_dir": cache_dir, "revision": revision, "token": token}
     try:
@@ -95,7 +95,9 @@ def _from_hub(
             raise CheckpointError(f"{repo} has no model_index.json (there are: {shown}, …); {hint}")
         chosen = choose_files(names, variant)
         return Path(snapshot_download(repo, allow_patterns=chosen, **arguments))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except CheckpointError:
+        raise
+    except Exception as error:  # also those of the HTTP library, which changes between versions
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
             f"there is no folder {repo}, and the hub did not give it ({reason}); {hint}"
