@@ -43,17 +43,18 @@ mark = lambda: marks.append((time.monotonic() - float(os.environ["BEGAN"]), time
 mark()
 import torch
 mark()
-"""  # noqa: E501
+"""
 OURS = """
 import ldm.images, ldm.metadata
 from ldm.pipeline import Pipeline
 mark()
 pipe = Pipeline.from_pretrained(folder)
 mark()
-image = pipe(prompt, num_inference_steps=int(steps), guidance_scale=float(scale), seed=int(seed)).images[0]
+image = pipe(prompt, num_inference_steps=int(steps), guidance_scale=float(scale),
+             seed=int(seed)).images[0]
 mark()
 ldm.images.save_image(image, output, overwrite=True)
-"""  # noqa: E501
+"""
 THEIRS = """
 from diffusers import StableDiffusionPipeline
 mark()

@@ -29,7 +29,7 @@ from icons.nouns import read_everyday
 from icons.split import read_eval_objects
 from ldm.checkpoints.folder import load_component
 from ldm.checkpoints.source import find_model
-from ldm.cli.common import EXIT_CODES, Parser, run
+from ldm.cli.common import EXIT_CODES, Parser, check_counts, run
 from ldm.errors import ArgumentError
 from ldm.images import save_image
 from ldm.pipeline import Pipeline
@@ -134,10 +134,7 @@ def described(item: Judged, seed: int) -> dict[str, Any]:
 
 def evaluate(arguments: argparse.Namespace) -> None:
     """Everything that the command does; raises LDMError for whatever cannot work."""
-    for name in ("batch_size", "num_inference_steps", "threads"):
-        value = getattr(arguments, name)
-        if value is not None and value < 1:
-            raise ArgumentError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
+    check_counts(arguments, "batch_size", "num_inference_steps", "threads")
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     asked = prompts.prompts(arguments.prompts)

@@ -27,6 +27,14 @@ class Parser(argparse.ArgumentParser):
         sys.exit(fail(f"{message}; {self.prog} --help explains the arguments", USAGE))
 
 
+def check_counts(arguments: argparse.Namespace, *names: str) -> None:
+    """Raise ArgumentError for a number of things below 1; None stands for a default."""
+    for name in names:
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise ArgumentError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
+
+
 def run(action: Callable[[], None], debug: bool, quiet: bool = False) -> int:
     """Do a command's work. Returns 0, or the exit code of what went wrong, told on stderr."""
     if sys.stderr is None:  # closed by the caller: print() would take stdout in its place

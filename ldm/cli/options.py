@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from ldm import __version__
-from ldm.cli.common import EXIT_CODES, Parser
+from ldm.cli.common import EXIT_CODES, Parser, check_counts
 from ldm.errors import ArgumentError
 from ldm.samplers import SAMPLERS, start_index
 
@@ -172,10 +172,7 @@ def filled(text: str) -> str:
 
 def check(arguments: argparse.Namespace) -> None:
     """Raise ArgumentError for what no model could do; ``Pipeline.stream`` checks the rest."""
-    for name in ("num_images", "batch_size", "num_inference_steps", "width", "height"):
-        value = getattr(arguments, name)
-        if value is not None and value < 1:
-            raise ArgumentError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
+    check_counts(arguments, "num_images", "batch_size", "num_inference_steps", "width", "height")
     count = len(arguments.prompt) * arguments.num_images
     if count > MAX_PICTURES:
         raise ArgumentError(f"these are {count} pictures; one command draws at most {MAX_PICTURES}")

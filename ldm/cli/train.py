@@ -7,8 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from ldm import __version__
-from ldm.cli.common import EXIT_CODES, Parser, run
-from ldm.errors import ArgumentError
+from ldm.cli.common import EXIT_CODES, Parser, check_counts, run
 
 
 def parser() -> Parser:
@@ -45,8 +44,7 @@ def parser() -> Parser:
 
 def train(arguments: argparse.Namespace) -> None:
     """Read the config, build its recipe and run the loop, a line of metrics at a time."""
-    if arguments.threads is not None and arguments.threads < 1:
-        raise ArgumentError(f"--threads is {arguments.threads}; it must be at least 1")
+    check_counts(arguments, "threads")
 
     import torch
 
