@@ -8,23 +8,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ldm import __version__
 from ldm.assets import asset_path
 from ldm.checkpoints.family import FAMILIES, UNET, VAE, Family, detect, read_family
-from ldm.checkpoints.folder import empty, fill, load_component, save_component
+from ldm.checkpoints.folder import M, empty, fill, load_component, save_component
 from ldm.checkpoints.names import to_ours
 from ldm.checkpoints.original import (
     Rename,
     clip_names,
+    left_over,
     open_clip_names,
     read_original,
     unet_names,
+    use_ema,
     vae_names,
     write_original,
 )
-from ldm.checkpoints.tensors import read_checkpoint, write_tensors
+from ldm.checkpoints.tensors import read_checkpoint, to_save, write_tensors
 from ldm.clip import CLIPTextEncoder
 from ldm.config import Config, SchedulerConfig, UNetConfig, VAEConfig, read_json, write_json
 from ldm.errors import CheckpointError
@@ -55,7 +57,7 @@ class Defaults(Config):
 
 def load_folder(
     folder: Path,
-    dtype: torch.dtype,
+    dtype: torch.dtype | None,
     device: torch.device,
     variant: str | None = None,
     prediction_type: str | None = None,
@@ -73,11 +75,9 @@ def load_folder(
     scheduler = SchedulerConfig.from_file(folder / "scheduler" / "scheduler_config.json")
     if prediction_type:
         scheduler = replace(scheduler, prediction_type=prediction_type)
-    # SD's VAE overflows in float16.
-    vae_dtype = torch.float32 if dtype == torch.float16 else dtype
     extra = folder / "generation_config.json"
     parts: dict[str, Any] = {
-        "vae": load_component(AutoencoderKL, folder / "vae", vae_dtype, device, variant),
+        "vae": load_component(AutoencoderKL, folder / "vae", vae_dtype(dtype), device, variant),
         "unet": load_component(UNet, folder / "unet", dtype, device, variant),
         "scheduler": DDPMScheduler(scheduler),
         "defaults": Defaults.from_dict(read_json(extra, optional=True), source=str(extra)),
@@ -94,16 +94,24 @@ def load_folder(
 
 
 def load_file(
-    path: Path, dtype: torch.dtype, device: torch.device, prediction_type: str | None = None
+    path: Path,
+    dtype: torch.dtype | None,
+    device: torch.device,
+    prediction_type: str | None = None,
+    ema: bool = False,
 ) -> dict[str, Any]:
     """The arguments of ``Pipeline`` from a single file under the original names.
 
     Raises CheckpointError for a file that is broken, incomplete or of something else.
     """
-    checkpoint = read_checkpoint(path)
-    tensors = checkpoint.tensors
+    tensors, metadata, global_step = read_checkpoint(path)
+    if ema:
+        try:
+            use_ema(tensors, UNET)
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: {error}; leave ema out") from None
     shapes = {key: tuple(value.shape) for key, value in tensors.items()}
-    family = detect(shapes, checkpoint.metadata, str(path), checkpoint.global_step, prediction_type)
+    family = detect(shapes, metadata, str(path), global_step, prediction_type)
     if not family.certain:
         warnings.warn(
             f"{path} does not say what its U-Net predicts; {family.scheduler.prediction_type} is "
@@ -111,19 +119,29 @@ def load_file(
             "of 'epsilon' and 'v_prediction' as prediction_type",
             stacklevel=2,
         )
-    vae_dtype = torch.float32 if dtype == torch.float16 else dtype
 
     def part(
-        module_class: type[nn.Module], config: Config, prefix: str, rename: Rename, to: torch.dtype
-    ) -> nn.Module:
+        module_class: type[M],
+        config: Config,
+        prefix: str,
+        rename: Rename,
+        layers: int | None = None,
+    ) -> M:
         module = empty(module_class, config)
         expected = {key: value.shape for key, value in module.state_dict().items()}
-        fill(module, read_original(tensors, expected, prefix, rename), path, to, device)
+        found = read_original(tensors, expected, prefix, rename)
+        if unknown := left_over(tensors, prefix, layers):
+            raise CheckpointError(
+                f"{path} has {unknown[0]} and {len(unknown) - 1} more tensors that no "
+                f"{family.name} has; it is of another architecture, which is not supported"
+            )
+        to = vae_dtype(dtype) if module_class is AutoencoderKL else dtype
+        fill(module, found, path, to, device)
         return module
 
     parts: dict[str, Any] = {
-        "vae": part(AutoencoderKL, family.vae, VAE, names_of(family.vae), vae_dtype),
-        "unet": part(UNet, family.unet, UNET, names_of(family.unet), dtype),
+        "vae": part(AutoencoderKL, family.vae, VAE, names_of(family.vae)),
+        "unet": part(UNet, family.unet, UNET, names_of(family.unet)),
         "scheduler": DDPMScheduler(family.scheduler),
         "force_zeros_for_empty_prompt": family.force_zeros_for_empty_prompt,
         "text_encoder": None,
@@ -131,8 +149,9 @@ def load_file(
     }
     vocabulary = asset_path("weights") / "tokenizer"
     for text in family.texts:
+        layers = text.config.num_hidden_layers
         parts[text.part] = part(
-            CLIPTextEncoder, text.config, text.prefix, TEXT_NAMES[text.names], dtype
+            CLIPTextEncoder, text.config, text.prefix, TEXT_NAMES[text.names], layers
         )
         parts[text.part.replace("text_encoder", "tokenizer")] = CLIPTokenizer.from_pretrained(
             vocabulary, pad_token=text.pad_token
@@ -140,8 +159,13 @@ def load_file(
     return parts
 
 
+def vae_dtype(dtype: torch.dtype | None) -> torch.dtype | None:
+    """The VAE's, of a model in ``dtype``: Stable Diffusion's overflows in float16."""
+    return torch.float32 if dtype == torch.float16 else dtype
+
+
 def load_vae(
-    path: Path, config: VAEConfig, dtype: torch.dtype, device: torch.device
+    path: Path, config: VAEConfig, dtype: torch.dtype | None, device: torch.device
 ) -> AutoencoderKL:
     """A VAE from its folder, or from a file of original or diffusers' names.
 
@@ -191,7 +215,7 @@ def save_file(parts: dict[str, Any], path: Path, dtype: torch.dtype | None) -> N
         tensors["v_pred"] = torch.empty(0)
     if parts["scheduler"].config.rescale_betas_zero_snr:
         tensors["ztsnr"] = torch.empty(0)
-    write_tensors({key: value.to("cpu", dtype) for key, value in tensors.items()}, path)
+    write_tensors(to_save(tensors, dtype), path)
 
 
 def names_of(config: UNetConfig | VAEConfig) -> Rename:

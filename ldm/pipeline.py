@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ldm import images
 from ldm.adapters.lora import Lora, Loras
@@ -168,6 +168,7 @@ class Pipeline:
         variant: str | None = None,
         vae: str | Path | None = None,
         prediction_type: str | None = None,
+        ema: bool = False,
         cache_dir: str | None = None,
         revision: str | None = None,
         token: str | None = None,
@@ -176,11 +177,12 @@ class Pipeline:
         """Load a model: None is the built-in one, else a folder, a single file or a hub id.
 
         device: None takes CUDA where there is one, else the CPU.
-        dtype: of the U-Net and the text encoder; None chooses by the device (see ``ldm.devices``).
-        The VAE is float32 unless bfloat16 is chosen.
+        dtype: of the U-Net and the text encoder; None chooses by the device (see ``ldm.devices``),
+        "auto" keeps what the files hold. The VAE is float32 where float16 is chosen.
         variant: "fp16" prefers files named so; the plain ones do where there are none.
         vae: the folder or file of another VAE to use.
         prediction_type: "epsilon", "v_prediction" or "sample"; None as the model says.
+        ema: take the averaged copy of the U-Net's weights that full training checkpoints hold.
         Raises CheckpointError for a model that is missing, broken or not supported.
         """
         path = find_model(
@@ -192,9 +194,11 @@ class Pipeline:
             variant=variant,
         )
         device = choose_device(device)
-        dtype = choose_dtype(dtype, device)
+        dtype = None if dtype == "auto" else choose_dtype(dtype, device)
         if path.is_file():
-            parts = load_file(path, dtype, device, prediction_type)
+            parts = load_file(path, dtype, device, prediction_type, ema)
+        elif ema:
+            raise ArgumentError(f"{path} is a folder; only single files hold a copy for ema")
         else:
             parts = load_folder(path, dtype, device, variant, prediction_type)
         if vae is not None:
@@ -454,8 +458,8 @@ class Pipeline:
 
     def _blame(self) -> CheckpointError:
         """Why a result is not finite: broken weights by their name, or else an overflow."""
-        for name in ("unet", "text_encoder", "vae"):
-            for key, tensor in getattr(self, name).state_dict().items():
+        for name, part in self.parts.items():
+            for key, tensor in part.state_dict().items() if isinstance(part, nn.Module) else ():
                 if not tensor.isfinite().all():
                     return CheckpointError(
                         f"{key} of the {name} holds NaN or infinite weights; get the model again"

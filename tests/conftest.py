@@ -166,3 +166,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         requires_safety_checker=False,
     ).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def picture() -> Image.Image:
+    rng = np.random.default_rng(0)
+    slope = np.linspace(0, 150, 64)[None, :, None]
+    return Image.fromarray((slope + rng.integers(0, 100, (40, 64, 3))).astype(np.uint8))
+
+
+@pytest.fixture(scope="session")
+def mask() -> Image.Image:
+    values = np.zeros((40, 64), np.uint8)
+    values[5:33, 13:41] = 255
+    values[20:, 30:] = 128
+    values[30:36, 2:9] = 126
+    return Image.fromarray(values)

@@ -203,7 +203,9 @@ def test_a_pickle_with_code_is_refused(vae: Path, tmp_path: Path, zipped: bool) 
     else:
         file.write_bytes(pickle.dumps({"code": Code(proof)}))
     (vae / f"{WEIGHTS}.safetensors").unlink()
-    with pytest.raises(CheckpointError, match="refused|not a weight file") as caught:
+    with pytest.raises(
+        CheckpointError, match=r"would run posix\.mkdir" if zipped else "no pickle of tensors"
+    ) as caught:
         load(vae)
     assert str(file) in one_line(caught)
     assert not proof.exists()

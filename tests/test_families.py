@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from conftest import assert_same, draw, draw_theirs, generator
@@ -25,22 +24,6 @@ TASKS = {
     "image": ["sd2", "sd_turbo", "sdxl", "refiner", "sdxl_turbo"],
     "inpaint": ["sd", "sd_inpaint", "sd2", "sdxl", "sdxl_inpaint"],
 }
-
-
-@pytest.fixture(scope="module")
-def picture() -> Image.Image:
-    rng = np.random.default_rng(0)
-    slope = np.linspace(0, 150, 64)[None, :, None]
-    return Image.fromarray((slope + rng.integers(0, 100, (40, 64, 3))).astype(np.uint8))
-
-
-@pytest.fixture(scope="module")
-def mask() -> Image.Image:
-    values = np.zeros((40, 64), np.uint8)
-    values[5:33, 13:41] = 255
-    values[20:, 30:] = 128
-    values[30:36, 2:9] = 126
-    return Image.fromarray(values)
 
 
 @pytest.mark.parametrize("guidance", [1.0, 4.0])

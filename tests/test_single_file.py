@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,10 +12,14 @@ import torch
 from conftest import assert_same, draw, draw_theirs, generator
 from families import FAMILIES as MODELS
 from families import for_task
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from ldm import loading
 from ldm.checkpoints import family as families
 from ldm.checkpoints.family import Family, read_family
+from ldm.errors import ArgumentError, CheckpointError
 from ldm.pipeline import Pipeline
 
 diffusers = pytest.importorskip("diffusers")
@@ -40,45 +45,163 @@ def small(pipe: Pipeline, layout: str) -> Family:
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Any]]:
-    """(our pipeline from a single file, theirs, the file, the family) of a small model."""
+def files(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Callable[[str], tuple[Pipeline, Any, Path]]]:
+    """(our pipeline from a single file, theirs, the file) of a small model.
+
+    The file is beside the folder that theirs was saved to. Files of its sizes load until the next.
+    """
     made: dict[str, Any] = {}
     patch = pytest.MonkeyPatch()
 
-    def get(name: str) -> Any:
-        if name in made:
-            return made[name]
-        folder = tmp_path_factory.mktemp(name)
-        theirs = MODELS[name]()
-        theirs.save_pretrained(folder)
-        ours = Pipeline.from_pretrained(folder, device="cpu")
-        family = small(ours, LAYOUTS[name])
-        path = folder / "single.safetensors"
+    def get(name: str) -> tuple[Pipeline, Any, Path]:
+        if name not in made:
+            folder = tmp_path_factory.mktemp(name)
+            theirs = MODELS[name]()
+            theirs.save_pretrained(folder)
+            from_folder = Pipeline.from_pretrained(folder, device="cpu")
+            made[name] = theirs, from_folder, small(from_folder, LAYOUTS[name])
+        theirs, from_folder, family = made[name]
         for module in (families, loading):
-            patch.setattr(module, "FAMILIES", {ours.unet.config.cross_attention_dim: name})
+            patch.setattr(module, "FAMILIES", {family.unet.cross_attention_dim: name})
             patch.setattr(module, "read_family", lambda _: family)
-        ours.save_single_file(path)
-        made[name] = Pipeline.from_pretrained(path, device="cpu"), theirs, path, folder
-        return made[name]
+        path = tmp_path_factory.mktemp(name) / "single.safetensors"
+        from_folder.save_single_file(path)
+        return Pipeline.from_pretrained(path, device="cpu"), theirs, path
 
     yield get
     patch.undo()
 
 
-@pytest.mark.parametrize("name", ["sd", "lcm", "sd2", "sdxl"])
-def test_a_single_file_draws_the_picture_of_its_folder(files: Any, name: str) -> None:
-    ours, theirs, _, _ = files(name)
-    arguments = {"num_inference_steps": 3, "guidance_scale": 3.0, "height": 40, "width": 64}
-    want = draw_theirs(for_task(theirs, "text"), generator=generator(3), **arguments)
+TASKS = {
+    "text": ["sd", "lcm", "sd2", "sdxl"],
+    "image": ["sd", "sd2", "sdxl", "refiner"],
+    "inpaint": ["sd", "sd_inpaint", "sdxl_inpaint"],
+}
+
+
+@pytest.mark.parametrize(("task", "name"), [(task, name) for task in TASKS for name in TASKS[task]])
+def test_a_single_file_draws_diffusers_pictures(
+    files: Any, picture: Image.Image, mask: Image.Image, task: str, name: str
+) -> None:
+    ours, theirs, _ = files(name)
+    arguments: dict[str, Any] = {"num_inference_steps": 3, "guidance_scale": 3.0}
+    if task != "image":
+        arguments |= {"height": 40, "width": 64}
+    if task != "text":
+        arguments |= {"image": picture, "strength": 0.7}
+    if task == "inpaint":
+        arguments["mask_image"] = mask
+    want = draw_theirs(for_task(theirs, task), generator=generator(3), **arguments)
     assert_same(draw(ours, seed=3, **arguments), want)
 
 
 @pytest.mark.parametrize("name", [name for name in LAYOUTS if name != "lcm"])
 def test_diffusers_reads_what_we_write(files: Any, name: str) -> None:
-    _, theirs, path, folder = files(name)
-    loaded = type(theirs).from_single_file(path, config=str(folder), local_files_only=True)
+    _, theirs, path = files(name)
+    theirs.save_pretrained(path.parent)
+    loaded = type(theirs).from_single_file(path, config=str(path.parent), local_files_only=True)
     for part, module in theirs.components.items():
         if isinstance(module, torch.nn.Module):
             values = getattr(loaded, part).state_dict()
             for key, value in module.state_dict().items():
                 assert torch.equal(values[key], value), f"{part} {key}"
+
+
+def equal(pipe: Pipeline, other: Pipeline) -> bool:
+    """Whether all weights are the same, to the bit."""
+    parts = (
+        (getattr(pipe, name), getattr(other, name)) for name in ("unet", "vae", "text_encoder")
+    )
+    return all(
+        torch.equal(value, b.state_dict()[key])
+        for a, b in parts
+        for key, value in a.state_dict().items()
+    )
+
+
+def ema_name(key: str) -> str:
+    return "model_ema." + key.removeprefix("model.").replace(".", "")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("nested", [True, False])
+@pytest.mark.parametrize("suffix", ["ckpt", "pt"])
+def test_pickles(files: Any, suffix: str, nested: bool, zipped: bool) -> None:
+    """What a training run of CompVis leaves holds more than the weights."""
+    ours, _, path = files("sd")
+    tensors = load_file(path)
+    extra = {
+        "betas": torch.zeros(1000),
+        "cond_stage_model.transformer.text_model.embeddings.position_ids": torch.zeros(1, 77),
+        "first_stage_model.loss.logvar": torch.zeros(1),
+        "model_ema.decay": torch.ones(()),
+    }
+    content = {"state_dict": tensors | extra, "epoch": 3} if nested else tensors
+    file = path.with_name(f"x.{suffix}")
+    torch.save(content, file, _use_new_zipfile_serialization=zipped)
+    assert equal(ours, Pipeline.from_pretrained(file, device="cpu"))
+
+
+def test_the_averaged_copy_of_a_training_checkpoint(files: Any) -> None:
+    ours, _, path = files("sd")
+    tensors = load_file(path)
+    tensors |= {
+        ema_name(key): value + 1
+        for key, value in tensors.items()
+        if key.startswith("model.diffusion_model.")
+    }
+    file = path.with_name("ema.ckpt")
+    torch.save({"state_dict": tensors}, file)
+    assert equal(ours, Pipeline.from_pretrained(file, device="cpu"))
+    averaged = Pipeline.from_pretrained(file, device="cpu", ema=True)
+    for key, value in ours.unet.state_dict().items():
+        assert torch.equal(averaged.unet.state_dict()[key], value + 1)
+    with pytest.raises(CheckpointError, match="no averaged copy of the weights"):
+        Pipeline.from_pretrained(path, device="cpu", ema=True)
+    with pytest.raises(ArgumentError, match="only single files"):
+        Pipeline.from_pretrained(ema=True)
+
+
+def test_text_encoders_without_their_prefix(files: Any) -> None:
+    ours, _, path = files("sd")
+    tensors = {key.replace(".text_model.", "."): value for key, value in load_file(path).items()}
+    save_file(tensors, path.with_name("flat.safetensors"))
+    assert equal(ours, Pipeline.from_pretrained(path.with_name("flat.safetensors"), device="cpu"))
+
+
+def drop(name: str) -> Callable[[dict[str, Tensor]], object]:
+    return lambda tensors: tensors.pop(name)
+
+
+def put(name: str, value: Tensor) -> Callable[[dict[str, Tensor]], object]:
+    return lambda tensors: tensors.update({name: value})
+
+
+UNET = "model.diffusion_model."
+BROKEN = [
+    (drop(f"{UNET}out.2.bias"), "lacks conv_out.bias"),
+    (drop("first_stage_model.quant_conv.bias"), "lacks quant_conv.bias"),
+    (drop("cond_stage_model.model.ln_final.bias"), "lacks text_model.final_layer_norm.bias"),
+    (put(f"{UNET}out.9.bias", torch.zeros(1)), "out.9.bias and 0 more tensors"),
+    (put("first_stage_model.more", torch.zeros(1)), "of another architecture"),
+    (put(f"{UNET}out.2.bias", torch.zeros(3)), r"conv_out.bias \(3,\) instead of \(4,\)"),
+    (
+        put("cond_stage_model.model.transformer.resblocks.0.attn.in_proj_bias", torch.zeros(())),
+        r"q_proj.bias \(\) instead of",
+    ),
+    (put("cond_stage_model.model.token_embedding.weight", torch.zeros(2)), "instead of"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), BROKEN)
+def test_incomplete_and_foreign_files(files: Any, change: Callable, message: str) -> None:
+    _, _, path = files("sd2")
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        Pipeline.from_pretrained(path, device="cpu")
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)

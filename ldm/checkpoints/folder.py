@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ldm.checkpoints.names import to_ours
-from ldm.checkpoints.tensors import read_tensors, write_tensors
+from ldm.checkpoints.tensors import read_tensors, to_save, write_tensors
 from ldm.config import Config, read_json, write_json
 from ldm.errors import CheckpointError
 
@@ -67,17 +67,19 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         return read_tensors(path)
     places = read_json(path).get("weight_map")
     if not isinstance(places, dict) or not places:
-        raise CheckpointError(f"{path} has no weight_map; download the model again")
+        raise CheckpointError(f"{path} has no weight_map; get the model again")
     tensors: dict[str, Tensor] = {}
     for name in sorted(set(map(str, places.values()))):
         if Path(name).name != name:
             raise CheckpointError(f"{path} names {name!r}, outside its folder; it is not trusted")
+        if not path.with_name(name).is_file():
+            raise CheckpointError(f"{path} names {name}, which is missing; get the model again")
         tensors |= read_tensors(path.with_name(name))
     missing = sorted(set(places) - set(tensors))
     if missing:
         raise CheckpointError(
             f"{path} lists {missing[0]} and {len(missing) - 1} more tensors that its shards lack; "
-            "download the model again"
+            "get the model again"
         )
     return tensors
 
@@ -99,7 +101,7 @@ class Uninitialised(TorchFunctionMode):
 def load_component(
     module_class: type[M],
     folder: Path,
-    dtype: torch.dtype,
+    dtype: torch.dtype | None,
     device: torch.device | str = "cpu",
     variant: str | None = None,
 ) -> M:
@@ -125,17 +127,20 @@ def fill(
     module: nn.Module,
     tensors: dict[str, Tensor],
     path: Path,
-    dtype: torch.dtype,
+    dtype: torch.dtype | None,
     device: torch.device | str = "cpu",
 ) -> None:
     """Give an ``empty`` module its tensors, and put it in evaluation mode.
 
+    dtype: None keeps what the file has.
+
     It takes those of a mapped file as they are, so that loading copies only what changes its dtype
-    or device. Raises CheckpointError, naming ``path``, unless names and shapes are the module's.
+    or device, and takes them out of ``tensors``, so that the file's memory is given back meanwhile.
+    Raises CheckpointError, naming ``path``, unless names and shapes are the module's.
     """
     check(module.state_dict(), tensors, path)
     module.load_state_dict(
-        {key: value.to(device, dtype) for key, value in tensors.items()}, assign=True
+        {key: tensors.pop(key).to(device=device, dtype=dtype) for key in list(tensors)}, assign=True
     )
     module.requires_grad_(False).eval()
 
@@ -165,8 +170,6 @@ def check(expected: dict[str, Tensor], found: dict[str, Tensor], path: Path) -> 
 def save_component(module: nn.Module, folder: Path, dtype: torch.dtype | None = None) -> None:
     """Write ``config.json`` and safetensors, named as diffusers and transformers read them."""
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {
-        key: value.to("cpu", dtype or value.dtype) for key, value in module.state_dict().items()
-    }
+    tensors = to_save(module.state_dict(), dtype)
     write_tensors(tensors, folder / f"{module.weight_stem}.safetensors")
     write_json(folder / "config.json", module.config.to_dict())

@@ -34,12 +34,17 @@ class TensorInfo:
         """How many values it has."""
         return math.prod(self.shape)
 
+    @property
+    def size(self) -> int:
+        """Bytes of its values."""
+        return self.count * BITS[self.dtype] // 8
+
 
 @dataclass(frozen=True)
 class Header:
     """What a file says of itself."""
 
-    tensors: dict[str, TensorInfo]
+    tensors: dict[str, TensorInfo]  # in the order of their places
     metadata: dict[str, str]
 
 
@@ -60,7 +65,9 @@ def read_header(path: Path) -> Header:
             raise ValueError("its header is no JSON object")
         metadata = entries.pop("__metadata__", {})
         tensors = {name: _tensor(name, entry) for name, entry in entries.items()}
-        _check_places(entries, tensors, size - 8 - length)
+        places = {name: tuple(entries[name]["data_offsets"]) for name in tensors}
+        tensors = dict(sorted(tensors.items(), key=lambda item: places[item[0]]))
+        _check_places(places, tensors, size - 8 - length)
     except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise CheckpointError(
@@ -93,10 +100,12 @@ def _tensor(name: str, entry: object) -> TensorInfo:
     return info
 
 
-def _check_places(entries: dict[str, Any], tensors: dict[str, TensorInfo], size: int) -> None:
+def _check_places(
+    places: dict[str, tuple[int, int]], tensors: dict[str, TensorInfo], size: int
+) -> None:
     end = 0
-    for name in sorted(tensors, key=lambda name: entries[name]["data_offsets"]):
-        start, stop = entries[name]["data_offsets"]
+    for name in tensors:
+        start, stop = places[name]
         if start != end:
             raise ValueError(f"{name!r} begins at byte {start} instead of {end}")
         end = stop

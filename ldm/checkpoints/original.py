@@ -65,6 +65,10 @@ OPEN_CLIP_LAYER = {
     "mlp.fc2": "mlp.c_proj",
     "self_attn.out_proj": "attn.out_proj",
 }
+UNUSED = (
+    r"(position_ids|logit_scale|text_projection(\.weight)?|attn_mask)$|\.visual\.|"
+    r"^first_stage_model\.(loss|model_ema)\."
+)
 QKV = ("q_proj", "k_proj", "v_proj")
 
 
@@ -140,28 +144,32 @@ def open_clip_names(key: str) -> Place:
 
 
 def read_original(
-    tensors: Mapping[str, Tensor], shapes: Mapping[str, torch.Size], prefix: str, rename: Rename
+    tensors: dict[str, Tensor], shapes: Mapping[str, torch.Size], prefix: str, rename: Rename
 ) -> dict[str, Tensor]:
-    """The tensors of one network under our names; ``shapes`` are those that it expects.
+    """Take the tensors of one network out of a file's, under our names; ``shapes`` are its own.
 
-    What is not in the file is left out. Raises CheckpointError for what cannot be cut in thirds.
+    What is not in the file is left out; what has another shape than it should, stays so.
     """
-    ours = {}
+    ours, taken = {}, set()
     for key, shape in shapes.items():
         name, third, transposed = rename(key)
         name = prefix + name
         if name not in tensors:
+            # Some tools write OpenAI's text encoder as transformers ≥ 5.6 has it.
+            name = name.replace(".text_model.", ".", 1)
+        if name not in tensors:
             continue
+        taken.add(name)
         value = tensors[name]
-        if third is not None:
-            if len(value) % 3:
-                raise CheckpointError(f"{name} has {len(value)} rows, not three times as many")
+        if third is not None and value.ndim and len(value) % 3 == 0:
             value = value.chunk(3)[third]
-        if transposed:
+        if transposed and value.ndim == 2:
             value = value.T.contiguous()
         if value.ndim == 4 and len(shape) == 2:  # a 1×1 convolution does what a linear layer does
             value = value.flatten(1)
         ours[key] = value
+    for name in taken:
+        del tensors[name]
     return ours
 
 
@@ -182,6 +190,35 @@ def write_original(
     for name, parts in thirds.items():
         theirs[name] = torch.cat([parts[i] for i in range(3)])
     return theirs
+
+
+def use_ema(tensors: dict[str, Tensor], prefix: str) -> None:
+    """Put the averaged copies of a network's tensors in their place.
+
+    Training checkpoints of CompVis hold them under names without dots. Raises CheckpointError
+    where there are none.
+    """
+    copies = {
+        key: f"model_ema.{key.removeprefix('model.').replace('.', '')}"
+        for key in tensors
+        if key.startswith(prefix)
+    }
+    if missing := [name for name in copies.values() if name not in tensors]:
+        raise CheckpointError(f"it has no averaged copy of the weights: {missing[0]} is missing")
+    for key, copy in copies.items():
+        tensors[key] = tensors.pop(copy)
+
+
+def left_over(tensors: Iterable[str], prefix: str, layers: int | None = None) -> list[str]:
+    """The names below ``prefix`` that no picture can do without.
+
+    Published files also hold there what is of no use to anyone, or of training only; and OpenCLIP's
+    text encoders more ``layers`` than are used.
+    """
+    names = (name for name in tensors if name.startswith(prefix))
+    kept = [name for name in names if not re.search(UNUSED, name)]
+    found = ((name, re.search(r"\.resblocks\.(\d+)\.", name)) for name in kept)
+    return [name for name, layer in found if not (layer and layers and int(layer[1]) >= layers)]
 
 
 def _replaced(key: str, table: Mapping[str, str]) -> str:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import os
-import pickle
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
-from ldm.checkpoints.header import read_header
+from ldm.checkpoints.header import Header, read_header
+from ldm.checkpoints.pickles import read_pickle
 from ldm.errors import CheckpointError
+
+WINDOW = 1 << 28  # bytes that are mapped as one
 
 
 class Checkpoint(NamedTuple):
@@ -78,21 +79,13 @@ def read_content(path: Path) -> tuple[object, dict[str, str]]:
     """What a file holds, and a .safetensors file's metadata; errors as ``read_checkpoint``'s."""
     try:
         if path.suffix == ".safetensors":
-            return load_file(path), read_header(path).metadata
-        mmap = zipfile.is_zipfile(path)  # else it is from before PyTorch 1.6, or no weight file
-        if mmap:
-            with zipfile.ZipFile(path) as archive:
-                if any(item.compress_type for item in archive.infolist()):
-                    raise ValueError("it has compressed members, which PyTorch never writes")
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap), {}
-    except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(
-            f"{path} is a pickle that holds more than tensors ({reason}); "
-            "loading it could run code, so it is refused: get the .safetensors version"
-        ) from None
+            header = read_header(path)
+            return map_tensors(path, header), header.metadata
+        return read_pickle(path), {}
     except CheckpointError:
         raise
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror or error})") from None
     except Exception as error:  # PyTorch's unpickler raises errors of all types on damaged files
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
@@ -100,14 +93,55 @@ def read_content(path: Path) -> tuple[object, dict[str, str]]:
         ) from None
 
 
+def map_tensors(path: Path, header: Header) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file, mapped in windows.
+
+    A window's memory is given back with the last tensor in it: who takes the tensors out one by
+    one and converts them holds the file but once.
+    """
+    windows: list[list[str]] = [[]]
+    filled = 0
+    for name, info in header.tensors.items():
+        if filled + info.size > WINDOW and windows[-1]:
+            windows.append([])
+            filled = 0
+        windows[-1].append(name)
+        filled += info.size
+    tensors = {}
+    for names in windows:
+        with safe_open(path, framework="pt") as file:
+            tensors |= {name: file.get_tensor(name) for name in names}
+    return tensors
+
+
+def to_save(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """The tensors on the CPU, in ``dtype``; None keeps each one's.
+
+    Raises CheckpointError for values that are not finite, as float16 makes of large ones.
+    """
+    saved = {}
+    for key, value in tensors.items():
+        saved[key] = value.to("cpu", dtype or value.dtype)
+        if not saved[key].isfinite().all():
+            kind = str(saved[key].dtype).removeprefix("torch.")
+            raise CheckpointError(
+                f"{key} has values that are NaN or infinite in {kind}, so it is not saved; "
+                "try float32 or bfloat16, or get the model again"
+            )
+    return saved
+
+
 def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Write a safetensors file whole or not at all. Raises OSError, such as for a full disk."""
     partial = path.with_name(f".{path.name}.partial")
     try:
+        partial.touch()
+        mode = partial.stat().st_mode  # as the user's umask has it; the library has its own
         # The metadata is what transformers looks for before it accepts a file.
         save_file(
             {key: value.contiguous() for key, value in tensors.items()}, partial, {"format": "pt"}
         )
+        partial.chmod(mode)
         os.replace(partial, path)
     except SafetensorError as error:
         raise OSError(f"cannot write {path} ({error})") from None

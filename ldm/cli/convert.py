@@ -35,8 +35,7 @@ def parser() -> Parser:
     add(
         "--dtype",
         choices=("float32", "bfloat16", "float16"),
-        help="number format to write (default: float16)",
-        default="float16",
+        help="number format to write (default: that of MODEL)",
     )
     add("--force", action="store_true", help="overwrite an OUTPUT that exists")
     add("--debug", action="store_true", help="show the traceback of an error")
@@ -54,25 +53,29 @@ def convert(arguments: argparse.Namespace) -> None:
     loras = [lora_option(text) for text in arguments.lora]
 
     with importing_torch():
+        from ldm.checkpoints.pickles import weights_alone
         from ldm.devices import DTYPES
         from ldm.pipeline import Pipeline
 
-    pipe = Pipeline.from_pretrained(
-        arguments.model,
-        device="cpu",
-        dtype="float32",
-        variant=arguments.variant,
-        vae=arguments.vae,
-        prediction_type=arguments.prediction_type,
-    )
+    with weights_alone():
+        pipe = Pipeline.from_pretrained(
+            arguments.model,
+            device="cpu",
+            dtype="auto",
+            variant=arguments.variant,
+            vae=arguments.vae,
+            prediction_type=arguments.prediction_type,
+            ema=arguments.ema,
+        )
     for path, scale in loras:
         tell(pipe.load_lora_weights(path, scale=scale).summary)
     partial = output.with_name(f".ldm-{secrets.token_hex(8)}.part")
     try:
+        dtype = DTYPES.get(arguments.dtype)  # None keeps what MODEL has
         if output.suffix == FILE:
-            pipe.save_single_file(partial, DTYPES[arguments.dtype])
+            pipe.save_single_file(partial, dtype)
         else:
-            pipe.save_pretrained(partial, DTYPES[arguments.dtype])
+            pipe.save_pretrained(partial, dtype)
         if output.is_dir() and not output.is_symlink():
             shutil.rmtree(output)
         os.replace(partial, output)

@@ -62,6 +62,7 @@ def generate(arguments: argparse.Namespace) -> None:
         variant=arguments.variant,
         vae=arguments.vae,
         prediction_type=arguments.prediction_type,
+        ema=arguments.ema,
     )
     for embedding in arguments.embedding:
         say(f"{embedding}: use it as {pipe.load_textual_inversion(embedding)}")

@@ -155,6 +155,11 @@ def add_model_options(parser: Parser) -> None:
         metavar="FILE[:SCALE]",
         help="a LoRA to put onto the model; may be repeated",
     )
+    add(
+        "--ema",
+        action="store_true",
+        help="take the averaged copy of the U-Net's weights that a full training checkpoint holds",
+    )
     add("--variant", type=filled, help='such as "fp16": which of a folder\'s files to prefer')
     add(
         "--prediction-type",

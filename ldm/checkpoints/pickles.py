@@ -1,0 +1,81 @@
+"""PyTorch's pickles (.ckpt, .pt, .bin), of which no code is ever run.
+
+A pickle may name any function to call. Only those that PyTorch needs for tensors are; training
+checkpoints also hold records of PyTorch Lightning and NumPy, in whose place an ``Inert`` is put.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+
+import torch
+from torch.serialization import safe_globals
+
+from ldm.errors import CheckpointError
+
+RECORDS = ("pytorch_lightning.", "lightning.", "numpy.", "omegaconf.")
+HINT = ", or take a model's weights out of it, which runs nothing of it: ldm-convert {} {}"
+anything = ContextVar("anything", default=False)  # see ``weights_alone``
+
+
+class Inert:
+    """Stands for what a pickle names and nobody needs: takes any arguments, does nothing."""
+
+    def __new__(cls, *args: object, **kwargs: object) -> Inert:
+        """Take what the pickle would have given."""
+        return super().__new__(cls)
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        """Forget it."""
+
+    def __setstate__(self, state: object) -> None:
+        """Forget it, too."""
+
+
+@contextmanager
+def weights_alone() -> Iterator[None]:
+    """Inside, pickles that would run code are read: their tensors are, what they name is not."""
+    token = anything.set(True)
+    try:
+        yield
+    finally:
+        anything.reset(token)
+
+
+def read_pickle(path: Path) -> object:
+    """What a pickle holds; tensors are mapped where it is a zip file, as since PyTorch 1.6.
+
+    Raises CheckpointError for one that would run code, and errors of all kinds for a damaged one.
+    """
+    mmap = zipfile.is_zipfile(path)
+    if mmap:
+        with zipfile.ZipFile(path) as archive:
+            if any(item.compress_type for item in archive.infolist()):
+                raise ValueError("it has compressed members, which PyTorch never writes")
+    replaced: list[str] = []
+    while True:
+        try:
+            with safe_globals([(Inert, name) for name in replaced]):
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        except pickle.UnpicklingError as error:
+            # PyTorch names the first thing that it does not know.
+            found = re.search(r"GLOBAL (\S+)( whose module)?", str(error))
+            if not found:
+                raise ValueError("it is damaged, or no pickle of tensors") from None
+            name, blocked = found.groups()
+            name = name if "." in name else f"builtins.{name}"
+            again = name in replaced
+            if not (blocked or again) and (anything.get() or name.startswith(RECORDS)):
+                replaced.append(name)
+                continue
+            hint = "" if blocked or again else HINT.format(path, path.with_suffix(".safetensors"))
+            raise CheckpointError(
+                f"{path} is a pickle that would run {name} when loaded, so it is refused; "
+                f"get its .safetensors version{hint}"
+            ) from None
