@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -37,6 +38,11 @@ def lora(tmp_path: Path) -> Path:
     path = tmp_path / "loras" / "deep" / "style.safetensors"
     save_file(tensors, path, {"ss_tag_frequency": '{"x": {"cat": 3, "dog": 9}}'})
     return path
+
+
+def dtypes(folder: Path) -> set[torch.dtype]:
+    weights = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
+    return {value.dtype for value in weights.values()}
 
 
 def rows(name: str, **metadata: str) -> dict[str, str]:
@@ -76,9 +82,24 @@ def test_info_needs_no_torch(lora: Path) -> None:
     subprocess.run([sys.executable, "-c", code, str(lora)], check=True, capture_output=True)
 
 
+def test_info_of_pickles(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    telling = ("input_blocks.0.0.weight", "attn2.to_k.weight")  # of the family
+    small = {
+        key: torch.zeros(shape if key.endswith(telling) else 1, dtype=torch.float16)
+        for key, shape in layout("sd1").items()
+    }
+    torch.save({"state_dict": small | {"model_ema.decay": torch.ones(())}}, tmp_path / "x.ckpt")
+    torch.save({"string_to_param": {"*": torch.zeros(3, 768)}, "name": "cat"}, tmp_path / "y.pt")
+    assert info.main([str(tmp_path / "x.ckpt"), str(tmp_path / "y.pt")]) == 0
+    told = capsys.readouterr().out
+    assert re.search(r"kind +Stable Diffusion 1", told)
+    assert re.search(r"averaged copy +yes", told)
+    assert re.search(r"vectors +3 × 768", told)
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("nowhere.safetensors", "does not exist"), ("x.ckpt", "ldm-convert makes one")],
+    [("nowhere.safetensors", "does not exist"), ("x.ckpt", "x.ckpt is truncated or not a weight")],
 )
 def test_info_refuses(
     tmp_path: Path, name: str, message: str, capsys: pytest.CaptureFixture[str]
@@ -101,14 +122,35 @@ def test_convert_merges_a_lora(folder: Path, lora: Path, tmp_path: Path) -> None
 def test_convert_overwrites_only_by_force(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "mine.txt").write_text("x")
-    assert convert.main([str(folder), str(tmp_path / "out")]) == 1
+    out = tmp_path / "out"
+    assert convert.main([str(folder), str(out)]) == 0
+    assert dtypes(out) == {torch.float32}
+    assert convert.main([str(folder), str(out), "--dtype", "float16"]) == 1
     assert "already exists" in capsys.readouterr().err
-    assert convert.main([str(folder), str(tmp_path / "out"), "--force"]) == 0
-    assert not (tmp_path / "out" / "mine.txt").exists()
-    weights = load_file(tmp_path / "out" / "unet" / "diffusion_pytorch_model.safetensors")
-    assert {value.dtype for value in weights.values()} == {torch.float16}
+    assert convert.main([str(folder), str(out), "--dtype", "float16", "--force"]) == 0
+    assert dtypes(out) == {torch.float16}
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_convert_never_replaces_a_folder_of_something_else(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.txt").write_text("x")
+    assert convert.main([str(folder), str(tmp_path), "--force"]) == 1
+    assert "of no model; it is not overwritten" in capsys.readouterr().err
+    assert os.listdir(tmp_path) == ["mine.txt"]
+
+
+def test_what_float16_cannot_hold_is_not_written(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, out = tmp_path / "model", tmp_path / "out"
+    shutil.copytree(folder, model)
+    file = model / "unet" / "diffusion_pytorch_model.safetensors"
+    save_file(load_file(file) | {"conv_in.bias": torch.full((32,), 1e5)}, file, {"format": "pt"})
+    assert convert.main([str(model), str(out), "--dtype", "float16"]) == 1
+    assert "conv_in.bias has values that are NaN or infinite in float16" in capsys.readouterr().err
+    assert os.listdir(tmp_path) == ["model"]
 
 
 def test_a_conversion_that_fails_leaves_nothing(

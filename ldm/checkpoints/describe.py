@@ -1,4 +1,7 @@
-"""What a model file or folder is, from names, shapes and metadata alone; without PyTorch."""
+"""What a model file or folder is, from names, shapes and metadata alone.
+
+Without PyTorch, unless the file is a pickle.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from pathlib import Path
 from ldm.checkpoints.family import FAMILIES, UNET, VAE, detect, read_family
 from ldm.checkpoints.header import Header, TensorInfo, read_header
 from ldm.config import read_json
+from ldm.errors import CheckpointError
 
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 Rows = list[tuple[str, str]]  # what, value
@@ -28,18 +32,42 @@ SHOWN = {
     "modelspec.hash_sha256": "hash (metadata)",
     "sshs_model_hash": "hash (metadata)",
 }
+SAFE = ".safetensors"
 TAGS = 8  # most frequent training tags to show
 
 
 def describe(path: Path) -> Rows:
-    """Rows for a folder, or for a .safetensors file of any kind.
+    """Rows for a folder, or for a file of any kind.
 
     Raises CheckpointError for a file that cannot be read.
     """
     if path.is_dir():
         return describe_folder(path)
-    header = read_header(path)
-    return [("file", f"{path}, {size(path.stat().st_size)}"), *describe_header(header, path)]
+    header, step = (read_header(path), None) if path.suffix == SAFE else read_pickle_header(path)
+    told = ("file", f"{path}, {size(path.stat().st_size)}")
+    return [told, *describe_header(header, path, step)]
+
+
+def read_pickle_header(path: Path) -> tuple[Header, int | None]:
+    """The same of a PyTorch pickle, and the training step it tells; this needs PyTorch.
+
+    Raises CheckpointError as ``read_checkpoint`` does.
+    """
+    from ldm.checkpoints.tensors import read_checkpoint, read_embedding
+
+    try:
+        tensors, metadata, step = read_checkpoint(path)
+    except CheckpointError as error:
+        try:
+            (tensors, _), metadata, step = read_embedding(path), {}, None
+        except CheckpointError:
+            raise error from None
+    kinds = {name: kind for kind, name in DTYPES.items()}
+    infos = {}
+    for name, value in tensors.items():
+        kind = str(value.dtype).removeprefix("torch.")
+        infos[name] = TensorInfo(kinds.get(kind, kind), tuple(value.shape))
+    return Header(infos, metadata), step
 
 
 def describe_folder(folder: Path) -> Rows:
@@ -58,11 +86,11 @@ def describe_folder(folder: Path) -> Rows:
     return rows
 
 
-def describe_header(header: Header, path: Path) -> Rows:
+def describe_header(header: Header, path: Path, global_step: int | None = None) -> Rows:
     """The kind of a single file, and what is worth knowing of that kind."""
     shapes = {name: info.shape for name, info in header.tensors.items()}
     if f"{UNET}input_blocks.0.0.weight" in shapes:
-        rows = describe_model(header, path)
+        rows = describe_model(header, path, global_step)
     elif any(".lora_" in name or ".lora." in name for name in shapes):
         rows = describe_lora(header)
     elif "emb_params" in shapes or {"clip_l", "clip_g"} & set(shapes) or len(shapes) == 1:
@@ -76,10 +104,10 @@ def describe_header(header: Header, path: Path) -> Rows:
     return rows + told
 
 
-def describe_model(header: Header, path: Path) -> Rows:
+def describe_model(header: Header, path: Path, global_step: int | None) -> Rows:
     """A whole model under the original names."""
     shapes = {name: info.shape for name, info in header.tensors.items()}
-    family = detect(shapes, header.metadata, str(path))
+    family = detect(shapes, header.metadata, str(path), global_step)
     prefixes = {"unet": UNET, "vae": VAE} | {text.part: text.prefix for text in family.texts}
     channels = family.unet.in_channels
     task = {9: ", inpainting"}.get(channels, "")
@@ -89,6 +117,8 @@ def describe_model(header: Header, path: Path) -> Rows:
         infos = [info for name, info in header.tensors.items() if name.startswith(prefix)]
         rows.append((part, amount(infos) if infos else "missing"))
     known = tuple(prefixes.values())
+    if any(name.startswith("model_ema.") for name in shapes):
+        rows.append(("averaged copy", "yes: --ema takes it"))
     rest = [info for name, info in header.tensors.items() if not name.startswith(known)]
     if rest:
         rows.append(("other tensors", amount(rest)))

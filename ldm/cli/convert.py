@@ -48,6 +48,8 @@ def convert(arguments: argparse.Namespace) -> None:
     output: Path = arguments.output
     if os.path.lexists(output) and not arguments.force:
         raise LDMError(f"{output} already exists; choose another OUTPUT, or add --force")
+    if output.is_dir() and os.listdir(output) and not (output / "model_index.json").is_file():
+        raise LDMError(f"{output} is a folder, but of no model; it is not overwritten")
     if not output.absolute().parent.is_dir():
         raise LDMError(f"{output.parent} is not a folder; create it, or choose another OUTPUT")
     loras = [lora_option(text) for text in arguments.lora]
@@ -69,20 +71,25 @@ def convert(arguments: argparse.Namespace) -> None:
         )
     for path, scale in loras:
         tell(pipe.load_lora_weights(path, scale=scale).summary)
-    partial = output.with_name(f".ldm-{secrets.token_hex(8)}.part")
+    partial, old = (
+        output.with_name(f".ldm-{secrets.token_hex(8)}.{end}") for end in ("part", "old")
+    )
     try:
         dtype = DTYPES.get(arguments.dtype)  # None keeps what MODEL has
         if output.suffix == FILE:
             pipe.save_single_file(partial, dtype)
         else:
             pipe.save_pretrained(partial, dtype)
-        if output.is_dir() and not output.is_symlink():
-            shutil.rmtree(output)
+        if os.path.lexists(output):
+            os.replace(output, old)
         os.replace(partial, output)
     finally:
-        if partial.is_dir():
-            shutil.rmtree(partial)
-        partial.unlink(missing_ok=True)
+        if os.path.lexists(old) and not os.path.lexists(output):  # it could not be put in its place
+            os.replace(old, output)
+        for path in (partial, old):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            path.unlink(missing_ok=True)
     print(output)
 
 

@@ -34,7 +34,7 @@ REFRESH = 10  # seconds between two lines of progress in a log file
 class Job:
     """One picture to draw."""
 
-    prompt: str  # as it was typed
+    prompt: str  # as it was typed, and a tag for every --lora
     seed: int
     path: Path
     text: str  # without the LoRAs that it names
@@ -106,12 +106,13 @@ def plan_jobs(arguments: argparse.Namespace) -> list[Job]:
     first = secrets.randbelow(2**32) if arguments.seed == -1 else arguments.seed
     numbered = len(prompts) > 1 and not arguments.grid
     always = [lora_option(text) for text in arguments.lora]
+    tags_of_all = [f"<lora:{path.stem}:{number(scale)}>" for path, scale in always]
     jobs = []
     for i, prompt in enumerate(prompts):
         text, tags = split_tags(prompt)
         path = file_name(arguments.output, text, first + i, i + 1 if numbered else None)
         named = [(find_lora(name, arguments.lora_dir), scale) for name, scale in tags]
-        jobs.append(Job(prompt, first + i, path, text, (*always, *named)))
+        jobs.append(Job(" ".join([prompt, *tags_of_all]), first + i, path, text, (*always, *named)))
     for job in jobs[:1] if arguments.grid else jobs:
         if not arguments.force and os.path.lexists(job.path):
             raise ImageError(f"{job.path} already exists; choose another --output, or add --force")
@@ -239,7 +240,8 @@ def parameters(
             "CFG scale": number(defaults.guidance_scale if scale is None else scale),
             "Seed": job.seed,
             "Size": f"{size[0]}x{size[1]}",
-            "Model": Path(arguments.model).resolve().name if arguments.model else "ldm built-in",
+            "Model": model_name(arguments.model),
+            "VAE": model_name(arguments.vae) if arguments.vae else None,
             "Denoising strength": None if arguments.image is None else number(arguments.strength),
             "Clip skip": arguments.clip_skip if arguments.clip_skip > 1 else None,
             "Eta": number(arguments.eta) if arguments.eta else None,
@@ -247,6 +249,14 @@ def parameters(
             "Version": f"ldm {__version__}",
         }
     )
+
+
+def model_name(path: str | None) -> str:
+    """What a model is called in metadata: a file's name without its ending, a folder's in full."""
+    if path is None:
+        return "ldm built-in"
+    resolved = Path(path).expanduser().resolve()
+    return resolved.stem if resolved.is_file() else resolved.name
 
 
 def number(value: float) -> str:

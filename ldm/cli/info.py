@@ -25,7 +25,7 @@ def parser() -> Parser:
         epilog=EXIT_CODES,
         allow_abbrev=False,
     )
-    parser.add_argument("path", nargs="+", type=Path, help="a .safetensors file or a model folder")
+    parser.add_argument("path", nargs="+", type=Path, help="a weight file or a model folder")
     parser.add_argument(
         "--hash", action="store_true", help="also the SHA-256 of each file, which reads all of it"
     )
@@ -39,8 +39,6 @@ def info(arguments: argparse.Namespace) -> None:
     for i, path in enumerate(arguments.path):
         if not path.exists():
             raise CheckpointError(f"{path} does not exist; give a model file or folder")
-        if path.is_file() and path.suffix != ".safetensors":
-            raise CheckpointError(f"{path} is no .safetensors file; ldm-convert makes one of it")
         rows = describe(path)
         if arguments.hash and path.is_file():
             rows.append(("sha256", sha256(path)))
