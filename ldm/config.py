@@ -18,8 +18,13 @@ from ldm.errors import CheckpointError
 C = TypeVar("C", bound="Config")
 
 
-# Fields with these annotations hold one value; newer models may have a list there.
-SCALARS = {"int": int, "float": (int, float), "bool": bool, "str": str}
+SCALARS = {"int": int, "float": (int, float), "bool": bool, "str": str, "None": type(None)}
+LARGEST = 1 << 20  # of a number in a config: larger ones would take all memory
+DEEPEST = 100  # of a number of layers or levels
+MOST_TIMESTEPS = 100_000
+DEPTHS = frozenset(
+    "layers_per_block transformer_layers_per_block num_hidden_layers block_out_channels".split()
+)
 
 
 @dataclass(frozen=True)
@@ -36,11 +41,11 @@ class Config:
     @classmethod
     def from_dict(cls: type[C], values: dict[str, Any], source: str = "config") -> C:
         """Read a JSON object. Raises CheckpointError for a key that we cannot honour."""
-        known = {field.name: SCALARS.get(field.type, object) for field in fields(cls)}
+        known = {field.name: field.type for field in fields(cls)}
         kept: dict[str, Any] = {}
         for key, value in values.items():
             if key in known:
-                if not isinstance(value, known[key]):
+                if not (fits(value, known[key]) and (key not in DEPTHS or shallow(value))):
                     raise CheckpointError(f"{source}: {key} is {value!r}, which is not supported")
                 kept[key] = tuple(value) if isinstance(value, list) else value
             elif not key.startswith("_") and key not in cls.IGNORED:
@@ -65,6 +70,32 @@ class Config:
         return {**self.EXTRA, **asdict(self)}
 
 
+def fits(value: object, annotation: str) -> bool:
+    """Whether a JSON value is of a field's type, such as "int | tuple[int, ...] | None".
+
+    Numbers must be finite, in [0, LARGEST] where they are whole.
+    """
+    for kind in annotation.split(" | "):
+        if kind.startswith("tuple["):
+            inner = kind.removeprefix("tuple[").split(",")[0]
+            if isinstance(value, list | tuple) and all(fits(item, inner) for item in value):
+                return True
+        elif isinstance(value, SCALARS[kind]) and isinstance(value, bool) == (kind == "bool"):
+            return (
+                not isinstance(value, int | float)
+                or (kind == "int" and 0 <= value <= LARGEST)
+                or (kind != "int" and math.isfinite(value))
+            )
+    return False
+
+
+def shallow(value: int | tuple[int, ...] | list[int]) -> bool:
+    """Whether numbers of layers, or a list with one value for each level, could be a network's."""
+    if isinstance(value, int):
+        return 1 <= value <= DEEPEST
+    return 1 <= len(value) <= DEEPEST
+
+
 def read_json(path: str | Path, optional: bool = False) -> dict[str, Any]:
     """Read a file that holds one JSON object; {} where an ``optional`` one does not exist.
 
@@ -77,7 +108,9 @@ def read_json(path: str | Path, optional: bool = False) -> dict[str, Any]:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist; a model folder needs it") from None
-    except (OSError, ValueError, RecursionError) as error:  # ValueError: not UTF-8 or not JSON
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:  # not UTF-8, or not JSON
         raise CheckpointError(
             f"cannot read {path} as JSON ({error}); download the model again"
         ) from error
@@ -112,7 +145,7 @@ def per_level(value: int | tuple[int, ...], levels: int, name: str) -> tuple[int
 def check_groups(channels: tuple[int, ...], groups: int) -> None:
     """Group normalisation needs channel counts that its groups divide."""
     for count in channels:
-        if groups < 1 or count % groups:
+        if groups < 1 or count < 1 or count % groups:
             raise CheckpointError(
                 f"block_out_channels holds {count}, which norm_num_groups {groups} does not divide"
             )
@@ -152,11 +185,9 @@ class VAEConfig(Config):
             ("down_block_types", "DownEncoderBlock2D"),
             ("up_block_types", "UpDecoderBlock2D"),
         ):
-            for found in values.pop(key, ()):
-                if found != kind:
-                    raise CheckpointError(
-                        f"{source}: {key} holds {found!r}; only {kind!r} is supported"
-                    )
+            found = values.pop(key, [])
+            if not isinstance(found, list) or set(map(str, found)) - {kind}:
+                raise CheckpointError(f"{source}: {key} is {found}; only {kind!r} is supported")
         return super().from_dict(values, source)
 
     def to_dict(self) -> dict[str, Any]:
@@ -216,7 +247,7 @@ class CLIPTextConfig(Config):
         """As ``Config.from_dict``, without the generation settings that old transformers wrote."""
         known = {field.name for field in fields(cls)} | cls.IGNORED
         return super().from_dict(
-            {key: value for key, value in values.items() if key in known}, source
+            {k: v for k, v in values.items() if k in known and v is not None}, source
         )
 
 
@@ -365,6 +396,15 @@ class SchedulerConfig(Config):
         "timestep_scaling": (10.0,),
         "lambda_min_clipped": (-math.inf,),
     }
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.num_train_timesteps <= MOST_TIMESTEPS:
+            raise CheckpointError(
+                f"num_train_timesteps is {self.num_train_timesteps}; expected 1 to {MOST_TIMESTEPS}"
+            )
+        for name in ("beta_start", "beta_end"):
+            if not 0 <= getattr(self, name) < 1:
+                raise CheckpointError(f"{name} is {getattr(self, name)}; expected [0, 1)")
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], source: str = "config") -> SchedulerConfig:

@@ -67,9 +67,10 @@ def load_folder(
     Raises CheckpointError for a folder that is broken or not supported.
     """
     index = read_json(folder / "model_index.json")
-    if index.get("_class_name") not in PIPELINES:
+    kind = str(index.get("_class_name"))
+    if kind not in PIPELINES:
         raise CheckpointError(
-            f"{folder / 'model_index.json'} is of a {index.get('_class_name')}; "
+            f"{folder / 'model_index.json'} is of a {kind}; "
             "only models of the Stable Diffusion family are supported"
         )
     scheduler = SchedulerConfig.from_file(folder / "scheduler" / "scheduler_config.json")
@@ -85,7 +86,8 @@ def load_folder(
     }
     for end in ("", "_2"):
         encoder, tokenizer = f"text_encoder{end}", f"tokenizer{end}"
-        if (index.get(encoder) or [None])[-1] is None:  # SDXL's refiner has no first one
+        told = index.get(encoder)
+        if not isinstance(told, list) or None in told:  # SDXL's refiner has no first one
             parts[encoder] = parts[tokenizer] = None
             continue
         parts[encoder] = load_component(CLIPTextEncoder, folder / encoder, dtype, device, variant)

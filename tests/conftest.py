@@ -2,7 +2,9 @@
 
 import math
 import os
-from collections.abc import Callable
+import socket
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,25 @@ from ldm.pipeline import Pipeline
 # Read when diffusers and transformers are first imported, which only parity tests do.
 for library in ("DIFFUSERS", "TRANSFORMERS"):
     os.environ.setdefault(f"{library}_VERBOSITY", "error")
+# As for a user without a network: an empty hub cache.
+HUB = tempfile.TemporaryDirectory(prefix="ldm-hub-")
+os.environ["HF_HOME"] = HUB.name
+
+
+@pytest.fixture(scope="session", autouse=True)
+def offline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test may need the network, or stand in the checkout."""
+
+    def blocked(*args: Any, **kwargs: Any) -> Any:
+        raise OSError("the network is blocked")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", blocked)
+        patch.setattr(socket.socket, "connect_ex", blocked)
+        patch.setattr(socket, "getaddrinfo", blocked)
+        patch.chdir(tmp_path_factory.mktemp("elsewhere"))
+        yield
+    assert not list(Path(HUB.name).rglob("models--*"))
 
 
 def randomize(module: nn.Module, seed: int = 0) -> nn.Module:

@@ -482,10 +482,13 @@ MODELS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no tokenizer": (lambda m: shutil.rmtree(m / "tokenizer"), "tokenizer/vocab.json does not"),
     "no scheduler": (lambda m: shutil.rmtree(m / "scheduler"), "scheduler_config.json does not"),
     "no text encoder": (lambda m: shutil.rmtree(m / "text_encoder"), "text_encoder does not exist"),
-    "empty weights": (lambda m: (m / UNET).write_bytes(b""), "is truncated or not a weight file"),
+    "empty weights": (
+        lambda m: (m / UNET).write_bytes(b""),
+        "is truncated or not a .safetensors file",
+    ),
     "truncated weights": (
         lambda m: (m / UNET).write_bytes((m / UNET).read_bytes()[:-1000]),
-        f"{UNET} is truncated or not a weight file",
+        f"{UNET} is truncated or not a .safetensors file",
     ),
     "truncated config": (
         lambda m: (m / "unet/config.json").write_text('{"in_channels"'),
@@ -521,10 +524,13 @@ def test_broken_models(
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ("./missing", "./missing does not exist; give a diffusers folder or a hub id"),
-        ("missing", "missing does not exist; give a diffusers folder or a hub id"),
+        (
+            "./missing",
+            "./missing does not exist; give a diffusers folder, a single file or a hub id",
+        ),
+        ("missing", "missing does not exist; give a diffusers folder, a single file or a hub id"),
         ("owner/name", "there is no folder owner/name, nor a model owner/name in the hub's cache"),
-        ("file.ckpt", "file.ckpt is a pickle that holds more than tensors"),
+        ("file.ckpt", "file.ckpt is truncated or not a weight file"),
         (".", "model_index.json does not exist; a model folder needs it"),
     ],
 )

@@ -4,7 +4,8 @@ import json
 import os
 import pickle
 import shutil
-import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -343,32 +344,44 @@ def test_no_such_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: st
     one_line(caught)
 
 
-def block_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
-    def blocked(*args: Any, **kwargs: Any) -> Any:
-        raise OSError("the network is blocked")
-
-    monkeypatch.setattr(socket.socket, "connect", blocked)
-    monkeypatch.setattr(socket, "getaddrinfo", blocked)
-
-
-def test_hub_model_in_the_cache(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    block_sockets(monkeypatch)
-    commit, repo = "0" * 40, tmp_path / "models--someone--model"
+@pytest.fixture
+def cache(folder: Path, tmp_path: Path) -> Path:
+    """A hub cache that holds ``folder`` as the model someone/model."""
+    commit, repo = "0" * 40, tmp_path / "cache" / "models--someone--model"
     (repo / "refs").mkdir(parents=True)
     (repo / "refs" / "main").write_text(commit)
     shutil.copytree(folder, repo / "snapshots" / commit)
+    return repo.parent
+
+
+def test_hub_model_in_the_cache(cache: Path) -> None:
     for local in (True, False):
-        found = find_model("someone/model", cache_dir=str(tmp_path), local_files_only=local)
+        found = find_model("someone/model", cache_dir=str(cache), local_files_only=local)
         assert (found / "model_index.json").is_file()
+
+
+@pytest.mark.parametrize(
+    "names",
+    [{"HF_HUB_CACHE": "cache"}, {"HF_HOME": "."}, {"HF_HUB_CACHE": "cache", "HF_HUB_OFFLINE": "1"}],
+)
+def test_environment_variables_of_the_hub(cache: Path, names: dict[str, str]) -> None:
+    if "HF_HOME" in names:
+        cache = cache.rename(cache.with_name("hub"))
+    values = {
+        name: value if value == "1" else str(cache.parent / value) for name, value in names.items()
+    }
+    code = "from ldm.checkpoints.source import find_model; print(find_model('someone/model'))"
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=clean | values, capture_output=True, text=True, check=True
+    )
+    assert Path(done.stdout.strip()).parent.parent == cache / "models--someone--model"
 
 
 @pytest.mark.parametrize("local", [True, False])
 def test_hub_model_that_cannot_be_had(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, local: bool
 ) -> None:
-    block_sockets(monkeypatch)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CheckpointError, match="no folder someone/model.*give a") as e:
         find_model("someone/model", cache_dir=str(tmp_path), local_files_only=local)

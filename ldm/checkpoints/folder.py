@@ -70,7 +70,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} has no weight_map; get the model again")
     tensors: dict[str, Tensor] = {}
     for name in sorted(set(map(str, places.values()))):
-        if Path(name).name != name:
+        if not name or Path(name).name != name:
             raise CheckpointError(f"{path} names {name!r}, outside its folder; it is not trusted")
         if not path.with_name(name).is_file():
             raise CheckpointError(f"{path} names {name}, which is missing; get the model again")

@@ -68,10 +68,11 @@ def read_header(path: Path) -> Header:
         places = {name: tuple(entries[name]["data_offsets"]) for name in tensors}
         tensors = dict(sorted(tensors.items(), key=lambda item: places[item[0]]))
         _check_places(places, tensors, size - 8 - length)
-    except (OSError, ValueError, RecursionError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(
-            f"{path} is truncated or not a .safetensors file ({reason}); get it again"
+            f"{path} is truncated or not a .safetensors file ({error}); get it again"
         ) from None
     if not isinstance(metadata, dict):
         metadata = {}
