@@ -58,7 +58,8 @@ def find_model(
         return path
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(model)) or str(model).startswith("."):
         raise CheckpointError(
-            f"{model} does not exist; give a diffusers folder, a single file or a hub id (owner/name)"
+            f"{model} does not exist; give a diffusers folder, a single file or a hub id, "
+            "which is of the form owner/name"
         )
     return _from_hub(str(model), cache_dir, revision, token, local_files_only, variant)
 
