@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -10,6 +11,7 @@ from original_layouts import layout
 
 from ldm.checkpoints.family import UNET, VAE, detect, read_family
 from ldm.checkpoints.folder import empty
+from ldm.checkpoints.names import to_ours
 from ldm.checkpoints.original import read_original, write_original
 from ldm.clip import CLIPTextEncoder
 from ldm.errors import CheckpointError
@@ -131,3 +133,34 @@ def test_other_files_are_named(shapes: dict, message: str) -> None:
 def test_families_read() -> None:
     for name in UNUSED:
         assert read_family(name).id == name
+
+
+@pytest.mark.parametrize("name", UNUSED)
+def test_a_full_size_folder(name: str) -> None:
+    """The modules that diffusers and transformers build of our configs have our names and shapes.
+
+    And the configs that they write of theirs, with all keys of today, are ours again.
+    """
+    diffusers = pytest.importorskip("diffusers")
+    transformers = pytest.importorskip("transformers")
+    family = read_family(name)
+    pairs = [
+        (UNet, family.unet, diffusers.UNet2DConditionModel),
+        (AutoencoderKL, family.vae, diffusers.AutoencoderKL),
+    ]
+    for text in family.texts:
+        kind = text.config.architectures[0]
+        pairs.append((CLIPTextEncoder, text.config, getattr(transformers, kind)))
+    for ours, config, theirs in pairs:
+        with torch.device("meta"):
+            if ours is CLIPTextEncoder:
+                module = theirs(transformers.CLIPTextConfig(**config.to_dict()))
+                written = module.config.to_dict() | {"architectures": list(config.architectures)}
+            else:
+                module = theirs.from_config(config.to_dict())
+                written = dict(module.config)
+        expected = empty(ours, config).state_dict()
+        shapes = {key: value.shape for key, value in expected.items()}
+        found = to_ours(module.state_dict(), shapes)
+        assert {key: value.shape for key, value in found.items()} == shapes
+        assert type(config).from_dict(json.loads(json.dumps(written))) == config
