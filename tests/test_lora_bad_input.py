@@ -247,6 +247,20 @@ def test_a_module_under_two_names(ours: Pipeline, tmp_path: Path) -> None:
     assert (change - 2).abs().max() < 1e-5
 
 
+def test_the_first_of_several_adapters_in_a_file(ours: Pipeline, tmp_path: Path) -> None:
+    stem = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    tensors = {
+        f"{stem}.lora_{end}.{name}.weight": torch.full((1, 64) if end == "A" else (64, 1), value)
+        for name, value in (("first", 1.0), ("second", 2.0))
+        for end in "AB"
+    }
+    save_file(tensors, tmp_path / "x.safetensors")
+    lora = ours.load_lora_weights(tmp_path / "x.safetensors")
+    assert (lora.applied, lora.total) == (2, 4)
+    (factors,) = lora.updates.values()
+    assert factors.down.equal(torch.ones(1, 64))
+
+
 ENDS = ("lora_down.weight", "lora_up.weight", "lora_mid.weight", "alpha", "dora_scale")
 ENDS += ("lora_A.weight", "lora_B.default.weight", "hada_w1_a", "lora_magnitude_vector", "weight")
 

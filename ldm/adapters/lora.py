@@ -120,9 +120,9 @@ class Loras:
         except (ValueError, OverflowError) as error:
             raise CheckpointError(f"{path}: {error}; get it again") from None
         if not updates:
-            shown = ", ".join(list(tensors)[:3])
+            shown = ", ".join(list(tensors)[:3]) or "it is empty"
             raise CheckpointError(
-                f"{path} has {len(tensors)} keys, none of which fits this model ({shown}, …); "
+                f"{path} has {len(tensors)} keys, none of which fits this model ({shown}); "
                 "is it a LoRA for another family, or no LoRA?"
             )
         return Lora(path, updates, applied, len(tensors))
