@@ -213,7 +213,14 @@ def test_a_pickle_with_code_is_refused(vae: Path, tmp_path: Path, zipped: bool) 
 
 
 @pytest.mark.parametrize(
-    "content", [[torch.zeros(1)], {"state_dict": {"weight": [torch.zeros(1)]}}]
+    "content",
+    [
+        [torch.zeros(1)],
+        {"state_dict": {"weight": [torch.zeros(1)]}},
+        {3: torch.zeros(1)},
+        {"x": torch.zeros(1).expand(10**6, 10**6)},
+        {"x": torch.sparse_coo_tensor([[0]], [1.0], (10**9,), check_invariants=True)},
+    ],
 )
 def test_a_pickle_of_something_else(tmp_path: Path, content: Any) -> None:
     file = tmp_path / "a.bin"

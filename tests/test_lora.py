@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ldm.adapters.lora import difference
 from ldm.checkpoints.lora_names import Factors
-from ldm.errors import ArgumentError, CheckpointError
+from ldm.errors import ArgumentError
 from ldm.loading import names_of
 from ldm.pipeline import Pipeline
 
@@ -162,22 +162,6 @@ def test_tucker_form_is_three_convolutions() -> None:
     assert (conv(x, found, padding=1) - want).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("shape", [(4, 5), (4, 5, 3, 3)])
-@pytest.mark.parametrize("by_input", [False, True])
-def test_dora_sets_the_length_of_rows(shape: tuple[int, ...], by_input: bool) -> None:
-    weight, down, up = random(*shape), random(2, *shape[1:], seed=1), random(4, 2, seed=2)
-    lengths = 1 + torch.arange(5.0 if by_input else 4.0)
-    if by_input and len(shape) == 2:
-        lengths = lengths[None]
-    changed = weight + difference(weight, Factors(down=down, up=up, dora_scale=lengths))
-    axis = changed.transpose(0, 1) if by_input else changed
-    assert (axis.flatten(1).norm(dim=1) - lengths.flatten()).abs().max() < 1e-4
-    plain = weight + difference(weight, Factors(down=down, up=up))
-    direction = (plain.transpose(0, 1) if by_input else plain).flatten(1)
-    cosine = nn.functional.cosine_similarity(axis.flatten(1), direction)
-    assert cosine.min() > 0.9999
-
-
 def test_several_add_up_and_scales_change_exactly(models: Any, tmp_path: Path) -> None:
     ours, _ = models("sd")
     layer = ours.unet.get_submodule("mid_block.attentions.0.transformer_blocks.0.attn1.to_q")
@@ -205,34 +189,6 @@ def test_several_add_up_and_scales_change_exactly(models: Any, tmp_path: Path) -
     finally:
         ours.unload_lora_weights()
     assert layer.weight is base
-
-
-@pytest.mark.parametrize(
-    ("tensors", "message"),
-    [
-        ({"conditioner.x": torch.zeros(1)}, "has 1 keys, none of which fits"),
-        (
-            {
-                "lora_unet_mid_block_attentions_0_proj_in.lora_down.weight": torch.zeros(2, 99),
-                "lora_unet_mid_block_attentions_0_proj_in.lora_up.weight": torch.zeros(64, 2),
-            },
-            r"factors \(64, 2\) and \(2, 99\) for a weight \(64, 64, 1, 1\)",
-        ),
-        (
-            {"lora_unet_mid_block_attentions_0_proj_in.lora_down.weight": torch.zeros(2, 64)},
-            "none of which fits",
-        ),
-    ],
-)
-def test_files_that_do_not_fit(
-    models: Any, tmp_path: Path, tensors: dict[str, Tensor], message: str
-) -> None:
-    ours, _ = models("sd")
-    save_file(tensors, tmp_path / "x.safetensors")
-    with pytest.raises(CheckpointError, match=message):
-        ours.load_lora_weights(tmp_path / "x.safetensors")
-    assert not ours.loras.loaded
-    assert not ours.loras.base
 
 
 def test_the_count_tells_what_found_no_place(models: Any, tmp_path: Path) -> None:

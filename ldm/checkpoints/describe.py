@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ldm.checkpoints.family import FAMILIES, UNET, VAE, detect, read_family
 from ldm.checkpoints.header import Header, TensorInfo, read_header
+from ldm.checkpoints.lora_names import group, text_width, unsupported
 from ldm.config import read_json
 from ldm.errors import CheckpointError
 
@@ -75,10 +76,15 @@ def describe_folder(folder: Path) -> Rows:
     index = read_json(folder / "model_index.json")
     rows: Rows = [("folder", str(folder)), ("kind", str(index.get("_class_name")))]
     for name in sorted(path.name for path in folder.iterdir() if path.is_dir()):
-        files = sorted((folder / name).glob("*.safetensors"))
+        files = sorted((folder / name).glob(f"*{SAFE}"))
+        # A variant, such as model.fp16.safetensors, counts only where there is nothing else.
+        files = [file for file in files if file.name.count(".") == 1] or files
         infos = [info for file in files for info in read_header(file).tensors.values()]
+        pickles = sum(file.stat().st_size for file in (folder / name).glob("*.bin"))
         if infos:
             rows.append((name, amount(infos)))
+        elif pickles:
+            rows.append((name, f"{size(pickles)} of pickles"))
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json", optional=True)
     if scheduler:
         rows.append(("sampler", str(scheduler.get("_class_name"))))
@@ -91,8 +97,8 @@ def describe_header(header: Header, path: Path, global_step: int | None = None) 
     shapes = {name: info.shape for name, info in header.tensors.items()}
     if f"{UNET}input_blocks.0.0.weight" in shapes:
         rows = describe_model(header, path, global_step)
-    elif any(".lora_" in name or ".lora." in name for name in shapes):
-        rows = describe_lora(header)
+    elif kinds := adapter_kinds(header):
+        rows = describe_lora(header, kinds)
     elif "emb_params" in shapes or {"clip_l", "clip_g"} & set(shapes) or len(shapes) == 1:
         widths = ", ".join(f"{shape[0]} × {shape[-1]}" for shape in shapes.values())
         rows = [("kind", "textual inversion"), ("vectors", widths)]
@@ -129,30 +135,33 @@ def describe_model(header: Header, path: Path, global_step: int | None) -> Rows:
     return rows
 
 
-def describe_lora(header: Header) -> Rows:
-    """What a LoRA changes, and of which family."""
-    downs = {
-        name: info
-        for name, info in header.tensors.items()
-        if any(end in name for end in ("lora_down", "lora_A", ".down."))
-    }
-    parts = Counter(part_of(name) for name in downs)
-    ranks = Counter(info.shape[0] for info in downs.values())
-    widths = [
-        info.shape[1]
-        for name, info in downs.items()
-        if "attn2" in name and ("to_k" in name) and len(info.shape) > 1
-    ]
-    family = FAMILIES.get(widths[0]) if widths else None
+def adapter_kinds(header: Header) -> list[str]:
+    """What adapters a file holds: "LoRA", "DoRA", or such as are not supported; often none."""
+    groups, unknown = group(header.tensors)
+    pairs = [factors for factors in groups.values() if factors.down or factors.up]
+    kinds = []
+    if pairs:
+        dora = any(factors.dora_scale or factors.magnitude for factors in pairs)
+        kinds.append("DoRA" if dora else "LoRA")
+    return kinds + [f"{kind} (not supported)" for kind in unsupported(unknown)]
+
+
+def describe_lora(header: Header, kinds: list[str]) -> Rows:
+    """What a LoRA, or another adapter of its ``kinds``, changes, and of which family."""
+    groups, unknown = group(header.tensors)
+    others = {stem for stems in unsupported(unknown).values() for stem in stems.values()}
+    parts = Counter(part_of(name) for name in {*groups, *others})
+    ranks = Counter(
+        factors.down.shape[0] for factors in groups.values() if factors.down and factors.down.shape
+    )
+    family = FAMILIES.get(text_width(groups) or 0)
     rows: Rows = [
-        ("kind", "LoRA"),
+        ("kind", " with ".join(kinds)),
         ("for", read_family(family).name if family else "unknown"),
         ("layers", ", ".join(f"{count} of the {part}" for part, count in sorted(parts.items()))),
-        ("rank", ", ".join(str(rank) for rank, _ in ranks.most_common(4))),
+        ("rank", ", ".join(str(rank) for rank, _ in ranks.most_common(4)) or "unknown"),
         ("weights", amount(header.tensors.values())),
     ]
-    if any("dora_scale" in name or "magnitude_vector" in name for name in header.tensors):
-        rows.append(("DoRA", "yes"))
     if tags := frequent_tags(header.metadata):
         rows.append(("tags", ", ".join(tags)))
     return rows

@@ -1,18 +1,20 @@
 """The names in LoRA files: kohya's, peft's and diffusers' → our modules.
 
 kohya joins a module's path with underscores, which cannot be undone by rule; so the paths of our
-own modules are joined likewise and looked up.
+own modules are joined likewise and looked up. Needs no PyTorch, so that ``ldm-info`` starts fast.
 """
 
 from __future__ import annotations
 
+import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
-from torch import Tensor
-
-from ldm.checkpoints.original import Rename
+if TYPE_CHECKING:
+    from ldm.checkpoints.original import Rename
 
 # What a tensor is to its module, by the end of its name.
 ENDS = {
@@ -20,7 +22,18 @@ ENDS = {
     "up": r"[._](?:lora_up|lora\.up|lora_linear_layer\.up|lora_B(?:\.\w+)?)\.weight",
     "mid": r"\.lora_mid\.weight",
     "alpha": r"\.alpha",
-    "dora_scale": r"\.(?:dora_scale|lora_magnitude_vector(?:\.\w+)?(?:\.weight)?)",
+    "dora_scale": r"\.dora_scale",
+    "magnitude": r"\.lora_magnitude_vector(?:\.\w+)?(?:\.weight)?",
+}
+# Tensors of other kinds of adapters (LyCORIS' and peft's names), of which to use a part is wrong.
+UNSUPPORTED = {
+    "LoHa": r"\.hada_(?:w[12]_[ab]|t[12])(?:\.\w+)?",
+    "LoKr": r"\.lokr_(?:w[12](?:_[ab])?|t[12])(?:\.\w+)?",
+    "OFT": r"\.b?oft_(?:blocks|diag|[rRsS])(?:\.\w+)*",
+    "GLoRA": r"\.[ab][12]\.weight",
+    "IA3": r"\.(?:on_input|ia3_l(?:\.\w+)?)",
+    "full-weight": r"\.(?:diff|diff_b|w_norm|b_norm)",
+    "bias": r"\.(?:lora_up|lora_B(?:\.\w+)?)\.bias",
 }
 KOHYA = {
     "lora_unet_": "unet",
@@ -29,29 +42,47 @@ KOHYA = {
     "lora_te2_": "text_encoder_2",
 }
 PARTS = ("text_encoder_2", "text_encoder", "unet")
-# Attention processors of diffusers before 0.22, and wrappers of peft.
+# Attention processors of diffusers before 0.22, in U-Nets and in text encoders.
 OLD_PATHS = (
-    (r"\.processor\.to_out_lora$", ".to_out.0"),
-    (r"\.processor\.(to_[qkv])_lora$", r".\1"),
+    (r"\.processor\.", "."),
+    (r"\.self_attn\.to_([qkv]|out)_lora$", r".self_attn.\1_proj"),
+    (r"\.to_out_lora$", ".to_out.0"),
+    (r"\.(to_[qkv])_lora$", r".\1"),
 )
+# Keys and values of the text: their inputs have the width that tells a family.
+CROSS_ATTENTION = re.compile(r"attn2[._](?:processor\.)?to_[kv](?:_lora)?$")
+ORIGINAL = re.compile(r"(?:input|output)_blocks|middle_block")
+ADAPTER_METADATA = "lora_adapter_metadata"  # diffusers ≥ 0.34 writes peft's LoraConfig there
 Module = tuple[str, str]  # part of the pipeline, path of the module in it
 
 
+class Shaped(Protocol):
+    """A tensor, or what a header says of one."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its sizes."""
+
+
+T = TypeVar("T", bound=Shaped)
+
+
 @dataclass
-class Factors:
+class Factors(Generic[T]):
     """The tensors of one module's update, and their names in the file."""
 
-    names: list[str] = field(default_factory=list)
-    down: Tensor | None = None
-    up: Tensor | None = None
-    mid: Tensor | None = None
-    alpha: Tensor | None = None
-    dora_scale: Tensor | None = None
+    names: dict[str, str] = field(default_factory=dict)  # by kind
+    down: T | None = None
+    up: T | None = None
+    mid: T | None = None
+    alpha: T | float | None = None
+    dora_scale: T | None = None  # LyCORIS': the lengths of rows (n, 1, …), or of columns (1, n, …)
+    magnitude: T | None = None  # peft's: the lengths of rows, however shaped
 
 
-def group(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Factors], list[str]]:
+def group(tensors: Mapping[str, T]) -> tuple[dict[str, Factors[T]], list[str]]:
     """The tensors of each module, by its name in the file; and the names that are of no LoRA."""
-    groups: dict[str, Factors] = {}
+    groups: dict[str, Factors[T]] = {}
     unknown = []
     for name, value in tensors.items():
         for kind, end in ENDS.items():
@@ -60,12 +91,68 @@ def group(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Factors], list[str]]
                 # "….to_q_lora.down.weight": the underscore belongs to the module's old name.
                 stem += "_lora" if found[0].startswith("_lora.") else ""
                 factors = groups.setdefault(stem, Factors())
-                factors.names.append(name)
-                setattr(factors, kind, value)
+                if kind in factors.names:  # one of several adapters in a file
+                    unknown.append(name)
+                else:
+                    factors.names[kind] = name
+                    setattr(factors, kind, value)
                 break
         else:
             unknown.append(name)
     return groups, unknown
+
+
+def unsupported(names: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Those of other kinds of adapters: for each kind, the names and their modules'."""
+    found: dict[str, dict[str, str]] = {}
+    for name in names:
+        for kind, end in UNSUPPORTED.items():
+            if place := re.search(f"{end}$", name):
+                found.setdefault(kind, {})[name] = name[: place.start()]
+                break
+    return found
+
+
+def text_width(groups: Mapping[str, Factors[T]]) -> int | None:
+    """How wide the texts are that the LoRA's U-Net reads; None where it changes no such layer."""
+    for stem, factors in groups.items():
+        if CROSS_ATTENTION.search(stem) and factors.down is not None:
+            if len(factors.down.shape) > 1:
+                return factors.down.shape[1]
+    return None
+
+
+class Alphas:
+    """The α that diffusers keeps in a file's metadata instead of tensors: peft's LoraConfig."""
+
+    def __init__(self, metadata: Mapping[str, str]) -> None:
+        """metadata: of the file. Raises ValueError for adapter settings that cannot be read."""
+        try:
+            self.settings = json.loads(metadata.get(ADAPTER_METADATA) or "{}")
+            self.settings.keys()
+        except (ValueError, AttributeError, RecursionError):
+            raise ValueError(f"its {ADAPTER_METADATA} is no JSON object") from None
+
+    def find(self, module: Module, rank: int) -> float | None:
+        """α of a module, so that α/rank is its scale; None where the file does not say it."""
+        part, path = module
+
+        def setting(name: str) -> object:
+            # A U-Net that was saved alone has settings without its name.
+            return self.settings.get(f"{part}.{name}", self.settings.get(name))
+
+        alpha = setting("lora_alpha")
+        patterns = setting("alpha_pattern")
+        for pattern, value in patterns.items() if isinstance(patterns, dict) else ():
+            # peft takes a regular expression; those in files are the ends of paths.
+            if f".{path}".endswith(f".{pattern}"):
+                alpha = value
+                break
+        if alpha is None:
+            return None
+        if not isinstance(alpha, int | float) or not math.isfinite(alpha):
+            raise ValueError(f"its {ADAPTER_METADATA} has lora_alpha {alpha!r}, not a number")
+        return alpha * math.sqrt(rank) if setting("use_rslora") else alpha
 
 
 class Directory:

@@ -43,7 +43,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
     if not isinstance(content, Mapping) or not all(
-        isinstance(value, Tensor) for value in content.values()
+        isinstance(key, str) and whole(value) for key, value in content.items()
     ):
         raise CheckpointError(f"{path} does not hold a plain mapping of names to tensors")
     return Checkpoint(dict(content), metadata, step if isinstance(step, int) else None)
@@ -64,7 +64,7 @@ def read_embedding(path: Path) -> tuple[dict[str, Tensor], str | None]:
         word = None if word == "emb_params" else word
     vectors = {}
     for name, value in content.items() if isinstance(content, Mapping) else ():
-        if not isinstance(value, Tensor) or value.ndim not in (1, 2) or not value.numel():
+        if not whole(value) or value.ndim not in (1, 2) or not value.numel():
             vectors.clear()
             break
         vectors[str(name)] = value.detach().reshape(-1, value.shape[-1])
@@ -73,6 +73,18 @@ def read_embedding(path: Path) -> tuple[dict[str, Tensor], str | None]:
             f"{path} is no textual inversion: expected one or two tensors of vectors"
         )
     return vectors, word if isinstance(word, str) else None
+
+
+def whole(value: object) -> bool:
+    """Whether it is a tensor with all its values in the file.
+
+    A few bytes of a pickle can make a sparse or expanded one of any size.
+    """
+    return (
+        isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and value.nbytes <= value.untyped_storage().nbytes()
+    )
 
 
 def read_content(path: Path) -> tuple[object, dict[str, str]]:
