@@ -34,15 +34,17 @@ def check_size(height: int, width: int, factor: int) -> tuple[int, int]:
 
 
 def read_pictures(
-    source: Picture | Sequence[Picture],
+    source: Picture | Sequence[Picture] | None,
     name: str,
     prompts: int,
     repeats: int,
-) -> list[Image]:
-    """The picture for all prompts, or one for each of them ``repeats`` times; RGB.
+) -> list[Image] | None:
+    """The picture for all prompts, or one for each of them ``repeats`` times; RGB. None: None.
 
     Raises ArgumentError for another number, ImageError for what cannot be read.
     """
+    if source is None:
+        return None
     sources = list(source) if isinstance(source, list | tuple) else [source]
     if len(sources) not in (1, prompts):
         raise ArgumentError(

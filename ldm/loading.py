@@ -54,6 +54,13 @@ class Defaults(Config):
     num_inference_steps: int = 50
     guidance_scale: float = 7.5
 
+    @classmethod
+    def of(cls, unet: UNetConfig) -> Defaults:
+        """Those of diffusers' pipeline for a U-Net."""
+        if unet.time_cond_proj_dim is not None:  # LCM
+            return cls(4, 8.5)
+        return cls() if unet.addition_embed_type is None else cls(guidance_scale=5.0)
+
 
 def load_folder(
     folder: Path,
@@ -77,11 +84,12 @@ def load_folder(
     if prediction_type:
         scheduler = replace(scheduler, prediction_type=prediction_type)
     extra = folder / "generation_config.json"
+    defaults = Defaults.from_file(extra) if extra.exists() else None
     parts: dict[str, Any] = {
         "vae": load_component(AutoencoderKL, folder / "vae", vae_dtype(dtype), device, variant),
         "unet": load_component(UNet, folder / "unet", dtype, device, variant),
         "scheduler": DDPMScheduler(scheduler),
-        "defaults": Defaults.from_dict(read_json(extra, optional=True), source=str(extra)),
+        "defaults": defaults,
         "force_zeros_for_empty_prompt": bool(index.get("force_zeros_for_empty_prompt", False)),
     }
     for end in ("", "_2"):

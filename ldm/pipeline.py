@@ -36,6 +36,7 @@ from ldm.config import SchedulerConfig
 from ldm.devices import choose_device, choose_dtype
 from ldm.errors import ArgumentError, CheckpointError
 from ldm.guidance import Denoiser
+from ldm.inpainting import Blend, expand, unchanged
 from ldm.inputs import check_size, read_pictures, shrink_masks, to_masks, to_pixels
 from ldm.loading import (
     Defaults,
@@ -57,7 +58,7 @@ from ldm.samplers import (
     sample,
     start_index,
 )
-from ldm.scheduler import CLEAN, DDPMScheduler, Level
+from ldm.scheduler import DDPMScheduler
 from ldm.tokenizer import CLIPTokenizer
 from ldm.unet import UNet
 from ldm.vae import AutoencoderKL
@@ -125,7 +126,7 @@ class Pipeline:
         )
         # Old Stable Diffusion's configs lack both; diffusers' pipeline always sets them so.
         self.scheduler = DDPMScheduler(replace(config, steps_offset=1, clip_sample=False))
-        self.defaults = defaults or Defaults()
+        self.defaults = defaults or Defaults.of(unet.config)
         self.xl = unet.config.addition_embed_type is not None
         self.inversions = TextualInversions(
             {
@@ -319,8 +320,8 @@ class Pipeline:
                 None is 0.8, and 1 with a mask.
             height, width: pixels, multiples of 8; None is the image's size rounded down to a
                 multiple of 8, without an image the model's own.
-            num_inference_steps, guidance_scale: None as the model advises, else 50 and 7.5.
-                Guidance is off for scales up to 1.
+            num_inference_steps, guidance_scale: None as the model advises, else 50 and 7.5
+                (XL: 50 and 5, LCM: 4 and 8.5) as in diffusers. Guidance is off for scales up to 1.
             num_images_per_prompt: pictures of each prompt.
             seed: picture i is drawn from seed + i, alone or in a batch; None picks one.
             generator: CPU generator(s) as in diffusers, in place of a seed: one for all, or each.
@@ -364,14 +365,14 @@ class Pipeline:
             strength = STRENGTH if mask_image is None else 1.0
         first = start_index(n, strength) if image is not None else 0
         pixels = masks = None
-        pictures = each("image", image, len(prompts), num_images_per_prompt)
+        pictures = read_pictures(image, "image", len(prompts), num_images_per_prompt)
         height, width = self._size(height, width, pictures)
         if pictures is not None:
             pixels = to_pixels(pictures, height, width)
         if mask_image is not None:
             if pictures is None:
                 raise ArgumentError("mask_image says which part of an image to redraw; give image")
-            drawn = each("mask_image", mask_image, len(prompts), num_images_per_prompt)
+            drawn = read_pictures(mask_image, "mask_image", len(prompts), num_images_per_prompt)
             masks = to_masks(drawn, height, width)
         elif self.inpaints:
             raise ArgumentError("this is an inpainting model; give image and mask_image")
@@ -553,37 +554,3 @@ class Pipeline:
             return eps * first_noise_scale(self.scheduler, choice.name, steps), eps
         level = steps[first][0]
         return level.alpha * start + level.sigma * eps, eps
-
-
-class Blend:
-    """After each step, puts the known part of a picture back where the mask is 0.
-
-    Source: Lugmayr et al. 2022 (RePaint), eq. 8, as diffusers does it: with one and the same ε.
-    """
-
-    def __init__(self, start: Tensor, eps: Tensor, masks: Tensor, steps: list[Pair]) -> None:
-        self.start, self.eps, self.masks = start, eps, masks
-        # Not the level that a step ends at: DDIM's may differ from where the next one begins.
-        self.levels = iter([*(level for level, _ in steps[1:]), CLEAN])
-
-    def __call__(self, x: Tensor, level: Level) -> Tensor:
-        level = next(self.levels)
-        known = level.alpha * self.start + level.sigma * self.eps
-        return (1 - self.masks) * known + self.masks * x
-
-
-def unchanged(x: Tensor, level: Level) -> Tensor:
-    """What is done after a step where nothing is."""
-    return x
-
-
-def each(
-    name: str, source: Picture | Sequence[Picture] | None, prompts: int, repeats: int
-) -> list[Image] | None:
-    """The pictures of an argument, where it is given."""
-    return None if source is None else read_pictures(source, name, prompts, repeats)
-
-
-def expand(rows: Tensor, count: int) -> Tensor:
-    """(b, …) → (count, …), the rows over and over."""
-    return rows.repeat(count // len(rows), *(1,) * (rows.ndim - 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,14 @@ def test_what_we_save_diffusers_loads(models: Any, tmp_path: Path, family: str) 
     again = Pipeline.from_pretrained(tmp_path, device="cpu")
     assert again.unet.config == ours.unet.config
     assert again.force_zeros_for_empty_prompt == ours.force_zeros_for_empty_prompt
+
+
+@pytest.mark.parametrize("family", ["sd", "sd2", "sd_inpaint", "lcm", "sdxl", "refiner"])
+def test_defaults_are_diffusers(models: Any, family: str) -> None:
+    ours, theirs = models(family)
+    parameters = inspect.signature(type(theirs).__call__).parameters
+    for name in ("num_inference_steps", "guidance_scale"):
+        assert getattr(ours.defaults, name) == parameters[name].default
 
 
 def test_lcm_visits_the_timesteps_of_diffusers(models: Any) -> None:

@@ -117,6 +117,8 @@ def test_lcm_is_seen_by_its_guidance_embedding() -> None:
     ("shapes", "message"),
     [
         ({"lora_unet_down_blocks_0.lora_down.weight": (4, 320)}, "is a LoRA"),
+        ({"unet.x.processor.to_q_lora.down.weight": (4, 320)}, "is a LoRA"),
+        ({"lora_unet_x.hada_w1_a": (4, 320), "lora_unet_x.alpha": ()}, "is a LoHa"),
         ({f"first_stage_model.decoder.{i}": (1,) for i in range(4)}, "is a VAE"),
         ({"emb_params": (2, 768)}, "is a textual inversion"),
         ({f"control_model.{i}": (1,) for i in range(4)}, "is a ControlNet"),

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ldm.assets import asset_path
+from ldm.checkpoints.lora_names import group, unsupported
 from ldm.config import CLIPTextConfig, SchedulerConfig, UNetConfig, VAEConfig, read_json
 from ldm.errors import ArgumentError, CheckpointError
 
@@ -129,8 +130,11 @@ def said_prediction(shapes: Shapes, metadata: Mapping[str, str]) -> str | None:
 def describe_other(shapes: Shapes) -> str:
     """What a file that is no whole model looks like, and what to do with it."""
     names = list(shapes)
-    if any(".lora_down." in name or ".lora_A." in name or ".lora.down." in name for name in names):
+    groups, unknown = group(shapes)
+    if any(factors.down or factors.up for factors in groups.values()):
         return "is a LoRA, not a model; give it beside one: --lora FILE"
+    if kinds := unsupported(unknown):
+        return f"is a {next(iter(kinds))}, not a model; those are not supported"
     if any("control_model." in name or "controlnet_cond" in name for name in names):
         return "is a ControlNet, not a model; those are not supported yet"
     if any(name.startswith("down_blocks.") for name in names):
@@ -138,6 +142,6 @@ def describe_other(shapes: Shapes) -> str:
     if any(name.startswith(("decoder.", f"{VAE}decoder.")) for name in names):
         return "is a VAE, not a model; give it beside one: --vae FILE"
     if "emb_params" in shapes or len(names) <= 2:
-        return "is a textual inversion, not a model; give it beside one"
+        return "is a textual inversion, not a model; give it beside one: --embedding FILE"
     shown = ", ".join(names[:3]) or "nothing"
     return f"is not a Stable Diffusion checkpoint: it holds {shown}, …"

@@ -11,6 +11,7 @@ from ldm.assets import asset_path
 from ldm.errors import ArgumentError, CheckpointError
 
 PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
+PATIENCE = 20.0  # seconds until the hub answers
 SMALL = (".json", ".txt", ".model")  # configs and vocabularies
 
 
@@ -90,7 +91,9 @@ def _from_hub(
             f"there is no folder {repo}, nor a model {repo} in the hub's cache; {hint}"
         )
     try:
-        names = HfApi(token=token).list_repo_files(repo, revision=revision)
+        # Unlike list_repo_files, this does not try for 24 s where there is no network.
+        told = HfApi(token=token).model_info(repo, revision=revision, timeout=PATIENCE)
+        names = [file.rfilename for file in told.siblings or ()]
         if "model_index.json" not in names:
             shown = ", ".join(names[:5])
             raise CheckpointError(f"{repo} has no model_index.json (there are: {shown}, …); {hint}")

@@ -1,0 +1,35 @@
+"""Keeping a part of a picture while the rest is drawn anew."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ldm.samplers import Pair
+from ldm.scheduler import CLEAN, Level
+
+
+class Blend:
+    """After each step, puts the known part of a picture back where the mask is 0.
+
+    Source: Lugmayr et al. 2022 (RePaint), eq. 8, as diffusers does it: with one and the same ε.
+    """
+
+    def __init__(self, start: Tensor, eps: Tensor, masks: Tensor, steps: list[Pair]) -> None:
+        self.start, self.eps, self.masks = start, eps, masks
+        # Not the level that a step ends at: DDIM's may differ from where the next one begins.
+        self.levels = iter([*(level for level, _ in steps[1:]), CLEAN])
+
+    def __call__(self, x: Tensor, level: Level) -> Tensor:
+        level = next(self.levels)
+        known = level.alpha * self.start + level.sigma * self.eps
+        return (1 - self.masks) * known + self.masks * x
+
+
+def unchanged(x: Tensor, level: Level) -> Tensor:
+    """What is done after a step where nothing is."""
+    return x
+
+
+def expand(rows: Tensor, count: int) -> Tensor:
+    """(b, …) → (count, …), the rows over and over."""
+    return rows.repeat(count // len(rows), *(1,) * (rows.ndim - 1))
