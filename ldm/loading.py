@@ -12,7 +12,15 @@ from torch import Tensor
 
 from ldm import __version__
 from ldm.assets import asset_path
-from ldm.checkpoints.family import FAMILIES, UNET, VAE, Family, detect, read_family
+from ldm.checkpoints.family import (
+    FAMILIES,
+    SAID_PREDICTION,
+    UNET,
+    VAE,
+    Family,
+    detect,
+    read_family,
+)
 from ldm.checkpoints.folder import M, empty, fill, load_component, save_component
 from ldm.checkpoints.names import to_ours
 from ldm.checkpoints.original import (
@@ -221,11 +229,15 @@ def save_file(parts: dict[str, Any], path: Path, dtype: torch.dtype | None) -> N
         *((text.prefix, parts[text.part], TEXT_NAMES[text.names], False) for text in family.texts),
     ):
         tensors |= write_original(module.state_dict(), prefix, rename, convolutions)
-    if parts["scheduler"].config.prediction_type == "v_prediction":
+    # Told in all ways that programs look for: by keys, and by the metadata.
+    scheduler = parts["scheduler"].config
+    if scheduler.prediction_type == "v_prediction":
         tensors["v_pred"] = torch.empty(0)
-    if parts["scheduler"].config.rescale_betas_zero_snr:
+    if scheduler.rescale_betas_zero_snr:
         tensors["ztsnr"] = torch.empty(0)
-    write_tensors(to_save(tensors, dtype), path)
+    said = scheduler.prediction_type
+    metadata = {SAID_PREDICTION: "v" if said == "v_prediction" else said}
+    write_tensors(to_save(tensors, dtype), path, metadata)
 
 
 def names_of(config: UNetConfig | VAEConfig) -> Rename:

@@ -80,8 +80,12 @@ def test_half_precision_variant(vae: Path) -> None:
     save_file(half, vae / f"{WEIGHTS}.fp16.safetensors")
     full = load_file(file)
     assert same(load(vae), full)  # the plain one has more digits
+    small = {key: value.float() for key, value in half.items()}
+    assert same(load_component(AutoencoderKL, vae, torch.float32, variant="fp16"), small)
+    with pytest.warns(UserWarning, match="no weights of the variant 'ema': .* is taken"):
+        load_component(AutoencoderKL, vae, torch.float32, variant="ema")
     file.unlink()
-    assert same(load(vae), {key: value.float() for key, value in half.items()})
+    assert same(load(vae), small)
 
 
 @pytest.mark.parametrize("name", [f"{WEIGHTS}.bin", f"{WEIGHTS}.fp16.bin"])

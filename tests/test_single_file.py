@@ -17,10 +17,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ldm import loading
+from ldm.assets import asset_path
 from ldm.checkpoints import family as families
 from ldm.checkpoints.family import Family, read_family
+from ldm.cli import convert
 from ldm.errors import ArgumentError, CheckpointError
 from ldm.pipeline import Pipeline
+from ldm.scheduler import DDPMScheduler
 
 diffusers = pytest.importorskip("diffusers")
 pytestmark = [
@@ -205,3 +208,86 @@ def test_incomplete_and_foreign_files(files: Any, change: Callable, message: str
         Pipeline.from_pretrained(path, device="cpu")
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_what_the_unet_predicts_is_kept(files: Any) -> None:
+    """Without a word on it, a file of 2.x is taken for one that predicts v."""
+    ours, _, path = files("sd2")
+    config = ours.scheduler.config
+    for said, zero_snr in (("v_prediction", True), ("epsilon", False), ("sample", False)):
+        changed = replace(config, prediction_type=said, rescale_betas_zero_snr=zero_snr)
+        ours.scheduler = DDPMScheduler(changed)
+        ours.save_single_file(path)
+        again = Pipeline.from_pretrained(path, device="cpu").scheduler.config
+        assert (again.prediction_type, again.rescale_betas_zero_snr) == (said, zero_snr)
+    save_file(load_file(path), path)
+    with pytest.warns(UserWarning, match="does not say what its U-Net predicts; v_prediction is"):
+        Pipeline.from_pretrained(path, device="cpu")
+    told = Pipeline.from_pretrained(path, device="cpu", prediction_type="epsilon")
+    assert told.scheduler.config.prediction_type == "epsilon"
+    with pytest.raises(ArgumentError, match="prediction_type is 'x'; expected one of 'epsilon'"):
+        Pipeline.from_pretrained(path, device="cpu", prediction_type="x")
+    save_file(load_file(path), path, {"modelspec.prediction_type": "flow"})
+    with pytest.raises(CheckpointError, match=r"its modelspec\.prediction_type is 'flow'"):
+        Pipeline.from_pretrained(path, device="cpu")
+
+
+def bare(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    prefix = "first_stage_model."
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def save_any(content: Any, path: Path) -> Path:
+    if path.suffix == ".safetensors":
+        save_file(content, path)
+    else:
+        torch.save(content, path)
+    return path
+
+
+VAES: dict[str, Callable[[Path, Path], Path]] = {
+    "model folder": lambda folder, single: folder,
+    "VAE folder": lambda folder, single: folder / "vae",
+    "file of a folder": lambda folder, single: (
+        folder / "vae" / "diffusion_pytorch_model.safetensors"
+    ),
+    "whole model": lambda folder, single: single,
+    "original names": lambda folder, single: save_any(
+        bare(load_file(single)), folder / "vae.safetensors"
+    ),
+    "training checkpoint": lambda folder, single: save_any(
+        {"state_dict": bare(load_file(single)) | {"loss.logvar": torch.zeros(())}},
+        folder / "vae.ckpt",
+    ),
+}
+
+
+@pytest.mark.parametrize("form", VAES)
+def test_another_vae(files: Any, tmp_path: Path, form: str) -> None:
+    ours, _, path = files("sd")
+    theirs = Pipeline.from_pretrained(path, device="cpu")
+    with torch.no_grad():
+        for parameter in theirs.vae.parameters():
+            parameter += 1
+    theirs.save_pretrained(tmp_path / "other")
+    theirs.save_single_file(tmp_path / "other.safetensors")
+    source = VAES[form](tmp_path / "other", tmp_path / "other.safetensors")
+    pipe = Pipeline.from_pretrained(path, device="cpu", vae=source)
+    for key, value in ours.vae.state_dict().items():
+        assert torch.equal(pipe.vae.state_dict()[key], value + 1)
+    assert torch.equal(pipe.unet.conv_in.weight, ours.unet.conv_in.weight)
+    assert convert.main([str(path), str(tmp_path / "out"), "--vae", str(source)]) == 0
+    again = Pipeline.from_pretrained(tmp_path / "out", device="cpu")
+    assert torch.equal(again.vae.decoder.conv_in.weight, pipe.vae.decoder.conv_in.weight)
+
+
+def test_a_vae_that_does_not_fit(files: Any, tmp_path: Path) -> None:
+    _, _, path = files("sd")
+    built_in = asset_path("weights") / "vae" / "diffusion_pytorch_model.safetensors"
+    for source, message in (
+        (tmp_path / "none", "none does not exist; give a VAE's folder or file"),
+        (save_any({"x": torch.zeros(1)}, tmp_path / "x.safetensors"), "lacks encoder.conv_in"),
+        (built_in, "has other shapes|has unknown|lacks"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            Pipeline.from_pretrained(path, device="cpu", vae=source)

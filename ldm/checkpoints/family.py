@@ -19,6 +19,8 @@ Shapes = Mapping[str, Sequence[int]]
 # The width of the texts that its U-Net reads tells a family.
 FAMILIES = {768: "sd1", 1024: "sd2", 2048: "sdxl", 1280: "sdxl_refiner"}
 CONTEXT = "transformer_blocks.0.attn2.to_k.weight"
+KNOWN_PREDICTIONS = ("epsilon", "v_prediction", "sample")
+SAID_PREDICTION = "modelspec.prediction_type"
 PREDICTION_TYPES = {"epsilon": "epsilon", "eps": "epsilon", "v": "v_prediction"}
 BASE_STEPS = 875_000  # "global_step" of SD 2.x base in its .ckpt: it predicts ε, the others v
 
@@ -79,6 +81,9 @@ def detect(
     ``prediction_type`` overrides what the file says. Raises CheckpointError for a file of
     something else.
     """
+    if prediction_type not in (None, *KNOWN_PREDICTIONS):
+        known = ", ".join(map(repr, KNOWN_PREDICTIONS))
+        raise ArgumentError(f"prediction_type is {prediction_type!r}; expected one of {known}")
     first = shapes.get(f"{UNET}input_blocks.0.0.weight")
     widths = [shape[1] for key, shape in shapes.items() if key.endswith(CONTEXT)]
     if first is None or not widths:
@@ -104,9 +109,10 @@ def detect(
             said = "epsilon" if global_step == BASE_STEPS else "v_prediction"
         else:
             certain = True
-    if said not in ("epsilon", "v_prediction", "sample"):
-        raise ArgumentError(
-            f"prediction_type is {said!r}; expected 'epsilon', 'v_prediction' or 'sample'"
+    if said not in KNOWN_PREDICTIONS:
+        raise CheckpointError(
+            f"{source}: its {SAID_PREDICTION} is {said!r}, which is not supported; "
+            "give a prediction_type in its place"
         )
     if family.id == "sd2" and said == "v_prediction":
         unet = replace(unet, sample_size=96)  # the 768 models
@@ -123,7 +129,7 @@ def said_prediction(shapes: Shapes, metadata: Mapping[str, str]) -> str | None:
     """The prediction type that a file's marker keys or its metadata state."""
     if "v_pred" in shapes:
         return "v_prediction"
-    said = metadata.get("modelspec.prediction_type", "").lower()
+    said = metadata.get(SAID_PREDICTION, "").lower()
     return PREDICTION_TYPES.get(said, said or None)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -33,8 +34,8 @@ def find_weights(folder: Path, stem: str, variant: str | None = None) -> Path:
     """The weight file in a component's folder, or the index of its shards.
 
     Safetensors come first. ``variant`` "fp16" prefers files named so; else the plain ones come
-    first, and half precision is taken where there is nothing else.
-    Raises CheckpointError, with the names tried and the names there.
+    first, and half precision is taken where there is nothing else. Warns where the variant is not
+    there. Raises CheckpointError, with the names tried and the names there.
     """
     stems = [stem, "pytorch_model"] if stem == "model" else [stem]
     half = variant or "fp16"
@@ -52,6 +53,11 @@ def find_weights(folder: Path, stem: str, variant: str | None = None) -> Path:
             names.append(special + plain if variant else plain + special)
     for name in (name for group in names for name in group):
         if (folder / name).is_file():
+            if variant and f".{variant}." not in name:
+                warnings.warn(
+                    f"{folder} has no weights of the variant {variant!r}: {name} is taken",
+                    stacklevel=2,
+                )
             return folder / name
     tried = ", ".join(name for group in names for name in group[:2])
     there = ", ".join(sorted(path.name for path in folder.glob("*"))) or "nothing"

@@ -143,16 +143,17 @@ def to_save(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[st
     return saved
 
 
-def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+def write_tensors(
+    tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None
+) -> None:
     """Write a safetensors file whole or not at all. Raises OSError, such as for a full disk."""
     partial = path.with_name(f".{path.name}.partial")
     try:
         partial.touch()
         mode = partial.stat().st_mode  # as the user's umask has it; the library has its own
-        # The metadata is what transformers looks for before it accepts a file.
-        save_file(
-            {key: value.contiguous() for key, value in tensors.items()}, partial, {"format": "pt"}
-        )
+        # transformers looks for the format before it accepts a file.
+        metadata = {"format": "pt", **(metadata or {})}
+        save_file({key: value.contiguous() for key, value in tensors.items()}, partial, metadata)
         partial.chmod(mode)
         os.replace(partial, path)
     except SafetensorError as error:
