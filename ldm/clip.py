@@ -43,9 +43,11 @@ class Embeddings(nn.Module):
         self.position_embedding = nn.Embedding(config.max_position_embeddings, config.hidden_size)
 
     def forward(self, ids: Tensor) -> Tensor:
-        known = self.token_embedding.num_embeddings
-        x = self.token_embedding(ids.clamp(max=known - 1))
-        if self.extra is not None:
+        if self.extra is None:
+            x = self.token_embedding(ids)
+        else:
+            known = self.token_embedding.num_embeddings
+            x = self.token_embedding(ids.clamp(max=known - 1))
             new = ids >= known
             x[new] = self.extra[ids[new] - known]
         return x + self.position_embedding.weight[: ids.shape[1]]

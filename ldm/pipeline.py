@@ -58,6 +58,7 @@ from ldm.samplers import (
     sample,
     start_index,
 )
+from ldm.samplers.spacing import lcm_levels
 from ldm.scheduler import DDPMScheduler
 from ldm.tokenizer import CLIPTokenizer
 from ldm.unet import UNet
@@ -316,7 +317,8 @@ class Pipeline:
             image: where to start from (image-to-image): one for all prompts, or one for each.
             mask_image: which part of the image to draw anew (inpainting): white; like ``image``.
             strength: in [0, 1], how much of the image is redrawn:
-                ``min(int(steps·strength), steps)`` steps run, but at least one; 0 returns it.
+                ``min(int(steps·strength), steps)`` steps run, but at least one (with LCM's models
+                all of them, from a lower level of noise); 0 returns it.
                 None is 0.8, and 1 with a mask.
             height, width: pixels, multiples of 8; None is the image's size rounded down to a
                 multiple of 8, without an image the model's own.
@@ -348,22 +350,21 @@ class Pipeline:
             raise ArgumentError(f"output_type is {output_type!r}; expected 'pil', 'pt' or 'latent'")
         count = len(prompts) * num_images_per_prompt
 
-        n = (
-            self.defaults.num_inference_steps
-            if num_inference_steps is None
-            else num_inference_steps
-        )
         scale = self.defaults.guidance_scale if guidance_scale is None else guidance_scale
         if not math.isfinite(scale):
             raise ArgumentError(
                 f"guidance_scale is {scale}; it must be a number, 1 to 15 as a rule"
             )
         choice = self.choose_sampler(sampler)
-        steps = plan(self.scheduler, choice.name, n, choice.karras)
         step = bind(self.scheduler, choice.name, eta)
         if strength is None:
             strength = STRENGTH if mask_image is None else 1.0
-        first = start_index(n, strength) if image is not None else 0
+        steps, first = self.schedule(
+            num_inference_steps,
+            None if image is None else strength,
+            sampler,
+            masked=mask_image is not None,
+        )
         pixels = masks = None
         pictures = read_pictures(image, "image", len(prompts), num_images_per_prompt)
         height, width = self._size(height, width, pictures)
@@ -407,7 +408,7 @@ class Pipeline:
                 None if inner else start, steps, first, choice, noise, latents
             )
             known, after = None, unchanged
-            if masks is not None and first < n:
+            if masks is not None and first < len(steps):
                 small = expand(shrink_masks(masks, factor), count).to(self.device)
                 hidden = pixels * (masks < 0.5)
                 shown = self._encode(hidden, noise)
@@ -416,14 +417,14 @@ class Pipeline:
                 else:
                     after = Blend(start, eps, small, steps[first:])
             denoise = Denoiser(self.unet, self.scheduler, conditioning, negative, scale, known)
-            progress = Progress(0, n - first, x_first, x_first)
+            progress = Progress(0, len(steps) - first, x_first, x_first)
             if progress.steps == 0:
                 kept = start if output_type == "latent" else expand(pixels, count)
                 yield replace(progress, output=self._output(kept, noise, output_type))
             for x, index, x0 in sample(
                 step, denoise, x_first, steps[first:], lambda: noise().to(self.device), after
             ):
-                progress = Progress(index + 1, n - first, x, x0)
+                progress = Progress(index + 1, len(steps) - first, x, x0)
                 last = progress.step == progress.steps
                 # At the ends only: on a GPU every look at the values makes the CPU wait.
                 if (index == 0 or last) and not x0.isfinite().all():
@@ -484,6 +485,29 @@ class Pipeline:
             return from_config(self.scheduler.config)
         name = sampler.removesuffix("_karras")
         return Choice(name, name != sampler)
+
+    def schedule(
+        self,
+        num_inference_steps: int | None = None,
+        strength: float | None = None,
+        sampler: str | None = None,
+        *,
+        masked: bool = False,
+    ) -> tuple[list[Pair], int]:
+        """The (from, to) levels of a run, and the index of the first that is run.
+
+        That is 0 unless ``strength`` in [0, 1] says that it starts from an image; with ``masked``,
+        from a part of it. Raises ArgumentError for numbers that do not work.
+        """
+        n = num_inference_steps
+        n = self.defaults.num_inference_steps if n is None else n
+        choice = self.choose_sampler(sampler)
+        first = 0 if strength is None else start_index(n, strength)
+        told_scale = self.unet.config.time_cond_proj_dim is not None
+        if strength and told_scale and choice.name == "lcm" and not masked:
+            # diffusers' pipeline for these models runs all n steps, below the strength.
+            return lcm_levels(self.scheduler, n, "", False, strength), 0
+        return plan(self.scheduler, choice.name, n, choice.karras), first
 
     def _negatives(self, prompts: list[str], value: str | Sequence[str] | None) -> list[str] | None:
         """A negative prompt for each prompt; None where their absence is told by zeros."""

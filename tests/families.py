@@ -168,11 +168,17 @@ FAMILIES: dict[str, Callable[[], Any]] = {
 def for_task(theirs: Any, task: str) -> Any:
     """diffusers' pipeline of a task with the parts of another."""
     name = type(theirs).__name__
-    if name.startswith("LatentConsistency"):
-        return quiet(theirs)
+    if name.startswith("LatentConsistency") and task != "inpaint":
+        kind = "LatentConsistencyModelImg2ImgPipeline" if task == "image" else name
+        return quiet(getattr(diffusers, kind)(**theirs.components, requires_safety_checker=False))
     base = "StableDiffusionXL" if "XL" in name else "StableDiffusion"
     cls = getattr(diffusers, f"{base}{CLASSES[task]}Pipeline")
     if isinstance(theirs, cls):
         return quiet(theirs)
     options = {"add_watermarker": False} if "XL" in name else {"requires_safety_checker": False}
+    if "XL" in name:
+        options["force_zeros_for_empty_prompt"] = theirs.config.force_zeros_for_empty_prompt
+        if task != "text":
+            score = theirs.config.get("requires_aesthetics_score", False)
+            options["requires_aesthetics_score"] = score
     return quiet(cls(**theirs.components, **options))

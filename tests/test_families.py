@@ -21,9 +21,19 @@ pytestmark = [
 ]
 
 TASKS = {
-    "text": ["sd2", "sd_turbo", "lcm", "sdxl", "sdxl_turbo"],
-    "image": ["sd2", "sd_turbo", "sdxl", "refiner", "sdxl_turbo"],
-    "inpaint": ["sd", "sd_inpaint", "sd2", "sdxl", "sdxl_inpaint"],
+    "text": ["sd", "sd2", "sd_turbo", "lcm", "sdxl", "sdxl_turbo"],
+    "image": ["sd", "sd2", "sd_turbo", "lcm", "sdxl", "refiner", "sdxl_turbo"],
+    "inpaint": [
+        "sd",
+        "sd_inpaint",
+        "sd2",
+        "sd_turbo",
+        "lcm",
+        "sdxl",
+        "refiner",
+        "sdxl_inpaint",
+        "sdxl_turbo",
+    ],
 }
 
 

@@ -79,8 +79,8 @@ def files(
 
 TASKS = {
     "text": ["sd", "lcm", "sd2", "sdxl"],
-    "image": ["sd", "sd2", "sdxl", "refiner"],
-    "inpaint": ["sd", "sd_inpaint", "sdxl_inpaint"],
+    "image": ["sd", "sd2", "lcm", "sdxl", "refiner"],
+    "inpaint": ["sd", "sd2", "lcm", "sd_inpaint", "sdxl", "refiner", "sdxl_inpaint"],
 }
 
 

@@ -18,7 +18,7 @@ from ldm.cli.common import importing_torch, run, tell
 from ldm.cli.loras import LoraUse, find_lora, lora_option, split_tags
 from ldm.cli.options import check, parser
 from ldm.errors import ImageError, LDMError
-from ldm.samplers import SAMPLERS, schedule_type, start_index
+from ldm.samplers import SAMPLERS, schedule_type
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -200,10 +200,14 @@ def draw(
     )
     first, last = batch[0].seed, batch[-1].seed
     seeds = f"seed {first}" if first == last else f"seeds {first} to {last}"
-    steps = total = arguments.num_inference_steps or pipe.defaults.num_inference_steps
+    levels, start = pipe.schedule(
+        arguments.num_inference_steps,
+        None if image is None else arguments.strength,
+        arguments.sampler,
+    )
+    steps, total = len(levels), len(levels) - start
     told = f"{steps} step{'s' * (steps > 1)}"
     if image is not None:
-        total = steps - start_index(steps, arguments.strength)
         width, height = arguments.width, arguments.height
         told = f"{width}x{height}, strength {arguments.strength:g}: {total} of {steps} steps"
     say(f"{seeds}, {told}")

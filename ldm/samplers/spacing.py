@@ -69,15 +69,18 @@ def strides(scheduler: DDPMScheduler, n: int, spacing: str, karras: bool) -> lis
     return [(scheduler.level(t), scheduler.level(t - stride) if t >= stride else end) for t in ts]
 
 
-def lcm_levels(scheduler: DDPMScheduler, n: int, spacing: str, karras: bool) -> list[Pair]:
-    """LCM: n of the timesteps that it was distilled on, from the noisiest."""
+def lcm_levels(
+    scheduler: DDPMScheduler, n: int, spacing: str, karras: bool, strength: float = 1.0
+) -> list[Pair]:
+    """LCM: n of the timesteps that it was distilled on, from the noisiest; or below a strength."""
     total, taught = scheduler.config.num_train_timesteps, scheduler.config.original_inference_steps
-    if not 1 <= n <= taught:
+    below = int(taught * strength)
+    if not 1 <= n <= below:
         raise ArgumentError(
-            f"num_inference_steps is {n}; it must be in [1, {taught}], the steps that LCM was "
-            "distilled on; 4 to 8 are usual"
+            f"num_inference_steps is {n}; it must be in [1, {below}], the steps that LCM was "
+            f"distilled on{' times strength' if strength < 1 else ''}; 4 to 8 are usual"
         )
-    ts = [(taught - i * taught // n) * (total // taught) - 1 for i in range(n)]
+    ts = [(below - i * below // n) * (total // taught) - 1 for i in range(n)]
     return _pairs([scheduler.level(t) for t in ts], scheduler)
 
 
