@@ -3,9 +3,9 @@
     python tools/benchmark_loading.py --work runs/loading
 
 Makes folders of random weights of full size in float32 and float16, and the same as single files,
-once (13 GB in all). Each measurement is a process of its own, after one that warms the disk's
-cache; imports are left out of the time. `ldm-info` reads the header of the single file of 4.3 GB.
-Needs diffusers and transformers.
+once (13 GB in all). Each measurement is a process of its own, in turns, after one that warms the
+disk's cache; imports are left out of the time. `ldm-info` reads the header of the single file of
+4.3 GB. Needs diffusers and transformers.
 """
 
 import argparse
@@ -75,14 +75,12 @@ def loading(arguments: argparse.Namespace) -> None:
             f"ldm, folder, {told}": (ours, folder),
             f"ldm, single file, {told}": (ours, folder.with_suffix(".safetensors")),
         }
+        commands = {
+            name: [sys.executable, "-c", script, str(path)] for name, (script, path) in rows.items()
+        }
         base = None
-        for name, (script, path) in rows.items():
-            command = [sys.executable, "-c", script, str(path)]
-            benchmark.measure(command, arguments.threads)
-            taken = [
-                json.loads(benchmark.measure(command, arguments.threads).out.splitlines()[-1])
-                for _ in range(arguments.runs)
-            ]
+        for name, runs in benchmark.race(commands, arguments.runs, arguments.threads).items():
+            taken = [json.loads(run.out.splitlines()[-1]) for run in runs]
             seconds, memory = (statistics.median(column) for column in zip(*taken, strict=True))
             base = base or (seconds, memory)
             print(
