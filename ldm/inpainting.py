@@ -25,6 +25,12 @@ class Blend:
         return (1 - self.masks) * known + self.masks * x
 
 
+def paste(drawn: Tensor, pixels: Tensor, masks: Tensor) -> Tensor:
+    """Pixels (B, 3, H, W) with what was there where the masks (b, 1, H, W) are 0, to the bit."""
+    pixels, masks = expand(pixels, len(drawn)), expand(masks, len(drawn))
+    return masks * drawn + (1 - masks) * pixels
+
+
 def unchanged(x: Tensor, level: Level) -> Tensor:
     """What is done after a step where nothing is."""
     return x

@@ -7,6 +7,7 @@ from numbers import Integral
 from pathlib import Path
 
 import torch.nn.functional as F
+from PIL import ImageFilter
 from PIL.Image import Image
 from torch import Tensor
 
@@ -15,6 +16,8 @@ from ldm.errors import ArgumentError
 
 # Of one picture; more is a slip of the finger.
 MAX_SIDE, MAX_PIXELS = 8192, 4096 * 4096
+MAX_BLUR = 256
+HALF = 0.5  # masks that are brighter are drawn anew
 
 Picture = str | Path | Image
 
@@ -61,11 +64,25 @@ def to_pixels(pictures: Sequence[Image], height: int, width: int) -> Tensor:
     return images.to_tensor([images.resize(picture, height, width) for picture in pictures])
 
 
-def to_masks(pictures: Sequence[Image], height: int, width: int) -> Tensor:
-    """Where to draw anew: float32 (B, 1, H, W), 1 where a picture is brighter than half, else 0."""
+def to_masks(pictures: Sequence[Image], height: int, width: int, blur: float = 0.0) -> Tensor:
+    """Where to draw anew: float32 (B, 1, H, W) in [0, 1], 1 where a picture is white.
+
+    blur: radius in pixels by which the edges are softened.
+    Raises ArgumentError for a mask in which nothing is to be drawn, and for a blur out of range.
+    """
+    if not 0 <= blur <= MAX_BLUR:
+        raise ArgumentError(f"mask_blur is {blur}; it must be in [0, {MAX_BLUR}] pixels")
     resized = [images.resize(picture, height, width).convert("L") for picture in pictures]
-    pixels = images.to_tensor([picture.convert("RGB") for picture in resized])[:, :1]
-    return (pixels / 2 + 0.5 >= 0.5).float()
+    if blur:
+        resized = [picture.filter(ImageFilter.GaussianBlur(blur)) for picture in resized]
+    masks = images.to_tensor([picture.convert("RGB") for picture in resized])[:, :1] / 2 + 0.5
+    for index, mask in enumerate(masks):
+        if not (mask >= HALF).any():
+            raise ArgumentError(
+                f"mask_image {index + 1} has no white: nothing would be drawn anew; "
+                "white is drawn, black stays"
+            )
+    return masks
 
 
 def shrink_masks(masks: Tensor, factor: int) -> Tensor:

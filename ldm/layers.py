@@ -238,7 +238,8 @@ class Downsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.conv.padding[0] == 0:
-            x = F.pad(x, (0, 1, 0, 1))
+            circular = self.conv.padding_mode == "circular"
+            x = F.pad(x, (0, 1, 0, 1), mode="circular" if circular else "constant")
         return self.conv(x)
 
 

@@ -20,6 +20,7 @@ class Noise:
     Attributes:
         shape: (B, C, h, w) of a draw.
         seeds: the seed of each picture; None where generators were given.
+        variation_seeds: the second seed of each picture's first noise, where there is one.
         separate: whether each picture has a generator of its own.
     """
 
@@ -28,25 +29,39 @@ class Noise:
         shape: tuple[int, int, int, int],
         seed: int | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        variation_seed: int | None = None,
+        variation_strength: float = 0.0,
     ) -> None:
         """Picture i has seed + i; without a seed, one is picked.
 
+        variation_strength: in [0, 1], how far the first noise goes from seed's to variation_seed's.
+        Above 0, as in A1111, all pictures have the one seed, and picture i variation_seed + i.
         A single generator serves the whole batch, as in diffusers. Raises ArgumentError for a seed
         and a generator together, a seed out of range, or too few or many generators.
         """
         self.shape = shape
         count = shape[0]
+        if not 0 <= variation_strength <= 1:
+            raise ArgumentError(
+                f"variation_strength is {variation_strength}; it must be in [0, 1]: "
+                "0 is the seed's own picture, 1 the variation_seed's"
+            )
+        if variation_strength and variation_seed is None:
+            raise ArgumentError("variation_strength is given, but no variation_seed")
+        if variation_strength and generator is not None:
+            raise ArgumentError("variation_seed needs a seed, not a generator")
+        self.variation_strength = variation_strength
+        self.variation_seeds: list[int] = []
+        if variation_strength:
+            first = check_seed("variation_seed", variation_seed, count)
+            self.variation_seeds = [first + i for i in range(count)]
         if generator is not None and seed is not None:
             raise ArgumentError("seed and generator are both given; one of them decides")
         self.seeds: list[int | None] = [None] * count
         self.separate = not isinstance(generator, torch.Generator)
         if generator is None:
-            seed = secrets.randbelow(2**32) if seed is None else seed
-            if not isinstance(seed, Integral) or not 0 <= seed <= MAX_SEED - count:
-                raise ArgumentError(
-                    f"seed is {seed!r}; it must be a whole number in [0, 2^63 - {count + 1}]"
-                )
-            self.seeds = [int(seed) + i for i in range(count)]
+            seed = check_seed("seed", secrets.randbelow(2**32) if seed is None else seed, count)
+            self.seeds = [seed + i * (not variation_strength) for i in range(count)]
             self.generators = [torch.Generator().manual_seed(s) for s in self.seeds]
         else:
             self.generators = list(generator) if self.separate else [generator]
@@ -54,6 +69,15 @@ class Noise:
                 raise ArgumentError(
                     f"generator holds {len(self.generators)} generators for {count} pictures"
                 )
+
+    def first(self) -> Tensor:
+        """ε for the first level: drawn, and turned towards the variation's."""
+        eps = self()
+        if not self.variation_strength:
+            return eps
+        generators = [torch.Generator().manual_seed(seed) for seed in self.variation_seeds]
+        other = torch.cat([torch.randn((1, *self.shape[1:]), generator=g) for g in generators])
+        return slerp(eps, other, self.variation_strength)
 
     def __call__(self, count: int | None = None) -> Tensor:
         """ε like ``shape``; with ``count``, for that many pictures (a single generator's only)."""
@@ -63,3 +87,29 @@ class Noise:
         return torch.randn(
             (self.shape[0] if count is None else count, *rest), generator=self.generators[0]
         )
+
+
+def slerp(a: Tensor, b: Tensor, t: float) -> Tensor:
+    """From a (t = 0) to b (t = 1), both (B, …), on a great circle: the length stays like noise's.
+
+    Source: Shoemake 1985, "Animating rotation with quaternion curves", eq. 3.3.
+    """
+    dims = tuple(range(1, a.ndim))
+    cosine = (a * b).sum(dims, keepdim=True)
+    cosine = (
+        cosine / (a.square().sum(dims, keepdim=True) * b.square().sum(dims, keepdim=True)).sqrt()
+    )
+    angle = cosine.double().clamp(-1, 1).acos()
+    if not angle.sin().all():  # the same noise twice
+        return a.lerp(b, t)
+    near, far = ((1 - t) * angle).sin() / angle.sin(), (t * angle).sin() / angle.sin()
+    return near.to(a) * a + far.to(a) * b
+
+
+def check_seed(name: str, value: int, count: int) -> int:
+    """A seed that can count up so often. Raises ArgumentError for any other."""
+    if not isinstance(value, Integral) or not 0 <= value <= MAX_SEED - count:
+        raise ArgumentError(
+            f"{name} is {value!r}; it must be a whole number in [0, 2^63 - {count + 1}]"
+        )
+    return int(value)

@@ -35,9 +35,9 @@ from ldm.conditioning import (
 from ldm.config import SchedulerConfig
 from ldm.devices import choose_device, choose_dtype
 from ldm.errors import ArgumentError, CheckpointError
-from ldm.guidance import Denoiser
-from ldm.inpainting import Blend, expand, unchanged
-from ldm.inputs import check_size, read_pictures, shrink_masks, to_masks, to_pixels
+from ldm.guidance import Denoiser, Guidance
+from ldm.inpainting import Blend, expand, paste, unchanged
+from ldm.inputs import HALF, check_size, read_pictures, shrink_masks, to_masks, to_pixels
 from ldm.loading import (
     Defaults,
     load_file,
@@ -60,6 +60,7 @@ from ldm.samplers import (
 )
 from ldm.samplers.spacing import lcm_levels
 from ldm.scheduler import DDPMScheduler
+from ldm.tiling import tiled
 from ldm.tokenizer import CLIPTokenizer
 from ldm.unet import UNet
 from ldm.vae import AutoencoderKL
@@ -295,15 +296,22 @@ class Pipeline:
         negative_prompt: str | Sequence[str] | None = None,
         image: Picture | Sequence[Picture] | None = None,
         mask_image: Picture | Sequence[Picture] | None = None,
+        mask_blur: float = 4.0,
+        paste_back: bool = True,
         strength: float | None = None,
         height: int | None = None,
         width: int | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
+        guidance_rescale: float = 0.0,
+        guidance_interval: tuple[float, float] = (0.0, math.inf),
         num_images_per_prompt: int = 1,
         seed: int | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        variation_seed: int | None = None,
+        variation_strength: float = 0.0,
         latents: Tensor | None = None,
+        tiling: bool = False,
         sampler: str | None = None,
         eta: float = 0.0,
         clip_skip: int = 1,
@@ -316,6 +324,9 @@ class Pipeline:
             negative_prompt: what to steer away from; one for all prompts, or one for each.
             image: where to start from (image-to-image): one for all prompts, or one for each.
             mask_image: which part of the image to draw anew (inpainting): white; like ``image``.
+            mask_blur: pixels by which the mask's edge is softened, as in A1111.
+            paste_back: whether pixels outside of the (blurred) mask are the image's, to the bit;
+                else they are what the VAE makes of them, as in diffusers.
             strength: in [0, 1], how much of the image is redrawn:
                 ``min(int(steps·strength), steps)`` steps run, but at least one (with LCM's models
                 all of them, from a lower level of noise); 0 returns it.
@@ -324,10 +335,14 @@ class Pipeline:
                 multiple of 8, without an image the model's own.
             num_inference_steps, guidance_scale: None as the model advises, else 50 and 7.5
                 (XL: 50 and 5, LCM: 4 and 8.5) as in diffusers. Guidance is off for scales up to 1.
+            guidance_rescale, guidance_interval: see ``ldm.guidance.Guidance``.
             num_images_per_prompt: pictures of each prompt.
             seed: picture i is drawn from seed + i, alone or in a batch; None picks one.
             generator: CPU generator(s) as in diffusers, in place of a seed: one for all, or each.
+            variation_seed, variation_strength: in [0, 1], how far the first noise is turned towards
+                another seed's; then all pictures have ``seed``, and variation_seed counts up.
             latents: the first noise (B, C, h, w) instead of drawing it.
+            tiling: a picture that can be laid beside itself without a seam.
             sampler: "ddpm", "ddim", "dpmpp_2m", "dpmpp_2m_karras", … ; None as the model's
                 ``scheduler_config.json`` says.
             eta: in [0, 1], noise that "ddim" adds.
@@ -351,10 +366,7 @@ class Pipeline:
         count = len(prompts) * num_images_per_prompt
 
         scale = self.defaults.guidance_scale if guidance_scale is None else guidance_scale
-        if not math.isfinite(scale):
-            raise ArgumentError(
-                f"guidance_scale is {scale}; it must be a number, 1 to 15 as a rule"
-            )
+        guidance = Guidance(scale, guidance_rescale, guidance_interval)
         choice = self.choose_sampler(sampler)
         step = bind(self.scheduler, choice.name, eta)
         if strength is None:
@@ -374,11 +386,17 @@ class Pipeline:
             if pictures is None:
                 raise ArgumentError("mask_image says which part of an image to redraw; give image")
             drawn = read_pictures(mask_image, "mask_image", len(prompts), num_images_per_prompt)
-            masks = to_masks(drawn, height, width)
+            masks = to_masks(drawn, height, width, mask_blur)
         elif self.inpaints:
             raise ArgumentError("this is an inpainting model; give image and mask_image")
         channels, factor = self.vae.config.latent_channels, self.vae.config.scale
-        noise = Noise((count, channels, height // factor, width // factor), seed, generator)
+        noise = Noise(
+            (count, channels, height // factor, width // factor),
+            seed,
+            generator,
+            variation_seed,
+            variation_strength,
+        )
         if latents is not None and tuple(latents.shape) != noise.shape:
             raise ArgumentError(
                 f"latents has the shape {tuple(latents.shape)}; expected {noise.shape}"
@@ -397,26 +415,39 @@ class Pipeline:
             )
         )
 
+        encode, decode = self._encode, self.decode
+        if tiling:
+            encode, decode = tiled(encode, self.vae), tiled(decode, self.vae)
+
+        def finish(x: Tensor) -> Output:
+            result = x if output_type == "latent" else decode(x)
+            if masks is not None and paste_back and output_type != "latent":
+                result = paste(result, pixels, masks)
+            return self._output(result, noise, output_type)
+
         @torch.no_grad()
         def run() -> Iterator[Progress]:
             # The order of the draws is diffusers'.
             start = None
             if pixels is not None and not (self.inpaints and strength == 1):
-                start = self._encode(pixels, noise)
+                start = encode(pixels, noise)
             inner = masks is not None and strength == 1  # starts from noise alone
             x_first, eps = self._first(
                 None if inner else start, steps, first, choice, noise, latents
             )
             known, after = None, unchanged
             if masks is not None and first < len(steps):
-                small = expand(shrink_masks(masks, factor), count).to(self.device)
-                hidden = pixels * (masks < 0.5)
-                shown = self._encode(hidden, noise)
+                anew = masks >= HALF
+                small = expand(shrink_masks(anew.float(), factor), count).to(self.device)
+                hidden = pixels * ~anew
+                shown = encode(hidden, noise)
                 if self.inpaints:
                     known = torch.cat([small, shown], dim=1)
                 else:
                     after = Blend(start, eps, small, steps[first:])
-            denoise = Denoiser(self.unet, self.scheduler, conditioning, negative, scale, known)
+            denoise = Denoiser(self.unet, self.scheduler, conditioning, negative, guidance, known)
+            if tiling:
+                denoise = tiled(denoise, self.unet)
             progress = Progress(0, len(steps) - first, x_first, x_first)
             if progress.steps == 0:
                 kept = start if output_type == "latent" else expand(pixels, count)
@@ -430,7 +461,7 @@ class Pipeline:
                 if (index == 0 or last) and not x0.isfinite().all():
                     raise self._blame()
                 if last:
-                    progress.output = self._finish(x, noise, output_type)
+                    progress.output = finish(x)
                 yield progress
 
         return run()
@@ -469,9 +500,6 @@ class Pipeline:
         return CheckpointError(
             "the picture is not finite: the model overflows; try dtype='float32'"
         )
-
-    def _finish(self, x: Tensor, noise: Noise, output_type: str) -> Output:
-        return self._output(x if output_type == "latent" else self.decode(x), noise, output_type)
 
     def _output(self, result: Tensor, noise: Noise, output_type: str) -> Output:
         """``result`` is latents where they are asked for, else pixels in [-1, 1]."""
@@ -573,7 +601,7 @@ class Pipeline:
         """x at the first level: noise alone, or α x₀ + σ ε from the image's latents; and ε."""
         if first == len(steps):
             return start, None
-        eps = (noise() if latents is None else latents.float()).to(self.device)
+        eps = (noise.first() if latents is None else latents.float()).to(self.device)
         if start is None:
             return eps * first_noise_scale(self.scheduler, choice.name, steps), eps
         level = steps[first][0]

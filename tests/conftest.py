@@ -79,6 +79,7 @@ def norm_eps(module: nn.Module) -> dict[str, float]:
 
 
 PROMPT = "a red car"
+AS_DIFFUSERS = {"mask_blur": 0.0, "paste_back": False}
 Drawn = tuple[Tensor, list[Image.Image]]  # final latents, pictures
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import assert_same, draw, draw_theirs, generator
+from conftest import AS_DIFFUSERS, assert_same, draw, draw_theirs, generator
 from families import FAMILIES, SCHEDULE, for_task
 from PIL import Image
 
@@ -76,7 +76,7 @@ def test_inpainting(
         "strength": strength,
     }
     want = draw_theirs(for_task(theirs, "inpaint"), generator=generator(5), **arguments)
-    assert_same(draw(ours, seed=5, **arguments), want)
+    assert_same(draw(ours, seed=5, **arguments, **AS_DIFFUSERS), want)
 
 
 @pytest.mark.parametrize("family", ["sdxl", "refiner"])
