@@ -21,9 +21,10 @@ LAYERS = [
     {"errors"},
     {"assets", "config", "devices", "layers", "metadata", "noise", "tiling"},
     {"checkpoints", "clip", "images", "scheduler", "tokenizer", "unet", "vae"},
-    {"conditioning", "inputs", "samplers"},
+    {"canvas", "conditioning", "inputs", "samplers"},
     {"adapters", "guidance", "inpainting", "loading"},
     {"pipeline"},
+    {"hires"},
     {"training"},  # above the pipeline, since a run draws samples as its users will
     {"cli"},
 ]

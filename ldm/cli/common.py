@@ -85,6 +85,11 @@ def importing_torch() -> Iterator[None]:
         gc.enable()
 
 
+def number(value: float) -> str:
+    """Exactly, but 7 rather than 7.0."""
+    return repr(float(value)).removesuffix(".0")
+
+
 def fail(message: str, code: int) -> int:
     """Tell an error and return its exit code."""
     tell(f"error: {message}")

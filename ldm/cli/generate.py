@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ldm import __version__
-from ldm.cli.common import importing_torch, run, tell
+from ldm.cli.common import importing_torch, number, run, tell
 from ldm.cli.loras import LoraUse, find_lora, lora_option, split_tags
 from ldm.cli.options import check, parser
+from ldm.cli.steer import hires_strength, masked, read_mask, steering, steering_metadata
 from ldm.errors import ImageError, LDMError
 from ldm.samplers import SAMPLERS, schedule_type
 
@@ -39,6 +40,7 @@ class Job:
     path: Path
     text: str  # without the LoRAs that it names
     loras: tuple[LoraUse, ...] = ()
+    variation_seed: int | None = None
 
 
 def generate(arguments: argparse.Namespace) -> None:
@@ -50,6 +52,7 @@ def generate(arguments: argparse.Namespace) -> None:
     from ldm.images import image_grid, load_image  # before PyTorch: a wrong file is told at once
 
     image = None if arguments.image is None else load_image(arguments.image)
+    image, mask = read_mask(image, arguments)
     say: Callable[[str], None] = (lambda line: None) if arguments.quiet else tell
 
     with importing_torch():
@@ -73,7 +76,7 @@ def generate(arguments: argparse.Namespace) -> None:
     pictures: list[Image] = []
     for batch in batches(jobs, arguments.batch_size):
         use_only(pipe, batch[0].loras)
-        drawn, run_steps = draw(pipe, batch, image, arguments, say)
+        drawn, run_steps = draw(pipe, batch, (image, mask), arguments, say)
         steps += run_steps
         if arguments.grid:
             pictures += drawn
@@ -110,9 +113,22 @@ def plan_jobs(arguments: argparse.Namespace) -> list[Job]:
     jobs = []
     for i, prompt in enumerate(prompts):
         text, tags = split_tags(prompt)
-        path = file_name(arguments.output, text, first + i, i + 1 if numbered else None)
+        seed, variation_seed = first + i, None
+        if arguments.variation_strength:  # as in A1111, that seed counts up
+            seed, variation_seed = first, arguments.variation_seed + i
+        name = seed if variation_seed is None else f"{seed}-{variation_seed}"
+        path = file_name(arguments.output, text, name, i + 1 if numbered else None)
         named = [(find_lora(name, arguments.lora_dir), scale) for name, scale in tags]
-        jobs.append(Job(" ".join([prompt, *tags_of_all]), first + i, path, text, (*always, *named)))
+        jobs.append(
+            Job(
+                " ".join([prompt, *tags_of_all]),
+                seed,
+                path,
+                text,
+                (*always, *named),
+                variation_seed,
+            )
+        )
     for job in jobs[:1] if arguments.grid else jobs:
         if not arguments.force and os.path.lexists(job.path):
             raise ImageError(f"{job.path} already exists; choose another --output, or add --force")
@@ -143,7 +159,7 @@ def use_only(pipe: Pipeline, loras: Sequence[LoraUse]) -> None:
         pipe.set_adapters(list(scales), list(scales.values()))
 
 
-def file_name(output: str | None, prompt: str, seed: int, number: int | None) -> Path:
+def file_name(output: str | None, prompt: str, seed: int | str, number: int | None) -> Path:
     """``--output``, with a number where there are several; else one of the prompt and the seed."""
     if output is not None:
         path = Path(output)
@@ -156,12 +172,15 @@ def file_name(output: str | None, prompt: str, seed: int, number: int | None) ->
 def image_size(pipe: Pipeline, image: Image, arguments: argparse.Namespace) -> tuple[int, int]:
     """(width, height) to draw: a side that is not given keeps the image's shape.
 
-    With no side given, an image larger than what the model was trained for is drawn smaller.
+    With no side given, an image larger than what the model was trained for is drawn smaller, unless
+    a part of it is to stay as it is.
     """
     width, height = arguments.width, arguments.height
     if width and height:
         return width, height
-    if width or height:
+    if masked(arguments) and not (width or height):
+        scale = 1.0
+    elif width or height:
         scale = width / image.width if width else height / image.height
     else:
         own_height, own_width = pipe.default_size()
@@ -177,39 +196,54 @@ def image_size(pipe: Pipeline, image: Image, arguments: argparse.Namespace) -> t
 def draw(
     pipe: Pipeline,
     batch: list[Job],
-    image: Image | None,
+    given: tuple[Image | None, Image | None],
     arguments: argparse.Namespace,
     say: Callable[[str], None],
 ) -> tuple[list[Image], int]:
-    """The pictures of a batch, with progress on stderr; and the number of steps run."""
+    """The pictures of a batch, with progress on stderr; and the number of steps run.
+
+    given: the image to start from, and the mask of what is drawn anew.
+    """
     from tqdm import tqdm
 
-    stream = pipe.stream(
-        [job.text for job in batch],
-        negative_prompt=arguments.negative_prompt,
-        image=image,
-        strength=arguments.strength,
-        num_inference_steps=arguments.num_inference_steps,
-        guidance_scale=arguments.guidance_scale,
-        seed=batch[0].seed,
-        sampler=arguments.sampler,
-        eta=arguments.eta,
-        clip_skip=arguments.clip_skip,
-        width=arguments.width,
-        height=arguments.height,
-    )
+    from ldm.hires import hires_fix
+
+    image, mask = given
+    options = {
+        "negative_prompt": arguments.negative_prompt,
+        "num_inference_steps": arguments.num_inference_steps,
+        "guidance_scale": arguments.guidance_scale,
+        "seed": batch[0].seed,
+        "variation_seed": batch[0].variation_seed,
+        "sampler": arguments.sampler,
+        "eta": arguments.eta,
+        "clip_skip": arguments.clip_skip,
+        "width": arguments.width,
+        "height": arguments.height,
+        **steering(arguments),
+    }
+    texts = [job.text for job in batch]
+    if arguments.hires_scale is not None:
+        strength = hires_strength(arguments)
+        stream = hires_fix(
+            pipe, texts, hires_scale=arguments.hires_scale, hires_strength=strength, **options
+        )
+    else:
+        strength = None if image is None else arguments.strength
+        stream = pipe.stream(texts, image=image, mask_image=mask, strength=strength, **options)
     first, last = batch[0].seed, batch[-1].seed
     seeds = f"seed {first}" if first == last else f"seeds {first} to {last}"
     levels, start = pipe.schedule(
-        arguments.num_inference_steps,
-        None if image is None else arguments.strength,
-        arguments.sampler,
+        arguments.num_inference_steps, strength, arguments.sampler, masked=mask is not None
     )
     steps, total = len(levels), len(levels) - start
     told = f"{steps} step{'s' * (steps > 1)}"
     if image is not None:
         width, height = arguments.width, arguments.height
         told = f"{width}x{height}, strength {arguments.strength:g}: {total} of {steps} steps"
+    if arguments.hires_scale is not None:
+        told += f", then {total} at {arguments.hires_scale:g} times the size"
+        total += steps
     say(f"{seeds}, {told}")
     terminal = sys.stderr.isatty()
     with tqdm(
@@ -246,7 +280,7 @@ def parameters(
             "Size": f"{size[0]}x{size[1]}",
             "Model": model_name(arguments.model),
             "VAE": model_name(arguments.vae) if arguments.vae else None,
-            "Denoising strength": None if arguments.image is None else number(arguments.strength),
+            **steering_metadata(arguments, job.variation_seed),
             "Clip skip": arguments.clip_skip if arguments.clip_skip > 1 else None,
             "Eta": number(arguments.eta) if arguments.eta else None,
             "RNG": "CPU",
@@ -261,11 +295,6 @@ def model_name(path: str | None) -> str:
         return "ldm built-in"
     resolved = Path(path).expanduser().resolve()
     return resolved.stem if resolved.is_file() else resolved.name
-
-
-def number(value: float) -> str:
-    """Exactly, but 7 rather than 7.0."""
-    return repr(float(value)).removesuffix(".0")
 
 
 def save(picture: Image, job: Job, text: str, overwrite: bool) -> None:

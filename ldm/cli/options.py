@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ldm import __version__
 from ldm.cli.common import EXIT_CODES, Parser, check_counts
+from ldm.cli.steer import add_steering_options, check_steering, masked
 from ldm.errors import ArgumentError
 from ldm.samplers import SAMPLERS, start_index
 
@@ -75,8 +76,9 @@ def parser() -> Parser:
         "--strength",
         type=float,
         metavar="S",
-        help=f"how much of the image to redraw, 0 to 1 (default: {STRENGTH})",
+        help=f"how much of the image to redraw, 0 to 1 (default: {STRENGTH}, with a mask 1)",
     )
+    add_steering_options(parser)
     add(
         "-s",
         "--num-inference-steps",
@@ -186,8 +188,9 @@ def check(arguments: argparse.Namespace) -> None:
             f"--seed is {arguments.seed}; it must be in [0, 2^63 - {count + 1}], "
             "or -1 for a random one"
         )
+    check_steering(arguments)
     if arguments.strength is None:
-        arguments.strength = STRENGTH
+        arguments.strength = 1.0 if masked(arguments) else STRENGTH
     elif arguments.image is None:
         raise ArgumentError("--strength says how much of an --image to redraw; give that, too")
     start_index(1, arguments.strength)

@@ -1,0 +1,32 @@
+"""A wider canvas around a picture, to go on drawing past its edges."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+from ldm.errors import ArgumentError
+
+
+def widen(
+    image: Image.Image, left: int, top: int, right: int, bottom: int, factor: int = 8
+) -> tuple[Image.Image, Image.Image]:
+    """An RGB picture with so many more pixels on each side, and the mask of what is new in it.
+
+    The new parts repeat the picture's edge, from which image-to-image has something to begin with;
+    the right and lower ones also fill each side up to a multiple of ``factor``.
+    Raises ArgumentError for a margin below 0, or none at all.
+    """
+    margins = {"left": left, "top": top, "right": right, "bottom": bottom}
+    for name, value in margins.items():
+        if value < 0:
+            raise ArgumentError(f"the margin {name} is {value}; it must be at least 0 pixels")
+    if not any(margins.values()):
+        raise ArgumentError("all margins are 0; there is nothing to draw")
+    right += -(image.width + left + right) % factor
+    bottom += -(image.height + top + bottom) % factor
+    around = ((top, bottom), (left, right))
+    pixels = np.pad(np.asarray(image), (*around, (0, 0)), mode="edge")
+    known = np.zeros((image.height, image.width), np.uint8)
+    mask = np.pad(known, around, constant_values=255)
+    return Image.fromarray(pixels), Image.fromarray(mask)
