@@ -19,9 +19,10 @@ ROOT = Path(__file__).parents[1]
 # From the bottom up. A module or package imports from lower layers, and from itself.
 LAYERS = [
     {"errors"},
-    {"assets", "config", "devices", "layers", "metadata", "noise"},
+    {"assets", "config", "devices", "layers", "metadata", "noise", "prompts"},
     {"checkpoints", "clip", "images", "scheduler", "tokenizer", "unet", "vae"},
-    {"conditioning", "inputs", "samplers"},
+    {"chunks", "inputs", "samplers"},
+    {"conditioning"},
     {"adapters", "guidance", "inpainting", "loading"},
     {"pipeline"},
     {"training"},  # above the pipeline, since a run draws samples as its users will
