@@ -57,23 +57,19 @@ def split(prompt: str) -> list[Span]:
 
     As in A1111, a prompt without AND may end in a weight, too; that is said by a warning, for
     "a screen of 16:9" hardly means it.
-    Raises ArgumentError for a prompt that is too long, or a weight too large.
+    Raises ArgumentError for a weight too large.
     """
-    if len(prompt) > MAX_LENGTH:
-        raise ArgumentError(
-            f"a prompt has {len(prompt)} characters; at most {MAX_LENGTH} are read: shorten it"
-        )
     spans = []
     for part in AND.split(prompt):
-        text, _, weight = part.rpartition(":")
-        if re.fullmatch(NUMBER, weight.strip()):
+        text, colon, weight = part.rpartition(":")
+        if colon and re.fullmatch(NUMBER, weight.strip()):
+            spans.append(Span(text.rstrip(), _checked(float(weight), part)))
             if part == prompt:
                 warnings.warn(
                     f"the prompt ends in a weight for all of it, {weight.strip()}; where that is "
                     "text, end it in another character, such as a full stop",
                     stacklevel=2,
                 )
-            spans.append(Span(text.rstrip(), _checked(float(weight), part)))
         else:
             spans.append(Span(part.rstrip(), 1.0))
     return spans
@@ -166,8 +162,12 @@ def schedule(text: str, steps: int, steps_before: int = 0) -> list[tuple[int, st
     ``when`` of ``[a:b:when]`` is a fraction of ``steps`` if it has a dot, else a number of steps.
     steps_before: steps of a first pass that this one goes on from (A1111's "hires fix"): numbers
     then count from its start, and fractions are 1 at its end.
-    Raises ArgumentError for brackets nested too deep.
+    Raises ArgumentError for a text that is too long, or brackets nested too deep.
     """
+    if len(text) > MAX_LENGTH:
+        raise ArgumentError(
+            f"a prompt has {len(text)} characters; at most {MAX_LENGTH} are read: shorten it"
+        )
     items = _parse(text)
     if items is None:
         return [(steps, text)]
