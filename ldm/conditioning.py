@@ -1,23 +1,21 @@
-"""Prompts → what the U-Net is conditioned on."""
+"""Prompts → what the U-Net is conditioned on, at every step of a run."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ldm.chunks import Chunk, cut
 from ldm.clip import CLIPTextEncoder
+from ldm.prompts import schedule, split
 from ldm.tokenizer import CLIPTokenizer
 
 # The refiner of SDXL is told how pleasing its pictures are to be, of 10; diffusers' values.
 AESTHETIC_SCORE, NEGATIVE_AESTHETIC_SCORE = 6.0, 2.5
-
-
-class PromptCutWarning(UserWarning):
-    """A prompt is longer than the text encoder reads; the message names the words left out."""
+ROWS = 32  # chunks that a text encoder reads at once
 
 
 @dataclass(frozen=True)
@@ -28,13 +26,13 @@ class TextModel:
     encoder: CLIPTextEncoder
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Conditioning:
-    """What a U-Net is told about B pictures; the last two are SDXL's."""
+    """What a U-Net is told about one picture; the last two are SDXL's."""
 
-    context: Tensor  # (B, tokens, D), for cross-attention
-    pooled: Tensor | None = None  # (B, P): the text in one state
-    time_ids: Tensor | None = None  # (B, 5 or 6), float32: sizes in pixels
+    context: Tensor  # (77 k, D), for cross-attention: k chunks
+    pooled: Tensor | None = None  # (P,): the text in one state
+    time_ids: Tensor | None = None  # (5 or 6,), float32: sizes in pixels
 
     @property
     def parts(self) -> tuple[Tensor, ...]:
@@ -43,36 +41,152 @@ class Conditioning:
         return tuple(part for part in parts if part is not None)
 
 
+@dataclass(frozen=True)
+class Script:
+    """What a U-Net is told in the course of a run."""
+
+    lines: tuple[tuple[int, Conditioning], ...]  # (last step that it is for, counted from 1; what)
+    weight: float = 1.0  # beside the other texts that AND joins
+
+    def at(self, step: int) -> Conditioning:
+        """What it is told at a step, counted from 1; after the last one, what it was told there."""
+        return next((told for last, told in self.lines if step <= last), self.lines[-1][1])
+
+
+@dataclass(frozen=True)
+class Prompted:
+    """What a picture is to be, and what not; one length of context for all of it."""
+
+    scripts: tuple[Script, ...]  # several where AND joins texts
+    negative: Script
+
+    @property
+    def combined(self) -> bool:
+        """Whether it is more than one text with the weight 1."""
+        return [script.weight for script in self.scripts] != [1]
+
+
 def encode_prompts(
-    models: Sequence[TextModel], prompts: Sequence[str], clip_skip: int = 1, xl: bool = False
-) -> Conditioning:
-    """The states of the prompts' tokens: a context (B, 77, D) in the encoders' dtype and device.
+    models: Sequence[TextModel],
+    prompts: Sequence[str],
+    negatives: Sequence[str] | None,
+    steps: int,
+    clip_skip: int = 1,
+    xl: bool = False,
+    sizes: tuple[Tensor, Tensor] | None = None,
+) -> list[Prompted]:
+    """The states of the prompts' tokens, in the encoders' dtype and device, prompt by prompt.
+
+    Prompts are in the grammar of ``ldm.prompts``; in negative ones, AND is a word, as in A1111.
+    A prompt's texts, its negative one and its parts are filled up with empty chunks to the same
+    number, on which other prompts have no influence: each picture is the one drawn alone.
 
     Of several models, the states stand side by side in D. ``xl`` is SDXL's way (Podell et al.
     2023, section 2.1): the last layer but one, without the final norm, and the pooled state of the
-    last model.
+    last model, of the first chunk, whatever the weights.
 
-    clip_skip counts as A1111 does: 1 takes the model's own layer, 2 the one before; diffusers calls
-    these None and 1.
-    Warns with PromptCutWarning for words that do not fit into the 77 tokens.
-    Raises ArgumentError where clip_skip asks for a layer that is not there.
+    Args:
+        models: the text encoders; all read all prompts.
+        negatives: one for each prompt; None tells zeros in their place.
+        steps: of a whole run, for ``[a:b:0.5]``.
+        clip_skip: as A1111 counts: 1 takes the model's own layer, 2 the one before; diffusers calls
+            these None and 1.
+        sizes: ``time_ids`` (5 or 6,) of the prompts and of the negative ones.
+
+    Raises ArgumentError for a prompt that is too long or nested too deep, or where clip_skip asks
+    for a layer that is not there.
     """
-    for prompt in dict.fromkeys(prompts):
-        if words := models[0].tokenizer.cut(prompt):
-            warnings.warn(
-                f"the prompt is longer than {models[0].tokenizer.model_max_length} tokens; "
-                f"these words are left out: {words!r}",
-                PromptCutWarning,
-                stacklevel=2,
-            )
-    states = []
-    with torch.no_grad():
-        for model in models:
+    plans = [[(schedule(text, steps), weight) for text, weight in split(p)] for p in prompts]
+    plans_not = [schedule(text, steps) for text in negatives or ()] or [[] for _ in prompts]
+    texts = [[text for lines, _ in plan for _, text in lines] for plan in plans]
+    texts_not = [[text for _, text in lines] for lines in plans_not]
+    encoder = PromptEncoder(models, clip_skip, xl)
+    counts = [
+        max(map(encoder.count, mine + mine_not))
+        for mine, mine_not in zip(texts, texts_not, strict=True)
+    ]
+    for rows in (
+        texts,
+        texts_not,
+    ):  # one after the other: a negative prompt alters no prompt's bits
+        encoder.encode([(text, n) for row, n in zip(rows, counts, strict=True) for text in row])
+    size, size_not = sizes or (None, None)
+    prompted = []
+    for plan, lines_not, count in zip(plans, plans_not, counts, strict=True):
+        scripts = tuple(
+            Script(tuple((end, encoder(text, count, size)) for end, text in lines), weight)
+            for lines, weight in plan
+        )
+        told_not = tuple((end, encoder(text, count, size_not)) for end, text in lines_not)
+        if negatives is None:
+            like = scripts[0].lines[0][1]
+            pooled = None if like.pooled is None else torch.zeros_like(like.pooled)
+            told_not = ((steps, Conditioning(torch.zeros_like(like.context), pooled, size_not)),)
+        prompted.append(Prompted(scripts, Script(told_not)))
+    return prompted
+
+
+class PromptEncoder:
+    """Texts → states; each distinct chunk is encoded once."""
+
+    def __init__(self, models: Sequence[TextModel], clip_skip: int, xl: bool) -> None:
+        self.models, self.xl, self.skip = models, xl, clip_skip - 1 + xl
+        self.chunks: dict[str, list[list[Chunk]]] = {}  # of each text, for each model
+        self.states: list[dict[tuple[int, ...], tuple[Tensor, Tensor]]] = [{} for _ in models]
+        self.told: dict[tuple[str, int, int], Conditioning] = {}
+
+    def count(self, text: str) -> int:
+        """How many chunks a text has; a new word may be longer for one model than for another."""
+        if text not in self.chunks:
+            self.chunks[text] = [cut(model.tokenizer, text) for model in self.models]
+        return max(map(len, self.chunks[text]))
+
+    def padded(self, text: str, count: int) -> Iterator[list[Chunk]]:
+        """The chunks of a text for each model, with empty ones at the end."""
+        for model, chunks in zip(self.models, self.chunks[text], strict=True):
+            yield chunks + cut(model.tokenizer, "") * (count - len(chunks))
+
+    @torch.no_grad()
+    def encode(self, texts: Iterable[tuple[str, int]]) -> None:
+        """Read (text, count of chunks), for ``__call__``."""
+        new: list[dict[tuple[int, ...], None]] = [{} for _ in self.models]
+        for text, count in texts:
+            for chunks, rows, known in zip(self.padded(text, count), new, self.states, strict=True):
+                rows |= {chunk.ids: None for chunk in chunks if chunk.ids not in known}
+        for model, rows, known in zip(self.models, map(list, new), self.states, strict=True):
             device = next(model.encoder.parameters()).device
-            ids = torch.tensor(model.tokenizer(prompts), device=device)
-            states.append(model.encoder(ids, skip=clip_skip - 1 + xl, norm=not xl))
-    context = torch.cat([state.context for state in states], dim=-1)
-    return Conditioning(context, states[-1].pooled if xl else None)
+            for begin in range(0, len(rows), ROWS):
+                part = rows[begin : begin + ROWS]
+                states = model.encoder(torch.tensor(part, device=device), self.skip, not self.xl)
+                pairs = zip(states.context, states.pooled, strict=True)
+                known |= dict(zip(part, pairs, strict=True))
+
+    def __call__(self, text: str, count: int, size: Tensor | None) -> Conditioning:
+        """A text that was read, as ``count`` chunks."""
+        key = (text, count, id(size))
+        if key not in self.told:
+            contexts, pooled = [], None
+            for chunks, known in zip(self.padded(text, count), self.states, strict=True):
+                rows = [weighted(known[chunk.ids][0], chunk.weights) for chunk in chunks]
+                contexts.append(torch.cat(rows))
+                pooled = known[chunks[0].ids][1]
+            context = torch.cat(contexts, dim=-1)
+            self.told[key] = Conditioning(context, pooled if self.xl else None, size)
+        return self.told[key]
+
+
+def weighted(states: Tensor, weights: Sequence[float]) -> Tensor:
+    """The states (77, D) of a chunk's tokens, times their weights (77,).
+
+    As A1111 does: all are then scaled alike so that their mean over tokens and D stays what it was.
+    A1111 takes that mean over the whole batch; here it is the chunk's own, so that no other prompt
+    changes it.
+    """
+    if all(weight == 1 for weight in weights):
+        return states
+    plain = states.float()
+    scaled = plain * torch.tensor(weights, device=states.device)[:, None]
+    return (scaled * (plain.mean() / scaled.mean())).to(states)
 
 
 def time_ids(height: int, width: int, count: int, aesthetic_score: float) -> list[float]:

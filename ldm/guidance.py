@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ldm.conditioning import Conditioning
+from ldm.conditioning import Conditioning, Prompted, Script
 from ldm.errors import ArgumentError
 from ldm.scheduler import DDPMScheduler, Level
 from ldm.unet import UNet
@@ -62,40 +64,90 @@ class Guidance:
 
 
 class Denoiser:
-    """Asks the U-Net about x once with the text and once without, and turns the answer into x̂₀."""
+    """Asks the U-Net about x once with the text and once without, and turns the answer into x̂₀.
+
+    Of texts that AND joins, cond is uncond + Σ wᵢ·(condᵢ − uncond): Liu et al. 2022,
+    "Compositional Visual Generation with Composable Diffusion Models", eq. 11.
+
+    Attributes:
+        step: the number of the run's present step, from 1, for prompts that change; whoever runs
+            the sampler counts it up. Both calls of a sampler that asks twice a step hear one text.
+    """
 
     def __init__(
         self,
         unet: UNet,
         scheduler: DDPMScheduler,
-        conditioning: Conditioning,
-        negative: Conditioning,
+        prompted: Sequence[Prompted],
         guidance: Guidance,
         known: Tensor | None = None,
     ) -> None:
-        """Networks that are told the scale (LCM) are asked once.
+        """Networks that are told the scale (LCM) are asked once, but for texts that AND joins.
 
+        prompted: of each of the B pictures.
         known: (B, C', h, w), what an inpainting network is shown beside x.
         """
         self.unet, self.scheduler, self.guidance, self.known = unet, scheduler, guidance, known
-        self.distilled = unet.config.time_cond_proj_dim is not None
-        self.cond = conditioning.parts
-        pairs = zip(negative.parts, conditioning.parts, strict=True)
-        self.both = tuple(torch.cat(pair) for pair in pairs)
-        context = conditioning.context
-        scales = torch.full((len(context),), guidance.scale, device=context.device)
-        self.options = {"guidance_scale": scales} if self.distilled else {}
+        self.step = 1
+        self.told_scale = None if unet.config.time_cond_proj_dim is None else guidance.scale
+        self.negatives = [(i, one.negative) for i, one in enumerate(prompted)]
+        self.texts = [(i, script) for i, one in enumerate(prompted) for script in one.scripts]
+        self.weights: Tensor | None = None  # (B, texts): how much each text counts for each picture
+        if any(one.combined for one in prompted):
+            self.weights = torch.zeros(len(prompted), len(self.texts))
+            for text, (i, script) in enumerate(self.texts):
+                self.weights[i, text] = script.weight
+        self.told: list[Conditioning] = []
+        self.batches: list[Batch] = []
 
     @torch.no_grad()
     def __call__(self, x: Tensor, level: Level) -> Tensor:
         """x: (B, C, h, w), float32, on any device; returns x̂₀ like it."""
-        inputs = x if self.known is None else torch.cat([x, self.known], dim=1)
-        guided = self.guidance.active(level) and not self.distilled
-        parts = self.both if guided else self.cond
-        inputs = (torch.cat([inputs, inputs]) if guided else inputs).to(parts[0])
-        t = torch.full((len(inputs),), level.t, device=inputs.device)
-        prediction = self.unet(inputs, t, *parts, **self.options)
-        if guided:
-            uncond, cond = prediction.chunk(2)
-            prediction = self.guidance.combine(cond, uncond)
+        guided = self.told_scale is None and self.guidance.active(level)
+        if guided or self.weights is not None:
+            prediction = self.predict(x, level, self.negatives + self.texts)
+            uncond, cond = prediction[: len(x)], prediction[len(x) :]
+            if self.weights is not None:
+                shift = cond - uncond[[i for i, _ in self.texts]]
+                cond = uncond + torch.tensordot(self.weights.to(cond), shift, 1)
+            prediction = self.guidance.combine(cond, uncond) if guided else cond
+        else:
+            prediction = self.predict(x, level, self.texts)
         return self.scheduler.to_x0(prediction.to(x), x, level.alpha, level.sigma)
+
+    def predict(self, x: Tensor, level: Level, asked: Sequence[tuple[int, Script]]) -> Tensor:
+        """What the U-Net says to each (picture, script), at once where all are of one length."""
+        told = [script.at(self.step) for _, script in asked]
+        if told != self.told:
+            self.told, self.batches = told, list(batches(told, [i for i, _ in asked]))
+        inputs = x if self.known is None else torch.cat([x, self.known], dim=1)
+        predictions = []
+        for batch in self.batches:
+            mine = inputs[batch.pictures].to(batch.parts[0])
+            options: dict[str, Tensor] = {}
+            if self.told_scale is not None:
+                scales = torch.full((len(mine),), self.told_scale, device=mine.device)
+                options["guidance_scale"] = scales
+            t = torch.full((len(mine),), level.t, device=mine.device)
+            predictions.append(self.unet(mine, t, *batch.parts, **options))
+        if len(predictions) == 1:
+            return predictions[0]
+        rows = torch.tensor([row for batch in self.batches for row in batch.rows])
+        return torch.cat(predictions)[rows.argsort().to(x.device)]
+
+
+class Batch(NamedTuple):
+    """What the U-Net reads at once."""
+
+    rows: list[int]  # which of all that it is asked
+    pictures: list[int]  # whose x each row is about
+    parts: list[Tensor]  # what it is told, each (rows, …)
+
+
+def batches(told: Sequence[Conditioning], pictures: Sequence[int]) -> Iterator[Batch]:
+    """All rows with contexts of one length at once: one batch, but for prompts of many lengths."""
+    lengths = [len(one.context) for one in told]
+    for length in dict.fromkeys(lengths):
+        rows = [row for row, mine in enumerate(lengths) if mine == length]
+        parts = zip(*(told[row].parts for row in rows), strict=True)
+        yield Batch(rows, [pictures[row] for row in rows], [torch.stack(part) for part in parts])

@@ -27,7 +27,6 @@ from ldm.clip import CLIPTextEncoder
 from ldm.conditioning import (
     AESTHETIC_SCORE,
     NEGATIVE_AESTHETIC_SCORE,
-    Conditioning,
     TextModel,
     encode_prompts,
     time_ids,
@@ -401,19 +400,16 @@ class Pipeline:
             raise ArgumentError(
                 f"latents has the shape {tuple(latents.shape)}; expected {noise.shape}"
             )
-        negatives = self._negatives(prompts, negative_prompt)
-        texts = self._encode_prompts(prompts, num_images_per_prompt, clip_skip)
-        if negatives is None:
-            negative_texts = Conditioning(*(torch.zeros_like(part) for part in texts.parts))
-        else:
-            negative_texts = self._encode_prompts(negatives, num_images_per_prompt, clip_skip)
-        conditioning, negative = (
-            self._with_sizes(told, height, width, score)
-            for told, score in (
-                (texts, AESTHETIC_SCORE),
-                (negative_texts, NEGATIVE_AESTHETIC_SCORE),
-            )
+        prompted = encode_prompts(
+            self.text_models,
+            prompts,
+            self._negatives(prompts, negative_prompt),
+            len(steps),
+            clip_skip,
+            self.xl,
+            self._sizes(height, width),
         )
+        told = [one for one in prompted for _ in range(num_images_per_prompt)]
 
         encode, decode = self._encode, self.decode
         if tiling:
@@ -445,17 +441,17 @@ class Pipeline:
                     known = torch.cat([small, shown], dim=1)
                 else:
                     after = Blend(start, eps, small, steps[first:])
-            denoise = Denoiser(self.unet, self.scheduler, conditioning, negative, guidance, known)
-            if tiling:
-                denoise = tiled(denoise, self.unet)
+            denoise = Denoiser(self.unet, self.scheduler, told, guidance, known)
+            ask = tiled(denoise, self.unet) if tiling else denoise
             progress = Progress(0, len(steps) - first, x_first, x_first)
             if progress.steps == 0:
                 kept = start if output_type == "latent" else expand(pixels, count)
                 yield replace(progress, output=self._output(kept, noise, output_type))
             for x, index, x0 in sample(
-                step, denoise, x_first, steps[first:], lambda: noise().to(self.device), after
+                step, ask, x_first, steps[first:], lambda: noise().to(self.device), after
             ):
                 progress = Progress(index + 1, len(steps) - first, x, x0)
+                denoise.step = progress.step + 1
                 last = progress.step == progress.steps
                 # At the ends only: on a GPU every look at the values makes the CPU wait.
                 if (index == 0 or last) and not x0.isfinite().all():
@@ -550,20 +546,13 @@ class Pipeline:
             )
         return values
 
-    def _encode_prompts(self, texts: list[str], repeats: int, clip_skip: int) -> Conditioning:
-        """What the text encoders say of each text, ``repeats`` times."""
-        told = encode_prompts(self.text_models, texts, clip_skip, self.xl)
-        return Conditioning(*(part.repeat_interleave(repeats, dim=0) for part in told.parts))
-
-    def _with_sizes(
-        self, told: Conditioning, height: int, width: int, aesthetic_score: float
-    ) -> Conditioning:
-        """SDXL is also told the size to draw."""
+    def _sizes(self, height: int, width: int) -> tuple[Tensor, Tensor] | None:
+        """SDXL is also told the size to draw: for the prompts, and for the negative ones."""
         if not self.xl:
-            return told
-        sizes = time_ids(height, width, self.time_ids, aesthetic_score)
-        rows = torch.tensor([sizes], device=self.device).expand(len(told.context), -1)
-        return replace(told, time_ids=rows)
+            return None
+        scores = (AESTHETIC_SCORE, NEGATIVE_AESTHETIC_SCORE)
+        rows = [time_ids(height, width, self.time_ids, score) for score in scores]
+        return torch.tensor(rows[0], device=self.device), torch.tensor(rows[1], device=self.device)
 
     def _size(
         self, height: int | None, width: int | None, pictures: list[Image] | None

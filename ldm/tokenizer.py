@@ -32,6 +32,7 @@ class CLIPTokenizer:
     Attributes:
         model_max_length: tokens per prompt, with start and end token (77).
         bos_token_id, eos_token_id, pad_token_id: start, end and padding.
+        comma_token_id: a comma that stands alone; None where the vocabulary has none.
     """
 
     def __init__(self, bpe: BPE, added: Sequence[AddedToken], config: dict[str, Any]) -> None:
@@ -54,6 +55,7 @@ class CLIPTokenizer:
         self.bos_token_id: int = self._tokenizer.token_to_id(config["bos_token"])
         self.eos_token_id: int = self._tokenizer.token_to_id(config["eos_token"])
         self.pad_token_id: int = self._tokenizer.token_to_id(config["pad_token"])
+        self.comma_token_id: int | None = self._tokenizer.token_to_id(",</w>")
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, pad_token: str | None = None) -> "CLIPTokenizer":
@@ -108,7 +110,20 @@ class CLIPTokenizer:
 
         Raises ArgumentError if `text` is not valid Unicode text.
         """
-        return [index for index, _ in self._encode(text)]
+        return [index for unit in self.units(text) for index in unit]
+
+    def units(self, text: str) -> list[tuple[int, ...]]:
+        """The ids of ``encode`` in groups that belong together: one id, or a new word's.
+
+        Raises ArgumentError if `text` is not valid Unicode text.
+        """
+        try:
+            ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        except (TypeError, UnicodeEncodeError):  # not a string, or half a surrogate pair in it
+            raise ArgumentError(
+                f"prompt is {text!r}; it must be text that is valid Unicode (UTF-8)"
+            ) from None
+        return [tuple(self._words.get(index, (index,))) for index in ids]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Ids → lower-cased text, without special tokens."""
@@ -118,7 +133,7 @@ class CLIPTokenizer:
     def __call__(self, texts: Sequence[str]) -> list[list[int]]:
         """Texts → (B, 77) ids: start, at most 75 tokens of the text, end, padding.
 
-        The rest of a longer text is left out: see `cut`.
+        The rest of a longer text is left out; prompts are cut into chunks by ``ldm.chunks``.
         """
         if isinstance(texts, str):
             raise ArgumentError(f"texts is {texts!r}; it must be a list of strings: [{texts!r}]")
@@ -128,25 +143,6 @@ class CLIPTokenizer:
             row = [self.bos_token_id, *ids, self.eos_token_id]
             rows.append(row + [self.pad_token_id] * (self.model_max_length - len(row)))
         return rows
-
-    def cut(self, text: str) -> str:
-        """The end of `text` that `__call__` leaves out, as it was typed; "" if all of it fits."""
-        rest = self._encode(text)[self.model_max_length - 2 :]
-        return text[rest[0][1] :] if rest else ""
-
-    def _encode(self, text: str) -> list[tuple[int, int]]:
-        """Each id, and where in the text it begins."""
-        try:
-            encoding = self._tokenizer.encode(text, add_special_tokens=False)
-        except (TypeError, UnicodeEncodeError):  # not a string, or half a surrogate pair in it
-            raise ArgumentError(
-                f"prompt is {text!r}; it must be text that is valid Unicode (UTF-8)"
-            ) from None
-        return [
-            (one, start)
-            for index, (start, _) in zip(encoding.ids, encoding.offsets, strict=True)
-            for one in self._words.get(index, (index,))
-        ]
 
 
 def _read_folder(folder: Path) -> tuple[BPE, list[AddedToken], dict[str, Any]]:

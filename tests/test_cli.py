@@ -270,13 +270,6 @@ def test_progress_on_a_terminal(
     assert "\r" not in err.splitlines()[-1]  # the bar is gone, the summary is below
 
 
-def test_long_prompts_are_cut_aloud(command: Command) -> None:
-    err = command("a " * 80 + "b", "--seed", "1", "--num-images", "2", "--batch-size", "1")[1]
-    lines = [line for line in err.splitlines() if line.startswith("warning: ")]
-    assert lines == ["warning: the prompt is longer than 77 tokens; these words are left out: "
-                     "'a a a a a b'"]  # fmt: skip
-
-
 # What is written into the file
 
 

@@ -19,9 +19,10 @@ ROOT = Path(__file__).parents[1]
 # From the bottom up. A module or package imports from lower layers, and from itself.
 LAYERS = [
     {"errors"},
-    {"assets", "config", "devices", "layers", "metadata", "noise", "tiling"},
+    {"assets", "config", "devices", "layers", "metadata", "noise", "prompts", "tiling"},
     {"checkpoints", "clip", "images", "scheduler", "tokenizer", "unet", "vae"},
-    {"canvas", "conditioning", "inputs", "samplers"},
+    {"canvas", "chunks", "inputs", "samplers"},
+    {"conditioning"},
     {"adapters", "guidance", "inpainting", "loading"},
     {"pipeline"},
     {"hires"},

@@ -95,7 +95,7 @@ def test_several_words_and_case(models: Any, tmp_path: Path) -> None:
         assert ids == [*tokenizer.encode("a"), 49409, 49410, *tokenizer.encode("b"), 49408]
         assert len(ids) == base + 3
         assert 49408 not in tokenizer.encode("zzoneness")
-        assert tokenizer.cut("zztwo " * 40 + "end") == "zztwo zztwo zztwo end"
+        assert tokenizer.units("zztwo end")[0] == (49409, 49410)
     finally:
         ours.unload_textual_inversion()
     assert ours.text_models[0].tokenizer is ours.tokenizer

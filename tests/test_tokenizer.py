@@ -183,17 +183,6 @@ def test_save_onto_a_file(tokenizer: CLIPTokenizer, tmp_path: Path) -> None:
         tokenizer.save_pretrained(tmp_path / "file")
 
 
-def test_cut_is_the_text_after_75_tokens(tokenizer: CLIPTokenizer) -> None:
-    assert tokenizer.cut(" ".join(f"w{i}" for i in range(9))) == ""
-    assert tokenizer.cut("cat " * 74 + "dog") == ""
-    assert tokenizer.cut("cat " * 75 + "Dog, bird") == "Dog, bird"
-    assert tokenizer.cut("CAFÉ " * 74 + "cafe\u0301 NAÏVE 🚗") == "NAÏVE 🚗"
-    for text in TEXTS:
-        cut = tokenizer.cut(text)
-        assert text.endswith(cut)
-        assert bool(cut) == (len(tokenizer.encode(text)) > 75), repr(text)
-
-
 def test_decode(tokenizer: CLIPTokenizer) -> None:
     assert tokenizer.decode(tokenizer(["A Red CAR, 🚗 café"])[0]) == "a red car , 🚗 café"
     assert tokenizer.decode([]) == ""
@@ -204,7 +193,7 @@ def test_text_that_is_not_unicode(tokenizer: CLIPTokenizer, text: object) -> Non
     with pytest.raises(ArgumentError, match="valid Unicode"):
         tokenizer([text])
     with pytest.raises(ArgumentError, match="valid Unicode"):
-        tokenizer.cut(text)
+        tokenizer.units(text)
 
 
 def test_one_string_is_not_a_list_of_texts(tokenizer: CLIPTokenizer) -> None:
