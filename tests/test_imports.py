@@ -21,7 +21,7 @@ LAYERS = [
     {"errors"},
     {"assets", "config", "devices", "layers", "metadata", "noise", "prompts"},
     {"checkpoints", "clip", "images", "scheduler", "tokenizer", "unet", "vae"},
-    {"chunks", "inputs", "samplers"},
+    {"chunks", "inputs", "prompt_schedule", "samplers"},
     {"conditioning"},
     {"adapters", "guidance", "inpainting", "loading"},
     {"pipeline"},

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -42,9 +43,10 @@ def pipe(folder: Path) -> Pipeline:
 
 
 def same(path: str, pipe: Pipeline, prompt: str, **arguments: Any) -> bool:
-    want = pipe(prompt, **{"num_inference_steps": 2, **arguments}).images[0]
-    with Image.open(path) as got:
-        return got.size == want.size and got.tobytes() == want.tobytes()
+    """Within 1 of 255: a batch may be summed up in another order."""
+    want = np.asarray(pipe(prompt, **{"num_inference_steps": 2, **arguments}).images[0]).astype(int)
+    got = np.asarray(Image.open(path))
+    return got.shape == want.shape and np.abs(got - want).max() <= 1
 
 
 def test_a_prompt_a_line(command: Command, pipe: Pipeline) -> None:

@@ -49,37 +49,44 @@ def plan_jobs(arguments: argparse.Namespace) -> tuple[list[Job], list[str]]:
     if arguments.output is not None:
         check_output(arguments.output, overwrite=True)
     first = secrets.randbelow(2**32) if arguments.seed == -1 else arguments.seed
-    if arguments.prompts is None:
-        count = len(arguments.prompt) * arguments.num_images
-        numbered = count > 1 and not arguments.grid
-        jobs = plan(Line(0, arguments), first, 1 if numbered else None)
-        check_files(jobs[:1] if arguments.grid else jobs, {})
-        return jobs, []
-    jobs, bad, taken, done = [], [], {}, 0
-    for line in read_prompts(arguments.prompts, arguments):
-        own = line.arguments
+    if arguments.prompts is not None:
+        return plan_lines(list(read_prompts(arguments.prompts, arguments)), first, arguments)
+    numbered = len(arguments.prompt) * arguments.num_images > 1 and not arguments.grid
+    jobs = plan(Line(0, arguments), first, 1 if numbered else None)
+    check_files(jobs[:1] if arguments.grid else jobs, {})
+    return jobs, []
+
+
+def plan_lines(
+    lines: list[Line], first: int, arguments: argparse.Namespace
+) -> tuple[list[Job], list[str]]:
+    """As ``plan_jobs``. A bad line has a seed, too: put right, it changes no other picture."""
+    path = arguments.prompts
+    if sum(line.arguments.num_images for line in lines) > MAX_PICTURES:
+        raise ArgumentError(f"{path} asks for more than {MAX_PICTURES} pictures; split it")
+    jobs: list[Job] = []
+    bad: list[str] = []
+    taken: dict[Path, int] = {}  # which line a file is of
+    done = 0
+    for line in lines:
+        own, seed, number = line.arguments, first + done, done + 1
+        if "seed" in line.said:
+            seed = secrets.randbelow(2**32) if own.seed == -1 else own.seed
+        if "output" in line.said:
+            number = 1 if own.num_images > 1 else None
         try:
             if line.error is not None:
                 raise line.error
-            seed, number = first + done, done + 1
-            if "seed" in line.said:
-                seed = secrets.randbelow(2**32) if own.seed == -1 else own.seed
-            if "output" in line.said:
-                number = 1 if own.num_images > 1 else None
             mine = plan(line, seed, number)
             check_files(mine, taken)
         except LDMError as error:
-            bad.append(f"{arguments.prompts}:{line.number}: {error}")
+            bad.append(f"{path}:{line.number}: {error}")
         else:
             taken |= {job.path: line.number for job in mine}
             jobs += mine
         done += own.num_images
-        if done > MAX_PICTURES:
-            raise ArgumentError(
-                f"{arguments.prompts} asks for more than {MAX_PICTURES} pictures; split it"
-            )
     if not jobs:
-        raise LDMError(f"{arguments.prompts} has no line to draw" + "".join(f"; {b}" for b in bad))
+        raise LDMError("; ".join([f"{path} has no line to draw", *bad]))
     return jobs, bad
 
 
@@ -87,7 +94,7 @@ def plan(line: Line, seed: int, number: int | None) -> list[Job]:
     """The pictures of a line; seeds count up, and so do the numbers in their files' names."""
     arguments = line.arguments
     always = [lora_option(text) for text in arguments.lora]
-    tags_of_all = [f"<lora:{path.stem}:{float(scale)!r}>" for path, scale in always]
+    tags_of_all = [f"<lora:{p.stem}:{repr(scale).removesuffix('.0')}>" for p, scale in always]
     jobs = []
     for i, prompt in enumerate(p for p in arguments.prompt for _ in range(arguments.num_images)):
         text, tags = split_tags(prompt)
