@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ldm.chunks import Chunk, cut
 from ldm.clip import CLIPTextEncoder
-from ldm.prompts import schedule, split
+from ldm.prompt_schedule import schedule
+from ldm.prompts import split
 from ldm.tokenizer import CLIPTokenizer
 
 # The refiner of SDXL is told how pleasing its pictures are to be, of 10; diffusers' values.

@@ -319,7 +319,10 @@ class Pipeline:
         """Draw pictures, yielding after every step; the last ``Progress`` holds the ``output``.
 
         Args:
-            prompt: one text or several; "" draws without a text.
+            prompt: one text or several; "" draws without a text. Words are weighted, joined and
+                changed from step to step in the grammar of ``ldm.prompts``: brackets that are text
+                are written ``\\(`` and ``\\[``. Steps count from the first that is run; in
+                image-to-image, too, fractions are of all ``num_inference_steps``, as in A1111.
             negative_prompt: what to steer away from; one for all prompts, or one for each.
             image: where to start from (image-to-image): one for all prompts, or one for each.
             mask_image: which part of the image to draw anew (inpainting): white; like ``image``.

@@ -21,7 +21,7 @@ LAYERS = [
     {"errors"},
     {"assets", "config", "devices", "layers", "metadata", "noise", "prompts", "tiling"},
     {"checkpoints", "clip", "images", "scheduler", "tokenizer", "unet", "vae"},
-    {"canvas", "chunks", "inputs", "samplers"},
+    {"canvas", "chunks", "inputs", "prompt_schedule", "samplers"},
     {"conditioning"},
     {"adapters", "guidance", "inpainting", "loading"},
     {"pipeline"},

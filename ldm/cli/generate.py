@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import itertools
 import os
-import secrets
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ldm import __version__
-from ldm.cli.common import importing_torch, number, run, tell
-from ldm.cli.loras import LoraUse, find_lora, lora_option, split_tags
+from ldm.cli.common import FAILED, fail, importing_torch, number, run, tell
+from ldm.cli.jobs import Job, batches, plan_jobs
+from ldm.cli.loras import LoraUse
 from ldm.cli.options import check, parser
 from ldm.cli.steer import hires_strength, masked, read_mask, steering, steering_metadata
-from ldm.errors import ImageError, LDMError
+from ldm.errors import LDMError
 from ldm.samplers import SAMPLERS, schedule_type
 
 if TYPE_CHECKING:
@@ -26,28 +26,17 @@ if TYPE_CHECKING:
 
     from ldm.pipeline import Pipeline
 
-NAME_BYTES = 100  # of the prompt in a file's name; file systems allow 255 in all
 BAR = "{desc}{percentage:3.0f}%|{bar}| {n}/{total} [{elapsed}<{remaining}, {rate_inv_fmt}]"
 REFRESH = 10  # seconds between two lines of progress in a log file
-
-
-@dataclass(frozen=True)
-class Job:
-    """One picture to draw."""
-
-    prompt: str  # as it was typed, and a tag for every --lora
-    seed: int
-    path: Path
-    text: str  # without the LoRAs that it names
-    loras: tuple[LoraUse, ...] = ()
-    variation_seed: int | None = None
 
 
 def generate(arguments: argparse.Namespace) -> None:
     """Check what can be checked, load the model, draw in batches, save each picture when done."""
     began = time.monotonic()
     check(arguments)
-    jobs = plan_jobs(arguments)
+    jobs, bad = plan_jobs(arguments)
+    for complaint in bad:
+        fail(complaint, FAILED)
 
     from ldm.images import image_grid, load_image  # before PyTorch: a wrong file is told at once
 
@@ -72,17 +61,20 @@ def generate(arguments: argparse.Namespace) -> None:
     put_on(pipe, {use for job in jobs for use in job.loras}, say)
     loaded, steps = time.monotonic(), 0
     if image is not None:
-        arguments.width, arguments.height = image_size(pipe, image, arguments)
+        for own in dict.fromkeys(job.line for job in jobs):
+            size = image_size(pipe, image, own.arguments)
+            own.arguments.width, own.arguments.height = size
     pictures: list[Image] = []
-    for batch in batches(jobs, arguments.batch_size):
-        use_only(pipe, batch[0].loras)
-        drawn, run_steps = draw(pipe, batch, (image, mask), arguments, say)
+    done = 0
+    for batch, drawn, run_steps in draw_all(pipe, jobs, (image, mask), arguments, say, bad):
         steps += run_steps
+        done += len(batch)
         if arguments.grid:
             pictures += drawn
             continue
         for job, picture in zip(batch, drawn, strict=True):
-            save(picture, job, parameters(pipe, job, picture.size, arguments), arguments.force)
+            text = parameters(pipe, job, picture.size, job.line.arguments)
+            save(picture, job, text, arguments.force)
     if arguments.grid:
         rows_of_prompts = len(arguments.prompt) > 1 and arguments.num_images > 1
         grid = image_grid(pictures, columns=arguments.num_images if rows_of_prompts else None)
@@ -90,58 +82,41 @@ def generate(arguments: argparse.Namespace) -> None:
         save(grid, jobs[0], text, arguments.force)
     ended = time.monotonic()
     say(
-        f"{len(jobs)} picture{'s' * (len(jobs) > 1)} in {ended - began:.1f} s: "
+        f"{done} picture{'s' * (done != 1)} in {ended - began:.1f} s: "
         f"{loaded - began:.1f} to load, {ended - loaded:.1f} to draw"
         f" ({(ended - loaded) / max(steps, 1):.2g} s/step)"
     )
+    if bad:
+        raise LDMError(f"{len(bad)} of the lines of {arguments.prompts} were not drawn")
 
 
-def plan_jobs(arguments: argparse.Namespace) -> list[Job]:
-    """The pictures in the order of drawing; their seeds count up over all of them.
-
-    Raises ImageError for a file that could not be written or is there already.
-    """
-    from ldm.images import check_output
-
-    if arguments.output is not None:
-        check_output(arguments.output, overwrite=True)
-    prompts = [prompt for prompt in arguments.prompt for _ in range(arguments.num_images)]
-    first = secrets.randbelow(2**32) if arguments.seed == -1 else arguments.seed
-    numbered = len(prompts) > 1 and not arguments.grid
-    always = [lora_option(text) for text in arguments.lora]
-    tags_of_all = [f"<lora:{path.stem}:{number(scale)}>" for path, scale in always]
-    jobs = []
-    for i, prompt in enumerate(prompts):
-        text, tags = split_tags(prompt)
-        seed, variation_seed = first + i, None
-        if arguments.variation_strength:  # as in A1111, that seed counts up
-            seed, variation_seed = first, arguments.variation_seed + i
-        name = seed if variation_seed is None else f"{seed}-{variation_seed}"
-        path = file_name(arguments.output, text, name, i + 1 if numbered else None)
-        named = [(find_lora(name, arguments.lora_dir), scale) for name, scale in tags]
-        jobs.append(
-            Job(
-                " ".join([prompt, *tags_of_all]),
-                seed,
-                path,
-                text,
-                (*always, *named),
-                variation_seed,
-            )
-        )
-    for job in jobs[:1] if arguments.grid else jobs:
-        if not arguments.force and os.path.lexists(job.path):
-            raise ImageError(f"{job.path} already exists; choose another --output, or add --force")
-        check_output(job.path, overwrite=True)
-    return jobs
-
-
-def batches(jobs: list[Job], size: int) -> Iterator[list[Job]]:
-    """Up to ``size`` jobs in a row that use the same LoRAs."""
-    for _, same in itertools.groupby(jobs, key=lambda job: job.loras):
-        group = list(same)
-        for start in range(0, len(group), size):
-            yield group[start : start + size]
+def draw_all(
+    pipe: Pipeline,
+    jobs: list[Job],
+    given: tuple[Image | None, Image | None],
+    arguments: argparse.Namespace,
+    say: Callable[[str], None],
+    bad: list[str],
+) -> Iterator[tuple[list[Job], list[Image], int]]:
+    """Batches with their pictures and steps; a bad line of ``--prompts`` is told, and left out."""
+    todo = deque(batches(jobs, arguments.batch_size))
+    while todo:
+        batch = todo.popleft()
+        line = batch[0].line
+        use_only(pipe, batch[0].loras)
+        try:
+            drawn, steps = draw(pipe, batch, given, line.arguments, say)
+        except LDMError as error:
+            if not line.number:
+                raise
+            lines = [list(jobs) for _, jobs in groupby(batch, key=lambda job: job.line)]
+            if len(lines) > 1:  # which of them is it?
+                todo.extendleft(reversed(lines))
+                continue
+            bad.append(f"{arguments.prompts}:{line.number}: {error}")
+            fail(bad[-1], FAILED)
+        else:
+            yield batch, drawn, steps
 
 
 def put_on(pipe: Pipeline, uses: set[LoraUse], say: Callable[[str], None]) -> None:
@@ -157,16 +132,6 @@ def use_only(pipe: Pipeline, loras: Sequence[LoraUse]) -> None:
         scales[str(path)] = scales.get(str(path), 0.0) + scale
     if pipe.loras.loaded:
         pipe.set_adapters(list(scales), list(scales.values()))
-
-
-def file_name(output: str | None, prompt: str, seed: int | str, number: int | None) -> Path:
-    """``--output``, with a number where there are several; else one of the prompt and the seed."""
-    if output is not None:
-        path = Path(output)
-        return path if number is None else path.with_stem(f"{path.stem}-{number}")
-    words = "".join(c if c.isalnum() else " " for c in prompt.lower()).split()
-    short = "-".join(words).encode()[:NAME_BYTES].decode(errors="ignore").strip("-")
-    return Path(f"{short or 'picture'}-{seed}.png")
 
 
 def image_size(pipe: Pipeline, image: Image, arguments: argparse.Namespace) -> tuple[int, int]:

@@ -18,12 +18,12 @@ MAX_SEED = 2**63 - 1  # as PyTorch's generators and ldm.noise take it
 MAX_PICTURES = 100_000  # of one command; more is a slip of the finger
 
 
-def parser() -> Parser:
+def parser(kind: type[Parser] = Parser) -> Parser:
     """The arguments, named as diffusers names them."""
     samplers = [
         name + suffix for name, row in SAMPLERS.items() for suffix in ("", KARRAS)[: 1 + row.karras]
     ]
-    parser = Parser(
+    parser = kind(
         prog="ldm-generate",
         description="Draw pictures of a text. Without --model, the small built-in model draws "
         "icons of everyday things, 128 pixels wide, offline. Prints the names of the files on "
@@ -37,6 +37,13 @@ def parser() -> Parser:
         nargs="*",
         default=[""],
         help='what to draw, such as "a red car"; several texts make several pictures',
+    )
+    add(
+        "--prompts",
+        type=filled,
+        metavar="FILE",
+        help="a file of texts, one a line; or of JSON, one object a line with the prompt and other "
+        "arguments",
     )
     add("-n", "--negative-prompt", default="", metavar="TEXT", help="what to steer away from")
     add(
@@ -179,6 +186,10 @@ def filled(text: str) -> str:
 
 def check(arguments: argparse.Namespace) -> None:
     """Raise ArgumentError for what no model could do; ``Pipeline.stream`` checks the rest."""
+    if arguments.prompts is not None:
+        for given, name in ((arguments.prompt != [""], "a prompt"), (arguments.grid, "--grid")):
+            if given:
+                raise ArgumentError(f"--prompts takes all texts from a file; leave {name} out")
     check_counts(arguments, "num_images", "batch_size", "num_inference_steps", "width", "height")
     count = len(arguments.prompt) * arguments.num_images
     if count > MAX_PICTURES:

@@ -1,0 +1,154 @@
+"""What ``ldm-generate`` is to draw: one job for each picture."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ldm.cli.common import number as number_text
+from ldm.cli.loras import LoraUse, find_lora, lora_option, split_tags
+from ldm.cli.options import MAX_PICTURES
+from ldm.cli.prompts_file import Line, read_prompts
+from ldm.errors import ArgumentError, ImageError, LDMError
+
+NAME_BYTES = 100  # of the prompt in a file's name; file systems allow 255 in all
+OWN = {"prompt", "seed", "num_images", "output"}  # what may differ within a batch
+
+
+@dataclass(frozen=True)
+class Job:
+    """One picture to draw."""
+
+    prompt: str  # as it was typed, and a tag for every --lora
+    seed: int
+    path: Path
+    text: str  # without the LoRAs that it names
+    loras: tuple[LoraUse, ...]
+    line: Line  # where its arguments stand
+    variation_seed: int | None = None
+
+    def follows(self, other: Job) -> bool:
+        """Whether one run may draw both: the next seed, and all else alike."""
+        if self.variation_seed is None:
+            next_one = (other.seed + 1, None)
+        else:
+            next_one = (other.seed, other.variation_seed + 1)
+        if (self.seed, self.variation_seed) != next_one or self.loras != other.loras:
+            return False
+        mine, its = vars(self.line.arguments), vars(other.line.arguments)
+        return mine is its or all(mine[key] == its[key] for key in mine.keys() - OWN)
+
+
+def plan_jobs(arguments: argparse.Namespace) -> tuple[list[Job], list[str]]:
+    """The pictures in the order of drawing, and what is wrong with lines of ``--prompts``.
+
+    Seeds count up over all pictures, but for lines with a seed of their own.
+    Raises ImageError for a file that could not be written or is there already, LDMError for a
+    file of prompts that cannot be read or has no good line.
+    """
+    from ldm.images import check_output
+
+    if arguments.output is not None:
+        check_output(arguments.output, overwrite=True)
+    first = secrets.randbelow(2**32) if arguments.seed == -1 else arguments.seed
+    if arguments.prompts is not None:
+        return plan_lines(list(read_prompts(arguments.prompts, arguments)), first, arguments)
+    numbered = len(arguments.prompt) * arguments.num_images > 1 and not arguments.grid
+    jobs = plan(Line(0, arguments), first, 0, 1 if numbered else None)
+    check_files(jobs[:1] if arguments.grid else jobs, {})
+    return jobs, []
+
+
+def plan_lines(
+    lines: list[Line], first: int, arguments: argparse.Namespace
+) -> tuple[list[Job], list[str]]:
+    """As ``plan_jobs``. A bad line has a seed, too: put right, it changes no other picture."""
+    path = arguments.prompts
+    if sum(line.arguments.num_images for line in lines) > MAX_PICTURES:
+        raise ArgumentError(f"{path} asks for more than {MAX_PICTURES} pictures; split it")
+    jobs: list[Job] = []
+    bad: list[str] = []
+    taken: dict[Path, int] = {}  # which line a file is of
+    done = 0
+    for line in lines:
+        own, seed, before, number = line.arguments, first, done, done + 1
+        if "seed" in line.said:
+            seed, before = secrets.randbelow(2**32) if own.seed == -1 else own.seed, 0
+        if "output" in line.said:
+            number = 1 if own.num_images > 1 else None
+        try:
+            if line.error is not None:
+                raise line.error
+            mine = plan(line, seed, before, number)
+            check_files(mine, taken)
+        except LDMError as error:
+            bad.append(f"{path}:{line.number}: {error}")
+        else:
+            taken |= {job.path: line.number for job in mine}
+            jobs += mine
+        done += own.num_images
+    if not jobs:
+        raise LDMError("; ".join([f"{path} has no line to draw", *bad]))
+    return jobs, bad
+
+
+def plan(line: Line, first: int, before: int, number: int | None) -> list[Job]:
+    """The pictures of a line; seeds count up, and so do the numbers in their files' names.
+
+    first: the seed; before: how many pictures have counted it up.
+    """
+    arguments = line.arguments
+    always = [lora_option(text) for text in arguments.lora]
+    tags_of_all = [f"<lora:{path.stem}:{number_text(scale)}>" for path, scale in always]
+    jobs = []
+    for i, prompt in enumerate(p for p in arguments.prompt for _ in range(arguments.num_images)):
+        text, tags = split_tags(prompt)
+        seed, variation_seed = first + before + i, None
+        if arguments.variation_strength:  # as in A1111, that seed counts up
+            seed, variation_seed = first, arguments.variation_seed + before + i
+        name = seed if variation_seed is None else f"{seed}-{variation_seed}"
+        path = file_name(arguments.output, text, name, None if number is None else number + i)
+        named = [(find_lora(name, arguments.lora_dir), scale) for name, scale in tags]
+        whole = " ".join([prompt, *tags_of_all])
+        jobs.append(Job(whole, seed, path, text, (*always, *named), line, variation_seed))
+    return jobs
+
+
+def check_files(jobs: list[Job], taken: dict[Path, int]) -> None:
+    """Raise ImageError for a file that could not be written, is there, or is another line's."""
+    from ldm.images import check_output
+
+    for job in jobs:
+        if job.path in taken:
+            raise ImageError(
+                f"{job.path} is what line {taken[job.path]} is saved as; give this line an output"
+            )
+        if not job.line.arguments.force and os.path.lexists(job.path):
+            raise ImageError(f"{job.path} already exists; choose another --output, or add --force")
+        check_output(job.path, overwrite=True)
+
+
+def batches(jobs: list[Job], size: int) -> Iterator[list[Job]]:
+    """Up to ``size`` jobs in a row that one run can draw."""
+    batch: list[Job] = []
+    for job in jobs:
+        if batch and (len(batch) == size or not job.follows(batch[-1])):
+            yield batch
+            batch = []
+        batch.append(job)
+    if batch:
+        yield batch
+
+
+def file_name(output: str | None, prompt: str, seed: int | str, number: int | None) -> Path:
+    """``--output``, with a number where there are several; else one of the prompt and the seed."""
+    if output is not None:
+        path = Path(output)
+        return path if number is None else path.with_stem(f"{path.stem}-{number}")
+    words = "".join(c if c.isalnum() else " " for c in prompt.lower()).split()
+    short = "-".join(words).encode()[:NAME_BYTES].decode(errors="ignore").strip("-")
+    return Path(f"{short or 'picture'}-{seed}.png")
