@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from ldm.errors import ArgumentError
@@ -12,7 +14,10 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 def choose_device(device: str | torch.device | None) -> torch.device:
     """CUDA where there is one, else the CPU. Raises ArgumentError for one that is not there."""
     if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        index = os.environ.get("LOCAL_RANK")  # of several processes on this machine
+        return torch.device("cuda" if index is None else f"cuda:{index}")
     try:
         device = torch.device(device)
         torch.zeros(1, device=device).item()  # "meta" fails here: it has no values

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from ldm import __version__
 from ldm.cli.common import FAILED, fail, importing_torch, number, run, tell
-from ldm.cli.jobs import Job, batches, plan_jobs
+from ldm.cli.jobs import Job, my_share, plan_jobs, processes
 from ldm.cli.loras import LoraUse
 from ldm.cli.options import check, parser
 from ldm.cli.steer import hires_strength, masked, read_mask, steering, steering_metadata
@@ -35,8 +35,10 @@ def generate(arguments: argparse.Namespace) -> None:
     began = time.monotonic()
     check(arguments)
     jobs, bad = plan_jobs(arguments)
-    for complaint in bad:
-        fail(complaint, FAILED)
+    if processes()[0] == 0:
+        for complaint in bad:
+            fail(complaint, FAILED)
+    todo = my_share(jobs, arguments)
 
     from ldm.images import image_grid, load_image  # before PyTorch: a wrong file is told at once
 
@@ -44,6 +46,9 @@ def generate(arguments: argparse.Namespace) -> None:
     image, mask = read_mask(image, arguments)
     say: Callable[[str], None] = (lambda line: None) if arguments.quiet else tell
 
+    if jobs and not todo:
+        say("nothing is left to draw")
+        return
     with importing_torch():
         from ldm.pipeline import Pipeline
 
@@ -66,13 +71,15 @@ def generate(arguments: argparse.Namespace) -> None:
             own.arguments.width, own.arguments.height = size
     pictures: list[Image] = []
     done = 0
-    for batch, drawn, run_steps in draw_all(pipe, jobs, (image, mask), arguments, say, bad):
+    for batch, drawn, run_steps in draw_all(pipe, todo, (image, mask), arguments, say, bad):
         steps += run_steps
         done += len(batch)
         if arguments.grid:
             pictures += drawn
             continue
         for job, picture in zip(batch, drawn, strict=True):
+            if arguments.skip_existing and os.path.lexists(job.path):
+                continue  # of a batch in which another is missing
             text = parameters(pipe, job, picture.size, job.line.arguments)
             save(picture, job, text, arguments.force)
     if arguments.grid:
@@ -92,16 +99,16 @@ def generate(arguments: argparse.Namespace) -> None:
 
 def draw_all(
     pipe: Pipeline,
-    jobs: list[Job],
+    todo: list[list[Job]],
     given: tuple[Image | None, Image | None],
     arguments: argparse.Namespace,
     say: Callable[[str], None],
     bad: list[str],
 ) -> Iterator[tuple[list[Job], list[Image], int]]:
     """Batches with their pictures and steps; a bad line of ``--prompts`` is told, and left out."""
-    todo = deque(batches(jobs, arguments.batch_size))
-    while todo:
-        batch = todo.popleft()
+    left = deque(todo)
+    while left:
+        batch = left.popleft()
         line = batch[0].line
         use_only(pipe, batch[0].loras)
         try:
@@ -111,7 +118,7 @@ def draw_all(
                 raise
             lines = [list(jobs) for _, jobs in groupby(batch, key=lambda job: job.line)]
             if len(lines) > 1:  # which of them is it?
-                todo.extendleft(reversed(lines))
+                left.extendleft(reversed(lines))
                 continue
             bad.append(f"{arguments.prompts}:{line.number}: {error}")
             fail(bad[-1], FAILED)

@@ -127,8 +127,8 @@ def check_files(jobs: list[Job], taken: dict[Path, int]) -> None:
             raise ImageError(
                 f"{job.path} is what line {taken[job.path]} is saved as; give this line an output"
             )
-        if not job.line.arguments.force and os.path.lexists(job.path):
-            raise ImageError(f"{job.path} already exists; choose another --output, or add --force")
+        if processes()[1] == 1:  # else the next process may have drawn it already
+            check_new(job)
         check_output(job.path, overwrite=True)
 
 
@@ -142,6 +142,37 @@ def batches(jobs: list[Job], size: int) -> Iterator[list[Job]]:
         batch.append(job)
     if batch:
         yield batch
+
+
+def check_new(job: Job) -> None:
+    """Raise ImageError for a file that is there and is not to be overwritten or skipped."""
+    own = job.line.arguments
+    if not (own.force or own.skip_existing) and os.path.lexists(job.path):
+        raise ImageError(f"{job.path} already exists; choose another --output, or add --force")
+
+
+def processes() -> tuple[int, int]:
+    """(the number of this process, how many there are), as ``accelerate launch`` tells them."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def my_share(jobs: list[Job], arguments: argparse.Namespace) -> list[list[Job]]:
+    """The batches that this process draws, of those of ``accelerate launch``.
+
+    Whole batches, so that each picture has the very bits that one process would give it; and with
+    --skip-existing only those in which a file is missing.
+    """
+    rank, world = processes()
+    if world > 1 and arguments.seed == -1:
+        raise ArgumentError("several processes need one --seed to count from; give it")
+    if world > 1 and arguments.grid:
+        raise ArgumentError("--grid needs all pictures in one process; leave it out")
+    mine = list(batches(jobs, arguments.batch_size))[rank::world]
+    if not arguments.skip_existing:
+        for job in (job for batch in mine for job in batch if world > 1):
+            check_new(job)
+        return mine
+    return [batch for batch in mine if not all(os.path.lexists(job.path) for job in batch)]
 
 
 def file_name(output: str | None, prompt: str, seed: int | str, number: int | None) -> Path:

@@ -78,6 +78,11 @@ def parser(kind: type[Parser] = Parser) -> Parser:
         "the prompt and the seed)",
     )
     add("--force", action="store_true", help="overwrite files that exist")
+    add(
+        "--skip-existing",
+        action="store_true",
+        help="draw only what is missing: a run that was stopped goes on (needs --seed)",
+    )
     add("-i", "--image", type=filled, metavar="FILE", help="an image to start from")
     add(
         "--strength",
@@ -198,6 +203,11 @@ def check(arguments: argparse.Namespace) -> None:
         raise ArgumentError(
             f"--seed is {arguments.seed}; it must be in [0, 2^63 - {count + 1}], "
             "or -1 for a random one"
+        )
+    if arguments.skip_existing and (arguments.seed == -1 or arguments.force or arguments.grid):
+        raise ArgumentError(
+            "--skip-existing needs a --seed, by which files are known again, and goes neither "
+            "with --force nor with --grid"
         )
     check_steering(arguments)
     if arguments.strength is None:
