@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from ldm.cli import generate
 
@@ -84,6 +86,10 @@ def test_accelerate_launches_it(folder: Path, whole: dict[str, bytes]) -> None:
     command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
     command += ["-m", "ldm.cli.generate", "--prompts", "prompts.txt", "--model", str(folder)]
     command += ["--steps", "1", "--seed", "3", "--batch-size", "2"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    # Of as many threads as here: the processor's rounding depends on them.
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, env=os.environ | threads
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert files() == whole
