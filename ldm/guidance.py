@@ -123,7 +123,7 @@ class Denoiser:
         inputs = x if self.known is None else torch.cat([x, self.known], dim=1)
         predictions = []
         for batch in self.batches:
-            mine = inputs[batch.pictures].to(batch.parts[0])
+            mine = inputs.to(batch.parts[0])[batch.pictures]
             options: dict[str, Tensor] = {}
             if self.told_scale is not None:
                 scales = torch.full((len(mine),), self.told_scale, device=mine.device)
@@ -133,14 +133,14 @@ class Denoiser:
         if len(predictions) == 1:
             return predictions[0]
         rows = torch.tensor([row for batch in self.batches for row in batch.rows])
-        return torch.cat(predictions)[rows.argsort().to(x.device)]
+        return torch.cat(predictions)[rows.argsort().to(predictions[0].device)]
 
 
 class Batch(NamedTuple):
     """What the U-Net reads at once."""
 
     rows: list[int]  # which of all that it is asked
-    pictures: list[int]  # whose x each row is about
+    pictures: Tensor  # whose x each row is about
     parts: list[Tensor]  # what it is told, each (rows, …)
 
 
@@ -150,4 +150,5 @@ def batches(told: Sequence[Conditioning], pictures: Sequence[int]) -> Iterator[B
     for length in dict.fromkeys(lengths):
         rows = [row for row, mine in enumerate(lengths) if mine == length]
         parts = zip(*(told[row].parts for row in rows), strict=True)
-        yield Batch(rows, [pictures[row] for row in rows], [torch.stack(part) for part in parts])
+        mine = torch.tensor([pictures[row] for row in rows], device=told[0].context.device)
+        yield Batch(rows, mine, [torch.stack(part) for part in parts])

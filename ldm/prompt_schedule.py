@@ -106,7 +106,9 @@ def _parse(text: str) -> Items | None:
     or a backslash before the end of a line.
 
     A bracket that is not closed, or that is nothing well-formed, is text; so are then all brackets
-    around it, which could hold only what is well-formed. That is why one pass is enough.
+    around it, which could hold only what is well-formed. That is why one pass is enough. What is
+    well-formed beside such a bracket is always read as such; A1111's parser has it from one run to
+    the next in either way, as its sets are ordered.
     """
     root: Items = []
     groups: list[Group] = []

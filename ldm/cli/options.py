@@ -36,7 +36,8 @@ def parser(kind: type[Parser] = Parser) -> Parser:
         "prompt",
         nargs="*",
         default=[""],
-        help='what to draw, such as "a red car"; several texts make several pictures',
+        help='what to draw, such as "a red car"; several texts make several pictures. '
+        "(red:1.3) weighs words, \\( is a bracket; the README names the rest",
     )
     add(
         "--prompts",
