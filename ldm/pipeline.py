@@ -52,8 +52,8 @@ from ldm.samplers import (
     Choice,
     Pair,
     bind,
+    choose,
     first_noise_scale,
-    from_config,
     plan,
     sample,
     start_index,
@@ -305,6 +305,7 @@ class Pipeline:
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         latents: Tensor | None = None,
         sampler: str | None = None,
+        schedule: str | None = None,
         eta: float = 0.0,
         clip_skip: int = 1,
         output_type: str = "pil",
@@ -328,8 +329,12 @@ class Pipeline:
             seed: picture i is drawn from seed + i, alone or in a batch; None picks one.
             generator: CPU generator(s) as in diffusers, in place of a seed: one for all, or each.
             latents: the first noise (B, C, h, w) instead of drawing it.
-            sampler: "ddpm", "ddim", "dpmpp_2m", "dpmpp_2m_karras", … ; None as the model's
+            sampler: "ddpm", "ddim", "dpmpp_2m", … , diffusers' class or A1111's label of one, with
+                or without a schedule ("dpmpp_2m_karras"); None as the model's
                 ``scheduler_config.json`` says.
+            schedule: how the levels of noise lie: "normal" (the sampler's own), "karras",
+                "exponential", "sgm_uniform", "simple", "beta" or "ays"; None as the sampler's name
+                or else the model's config says.
             eta: in [0, 1], noise that "ddim" adds.
             clip_skip: 1 takes the layer of the text encoder that the model was trained with, 2 the
                 one before (as A1111 counts).
@@ -355,16 +360,17 @@ class Pipeline:
             raise ArgumentError(
                 f"guidance_scale is {scale}; it must be a number, 1 to 15 as a rule"
             )
-        choice = self.choose_sampler(sampler)
-        step = bind(self.scheduler, choice.name, eta)
+        choice = self.choose_sampler(sampler, schedule)
         if strength is None:
             strength = STRENGTH if mask_image is None else 1.0
         steps, first = self.schedule(
             num_inference_steps,
             None if image is None else strength,
             sampler,
+            schedule,
             masked=mask_image is not None,
         )
+        step = bind(self.scheduler, choice.name, eta, steps)
         pixels = masks = None
         pictures = read_pictures(image, "image", len(prompts), num_images_per_prompt)
         height, width = self._size(height, width, pictures)
@@ -479,18 +485,17 @@ class Pipeline:
             return Output(images.to_pil(result), noise.seeds)
         return Output(result if output_type == "latent" else result / 2 + 0.5, noise.seeds)
 
-    def choose_sampler(self, sampler: str | None) -> Choice:
-        """The sampler of a name such as "dpmpp_2m_karras", or the model's own for None."""
-        if sampler is None:
-            return from_config(self.scheduler.config)
-        name = sampler.removesuffix("_karras")
-        return Choice(name, name != sampler)
+    def choose_sampler(self, sampler: str | None, schedule: str | None = None) -> Choice:
+        """The sampler and schedule of names as in ``stream``; None is the model's own."""
+        choice = choose(self.scheduler.config, sampler, schedule)
+        return choice._replace(schedule="ays_xl") if self.xl and choice[1] == "ays" else choice
 
     def schedule(
         self,
         num_inference_steps: int | None = None,
         strength: float | None = None,
         sampler: str | None = None,
+        schedule: str | None = None,
         *,
         masked: bool = False,
     ) -> tuple[list[Pair], int]:
@@ -501,13 +506,13 @@ class Pipeline:
         """
         n = num_inference_steps
         n = self.defaults.num_inference_steps if n is None else n
-        choice = self.choose_sampler(sampler)
+        choice = self.choose_sampler(sampler, schedule)
         first = 0 if strength is None else start_index(n, strength)
         told_scale = self.unet.config.time_cond_proj_dim is not None
-        if strength and told_scale and choice.name == "lcm" and not masked:
+        if strength and told_scale and choice == ("lcm", "normal") and not masked:
             # diffusers' pipeline for these models runs all n steps, below the strength.
-            return lcm_levels(self.scheduler, n, "", False, strength), 0
-        return plan(self.scheduler, choice.name, n, choice.karras), first
+            return lcm_levels(self.scheduler, n, "", strength), 0
+        return plan(self.scheduler, choice.name, n, choice.schedule), first
 
     def _negatives(self, prompts: list[str], value: str | Sequence[str] | None) -> list[str] | None:
         """A negative prompt for each prompt; None where their absence is told by zeros."""

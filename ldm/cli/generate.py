@@ -18,7 +18,7 @@ from ldm.cli.common import importing_torch, run, tell
 from ldm.cli.loras import LoraUse, find_lora, lora_option, split_tags
 from ldm.cli.options import check, parser
 from ldm.errors import ImageError, LDMError
-from ldm.samplers import SAMPLERS, schedule_type
+from ldm.samplers import SAMPLERS, SCHEDULES
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -193,6 +193,7 @@ def draw(
         guidance_scale=arguments.guidance_scale,
         seed=batch[0].seed,
         sampler=arguments.sampler,
+        schedule=arguments.schedule,
         eta=arguments.eta,
         clip_skip=arguments.clip_skip,
         width=arguments.width,
@@ -204,6 +205,7 @@ def draw(
         arguments.num_inference_steps,
         None if image is None else arguments.strength,
         arguments.sampler,
+        arguments.schedule,
     )
     steps, total = len(levels), len(levels) - start
     told = f"{steps} step{'s' * (steps > 1)}"
@@ -232,7 +234,8 @@ def parameters(
     """How a picture was made, as A1111 writes it into the file."""
     from ldm.metadata import format_parameters
 
-    choice, defaults = pipe.choose_sampler(arguments.sampler), pipe.defaults
+    choice = pipe.choose_sampler(arguments.sampler, arguments.schedule)
+    defaults = pipe.defaults
     scale = arguments.guidance_scale
     return format_parameters(
         {
@@ -240,7 +243,7 @@ def parameters(
             "Negative prompt": arguments.negative_prompt,
             "Steps": arguments.num_inference_steps or defaults.num_inference_steps,
             "Sampler": SAMPLERS[choice.name].label,
-            "Schedule type": schedule_type(choice.karras),
+            "Schedule type": SCHEDULES[choice.schedule].label,
             "CFG scale": number(defaults.guidance_scale if scale is None else scale),
             "Seed": job.seed,
             "Size": f"{size[0]}x{size[1]}",
