@@ -9,7 +9,7 @@ from typing import Any
 from ldm import __version__
 from ldm.cli.common import EXIT_CODES, Parser, check_counts
 from ldm.errors import ArgumentError
-from ldm.samplers import find_sampler, find_schedule, start_index
+from ldm.samplers import read_names, start_index
 from ldm.samplers.names import listing
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
@@ -206,10 +206,7 @@ def check(arguments: argparse.Namespace) -> None:
             f"--seed is {arguments.seed}; it must be in [0, 2^63 - {count + 1}], "
             "or -1 for a random one"
         )
-    if arguments.sampler is not None:
-        find_sampler(arguments.sampler)
-    if arguments.schedule is not None:
-        find_schedule(arguments.schedule)
+    read_names(arguments.sampler, arguments.schedule)
     if arguments.strength is None:
         arguments.strength = STRENGTH
     elif arguments.image is None:

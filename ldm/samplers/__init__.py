@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ldm.errors import ArgumentError, CheckpointError
 from ldm.samplers.loop import Denoise, Noise, Pair, Step, sample, start_index
-from ldm.samplers.names import find_sampler, find_schedule
+from ldm.samplers.names import find_sampler, find_schedule, unknown_sampler
 from ldm.samplers.schedules import SCHEDULES
 from ldm.samplers.spacing import lcm_levels, pairs
 from ldm.samplers.table import SAMPLERS, Sampler, Steps
@@ -43,6 +43,7 @@ __all__ = [
     "from_config",
     "lcm_levels",
     "plan",
+    "read_names",
     "sample",
     "start_index",
 ]
@@ -68,18 +69,28 @@ def choose(config: SchedulerConfig, sampler: str | None, schedule: str | None = 
     Raises ArgumentError for an unknown name, two different schedules, or a schedule that the
     sampler cannot use; CheckpointError as ``from_config`` does.
     """
-    if sampler is None:
-        name, named = from_config(config).name, None
-    else:
-        name, named = find_sampler(sampler)
+    name, wanted = read_names(sampler, schedule)
+    name = name or from_config(config).name
+    choice = Choice(name, wanted or _own_schedule(config, SAMPLERS[name]))
+    _check_schedule(*choice)
+    return choice
+
+
+def read_names(sampler: str | None, schedule: str | None) -> tuple[str | None, str | None]:
+    """Keys of SAMPLERS and SCHEDULES for names as of ``choose``; None where nothing is said.
+
+    Raises ArgumentError as ``choose`` does, as far as can be told without a model.
+    """
+    name, named = (None, None) if sampler is None else find_sampler(sampler)
     wanted = None if schedule is None else find_schedule(schedule)
     if named and wanted and named != wanted:
         raise ArgumentError(
             f"sampler is {sampler!r}, but schedule is {schedule!r}; leave one of them out"
         )
-    choice = Choice(name, wanted or named or _own_schedule(config, SAMPLERS[name]))
-    _check_schedule(*choice)
-    return choice
+    wanted = wanted or named
+    if name and wanted:
+        _check_schedule(name, wanted)
+    return name, wanted
 
 
 def from_config(config: SchedulerConfig) -> Choice:
@@ -123,8 +134,8 @@ def plan(
     that the method cannot use; CheckpointError where the network cannot start from pure noise.
     """
     row = _row(name)
-    if schedule is None:
-        schedule = _own_schedule(scheduler.config, row)
+    own = schedule is None
+    schedule = _own_schedule(scheduler.config, row) if own else find_schedule(schedule)
     _check_schedule(name, schedule)
     make = SCHEDULES[schedule].make
     if make is None or row.within_own:
@@ -179,7 +190,7 @@ def first_noise_scale(scheduler: DDPMScheduler, name: str, steps: list[Pair]) ->
 
 def _row(name: str) -> Sampler:
     if name not in SAMPLERS:
-        name, _ = find_sampler(name)
+        raise unknown_sampler(name)
     return SAMPLERS[name]
 
 
@@ -200,7 +211,7 @@ def _own_schedule(config: SchedulerConfig, row: Sampler) -> str:
 
 def _check_schedule(name: str, schedule: str) -> None:
     row = _row(name)
-    if find_schedule(schedule) not in row.schedules:
+    if schedule not in row.schedules:
         raise ArgumentError(
             f"schedule {schedule!r} does not suit sampler {name!r}: {row.unfit}; choose one of "
             f"{', '.join(row.schedules)}, or another sampler"

@@ -29,9 +29,9 @@ def dpm2(
 
         x_b/α_b = x_a/α_a + (ρ_d − ρ_a) ε̂(√(ρ_a ρ_d)) + √(ρ_b² − ρ_d²) ε,   ρ = σ/α
 
-    with ρ_d = ρ_b, without noise; "ancestral" goes below, to ρ_d = ρ_b²/ρ_a, and adds noise
-    (Song et al. 2021, DDIM's η = 1). Two calls of the network; one on the last step, from which
-    nothing is drawn.
+    with ρ_d = ρ_b, without noise; "ancestral" goes below, to ρ_d = ρ_b²/ρ_a, and adds noise, so
+    that its middle is ρ_b (Song et al. 2021, DDIM's η = 1). Two calls of the network; one on the
+    last step, from which nothing is drawn.
     """
     x0 = denoise(x, a)
     if not b.sigma:

@@ -39,8 +39,11 @@ def dpmpp_3m_sde(
         φ₁ = 1 − e^{−h'},   φ₂ = 1 − φ₁/h',   φ₃ = ½ − φ₂/h'
 
     φ₃ has ½ − …; diffusers (solver_order 3, "sde-dpmsolver++") has −½ − …, which does not vanish
-    with h', so that its pictures differ. The order grows from 1 to 3 over the first steps of a
-    run; the last (σ_b = 0) is of first order. Noise is drawn on every step.
+    with h', so that its pictures differ. D₂ is a divided difference, half of the derivative that
+    the paper's φ₃ is the weight of, so that the method converges with order 2.
+
+    The first step of a run and the last (σ_b = 0) go by x̂₀ alone, the second by x̂₀ and D₁. Noise
+    is drawn on every step.
     """
     x0 = d = denoise(x, a)
     if past and b.sigma:
@@ -94,26 +97,19 @@ def dpmpp_sde(
 
 
 def dpmpp_2s_a(
-    denoise: Denoise,
-    x: Tensor,
-    a: Level,
-    b: Level,
-    past: list[Any],
-    noise: Noise,
-    scheduler: DDPMScheduler,
+    denoise: Denoise, x: Tensor, a: Level, b: Level, past: list[Any], noise: Noise
 ) -> tuple[Tensor, Tensor]:
     """DPM++ 2S a of k-diffusion: DPM-Solver++(2S) (algorithm 1, r = ½) to below b, then noise.
 
-        x_b/α_b = ρ_d/ρ_a x_a/α_a + (1 − ρ_d/ρ_a) x̂₀(√(ρ_a ρ_d)) + √(ρ_b² − ρ_d²) ε
+        x_b/α_b = ρ_d/ρ_a x_a/α_a + (1 − ρ_d/ρ_a) x̂₀(ρ_b) + √(ρ_b² − ρ_d²) ε
 
-    with ρ = σ/α and ρ_d = ρ_b²/ρ_a. Two calls of the network; one on the last step, from which
-    nothing is drawn.
+    with ρ = σ/α and ρ_d = ρ_b²/ρ_a, so that the middle of the step in log ρ, where x̂₀ is found, is
+    ρ_b itself. Two calls of the network; one on the last step, from which nothing is drawn.
     """
     x0 = denoise(x, a)
     if not b.sigma:
         return ode_move(x, x0, a, b), x0
-    down = scheduler.level_of(ratio(b) ** 2 / ratio(a))
-    middle = scheduler.level_of(math.sqrt(ratio(a) * ratio(down)))
-    x0 = denoise(ode_move(x, x0, a, middle), middle)
-    y = ode_move(x, x0, a, down) / down.alpha
-    return b.alpha * (y + math.sqrt(ratio(b) ** 2 - ratio(down) ** 2) * noise()), x0
+    x0 = denoise(ode_move(x, x0, a, b), b)
+    g = ratio(b) / ratio(a)
+    y = g * g * x / a.alpha + (1 - g * g) * x0
+    return b.alpha * y + b.sigma * math.sqrt(1 - g * g) * noise(), x0

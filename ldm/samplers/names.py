@@ -27,7 +27,7 @@ def find_sampler(text: str) -> tuple[str, str | None]:
         name = plain.removesuffix(ending)
         if name != plain and name in SAMPLER_OF:
             return SAMPLER_OF[name], schedule
-    raise _unknown("sampler", text, SAMPLERS, SAMPLER_OF)
+    raise unknown_sampler(text)
 
 
 def find_schedule(text: str) -> str:
@@ -36,6 +36,11 @@ def find_schedule(text: str) -> str:
     if plain not in SCHEDULE_OF:
         raise _unknown("schedule", text, SCHEDULES, SCHEDULE_OF)
     return SCHEDULE_OF[plain]
+
+
+def unknown_sampler(text: str) -> ArgumentError:
+    """What to raise for a name that no sampler has: it offers the nearest ones."""
+    return _unknown("sampler", text, SAMPLERS, SAMPLER_OF)
 
 
 def listing() -> str:

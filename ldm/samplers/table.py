@@ -199,7 +199,7 @@ SAMPLERS: dict[str, Sampler] = {
     "dpmpp_2s_a": Sampler(
         label="DPM++ 2S a",
         class_name=None,
-        bind=lambda scheduler, eta, steps: partial(dpmpp_2s_a, scheduler=scheduler),
+        bind=lambda scheduler, eta, steps: dpmpp_2s_a,
         **K_DIFFUSION,
         calls=2,
     ),
