@@ -237,7 +237,7 @@ def both(name: str, prediction: str, schedule: str, n: int, start: int) -> tuple
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("name", METHODS)
 def test_final_latents_are_k_diffusions(name: str, prediction: str, schedule: str) -> None:
-    for n in (1, 2, 3, 4, 7, 20):
+    for n in (1, 2, 3, 5, 20):
         for start in {0, n // 2}:
             ours, theirs = both(name, prediction, schedule, n, start)
             assert theirs.std() > 0.005

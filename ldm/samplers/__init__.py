@@ -138,7 +138,8 @@ def plan(
     schedule = _own_schedule(scheduler.config, row) if own else find_schedule(schedule)
     _check_schedule(name, schedule)
     make = SCHEDULES[schedule].make
-    if make is None or row.within_own:
+    within_own = row.within_own and schedule in OWN_SCHEDULES.values()
+    if make is None or within_own:
         steps = row.levels(scheduler, num_inference_steps, _spacing(scheduler, row))
     if make is not None:
         if num_inference_steps < 1:
@@ -146,7 +147,7 @@ def plan(
                 f"num_inference_steps is {num_inference_steps}; it must be at least 1"
             )
         ends = scheduler.ratios[-1], scheduler.ratios[0]
-        if row.within_own:
+        if within_own:
             ends = tuple(level.sigma / level.alpha for level in (steps[0][0], steps[-1][0]))
         levels = make(scheduler, num_inference_steps, *ends)
         whole = row.whole.get(schedule, float)

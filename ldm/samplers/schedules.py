@@ -119,7 +119,7 @@ def incomplete_beta(x: float, a: float, b: float) -> float:
     if x > 0.5:
         return 1 - incomplete_beta(1 - x, b, a)
     term, total, k = x**a * math.gamma(a + b) / (math.gamma(a) * math.gamma(b)), 0.0, 0
-    while term > 1e-17:
+    while abs(term) > 1e-17:
         total += term / (a + k)
         k += 1
         term *= (k - b) / k * x

@@ -51,7 +51,7 @@ class Sampler:
     scaled_noise: bool = False  # starts from σ ε, unless the spacing is "leading"
     # Whether diffusers' class obeys use_karras_sigmas and the like.
     obeys_schedule: bool = False
-    # Other schedules lie between the ends of the own levels, not of all timesteps of training.
+    # Whether diffusers' class lays them between the ends of its own levels, not of all training.
     within_own: bool = False
     # schedule → how diffusers rounds the timesteps that the network is told.
     whole: Mapping[str, Callable[[float], float]] = field(default_factory=dict)
