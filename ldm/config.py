@@ -364,7 +364,7 @@ class SchedulerConfig(Config):
     num_train_timesteps: int = 1000
     beta_start: float = 1e-4
     beta_end: float = 0.02
-    beta_schedule: str = "linear"  # or "scaled_linear" (SD), "squaredcos_cap_v2" (improved DDPM)
+    beta_schedule: str = "linear"  # or "scaled_linear" (SD) …: see ldm.scheduler.betas
     trained_betas: tuple[float, ...] | None = None
     prediction_type: str = "epsilon"  # or "sample" (x₀), "v_prediction"
     clip_sample: bool = True  # clamp x̂₀ to ±clip_sample_range
@@ -375,6 +375,8 @@ class SchedulerConfig(Config):
     rescale_betas_zero_snr: bool = False
     variance_type: str | None = "fixed_small"
     use_karras_sigmas: bool | None = False
+    use_exponential_sigmas: bool | None = False
+    use_beta_sigmas: bool | None = False
     final_sigmas_type: str = "zero"
     algorithm_type: str = "dpmsolver++"
     solver_order: int = 2
@@ -395,6 +397,8 @@ class SchedulerConfig(Config):
         "timestep_type": ("discrete",),
         "timestep_scaling": (10.0,),
         "lambda_min_clipped": (-math.inf,),
+        "predict_x0": (True,),
+        "disable_corrector": ([],),
     }
 
     def __post_init__(self) -> None:
@@ -412,13 +416,17 @@ class SchedulerConfig(Config):
         values = dict(values)
         if "_class_name" in values:
             values["sampler_class"] = values.pop("_class_name")
-        if values.get("sampler_class") == "PNDMScheduler":  # the one class with another default
+        if values.get("sampler_class") == "PNDMScheduler":  # these have other defaults
             values.setdefault("set_alpha_to_one", False)
+        if values.get("sampler_class") == "HeunDiscreteScheduler":
+            values.setdefault("clip_sample", False)
         return super().from_dict(values, source)
 
     def to_dict(self) -> dict[str, Any]:
         values = {"_class_name": self.sampler_class, **super().to_dict()}
         del values["sampler_class"]
+        names = {"quadratic": "scaled_linear", "exponential": "exp"}  # as diffusers calls them
+        values["beta_schedule"] = names.get(self.beta_schedule, self.beta_schedule)
         if self.timestep_spacing is None:  # diffusers takes a missing key, but not null
             del values["timestep_spacing"]
         return values

@@ -57,7 +57,10 @@ def hires_fix(
             raise ArgumentError(f"{name} and two passes do not go together; leave one out")
     large_height, large_width = hires_size(pipe, height, width, hires_scale)
     steps, skipped = pipe.schedule(
-        arguments.get("num_inference_steps"), hires_strength, arguments.get("sampler")
+        arguments.get("num_inference_steps"),
+        hires_strength,
+        arguments.get("sampler"),
+        arguments.get("schedule"),
     )
     second_steps = len(steps) - skipped
     # The second pass has a picture for each prompt.

@@ -51,8 +51,8 @@ from ldm.samplers import (
     Choice,
     Pair,
     bind,
+    choose,
     first_noise_scale,
-    from_config,
     plan,
     sample,
     start_index,
@@ -312,6 +312,7 @@ class Pipeline:
         latents: Tensor | None = None,
         tiling: bool = False,
         sampler: str | None = None,
+        schedule: str | None = None,
         eta: float = 0.0,
         clip_skip: int = 1,
         output_type: str = "pil",
@@ -345,8 +346,12 @@ class Pipeline:
                 another seed's; then all pictures have ``seed``, and variation_seed counts up.
             latents: the first noise (B, C, h, w) instead of drawing it.
             tiling: a picture that can be laid beside itself without a seam.
-            sampler: "ddpm", "ddim", "dpmpp_2m", "dpmpp_2m_karras", … ; None as the model's
+            sampler: "ddpm", "ddim", "dpmpp_2m", … , diffusers' class or A1111's label of one, with
+                or without a schedule ("dpmpp_2m_karras"); None as the model's
                 ``scheduler_config.json`` says.
+            schedule: how the levels of noise lie: "normal" (the sampler's own), "karras",
+                "exponential", "sgm_uniform", "simple", "beta" or "ays"; None as the sampler's name
+                or else the model's config says.
             eta: in [0, 1], noise that "ddim" adds.
             clip_skip: 1 takes the layer of the text encoder that the model was trained with, 2 the
                 one before (as A1111 counts).
@@ -369,16 +374,17 @@ class Pipeline:
 
         scale = self.defaults.guidance_scale if guidance_scale is None else guidance_scale
         guidance = Guidance(scale, guidance_rescale, guidance_interval)
-        choice = self.choose_sampler(sampler)
-        step = bind(self.scheduler, choice.name, eta)
+        choice = self.choose_sampler(sampler, schedule)
         if strength is None:
             strength = STRENGTH if mask_image is None else 1.0
         steps, first = self.schedule(
             num_inference_steps,
             None if image is None else strength,
             sampler,
+            schedule,
             masked=mask_image is not None,
         )
+        step = bind(self.scheduler, choice.name, eta, steps)
         pixels = masks = None
         pictures = read_pictures(image, "image", len(prompts), num_images_per_prompt)
         height, width = self._size(height, width, pictures)
@@ -506,18 +512,17 @@ class Pipeline:
             return Output(images.to_pil(result), noise.seeds)
         return Output(result if output_type == "latent" else result / 2 + 0.5, noise.seeds)
 
-    def choose_sampler(self, sampler: str | None) -> Choice:
-        """The sampler of a name such as "dpmpp_2m_karras", or the model's own for None."""
-        if sampler is None:
-            return from_config(self.scheduler.config)
-        name = sampler.removesuffix("_karras")
-        return Choice(name, name != sampler)
+    def choose_sampler(self, sampler: str | None, schedule: str | None = None) -> Choice:
+        """The sampler and schedule of names as in ``stream``; None is the model's own."""
+        choice = choose(self.scheduler.config, sampler, schedule)
+        return choice._replace(schedule="ays_xl") if self.xl and choice[1] == "ays" else choice
 
     def schedule(
         self,
         num_inference_steps: int | None = None,
         strength: float | None = None,
         sampler: str | None = None,
+        schedule: str | None = None,
         *,
         masked: bool = False,
     ) -> tuple[list[Pair], int]:
@@ -528,13 +533,13 @@ class Pipeline:
         """
         n = num_inference_steps
         n = self.defaults.num_inference_steps if n is None else n
-        choice = self.choose_sampler(sampler)
+        choice = self.choose_sampler(sampler, schedule)
         first = 0 if strength is None else start_index(n, strength)
         told_scale = self.unet.config.time_cond_proj_dim is not None
-        if strength and told_scale and choice.name == "lcm" and not masked:
+        if strength and told_scale and choice == ("lcm", "normal") and not masked:
             # diffusers' pipeline for these models runs all n steps, below the strength.
-            return lcm_levels(self.scheduler, n, "", False, strength), 0
-        return plan(self.scheduler, choice.name, n, choice.karras), first
+            return lcm_levels(self.scheduler, n, "", strength), 0
+        return plan(self.scheduler, choice.name, n, choice.schedule), first
 
     def _negatives(self, prompts: list[str], value: str | Sequence[str] | None) -> list[str] | None:
         """A negative prompt for each prompt; None where their absence is told by zeros."""

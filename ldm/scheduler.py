@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -172,34 +173,67 @@ class DDPMScheduler:
 def betas(config: SchedulerConfig) -> Tensor:
     """β (T,), float32: variance of the noise that each step of the forward process adds.
 
+    From ``trained_betas``, or else by the name of ``beta_schedule``; both ends count only where
+    the formula has them.
+
     Raises CheckpointError for an unknown ``beta_schedule``.
     """
     steps = config.num_train_timesteps
     if config.trained_betas is not None:
         beta = torch.tensor(config.trained_betas, dtype=torch.float32)
-    elif config.beta_schedule == "linear":  # Ho et al. 2020, section 4
-        beta = torch.linspace(config.beta_start, config.beta_end, steps, dtype=torch.float32)
-    elif config.beta_schedule == "scaled_linear":  # latent diffusion: linear in √β
-        ends = config.beta_start**0.5, config.beta_end**0.5
-        beta = torch.linspace(*ends, steps, dtype=torch.float32) ** 2
-    elif config.beta_schedule == "squaredcos_cap_v2":
-        beta = _cosine_betas(steps)
+    elif config.beta_schedule in BETAS:
+        beta = BETAS[config.beta_schedule](config.beta_start, config.beta_end, steps)
     else:
         raise CheckpointError(
-            f"beta_schedule is {config.beta_schedule!r}; "
-            "expected 'linear', 'scaled_linear' or 'squaredcos_cap_v2'"
+            f"beta_schedule is {config.beta_schedule!r}; expected one of {', '.join(BETAS)}"
         )
     return _zero_terminal_snr(beta) if config.rescale_betas_zero_snr else beta
 
 
-def _cosine_betas(steps: int) -> Tensor:
+def linear(start: float, end: float, steps: int) -> Tensor:
+    """Ho et al. 2020, section 4: β evenly from start to end."""
+    return torch.linspace(start, end, steps, dtype=torch.float32)
+
+
+def quadratic(start: float, end: float, steps: int) -> Tensor:
+    """√β evenly from start's to end's root (Song et al. 2021, DDIM's code, "quad").
+
+    Latent diffusion calls it "linear", and diffusers "scaled_linear": they are one and the same.
+    """
+    return torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float32) ** 2
+
+
+def sigmoid(start: float, end: float, steps: int) -> Tensor:
+    """From start to end along 1/(1 + e^{−s}), s from −6 to 6 (Xu et al. 2022, GeoDiff's code)."""
+    return torch.sigmoid(torch.linspace(-6, 6, steps)) * (end - start) + start
+
+
+def squared_cosine(start: float, end: float, steps: int) -> Tensor:
     """Nichol & Dhariwal 2021, eq. 17: ᾱ follows a squared cosine, β is capped at 0.999."""
+    return _of_abar(lambda s: math.cos((s + 0.008) / 1.008 * math.pi / 2) ** 2, steps)
 
-    def abar(fraction: float) -> float:
-        return math.cos((fraction + 0.008) / 1.008 * math.pi / 2) ** 2
 
+def exponential(start: float, end: float, steps: int) -> Tensor:
+    """ᾱ = e^{−12 s} for s from 0 to 1, so that β is constant (diffusers' "exp")."""
+    return _of_abar(lambda s: math.exp(-12 * s), steps)
+
+
+def _of_abar(abar: Callable[[float], float], steps: int) -> Tensor:
+    """β of an ᾱ that is known at every s in [0, 1], capped at 0.999."""
     capped = [min(1 - abar((i + 1) / steps) / abar(i / steps), 0.999) for i in range(steps)]
     return torch.tensor(capped, dtype=torch.float32)
+
+
+# (β of the first step, of the last, T) → β (T,), by diffusers' names and the literature's
+BETAS: dict[str, Callable[[float, float, int], Tensor]] = {
+    "linear": linear,
+    "scaled_linear": quadratic,
+    "quadratic": quadratic,
+    "squaredcos_cap_v2": squared_cosine,
+    "sigmoid": sigmoid,
+    "exp": exponential,
+    "exponential": exponential,
+}
 
 
 def _zero_terminal_snr(beta: Tensor) -> Tensor:

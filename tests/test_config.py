@@ -167,7 +167,7 @@ NEUTRAL: list[tuple[type[Config], str, Any, Any]] = [
     (VAEConfig, "use_quant_conv", True, False),
     (VAEConfig, "shift_factor", None, 0.1),
     (VAEConfig, "latents_mean", None, [0.0]),
-    (SchedulerConfig, "use_exponential_sigmas", False, True),
+    (SchedulerConfig, "use_lu_lambdas", False, True),
     (SchedulerConfig, "use_flow_sigmas", False, True),
     (SchedulerConfig, "interpolation_type", "linear", "log_linear"),
     (SchedulerConfig, "timestep_type", "discrete", "continuous"),

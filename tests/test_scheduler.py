@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ldm.config import SchedulerConfig
 from ldm.errors import ArgumentError, CheckpointError
-from ldm.scheduler import CLEAN, DDPMScheduler, Level
+from ldm.scheduler import CLEAN, DDPMScheduler, Level, betas
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -27,6 +27,7 @@ SCHEDULES: dict[str, dict[str, Any]] = {
     "cosine zero-snr": {"beta_schedule": "squaredcos_cap_v2", "rescale_betas_zero_snr": True},
     "trained": {"trained_betas": [0.1, 0.2, 0.3, 0.4, 0.5], "num_train_timesteps": 5},
     "short": {"num_train_timesteps": 100},
+    "sigmoid": {"beta_schedule": "sigmoid", "beta_start": 1e-7, "beta_end": 2e-3},
 }
 
 
@@ -159,6 +160,25 @@ def test_snr() -> None:
 
 @pytest.mark.parametrize("key", ["beta_schedule", "prediction_type"])
 def test_unknown_settings_are_refused_by_name(key: str) -> None:
-    config = replace(SchedulerConfig(), **{key: "sigmoid"})
-    with pytest.raises(CheckpointError, match=f"{key} is 'sigmoid'; expected"):
+    config = replace(SchedulerConfig(), **{key: "magic"})
+    with pytest.raises(CheckpointError, match=f"{key} is 'magic'; expected"):
         DDPMScheduler(config)
+
+
+def test_quadratic_is_scaled_linear() -> None:
+    """DDIM's "quad" and latent diffusion's "linear" are both linear in √β; diffusers reads it."""
+    ends = {"beta_start": 0.00085, "beta_end": 0.012}
+    ours = SchedulerConfig.from_dict({"beta_schedule": "quadratic", **ends})
+    roots = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64)
+    assert (betas(ours) - roots**2).abs().max() < 1e-8
+    theirs = diffusers.DDIMScheduler.from_config(ours.to_dict())
+    assert torch.equal(betas(ours), theirs.betas)
+
+
+def test_exponential_is_diffusers_exp() -> None:
+    for name in ("exp", "exponential"):
+        ours = SchedulerConfig.from_dict({"beta_schedule": name})
+        theirs = diffusers.HeunDiscreteScheduler.from_config(ours.to_dict())
+        assert torch.equal(DDPMScheduler(ours).alphas_cumprod, theirs.alphas_cumprod)
+    t = torch.arange(1, 1001, dtype=torch.float64) / 1000
+    assert DDPMScheduler(ours).alphas_cumprod.tolist() == pytest.approx((-12 * t).exp(), rel=1e-4)

@@ -33,7 +33,6 @@ from ldm.cli.common import EXIT_CODES, Parser, check_counts, run
 from ldm.errors import ArgumentError
 from ldm.images import save_image
 from ldm.pipeline import Pipeline
-from ldm.samplers import SAMPLERS
 from ldm.training.data import CaptionedImages
 from ldm.vae import AutoencoderKL
 
@@ -117,7 +116,7 @@ def settings(pipe: Pipeline, arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         "model": str(arguments.model or "the built-in model"),
         "data": str(arguments.data),
-        "sampler": choice.name + "_karras" * choice.karras,
+        "sampler": choice.name + f"_{choice.schedule}" * (choice.schedule != "normal"),
         "num_inference_steps": steps or pipe.defaults.num_inference_steps,
         "guidance_scale": pipe.defaults.guidance_scale if scale is None else scale,
         "seed": arguments.seed,
@@ -184,7 +183,6 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
 def parser() -> Parser:
     """The command line."""
-    names = [n + end for n, row in SAMPLERS.items() for end in ("", "_karras")[: 1 + row.karras]]
     parser = Parser(description=__doc__.splitlines()[0], epilog=EXIT_CODES, allow_abbrev=False)
     add = parser.add_argument
     add("--data", type=Path, default=Path("data/icons"), help="data set (default: data/icons)")
@@ -204,7 +202,7 @@ def parser() -> Parser:
         help="denoising steps (default: as the model advises)",
     )
     add("--guidance-scale", type=float, metavar="S", help="(default: as the model advises)")
-    add("--sampler", choices=names, help="sampling method (default: the model's own)")
+    add("--sampler", metavar="NAME", help="as of ldm-generate (default: the model's own)")
     add("--seed", type=int, default=0, help="of the first picture; the next count up (default: 0)")
     add("--batch-size", type=int, default=16, metavar="N", help="pictures at once (default: 16)")
     add("--threads", type=int, metavar="N", help="processor cores to use (default: torch's choice)")

@@ -19,7 +19,7 @@ from ldm.cli.loras import LoraUse
 from ldm.cli.options import check, parser
 from ldm.cli.steer import hires_strength, masked, read_mask, steering, steering_metadata
 from ldm.errors import LDMError
-from ldm.samplers import SAMPLERS, schedule_type
+from ldm.samplers import SAMPLERS, SCHEDULES
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -188,6 +188,7 @@ def draw(
         "seed": batch[0].seed,
         "variation_seed": batch[0].variation_seed,
         "sampler": arguments.sampler,
+        "schedule": arguments.schedule,
         "eta": arguments.eta,
         "clip_skip": arguments.clip_skip,
         "width": arguments.width,
@@ -206,7 +207,11 @@ def draw(
     first, last = batch[0].seed, batch[-1].seed
     seeds = f"seed {first}" if first == last else f"seeds {first} to {last}"
     levels, start = pipe.schedule(
-        arguments.num_inference_steps, strength, arguments.sampler, masked=mask is not None
+        arguments.num_inference_steps,
+        strength,
+        arguments.sampler,
+        arguments.schedule,
+        masked=mask is not None,
     )
     steps, total = len(levels), len(levels) - start
     told = f"{steps} step{'s' * (steps > 1)}"
@@ -238,7 +243,8 @@ def parameters(
     """How a picture was made, as A1111 writes it into the file."""
     from ldm.metadata import format_parameters
 
-    choice, defaults = pipe.choose_sampler(arguments.sampler), pipe.defaults
+    choice = pipe.choose_sampler(arguments.sampler, arguments.schedule)
+    defaults = pipe.defaults
     scale = arguments.guidance_scale
     return format_parameters(
         {
@@ -246,7 +252,7 @@ def parameters(
             "Negative prompt": arguments.negative_prompt,
             "Steps": arguments.num_inference_steps or defaults.num_inference_steps,
             "Sampler": SAMPLERS[choice.name].label,
-            "Schedule type": schedule_type(choice.karras),
+            "Schedule type": SCHEDULES[choice.schedule].label,
             "CFG scale": number(defaults.guidance_scale if scale is None else scale),
             "Seed": job.seed,
             "Size": f"{size[0]}x{size[1]}",

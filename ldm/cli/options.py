@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from ldm import __version__
 from ldm.cli.common import EXIT_CODES, Parser, check_counts
 from ldm.cli.steer import add_steering_options, check_steering, masked
 from ldm.errors import ArgumentError
-from ldm.samplers import SAMPLERS, start_index
+from ldm.samplers import read_names, start_index
+from ldm.samplers.names import listing
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
-KARRAS = "_karras"
 STRENGTH = 0.8
 MAX_SEED = 2**63 - 1  # as PyTorch's generators and ldm.noise take it
 MAX_PICTURES = 100_000  # of one command; more is a slip of the finger
@@ -20,9 +21,6 @@ MAX_PICTURES = 100_000  # of one command; more is a slip of the finger
 
 def parser(kind: type[Parser] = Parser) -> Parser:
     """The arguments, named as diffusers names them."""
-    samplers = [
-        name + suffix for name, row in SAMPLERS.items() for suffix in ("", KARRAS)[: 1 + row.karras]
-    ]
     parser = kind(
         prog="ldm-generate",
         description="Draw pictures of a text. Without --model, the small built-in model draws "
@@ -130,7 +128,17 @@ def parser(kind: type[Parser] = Parser) -> Parser:
             metavar="PX",
             help="pixels, a multiple of 8 (default: the model's, or as the image's shape asks)",
         )
-    add("--sampler", choices=samplers, help="the sampling method (default: the model's own)")
+    add(
+        "--sampler",
+        metavar="NAME",
+        help='the sampling method, such as dpmpp_2m or "DPM++ 2M" (default: the model\'s own)',
+    )
+    add(
+        "--schedule",
+        metavar="NAME",
+        help="how the levels of noise lie, such as karras (default: as the model says)",
+    )
+    add("--list-samplers", action=ListSamplers, help="list all samplers and schedules, and exit")
     add(
         "--eta",
         type=float,
@@ -183,6 +191,18 @@ def add_model_options(parser: Parser) -> None:
     )
 
 
+class ListSamplers(argparse.Action):
+    """``--list-samplers``: prints them and exits, as ``--version`` does."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, nargs=0)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        """Print to stdout; exit code 0."""
+        print(listing())
+        parser.exit()
+
+
 def filled(text: str) -> str:
     """An argument that must not be empty, as a variable that is not set makes it."""
     if not text:
@@ -211,6 +231,7 @@ def check(arguments: argparse.Namespace) -> None:
             "with --force nor with --grid"
         )
     check_steering(arguments)
+    read_names(arguments.sampler, arguments.schedule)
     if arguments.strength is None:
         arguments.strength = 1.0 if masked(arguments) else STRENGTH
     elif arguments.image is None:

@@ -1,10 +1,10 @@
 """Samplers: a run is a schedule (``plan``), a denoiser, and a method's step (``bind``).
 
     scheduler = DDPMScheduler(config)
-    name, karras = from_config(config)
-    steps = plan(scheduler, name, num_inference_steps, karras)
+    name, schedule = from_config(config)
+    steps = plan(scheduler, name, num_inference_steps, schedule)
     x = noise() * first_noise_scale(scheduler, name, steps)
-    for x, index, x0 in sample(bind(scheduler, name), denoise, x, steps, noise):
+    for x, index, x0 in sample(bind(scheduler, name, steps=steps), denoise, x, steps, noise):
         ...
 
 Image-to-image starts at ``k = start_index(n, strength)`` from α x₀ + σ ε at ``steps[k][0]`` and
@@ -13,19 +13,14 @@ runs ``steps[k:]``. Everything ends in the picture that diffusers draws from the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ldm.errors import ArgumentError, CheckpointError
-from ldm.samplers.ddim import ddim
-from ldm.samplers.ddpm import ddpm
-from ldm.samplers.dpmpp import dpmpp_2m
-from ldm.samplers.lcm import lcm
 from ldm.samplers.loop import Denoise, Noise, Pair, Step, sample, start_index
-from ldm.samplers.pndm import pndm
-from ldm.samplers.spacing import chain, dpmpp_levels, euler_levels, lcm_levels, strides
+from ldm.samplers.names import find_sampler, find_schedule, unknown_sampler
+from ldm.samplers.schedules import SCHEDULES
+from ldm.samplers.spacing import lcm_levels, pairs
+from ldm.samplers.table import SAMPLERS, Sampler, Steps
 
 if TYPE_CHECKING:
     from ldm.config import SchedulerConfig
@@ -33,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SAMPLERS",
+    "SCHEDULES",
     "Choice",
     "Denoise",
     "Noise",
@@ -40,112 +36,61 @@ __all__ = [
     "Sampler",
     "Step",
     "bind",
+    "choose",
+    "find_sampler",
+    "find_schedule",
     "first_noise_scale",
     "from_config",
+    "lcm_levels",
     "plan",
+    "read_names",
     "sample",
-    "schedule_type",
     "start_index",
 ]
-
-
-@dataclass(frozen=True)
-class Sampler:
-    """One row of SAMPLERS."""
-
-    label: str  # as A1111 writes it into a picture
-    class_name: str  # diffusers' scheduler of the same method
-    bind: Callable[[DDPMScheduler, float], Step]  # (scheduler, η) → step
-    levels: Callable[[DDPMScheduler, int, str, bool], list[Pair]]  # (…, n, spacing, karras)
-    spacing: str  # where scheduler_config.json names none
-    karras: bool = False  # may use Karras levels
-    eta: bool = False  # takes η
-    scaled_noise: bool = False  # starts from σ ε, unless the spacing is "leading"
-    # Config values that the method honours; from_config refuses others.
-    honours: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+OWN_SCHEDULES = {  # of scheduler_config.json
+    "use_karras_sigmas": "karras",
+    "use_exponential_sigmas": "exponential",
+    "use_beta_sigmas": "beta",
+}
 
 
 class Choice(NamedTuple):
-    """A sampler and its levels."""
+    """A sampler and its schedule: keys of SAMPLERS and SCHEDULES."""
 
     name: str
-    karras: bool
+    schedule: str = "normal"
 
 
-def _clip(scheduler: DDPMScheduler) -> float | None:
-    return scheduler.config.clip_sample_range if scheduler.config.clip_sample else None
+def choose(config: SchedulerConfig, sampler: str | None, schedule: str | None = None) -> Choice:
+    """The sampler and schedule of names, in any case; None as ``scheduler_config.json`` says.
+
+    sampler: ours, A1111's or diffusers' name, maybe with a schedule at its end ("euler_karras").
+    schedule: a key of SCHEDULES or A1111's label.
+    Raises ArgumentError for an unknown name, two different schedules, or a schedule that the
+    sampler cannot use; CheckpointError as ``from_config`` does.
+    """
+    name, wanted = read_names(sampler, schedule)
+    name = name or from_config(config).name
+    choice = Choice(name, wanted or _own_schedule(config, SAMPLERS[name]))
+    _check_schedule(*choice)
+    return choice
 
 
-SAMPLERS: dict[str, Sampler] = {
-    "ddpm": Sampler(
-        label="DDPM",
-        class_name="DDPMScheduler",
-        bind=lambda scheduler, eta: partial(
-            ddpm, clip=_clip(scheduler), variance_type=scheduler.config.variance_type
-        ),
-        levels=chain,
-        spacing="leading",
-        honours={"variance_type": ("fixed_small", "fixed_large"), "thresholding": (False,)},
-    ),
-    "ddim": Sampler(
-        label="DDIM",
-        class_name="DDIMScheduler",
-        bind=lambda scheduler, eta: partial(ddim, eta=eta, clip=_clip(scheduler)),
-        levels=strides,
-        spacing="leading",
-        eta=True,
-        honours={"thresholding": (False,)},
-    ),
-    "dpmpp_2m": Sampler(
-        label="DPM++ 2M",
-        class_name="DPMSolverMultistepScheduler",
-        bind=lambda scheduler, eta: dpmpp_2m,
-        levels=dpmpp_levels,
-        spacing="linspace",
-        karras=True,
-        honours={
-            "algorithm_type": ("dpmsolver++",),
-            "solver_order": (2,),
-            "solver_type": ("midpoint",),
-            "final_sigmas_type": ("zero",),
-            "thresholding": (False,),
-        },
-    ),
-    "pndm": Sampler(
-        label="PLMS",
-        class_name="PNDMScheduler",
-        bind=lambda scheduler, eta: partial(pndm, scheduler=scheduler),
-        levels=strides,
-        spacing="leading",
-        honours={"skip_prk_steps": (True,)},
-    ),
-    "euler": Sampler(
-        label="Euler",
-        class_name="EulerDiscreteScheduler",
-        bind=lambda scheduler, eta: ddim,
-        levels=euler_levels,
-        spacing="linspace",
-        karras=True,
-        scaled_noise=True,
-        honours={"final_sigmas_type": ("zero",)},
-    ),
-    "euler_a": Sampler(
-        label="Euler a",
-        class_name="EulerAncestralDiscreteScheduler",
-        bind=lambda scheduler, eta: partial(ddim, eta=1.0),
-        levels=euler_levels,
-        spacing="linspace",
-        scaled_noise=True,
-    ),
-    "lcm": Sampler(
-        label="LCM",
-        class_name="LCMScheduler",
-        bind=lambda scheduler, eta: lcm,
-        levels=lcm_levels,
-        spacing="leading",
-        honours={"thresholding": (False,)},
-    ),
-}
+def read_names(sampler: str | None, schedule: str | None) -> tuple[str | None, str | None]:
+    """Keys of SAMPLERS and SCHEDULES for names as of ``choose``; None where nothing is said.
+
+    Raises ArgumentError as ``choose`` does, as far as can be told without a model.
+    """
+    name, named = (None, None) if sampler is None else find_sampler(sampler)
+    wanted = None if schedule is None else find_schedule(schedule)
+    if named and wanted and named != wanted:
+        raise ArgumentError(
+            f"sampler is {sampler!r}, but schedule is {schedule!r}; leave one of them out"
+        )
+    wanted = wanted or named
+    if name and wanted:
+        _check_schedule(name, wanted)
+    return name, wanted
 
 
 def from_config(config: SchedulerConfig) -> Choice:
@@ -154,25 +99,28 @@ def from_config(config: SchedulerConfig) -> Choice:
     Raises CheckpointError for a class, or a setting of it, that we do not draw with.
     """
     way_out = f"choose a sampler with --sampler {{{','.join(SAMPLERS)}}}"
-    names = {row.class_name: name for name, row in SAMPLERS.items()}
-    if config.sampler_class not in names:
+    wrong = {
+        name: [key for key, values in row.honours.items() if getattr(config, key) not in values]
+        for name, row in SAMPLERS.items()
+        if row.class_name == config.sampler_class
+    }
+    if not wrong:
         raise CheckpointError(
             f"scheduler_config.json: _class_name is {config.sampler_class!r}, which is not "
             f"supported; {way_out}"
         )
-    name = names[config.sampler_class]
-    for key, values in SAMPLERS[name].honours.items():
-        if getattr(config, key) not in values:
-            raise CheckpointError(
-                f"scheduler_config.json: {key} of {config.sampler_class} is "
-                f"{getattr(config, key)!r}; only {' or '.join(map(repr, values))} is supported; "
-                f"{way_out}"
-            )
-    return Choice(name, SAMPLERS[name].karras and bool(config.use_karras_sigmas))
+    name = min(wrong, key=lambda name: len(wrong[name]))
+    for key in wrong[name]:
+        raise CheckpointError(
+            f"scheduler_config.json: {key} of {config.sampler_class} is "
+            f"{getattr(config, key)!r}; only "
+            f"{' or '.join(map(repr, SAMPLERS[name].honours[key]))} is supported; {way_out}"
+        )
+    return Choice(name, _own_schedule(config, SAMPLERS[name]))
 
 
 def plan(
-    scheduler: DDPMScheduler, name: str, num_inference_steps: int, karras: bool | None = None
+    scheduler: DDPMScheduler, name: str, num_inference_steps: int, schedule: str | None = None
 ) -> list[Pair]:
     """The (from, to) levels of a whole run, one pair a step, noisiest first.
 
@@ -180,18 +128,33 @@ def plan(
         scheduler: the checkpoint's; its config's ``timestep_spacing`` counts for every sampler.
         name: a key of SAMPLERS.
         num_inference_steps: how many pairs, at least 1.
-        karras: levels of Karras et al. 2022; None as the checkpoint's config says.
+        schedule: a key of SCHEDULES; None as the checkpoint's config says.
 
-    Raises ArgumentError for an unknown name, a number of steps that does not fit, or Karras levels
-    with a method that has none; CheckpointError where the network cannot start from pure noise.
+    Raises ArgumentError for an unknown name, a number of steps that does not fit, or a schedule
+    that the method cannot use; CheckpointError where the network cannot start from pure noise.
     """
     row = _row(name)
-    if karras and not row.karras:
-        able = ", ".join(key for key, other in SAMPLERS.items() if other.karras)
-        raise ArgumentError(f"sampler {name!r} has no Karras levels; these have: {able}")
-    if karras is None:
-        karras = row.karras and bool(scheduler.config.use_karras_sigmas)
-    steps = row.levels(scheduler, num_inference_steps, _spacing(scheduler, row), karras)
+    own = schedule is None
+    schedule = _own_schedule(scheduler.config, row) if own else find_schedule(schedule)
+    _check_schedule(name, schedule)
+    make = SCHEDULES[schedule].make
+    within_own = row.within_own and schedule in OWN_SCHEDULES.values()
+    if make is None or within_own:
+        steps = row.levels(scheduler, num_inference_steps, _spacing(scheduler, row))
+    if make is not None:
+        if num_inference_steps < 1:
+            raise ArgumentError(
+                f"num_inference_steps is {num_inference_steps}; it must be at least 1"
+            )
+        ends = scheduler.ratios[-1], scheduler.ratios[0]
+        if within_own:
+            ends = tuple(level.sigma / level.alpha for level in (steps[0][0], steps[-1][0]))
+        levels = make(scheduler, num_inference_steps, *ends)
+        whole = row.whole.get(schedule, float)
+        cosine = scheduler.config.beta_schedule == "squaredcos_cap_v2"
+        if cosine and row.class_name == "DPMSolverMultistepScheduler":
+            whole = int  # diffusers does not round there, but only cuts off
+        steps = pairs([level._replace(t=float(whole(level.t))) for level in levels], scheduler)
     if steps[0][0].alpha == 0 and scheduler.config.prediction_type == "epsilon":
         raise CheckpointError(
             f"scheduler_config.json: prediction_type 'epsilon' says nothing at zero SNR, where "
@@ -201,18 +164,19 @@ def plan(
     return steps
 
 
-def bind(scheduler: DDPMScheduler, name: str, eta: float = 0.0) -> Step:
+def bind(scheduler: DDPMScheduler, name: str, eta: float = 0.0, steps: Steps = ()) -> Step:
     """The step of sampler `name` with the checkpoint's settings (clipping, variance).
 
-    η in [0, 1] scales the noise that "ddim" adds. Raises ArgumentError for an unknown name, η out
-    of range, or η with another sampler.
+    η in [0, 1] scales the noise that "ddim" adds. `steps` is the whole plan, also where only its
+    end is run: some methods are of lower order near the end. Raises ArgumentError for an unknown
+    name, η out of range, or η with another sampler.
     """
     row = _row(name)
     if not 0 <= eta <= 1:
         raise ArgumentError(f"eta is {eta}; it must be in [0, 1]: 0 adds no noise")
     if eta and not row.eta:
         raise ArgumentError(f"eta is {eta}, but sampler {name!r} has no eta; only 'ddim' has")
-    return row.bind(scheduler, eta)
+    return row.bind(scheduler, eta, steps)
 
 
 def first_noise_scale(scheduler: DDPMScheduler, name: str, steps: list[Pair]) -> float:
@@ -225,16 +189,31 @@ def first_noise_scale(scheduler: DDPMScheduler, name: str, steps: list[Pair]) ->
     return steps[0][0].sigma if scaled else 1.0
 
 
-def schedule_type(karras: bool) -> str:
-    """A1111's "Schedule type" for a picture's metadata."""
-    return "Karras" if karras else "Automatic"
-
-
 def _row(name: str) -> Sampler:
     if name not in SAMPLERS:
-        raise ArgumentError(f"sampler is {name!r}; expected one of {', '.join(SAMPLERS)}")
+        raise unknown_sampler(name)
     return SAMPLERS[name]
 
 
 def _spacing(scheduler: DDPMScheduler, row: Sampler) -> str:
     return scheduler.config.timestep_spacing or row.spacing
+
+
+def _own_schedule(config: SchedulerConfig, row: Sampler) -> str:
+    """What the config says, where diffusers' class of this sampler obeys it."""
+    asked = [name for key, name in OWN_SCHEDULES.items() if getattr(config, key)]
+    if len(asked) > 1:
+        raise CheckpointError(
+            f"scheduler_config.json: it asks for {' and '.join(asked)} levels at once; keep one of "
+            f"{', '.join(OWN_SCHEDULES)}"
+        )
+    return asked[0] if asked and row.obeys_schedule else "normal"
+
+
+def _check_schedule(name: str, schedule: str) -> None:
+    row = _row(name)
+    if schedule not in row.schedules:
+        raise ArgumentError(
+            f"schedule {schedule!r} does not suit sampler {name!r}: {row.unfit}; choose one of "
+            f"{', '.join(row.schedules)}, or another sampler"
+        )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from math import expm1
+from collections.abc import Container
 from typing import TYPE_CHECKING, Any
+
+from ldm.samplers.moves import ode_move
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,10 +24,38 @@ def dpmpp_2m(
 
     The first step of a run, and the last (σ_b = 0, h = ∞), are of first order: D = x̂₀.
     """
-    x0, h = denoise(x, a), b.lam - a.lam
-    d = x0
+    x0 = d = denoise(x, a)
     if past and b.sigma:
         before, level = past.pop()
-        d = x0 + h / (a.lam - level.lam) / 2 * (x0 - before)
+        d = x0 + (b.lam - a.lam) / (a.lam - level.lam) / 2 * (x0 - before)
     past.append((x0, a))
-    return b.sigma / a.sigma * x - b.alpha * expm1(-h) * d, x0
+    return ode_move(x, d, a, b), x0
+
+
+def dpmpp_2s(
+    denoise: Denoise,
+    x: Tensor,
+    a: Level,
+    b: Level,
+    past: list[Any],
+    noise: Noise,
+    second: Container[Level] = (),
+) -> tuple[Tensor, Tensor]:
+    """Singlestep solver in pairs of steps, as diffusers does it (algorithm 1, r = h₁/(h₁ + h₂)).
+
+    The first of a pair is of first order; the second goes from the start x_s of the first:
+
+        x_b = σ_b/σ_s x_s − α_b (e^{−h} − 1) D,   h = λ_b − λ_s
+        D = x̂₀,ₛ + h/(2 h₁) (x̂₀ − x̂₀,ₛ),          h₁ = λ_a − λ_s
+
+    `second` holds the levels where the second of a pair begins; a run that starts at one of them
+    takes a step of first order there. The last step (σ_b = 0) is of first order.
+    """
+    x0 = denoise(x, a)
+    if past and b.sigma:
+        start, before, s = past.pop()
+        d = before + (b.lam - s.lam) / (a.lam - s.lam) / 2 * (x0 - before)
+        return ode_move(start, d, s, b), x0
+    if a not in second:
+        past.append((x, x0, a))
+    return ode_move(x, x0, a, b), x0

@@ -10,8 +10,6 @@ if TYPE_CHECKING:
     from ldm.samplers.loop import Pair
     from ldm.scheduler import DDPMScheduler, Level
 
-RHO = 7  # Karras et al. 2022, section 3
-
 
 def timesteps(
     scheduler: DDPMScheduler, n: int, spacing: str, *, spare: int = 0, whole: bool = True
@@ -50,12 +48,12 @@ def timesteps(
     return [round(t) if whole else t for t in ts[:n]]
 
 
-def chain(scheduler: DDPMScheduler, n: int, spacing: str, karras: bool) -> list[Pair]:
+def chain(scheduler: DDPMScheduler, n: int, spacing: str) -> list[Pair]:
     """DDPM: from each timestep to the next one, and at last to the clean image."""
-    return _pairs([scheduler.level(t) for t in timesteps(scheduler, n, spacing)], scheduler)
+    return pairs([scheduler.level(t) for t in timesteps(scheduler, n, spacing)], scheduler)
 
 
-def strides(scheduler: DDPMScheduler, n: int, spacing: str, karras: bool) -> list[Pair]:
+def strides(scheduler: DDPMScheduler, n: int, spacing: str) -> list[Pair]:
     """DDIM and PNDM: from t to t − T//n, which need not be the next timestep.
 
     Where it is not ("linspace" above all, "trailing" where n does not divide T), x and the level
@@ -63,15 +61,11 @@ def strides(scheduler: DDPMScheduler, n: int, spacing: str, karras: bool) -> lis
     """
     ts = timesteps(scheduler, n, spacing)
     stride = scheduler.config.num_train_timesteps // n
-    end = scheduler.level(-1)
-    if not scheduler.config.set_alpha_to_one:  # stop at ᾱ₀, just before the clean image
-        end = scheduler.level(0)._replace(t=end.t)
+    end = scheduler.level(-1) if scheduler.config.set_alpha_to_one else _almost_clean(scheduler)
     return [(scheduler.level(t), scheduler.level(t - stride) if t >= stride else end) for t in ts]
 
 
-def lcm_levels(
-    scheduler: DDPMScheduler, n: int, spacing: str, karras: bool, strength: float = 1.0
-) -> list[Pair]:
+def lcm_levels(scheduler: DDPMScheduler, n: int, spacing: str, strength: float = 1.0) -> list[Pair]:
     """LCM: n of the timesteps that it was distilled on, from the noisiest; or below a strength."""
     total, taught = scheduler.config.num_train_timesteps, scheduler.config.original_inference_steps
     below = int(taught * strength)
@@ -81,46 +75,43 @@ def lcm_levels(
             f"distilled on{' times strength' if strength < 1 else ''}; 4 to 8 are usual"
         )
     ts = [(below - i * below // n) * (total // taught) - 1 for i in range(n)]
-    return _pairs([scheduler.level(t) for t in ts], scheduler)
+    return pairs([scheduler.level(t) for t in ts], scheduler)
 
 
-def euler_levels(scheduler: DDPMScheduler, n: int, spacing: str, karras: bool) -> list[Pair]:
-    """Euler: a chain with fractional timesteps; Karras levels lie between its first and last."""
+def euler_levels(scheduler: DDPMScheduler, n: int, spacing: str) -> list[Pair]:
+    """Euler and k-diffusion's other methods: a chain with fractional timesteps."""
     ts = timesteps(scheduler, n, spacing, whole=False)
-    levels = [_finite_level(scheduler, t) for t in ts]
-    if karras:
-        ends = (level.sigma / level.alpha for level in (levels[0], levels[-1]))
-        levels = karras_levels(scheduler, n, *ends)
-    return _pairs(levels, scheduler)
+    return pairs([_finite_level(scheduler, t) for t in ts], scheduler)
 
 
-def dpmpp_levels(scheduler: DDPMScheduler, n: int, spacing: str, karras: bool) -> list[Pair]:
-    """DPM++: a chain of whole timesteps; n + 1 are laid and the cleanest is left out.
-
-    Karras levels span the whole training range; the t that the network is told is rounded, so it
-    may repeat.
-    """
+def dpmpp_levels(scheduler: DDPMScheduler, n: int, spacing: str) -> list[Pair]:
+    """DPM++ and UniPC: a chain of whole timesteps; n + 1 are laid, the cleanest is left out."""
     ts = timesteps(scheduler, n, spacing, spare=0 if spacing == "trailing" else 1)
-    if not karras:
-        return _pairs([_finite_level(scheduler, t) for t in ts], scheduler)
-    whole = int if scheduler.config.beta_schedule == "squaredcos_cap_v2" else round
-    levels = karras_levels(scheduler, n, scheduler.ratios[-1], scheduler.ratios[0])
-    return _pairs([level._replace(t=float(whole(level.t))) for level in levels], scheduler)
+    return pairs([_finite_level(scheduler, t) for t in ts], scheduler)
 
 
-def karras_levels(scheduler: DDPMScheduler, n: int, high: float, low: float) -> list[Level]:
-    """n levels with (σ/α)^(1/ρ) evenly from high to low (Karras et al. 2022, eq. 5)."""
-    start, end = high ** (1 / RHO), low ** (1 / RHO)
-    ramp = [i / max(n - 1, 1) for i in range(n)]
-    return [scheduler.level_of((start + r * (end - start)) ** RHO) for r in ramp]
+def singlestep_levels(scheduler: DDPMScheduler, n: int, spacing: str) -> list[Pair]:
+    """DPM++ 2S: as ``dpmpp_levels``; diffusers has "linspace" for it, whatever the config says."""
+    return dpmpp_levels(scheduler, n, "linspace")
+
+
+def deis_levels(scheduler: DDPMScheduler, n: int, spacing: str) -> list[Pair]:
+    """DEIS: as ``dpmpp_levels``, but it stops at ᾱ₀."""
+    *steps, (a, _) = dpmpp_levels(scheduler, n, spacing)
+    return [*steps, (a, _almost_clean(scheduler))]
+
+
+def pairs(levels: list[Level], scheduler: DDPMScheduler) -> list[Pair]:
+    """Each level with the next; the last with the clean image."""
+    return list(zip(levels, [*levels[1:], scheduler.level(-1)], strict=True))
+
+
+def _almost_clean(scheduler: DDPMScheduler) -> Level:
+    """ᾱ₀, the cleanest level of training, as the end of a run."""
+    return scheduler.level(0)._replace(t=scheduler.level(-1).t)
 
 
 def _finite_level(scheduler: DDPMScheduler, t: float) -> Level:
     """``scheduler.level(t)``, but with a finite λ also at zero terminal SNR."""
     level = scheduler.level(t)
     return level if level.alpha else scheduler.level_of(scheduler.ratios[-1])._replace(t=level.t)
-
-
-def _pairs(levels: list[Level], scheduler: DDPMScheduler) -> list[Pair]:
-    """Each level with the next; the last with the clean image."""
-    return list(zip(levels, [*levels[1:], scheduler.level(-1)], strict=True))

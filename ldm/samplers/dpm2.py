@@ -1,0 +1,46 @@
+"""DPM2 and DPM2 a: k-diffusion's midpoint methods, after DPM-Solver-2 (Lu et al. 2022,
+"DPM-Solver") and algorithm 2 of Karras et al. 2022."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from ldm.samplers.moves import noise_in, ode_move, ratio
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ldm.samplers.loop import Denoise, Noise
+    from ldm.scheduler import DDPMScheduler, Level
+
+
+def dpm2(
+    denoise: Denoise,
+    x: Tensor,
+    a: Level,
+    b: Level,
+    past: list[Any],
+    noise: Noise,
+    scheduler: DDPMScheduler,
+    ancestral: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Half a step of Euler in log ρ, then the whole step along the slope found there.
+
+        x_b/α_b = x_a/α_a + (ρ_d − ρ_a) ε̂(√(ρ_a ρ_d)) + √(ρ_b² − ρ_d²) ε,   ρ = σ/α
+
+    with ρ_d = ρ_b, without noise; "ancestral" goes below, to ρ_d = ρ_b²/ρ_a, and adds noise, so
+    that its middle is ρ_b (Song et al. 2021, DDIM's η = 1). Two calls of the network; one on the
+    last step, from which nothing is drawn.
+    """
+    x0 = denoise(x, a)
+    if not b.sigma:
+        return ode_move(x, x0, a, b), x0
+    down = ratio(b) ** 2 / ratio(a) if ancestral else ratio(b)
+    middle = scheduler.level_of(math.sqrt(ratio(a) * down))
+    half = ode_move(x, x0, a, middle)
+    x0 = denoise(half, middle)
+    y = x / a.alpha + (down - ratio(a)) * noise_in(half, x0, middle)
+    if ancestral:
+        y = y + math.sqrt(ratio(b) ** 2 - down**2) * noise()
+    return b.alpha * y, x0

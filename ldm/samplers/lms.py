@@ -1,0 +1,35 @@
+"""LMS: the linear multistep method of k-diffusion (Crowson 2022), Adams-Bashforth in σ/α."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ldm.samplers.moves import noise_in, ratio
+from ldm.samplers.weights import adams
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ldm.samplers.loop import Denoise, Noise
+    from ldm.scheduler import Level
+
+ORDER = 4
+
+
+def lms(
+    denoise: Denoise, x: Tensor, a: Level, b: Level, past: list[Any], noise: Noise
+) -> tuple[Tensor, Tensor]:
+    """Integrate the cubic through the last four slopes (Hairer et al. 1993, III.1, eq. 1.5).
+
+        x_b/α_b = x_a/α_a + ∫_{ρ_a}^{ρ_b} P(ρ) dρ,   P(ρ_k) = ε̂_k,   ρ = σ/α
+
+    The order grows over the first steps of a run, wherever it starts; diffusers' image-to-image
+    takes weights of four slopes there and leaves out those that it has not got, which makes its
+    first steps too long or too short.
+    """
+    x0, here, step = denoise(x, a), ratio(a), ratio(b) - ratio(a)
+    past.append((noise_in(x, x0, a), here))
+    del past[:-ORDER]
+    weights = adams([(place - here) / step for _, place in past])
+    slope = sum(w * slope for w, (slope, _) in zip(weights, past, strict=True))
+    return b.alpha * (x / a.alpha + step * slope), x0

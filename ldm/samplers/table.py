@@ -1,0 +1,253 @@
+"""All samplers: what they are called, which step and which levels of noise each one has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from ldm.samplers.ddim import ddim
+from ldm.samplers.ddpm import ddpm
+from ldm.samplers.deis import deis
+from ldm.samplers.dpm2 import dpm2
+from ldm.samplers.dpmpp import dpmpp_2m, dpmpp_2s
+from ldm.samplers.dpmpp_sde import dpmpp_2m_sde, dpmpp_2s_a, dpmpp_3m_sde, dpmpp_sde
+from ldm.samplers.heun import heun
+from ldm.samplers.lcm import lcm
+from ldm.samplers.lms import lms
+from ldm.samplers.loop import Pair, Step
+from ldm.samplers.pndm import pndm
+from ldm.samplers.schedules import SCHEDULES
+from ldm.samplers.spacing import (
+    chain,
+    deis_levels,
+    dpmpp_levels,
+    euler_levels,
+    lcm_levels,
+    singlestep_levels,
+    strides,
+)
+from ldm.samplers.unipc import unipc
+
+if TYPE_CHECKING:
+    from ldm.scheduler import DDPMScheduler, Level
+
+Steps = Sequence[Pair]
+FINE = 15  # diffusers spares runs of fewer steps the last one's second order
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """One row of SAMPLERS."""
+
+    label: str  # as A1111 writes it into a picture
+    class_name: str | None  # diffusers' scheduler of the same method
+    bind: Callable[[DDPMScheduler, float, Steps], Step]  # (scheduler, η, the run's steps) → step
+    levels: Callable[[DDPMScheduler, int, str], list[Pair]]  # (…, n, spacing): schedule "normal"
+    spacing: str  # where scheduler_config.json names none
+    calls: int = 1  # of the network in a step
+    eta: bool = False  # takes η
+    scaled_noise: bool = False  # starts from σ ε, unless the spacing is "leading"
+    # Whether diffusers' class obeys use_karras_sigmas and the like.
+    obeys_schedule: bool = False
+    # Whether diffusers' class lays them between the ends of its own levels, not of all training.
+    within_own: bool = False
+    # schedule → how diffusers rounds the timesteps that the network is told.
+    whole: Mapping[str, Callable[[float], float]] = field(default_factory=dict)
+    schedules: tuple[str, ...] = tuple(SCHEDULES)  # those that make sense
+    unfit: str = ""  # why the others do not
+    # Config values that the method honours; from_config refuses others.
+    honours: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+
+
+def _clip(scheduler: DDPMScheduler) -> float | None:
+    return scheduler.config.clip_sample_range if scheduler.config.clip_sample else None
+
+
+def _left(steps: Steps) -> dict[Level, int]:
+    """How many steps of a run are left, by the level at which they begin."""
+    return {a: len(steps) - i for i, (a, _) in enumerate(steps)}
+
+
+K_DIFFUSION: dict[str, Any] = {
+    "levels": euler_levels,
+    "spacing": "linspace",
+    "scaled_noise": True,
+    "within_own": True,
+}
+MULTISTEP: dict[str, Any] = {
+    "levels": dpmpp_levels,
+    "spacing": "linspace",
+    "obeys_schedule": True,
+    "whole": {"karras": round, "exponential": int, "beta": int},
+}
+SOLVER: dict[str, tuple[Any, ...]] = {
+    "solver_order": (2,),
+    "solver_type": ("midpoint",),
+    "final_sigmas_type": ("zero",),
+    "thresholding": (False,),
+}
+SAMPLERS: dict[str, Sampler] = {
+    "ddpm": Sampler(
+        label="DDPM",
+        class_name="DDPMScheduler",
+        bind=lambda scheduler, eta, steps: partial(
+            ddpm, clip=_clip(scheduler), variance_type=scheduler.config.variance_type
+        ),
+        levels=chain,
+        spacing="leading",
+        honours={"variance_type": ("fixed_small", "fixed_large"), "thresholding": (False,)},
+    ),
+    "ddim": Sampler(
+        label="DDIM",
+        class_name="DDIMScheduler",
+        bind=lambda scheduler, eta, steps: partial(ddim, eta=eta, clip=_clip(scheduler)),
+        levels=strides,
+        spacing="leading",
+        eta=True,
+        honours={"thresholding": (False,)},
+    ),
+    "pndm": Sampler(
+        label="PLMS",
+        class_name="PNDMScheduler",
+        bind=lambda scheduler, eta, steps: partial(pndm, scheduler=scheduler),
+        levels=strides,
+        spacing="leading",
+        schedules=("normal", "sgm_uniform", "simple"),
+        unfit="its weights are those of equal steps of time",
+        honours={"skip_prk_steps": (True,)},
+    ),
+    "euler": Sampler(
+        label="Euler",
+        class_name="EulerDiscreteScheduler",
+        bind=lambda scheduler, eta, steps: ddim,
+        **K_DIFFUSION,
+        obeys_schedule=True,
+        honours={"final_sigmas_type": ("zero",)},
+    ),
+    "euler_a": Sampler(
+        label="Euler a",
+        class_name="EulerAncestralDiscreteScheduler",
+        bind=lambda scheduler, eta, steps: partial(ddim, eta=1.0),
+        **K_DIFFUSION,
+    ),
+    "heun": Sampler(
+        label="Heun",
+        class_name="HeunDiscreteScheduler",
+        bind=lambda scheduler, eta, steps: heun,
+        **K_DIFFUSION,
+        calls=2,
+        obeys_schedule=True,
+        honours={"clip_sample": (False,)},
+    ),
+    "dpm2": Sampler(
+        label="DPM2",
+        class_name="KDPM2DiscreteScheduler",
+        bind=lambda scheduler, eta, steps: partial(dpm2, scheduler=scheduler),
+        **K_DIFFUSION,
+        calls=2,
+        obeys_schedule=True,
+        whole={"karras": round},
+    ),
+    "dpm2_a": Sampler(
+        label="DPM2 a",
+        class_name="KDPM2AncestralDiscreteScheduler",
+        bind=lambda scheduler, eta, steps: partial(dpm2, scheduler=scheduler, ancestral=True),
+        **K_DIFFUSION,
+        calls=2,
+        obeys_schedule=True,
+        whole={"karras": round},
+    ),
+    "lms": Sampler(
+        label="LMS",
+        class_name="LMSDiscreteScheduler",
+        bind=lambda scheduler, eta, steps: lms,
+        **K_DIFFUSION,
+        obeys_schedule=True,
+    ),
+    "dpmpp_2m": Sampler(
+        label="DPM++ 2M",
+        class_name="DPMSolverMultistepScheduler",
+        bind=lambda scheduler, eta, steps: dpmpp_2m,
+        **MULTISTEP,
+        honours={"algorithm_type": ("dpmsolver++",), **SOLVER},
+    ),
+    "dpmpp_2m_sde": Sampler(
+        label="DPM++ 2M SDE",
+        class_name="DPMSolverMultistepScheduler",
+        bind=lambda scheduler, eta, steps: dpmpp_2m_sde,
+        **MULTISTEP,
+        honours={"algorithm_type": ("sde-dpmsolver++",), **SOLVER},
+    ),
+    "dpmpp_3m_sde": Sampler(
+        label="DPM++ 3M SDE",
+        class_name="DPMSolverMultistepScheduler",
+        bind=lambda scheduler, eta, steps: dpmpp_3m_sde,
+        **MULTISTEP,
+        honours={"algorithm_type": ("sde-dpmsolver++",), **SOLVER, "solver_order": (3,)},
+    ),
+    "dpmpp_2s": Sampler(
+        label="DPM++ 2S",
+        class_name="DPMSolverSinglestepScheduler",
+        bind=lambda scheduler, eta, steps: partial(
+            dpmpp_2s, second=frozenset(a for a, _ in steps[1::2])
+        ),
+        **{**MULTISTEP, "levels": singlestep_levels},
+        honours={"algorithm_type": ("dpmsolver++",), **SOLVER},
+    ),
+    "dpmpp_2s_a": Sampler(
+        label="DPM++ 2S a",
+        class_name=None,
+        bind=lambda scheduler, eta, steps: dpmpp_2s_a,
+        **K_DIFFUSION,
+        calls=2,
+    ),
+    "dpmpp_sde": Sampler(
+        label="DPM++ SDE",
+        class_name="DPMSolverSDEScheduler",
+        bind=lambda scheduler, eta, steps: partial(dpmpp_sde, scheduler=scheduler),
+        **K_DIFFUSION,
+        calls=2,
+        obeys_schedule=True,
+    ),
+    "unipc": Sampler(
+        label="UniPC",
+        class_name="UniPCMultistepScheduler",
+        bind=lambda scheduler, eta, steps: partial(
+            unipc, order=min(scheduler.config.solver_order, 3), left=_left(steps)
+        ),
+        **MULTISTEP,
+        honours={
+            "solver_order": (1, 2, 3),
+            # diffusers takes the others, which are other classes', for "bh2"
+            "solver_type": ("bh2", "midpoint", "heun", "logrho"),
+            "lower_order_final": (True,),
+            "final_sigmas_type": ("zero",),
+            "thresholding": (False,),
+        },
+    ),
+    "deis": Sampler(
+        label="DEIS",
+        class_name="DEISMultistepScheduler",
+        bind=lambda scheduler, eta, steps: partial(deis, careful=0 < len(steps) < FINE),
+        **{**MULTISTEP, "levels": deis_levels},
+        honours={
+            "solver_order": (2,),
+            "lower_order_final": (True,),
+            "thresholding": (False,),
+        },
+    ),
+    "lcm": Sampler(
+        label="LCM",
+        class_name="LCMScheduler",
+        bind=lambda scheduler, eta, steps: lcm,
+        levels=lcm_levels,
+        spacing="leading",
+        schedules=tuple(
+            name for name in SCHEDULES if name not in ("karras", "exponential", "beta")
+        ),
+        unfit="at t = 0, where it ends, a consistency model returns its noisy input",
+        honours={"thresholding": (False,)},
+    ),
+}
