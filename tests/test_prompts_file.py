@@ -126,7 +126,7 @@ BAD = [
         '{"prompt": "a", "steps": 3, "num_inference_steps": 4}',
         "'num_inference_steps' is said twice",
     ),
-    ('{"prompt": "a", "sampler": "best"}', "--sampler: invalid choice: 'best'"),
+    ('{"prompt": "a", "sampler": "best"}', "sampler is 'best'; expected one of"),
     ('{"prompt": "a", "seed": -2}', "--seed is -2; it must be in"),
     ('{"prompt": "a", "strength": 0.5}', "--strength says how much of an --image to redraw"),
     ('{"prompt": "a\\ud800"}', "it must be text that is valid Unicode"),
