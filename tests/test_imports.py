@@ -22,7 +22,7 @@ LAYERS = [
     {"assets", "config", "devices", "layers", "metadata", "noise"},
     {"checkpoints", "clip", "images", "scheduler", "tokenizer", "unet", "vae"},
     {"conditioning", "inputs", "samplers"},
-    {"adapters", "guidance", "inpainting", "loading"},
+    {"adapters", "guidance", "inpainting", "loading", "recipe"},
     {"pipeline"},
     {"training"},  # above the pipeline, since a run draws samples as its users will
     {"cli"},

@@ -9,14 +9,15 @@ import secrets
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ldm import __version__
+from ldm.cli.again import drawn_on, model_name, parse, recipe_of, with_file
 from ldm.cli.common import importing_torch, run, tell
 from ldm.cli.loras import LoraUse, find_lora, lora_option, split_tags
-from ldm.cli.options import check, parser
+from ldm.cli.options import check
 from ldm.errors import ImageError, LDMError
 from ldm.samplers import SAMPLERS, schedule_type
 
@@ -79,12 +80,14 @@ def generate(arguments: argparse.Namespace) -> None:
             pictures += drawn
             continue
         for job, picture in zip(batch, drawn, strict=True):
-            save(picture, job, parameters(pipe, job, picture.size, arguments), arguments.force)
+            save(picture, job, picture_texts(pipe, job, picture, arguments, batch), arguments.force)
     if arguments.grid:
         rows_of_prompts = len(arguments.prompt) > 1 and arguments.num_images > 1
         grid = image_grid(pictures, columns=arguments.num_images if rows_of_prompts else None)
-        text = parameters(pipe, jobs[0], pictures[0].size, arguments)
-        save(grid, jobs[0], text, arguments.force)
+        columns = grid.width // pictures[0].width
+        shape = f"{columns}x{grid.height // pictures[0].height}"
+        texts = picture_texts(pipe, jobs[0], pictures[0], arguments, grid=shape)
+        save(grid, jobs[0], texts, arguments.force)
     ended = time.monotonic()
     say(
         f"{len(jobs)} picture{'s' * (len(jobs) > 1)} in {ended - began:.1f} s: "
@@ -184,14 +187,15 @@ def draw(
     """The pictures of a batch, with progress on stderr; and the number of steps run."""
     from tqdm import tqdm
 
+    size, index = arguments.replay  # of --from: 1 and 0 but for a picture that was one of a batch
     stream = pipe.stream(
-        [job.text for job in batch],
+        [job.text for job in batch for _ in range(size)],
         negative_prompt=arguments.negative_prompt,
         image=image,
         strength=arguments.strength,
         num_inference_steps=arguments.num_inference_steps,
         guidance_scale=arguments.guidance_scale,
-        seed=batch[0].seed,
+        seed=batch[0].seed - index,
         sampler=arguments.sampler,
         eta=arguments.eta,
         clip_skip=arguments.clip_skip,
@@ -223,18 +227,28 @@ def draw(
     ) as bar:
         for progress in stream:
             bar.update(progress.step - bar.n)
-    return progress.output.images, progress.steps
+    drawn = progress.output.images
+    return [drawn[index]] if size > 1 else drawn, progress.steps
 
 
-def parameters(
-    pipe: Pipeline, job: Job, size: tuple[int, int], arguments: argparse.Namespace
-) -> str:
-    """How a picture was made, as A1111 writes it into the file."""
+def picture_texts(
+    pipe: Pipeline,
+    job: Job,
+    picture: Image,
+    arguments: argparse.Namespace,
+    batch: Sequence[Job] = (),
+    grid: str | None = None,
+) -> tuple[str, dict[str, Any]]:
+    """How a picture was made: as A1111 writes it into the file, and all of it exactly."""
     from ldm.metadata import format_parameters
 
     choice, defaults = pipe.choose_sampler(arguments.sampler), pipe.defaults
     scale = arguments.guidance_scale
-    return format_parameters(
+    place = (len(batch), batch.index(job)) if len(batch) > 1 else arguments.replay
+    recipe = replace(
+        recipe_of(arguments, pipe, job.prompt, job.seed, picture), batch=place, grid=grid
+    )
+    text = format_parameters(
         {
             "Prompt": job.prompt,
             "Negative prompt": arguments.negative_prompt,
@@ -243,24 +257,18 @@ def parameters(
             "Schedule type": schedule_type(choice.karras),
             "CFG scale": number(defaults.guidance_scale if scale is None else scale),
             "Seed": job.seed,
-            "Size": f"{size[0]}x{size[1]}",
+            "Size": f"{picture.width}x{picture.height}",
             "Model": model_name(arguments.model),
             "VAE": model_name(arguments.vae) if arguments.vae else None,
             "Denoising strength": None if arguments.image is None else number(arguments.strength),
             "Clip skip": arguments.clip_skip if arguments.clip_skip > 1 else None,
             "Eta": number(arguments.eta) if arguments.eta else None,
             "RNG": "CPU",
+            "Grid": grid,
             "Version": f"ldm {__version__}",
         }
     )
-
-
-def model_name(path: str | None) -> str:
-    """What a model is called in metadata: a file's name without its ending, a folder's in full."""
-    if path is None:
-        return "ldm built-in"
-    resolved = Path(path).expanduser().resolve()
-    return resolved.stem if resolved.is_file() else resolved.name
+    return text, recipe.settings(__version__, drawn_on(pipe))
 
 
 def number(value: float) -> str:
@@ -268,11 +276,12 @@ def number(value: float) -> str:
     return repr(float(value)).removesuffix(".0")
 
 
-def save(picture: Image, job: Job, text: str, overwrite: bool) -> None:
+def save(picture: Image, job: Job, texts: tuple[str, dict[str, Any]], overwrite: bool) -> None:
     """Write a picture, then its name on stdout: a line of the very bytes of the name."""
     from ldm.images import save_image
 
-    save_image(picture, job.path, text, overwrite)
+    parameters, settings = texts
+    save_image(picture, job.path, parameters, overwrite, settings)
     if sys.stdout is None:  # closed by the caller
         return
     try:
@@ -289,9 +298,8 @@ def save(picture: Image, job: Job, text: str, overwrite: bool) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     argv = sys.argv[1:] if argv is None else argv
-    # Texts may stand between options, too; but argparse then does not know "--".
-    arguments = (parser().parse_args if "--" in argv else parser().parse_intermixed_args)(argv)
-    return run(lambda: generate(arguments), arguments.debug, arguments.quiet)
+    arguments = parse(argv)
+    return run(lambda: generate(with_file(arguments, argv)), arguments.debug, arguments.quiet)
 
 
 if __name__ == "__main__":

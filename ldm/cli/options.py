@@ -17,12 +17,12 @@ MAX_SEED = 2**63 - 1  # as PyTorch's generators and ldm.noise take it
 MAX_PICTURES = 100_000  # of one command; more is a slip of the finger
 
 
-def parser() -> Parser:
+def parser(kind: type[Parser] = Parser) -> Parser:
     """The arguments, named as diffusers names them."""
     samplers = [
         name + suffix for name, row in SAMPLERS.items() for suffix in ("", KARRAS)[: 1 + row.karras]
     ]
-    parser = Parser(
+    parser = kind(
         prog="ldm-generate",
         description="Draw pictures of a text. Without --model, the small built-in model draws "
         "icons of everyday things, 128 pixels wide, offline. Prints the names of the files on "
@@ -38,6 +38,14 @@ def parser() -> Parser:
         help='what to draw, such as "a red car"; several texts make several pictures',
     )
     add("-n", "--negative-prompt", default="", metavar="TEXT", help="what to steer away from")
+    add(
+        "--from",
+        dest="from_file",
+        type=filled,
+        metavar="PICTURE",
+        help="draw a picture again with the arguments that its file holds, ldm's or A1111's; "
+        "others that you give go before them",
+    )
     add(
         "-m",
         "--model",
@@ -139,6 +147,7 @@ def parser() -> Parser:
     add("--grid", action="store_true", help="save one picture with all of them side by side")
     add("--quiet", action="store_true", help="print nothing but errors and the names of the files")
     add("--debug", action="store_true", help="show the traceback of an error")
+    parser.set_defaults(replay=(1, 0))  # (size, index) of the batch to draw a picture in
     add("--version", action="version", version=f"ldm {__version__}")
     return parser
 
