@@ -48,6 +48,7 @@ from ldm.loading import (
     save_folder,
 )
 from ldm.noise import Noise
+from ldm.preview import fit_to
 from ldm.samplers import (
     Choice,
     Pair,
@@ -457,6 +458,18 @@ class Pipeline:
             if pixels.isfinite().all():
                 return pixels.clamp(-1, 1)
         raise self._blame()
+
+    def preview(self, latents: Tensor) -> Tensor:
+        """Scaled latents (B, C, h, w), such as ``Progress.x0`` → RGB (B, 3, h, w) in [0, 1].
+
+        Without a decode (see ``ldm.preview``). Where the model's folder has no map of its own,
+        the first call fits one, which takes some seconds with a large VAE.
+        """
+        vae = self.vae
+        if vae.preview is None:
+            like = next(vae.parameters())
+            vae.preview = fit_to(lambda x: vae.encode(x.to(like)), self.decode, vae.config.scale)
+        return vae.preview(latents)
 
     def _blame(self) -> CheckpointError:
         """Why a result is not finite: broken weights by their name, or else an overflow."""

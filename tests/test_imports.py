@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 # From the bottom up. A module or package imports from lower layers, and from itself.
 LAYERS = [
     {"errors"},
-    {"assets", "config", "devices", "layers", "metadata", "noise"},
+    {"assets", "config", "devices", "layers", "metadata", "noise", "preview"},
     {"checkpoints", "clip", "images", "scheduler", "tokenizer", "unet", "vae"},
     {"conditioning", "inputs", "samplers"},
     {"adapters", "guidance", "inpainting", "loading", "recipe"},
