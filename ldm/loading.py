@@ -103,7 +103,8 @@ def load_folder(
         "force_zeros_for_empty_prompt": bool(index.get("force_zeros_for_empty_prompt", False)),
     }
     if values := read_json(folder / PREVIEW, optional=True):
-        parts["vae"].preview = LinearPreview.of(values, folder / PREVIEW)
+        vae = parts["vae"]
+        vae.preview = LinearPreview.of(values, vae.config.latent_channels, folder / PREVIEW)
     for end in ("", "_2"):
         encoder, tokenizer = f"text_encoder{end}", f"tokenizer{end}"
         told = index.get(encoder)

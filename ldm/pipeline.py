@@ -12,6 +12,7 @@ import math
 import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,7 @@ from ldm.conditioning import (
 from ldm.config import SchedulerConfig
 from ldm.devices import choose_device, choose_dtype
 from ldm.errors import ArgumentError, CheckpointError
+from ldm.explain import AttentionMaps, explain
 from ldm.guidance import Denoiser
 from ldm.inpainting import Blend, expand, unchanged
 from ldm.inputs import check_size, read_pictures, shrink_masks, to_masks, to_pixels
@@ -470,6 +472,14 @@ class Pipeline:
             like = next(vae.parameters())
             vae.preview = fit_to(lambda x: vae.encode(x.to(like)), self.decode, vae.config.scale)
         return vae.preview(latents)
+
+    def explain(self, pictures: int = 1) -> AbstractContextManager[AttentionMaps]:
+        """Watch where each word looks while ``pictures`` pictures are drawn at once.
+
+        ``with pipe.explain() as attention:`` draw, then ``attention.words(prompt)``; see
+        ``ldm.explain``. What is drawn does not change; drawing takes a little longer.
+        """
+        return explain(self.unet, self.text_models[0].tokenizer, pictures)
 
     def _blame(self) -> CheckpointError:
         """Why a result is not finite: broken weights by their name, or else an overflow."""

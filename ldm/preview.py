@@ -33,18 +33,19 @@ class LinearPreview:
         return (colours + self.bias[:, None, None]).clamp(0, 1)
 
     @classmethod
-    def of(cls, values: dict[str, Any], where: object) -> LinearPreview:
-        """From a file's ``weight`` (3 rows) and ``bias``. Raises CheckpointError for others."""
+    def of(cls, values: dict[str, Any], channels: int, where: object) -> LinearPreview:
+        """From a file's ``weight`` (3, channels) and ``bias`` (3). Raises CheckpointError."""
         try:
             weight, bias = torch.tensor(values["weight"]), torch.tensor(values["bias"])
-            fits = weight.ndim == 2 and len(weight) == 3 and bias.shape == (3,)
+            fits = weight.shape == (3, channels) and bias.shape == (3,)
             fits = fits and bool(weight.isfinite().all() and bias.isfinite().all())
         except (KeyError, TypeError, ValueError, RuntimeError, OverflowError):
             fits = False
         if not fits:
             raise CheckpointError(
-                f"{where} is no map to colours, which has three rows of finite numbers as weight "
-                "and three as bias; delete it, or make it anew with tools/fit_preview.py"
+                f"{where} is no map to colours, which has 3 rows of {channels} numbers as weight "
+                f"for {channels} latent channels, and 3 numbers as bias; delete it, or make it "
+                "anew with tools/fit_preview.py"
             )
         return cls(weight.float(), bias.float())
 
@@ -88,9 +89,10 @@ def fit_to(
     latents, colours = [], []
     for index in range(PICTURES):
         side = COARSE[index % len(COARSE)]
-        patches = torch.rand((1, 3, side, side), generator=generator) * 2 - 1
+        # Half of the values are 0 or 1: pure colours say most.
+        patches = (torch.rand((1, 3, side, side), generator=generator) * 4 - 2).clamp(-1, 1)
         size = (SIDE * factor, SIDE * factor)
-        z = encode(F.interpolate(patches, size=size, mode="bilinear", align_corners=False))
+        z = encode(F.interpolate(patches, size=size, mode="nearest"))
         latents.append(z.float().cpu())
         colours.append(shrink(decode(z).cpu(), factor))
     return fit(torch.cat(latents), torch.cat(colours))

@@ -18,15 +18,15 @@ from ldm.errors import ImageError
 from ldm.samplers import SAMPLERS
 
 BUILT_IN = "ldm built-in"  # the model's name in a file
-LOADING = ("ema", "variant", "prediction_type", "dtype")  # arguments of Pipeline.from_pretrained
 LARGEST_BATCH = 1024
 KARRAS = "_karras"
 OUR_VERSION = re.compile(r"ldm \d")
 # Settings of the web UI that name a thing, but do not change the picture.
 NAMES = re.compile(
     r"(Model|VAE|Lora|TI|Hypernet)? ?[Hh]ash(es)?|Version|User|Batch (size|pos)|Model|VAE|RNG|Size|"
-    r"Sampler|Schedule type|Denoising strength|Grid|Script|[XYZ] (Type|Values)"
+    r"Sampler|Schedule type|Denoising strength|Grid|[XYZ] (Type|Values)"
 )
+PLOT = "X/Y/Z plot"  # the web UI's script that draws a grid
 NONE = ("", "Automatic", "None")
 
 
@@ -149,6 +149,7 @@ def from_text(text: str) -> Recipe:
         notes.append(f"Eta {arguments.pop('eta')}")
     if told.get("RNG", "GPU") != "CPU":
         notes.append(f"RNG {told.get('RNG', 'GPU')} (our noise is drawn on the CPU)")
+    grid = told.pop("Script") if told.get("Script") == PLOT else told.get("Grid")
     notes += [f"{name} {value}"[:60] for name, value in told.items() if not NAMES.fullmatch(name)]
     return Recipe(
         arguments,
@@ -156,7 +157,7 @@ def from_text(text: str) -> Recipe:
         vae=None if told.get("VAE", "") in NONE else told["VAE"],
         images=given,
         notes=tuple(notes),
-        grid=told.get("Grid", told.get("Script")),
+        grid=grid,
     )
 
 

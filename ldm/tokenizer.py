@@ -129,6 +129,10 @@ class CLIPTokenizer:
             rows.append(row + [self.pad_token_id] * (self.model_max_length - len(row)))
         return rows
 
+    def starts(self, text: str) -> list[int]:
+        """Where in `text` each token of `encode` begins."""
+        return [start for _, start in self._encode(text)]
+
     def cut(self, text: str) -> str:
         """The end of `text` that `__call__` leaves out, as it was typed; "" if all of it fits."""
         rest = self._encode(text)[self.model_max_length - 2 :]

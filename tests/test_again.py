@@ -14,14 +14,14 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from ldm import Pipeline, __version__
-from ldm.cli.again import AROUND, TOLD_OTHERWISE
+from ldm.cli.again import AROUND, LOADING, TOLD_OTHERWISE
 from ldm.cli.common import FAILED, USAGE
 from ldm.cli.generate import main
 from ldm.cli.options import parser
 from ldm.errors import ImageError
 from ldm.images import read_parameters, read_settings, save_image
 from ldm.metadata import parse_parameters
-from ldm.recipe import LOADING, Recipe, find_sampler, from_settings, from_text, read_recipe
+from ldm.recipe import Recipe, find_sampler, from_settings, from_text, read_recipe
 
 Command = Callable[..., list[str]]
 
@@ -101,7 +101,19 @@ def test_what_is_given_goes_first(command: Command) -> None:
 
 
 def test_grid(command: Command) -> None:
-    command("a", "--num-images", "3", "--seed", "4", "--steps", "1", "--grid", "-o", "grid.png")
+    command(
+        "a",
+        "--num-images",
+        "3",
+        "--seed",
+        "4",
+        "--steps",
+        "1",
+        "--grid",
+        "--no-labels",
+        "-o",
+        "grid.png",
+    )
     assert parse_parameters(read_parameters("grid.png"))["Grid"] == "2x2"
     (told,) = command("--from", "grid.png", "-o", "b.png")
     assert told == "warning: grid.png shows several pictures; the first is drawn again"

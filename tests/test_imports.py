@@ -21,7 +21,7 @@ LAYERS = [
     {"errors"},
     {"assets", "config", "devices", "layers", "metadata", "noise", "preview"},
     {"checkpoints", "clip", "images", "scheduler", "tokenizer", "unet", "vae"},
-    {"conditioning", "inputs", "samplers"},
+    {"conditioning", "explain", "inputs", "samplers", "sheets"},
     {"adapters", "guidance", "inpainting", "loading", "recipe"},
     {"pipeline"},
     {"training"},  # above the pipeline, since a run draws samples as its users will

@@ -6,9 +6,9 @@ import argparse
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-from ldm.cli.common import Parser
+from ldm.cli.common import Checker, Parser
 from ldm.cli.options import KARRAS, parser
 from ldm.errors import ArgumentError, ImageError
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ldm.pipeline import Pipeline
     from ldm.recipe import Recipe
 
+LOADING = ("ema", "variant", "prediction_type", "dtype")  # arguments of Pipeline.from_pretrained
 PICTURES = ("image",)  # options that name a picture to draw from
 # Options that do not change what is drawn …
 AROUND = frozenset(
@@ -72,7 +73,7 @@ def recipe_of(
 ) -> Recipe:
     """The recipe of a picture that was drawn alone."""
     from ldm.images import digest, load_image
-    from ldm.recipe import LOADING, Recipe
+    from ldm.recipe import Recipe
 
     choice = pipe.choose_sampler(arguments.sampler)
     recorded = {
@@ -134,13 +135,6 @@ def _given(argv: Sequence[str]) -> dict[str, Any]:
     return {name: value for name, value in told.items() if value is not None and value != []}
 
 
-class _FileParser(Parser):
-    """Checks a file's values by the rules for those of the command line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(message)
-
-
 def _from_recipe(recipe: Recipe, path: Path) -> argparse.Namespace:
     """The arguments that a command line with all that a file says would have."""
     known = vars(parser().parse_args([]))
@@ -155,7 +149,7 @@ def _from_recipe(recipe: Recipe, path: Path) -> argparse.Namespace:
         elif value:
             argv.append(option)
     try:
-        arguments = parser(_FileParser).parse_args(argv)
+        arguments = parser(Checker).parse_args(argv)
     except ValueError as error:
         raise ImageError(f"{path}: {error}") from None
     if newer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import math
 import os
 import secrets
 import sys
@@ -14,17 +15,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ldm import __version__
+from ldm.cli import seeing
 from ldm.cli.again import drawn_on, model_name, parse, recipe_of, with_file
 from ldm.cli.common import importing_torch, run, tell
 from ldm.cli.loras import LoraUse, find_lora, lora_option, split_tags
 from ldm.cli.options import check
+from ldm.cli.plots import Plot, read_plot
+from ldm.cli.seeing import Watch, beside
 from ldm.errors import ImageError, LDMError
 from ldm.samplers import SAMPLERS, schedule_type
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from ldm.pipeline import Pipeline
+    from ldm.pipeline import Pipeline, Progress
 
 NAME_BYTES = 100  # of the prompt in a file's name; file systems allow 255 in all
 BAR = "{desc}{percentage:3.0f}%|{bar}| {n}/{total} [{elapsed}<{remaining}, {rate_inv_fmt}]"
@@ -45,10 +49,17 @@ class Job:
 def generate(arguments: argparse.Namespace) -> None:
     """Check what can be checked, load the model, draw in batches, save each picture when done."""
     began = time.monotonic()
-    check(arguments)
-    jobs = plan_jobs(arguments)
+    seeing.check(arguments)
+    plot = read_plot(arguments)  # which checks its cells
+    if plot:
+        work = [(cell, plan_jobs(cell)) for cell in plot.cells]
+        jobs = [job for _, batch in work for job in batch]
+    else:
+        check(arguments)
+        jobs = plan_jobs(arguments)
+        work = [(arguments, batch) for batch in batches(jobs, arguments.batch_size)]
 
-    from ldm.images import image_grid, load_image  # before PyTorch: a wrong file is told at once
+    from ldm.images import load_image  # before PyTorch: a wrong file is told at once
 
     image = None if arguments.image is None else load_image(arguments.image)
     say: Callable[[str], None] = (lambda line: None) if arguments.quiet else tell
@@ -69,25 +80,29 @@ def generate(arguments: argparse.Namespace) -> None:
         say(f"{embedding}: use it as {pipe.load_textual_inversion(embedding)}")
     put_on(pipe, {use for job in jobs for use in job.loras}, say)
     loaded, steps = time.monotonic(), 0
-    if image is not None:
-        arguments.width, arguments.height = image_size(pipe, image, arguments)
+    for cell in [cell for cell, _ in work] if plot else [arguments]:
+        if image is not None:
+            cell.width, cell.height = image_size(pipe, image, cell)
+    check_sizes(pipe, work, plot, jobs, image)
     pictures: list[Image] = []
-    for batch in batches(jobs, arguments.batch_size):
+    for cell, batch in work:
         use_only(pipe, batch[0].loras)
-        drawn, run_steps = draw(pipe, batch, image, arguments, say)
-        steps += run_steps
-        if arguments.grid:
+        drawn, watch = draw(pipe, batch, image, cell, say)
+        steps += watch.steps
+        if arguments.grid or plot:
             pictures += drawn
             continue
-        for job, picture in zip(batch, drawn, strict=True):
-            save(picture, job, picture_texts(pipe, job, picture, arguments, batch), arguments.force)
-    if arguments.grid:
-        rows_of_prompts = len(arguments.prompt) > 1 and arguments.num_images > 1
-        grid = image_grid(pictures, columns=arguments.num_images if rows_of_prompts else None)
-        columns = grid.width // pictures[0].width
-        shape = f"{columns}x{grid.height // pictures[0].height}"
-        texts = picture_texts(pipe, jobs[0], pictures[0], arguments, grid=shape)
-        save(grid, jobs[0], texts, arguments.force)
+        for index, (job, picture) in enumerate(zip(batch, drawn, strict=True)):
+            texts = picture_texts(pipe, job, picture, arguments, batch)
+            save(picture, job.path, texts, arguments.force)
+            paths = seeing.beside(job.path, arguments)
+            for name, shown, options in watch.files(index + arguments.replay[1], job.text, picture):
+                save(shown, paths[name], texts, arguments.force, **options)
+    if arguments.grid or plot:
+        whole, columns = lay_out(pictures, jobs, arguments, plot)
+        shape = f"{columns}x{math.ceil(len(pictures) / columns)}"
+        texts = picture_texts(pipe, jobs[0], pictures[0], work[0][0], grid=shape, plot=plot)
+        save(whole, jobs[0].path, texts, arguments.force)
     ended = time.monotonic()
     say(
         f"{len(jobs)} picture{'s' * (len(jobs) > 1)} in {ended - began:.1f} s: "
@@ -116,10 +131,11 @@ def plan_jobs(arguments: argparse.Namespace) -> list[Job]:
         path = file_name(arguments.output, text, first + i, i + 1 if numbered else None)
         named = [(find_lora(name, arguments.lora_dir), scale) for name, scale in tags]
         jobs.append(Job(" ".join([prompt, *tags_of_all]), first + i, path, text, (*always, *named)))
-    for job in jobs[:1] if arguments.grid else jobs:
-        if not arguments.force and os.path.lexists(job.path):
-            raise ImageError(f"{job.path} already exists; choose another --output, or add --force")
-        check_output(job.path, overwrite=True)
+    shown = jobs[:1] if arguments.grid else jobs
+    for path in (p for job in shown for p in (job.path, *beside(job.path, arguments).values())):
+        if not arguments.force and os.path.lexists(path):
+            raise ImageError(f"{path} already exists; choose another --output, or add --force")
+        check_output(path, overwrite=True)
     return jobs
 
 
@@ -177,18 +193,34 @@ def image_size(pipe: Pipeline, image: Image, arguments: argparse.Namespace) -> t
     return width or fit(image.width), height or fit(image.height)
 
 
-def draw(
+def check_sizes(
     pipe: Pipeline,
-    batch: list[Job],
+    work: list[tuple[argparse.Namespace, list[Job]]],
+    plot: Plot | None,
+    jobs: list[Job],
     image: Image | None,
-    arguments: argparse.Namespace,
-    say: Callable[[str], None],
-) -> tuple[list[Image], int]:
-    """The pictures of a batch, with progress on stderr; and the number of steps run."""
-    from tqdm import tqdm
+) -> None:
+    """Raise ArgumentError, before anything is drawn, for what some of it could not do."""
+    from ldm.sheets import check_size, sheet_size
 
+    height, width = pipe.default_size()
+    for cell, batch in work:
+        if plot:
+            open_stream(pipe, batch, image, cell)
+        steps, first = run_levels(pipe, image, cell)
+        size = (cell.width or width, cell.height or height)
+        seeing.check_sizes(cell, *size, steps - first, [job.text for job in batch])
+        if plot or cell.grid:
+            columns = plot.columns if plot else grid_columns(cell, len(jobs))
+            check_size(*sheet_size(len(jobs), columns, *size), "the sheet", jobs[0].path)
+
+
+def open_stream(
+    pipe: Pipeline, batch: list[Job], image: Image | None, arguments: argparse.Namespace
+) -> Iterator[Progress]:
+    """The steps of a batch, which begin when the first is asked for."""
     size, index = arguments.replay  # of --from: 1 and 0 but for a picture that was one of a batch
-    stream = pipe.stream(
+    return pipe.stream(
         [job.text for job in batch for _ in range(size)],
         negative_prompt=arguments.negative_prompt,
         image=image,
@@ -202,33 +234,87 @@ def draw(
         width=arguments.width,
         height=arguments.height,
     )
-    first, last = batch[0].seed, batch[-1].seed
-    seeds = f"seed {first}" if first == last else f"seeds {first} to {last}"
+
+
+def run_levels(
+    pipe: Pipeline, image: Image | None, arguments: argparse.Namespace
+) -> tuple[int, int]:
+    """How many steps a run has, and the first of them that is run."""
     levels, start = pipe.schedule(
         arguments.num_inference_steps,
         None if image is None else arguments.strength,
         arguments.sampler,
     )
-    steps, total = len(levels), len(levels) - start
+    return len(levels), start
+
+
+def draw(
+    pipe: Pipeline,
+    batch: list[Job],
+    image: Image | None,
+    arguments: argparse.Namespace,
+    say: Callable[[str], None],
+) -> tuple[list[Image], Watch]:
+    """The pictures of a batch, with progress on stderr; and what was seen on the way."""
+    from tqdm import tqdm
+
+    stream = open_stream(pipe, batch, image, arguments)
+    first, last = batch[0].seed, batch[-1].seed
+    seeds = f"seed {first}" if first == last else f"seeds {first} to {last}"
+    steps, start = run_levels(pipe, image, arguments)
+    total = steps - start
     told = f"{steps} step{'s' * (steps > 1)}"
     if image is not None:
         width, height = arguments.width, arguments.height
         told = f"{width}x{height}, strength {arguments.strength:g}: {total} of {steps} steps"
     say(f"{seeds}, {told}")
     terminal = sys.stderr.isatty()
-    with tqdm(
-        total=total,
-        unit="step",
-        bar_format=BAR,
-        leave=not terminal,
-        mininterval=0.1 if terminal else REFRESH,
-        delay=0 if terminal else REFRESH,
-        disable=arguments.quiet,
-    ) as bar:
+    size, index = arguments.replay
+    watching = seeing.watching(pipe, arguments, len(batch) * size)
+    with (
+        watching as watch,
+        tqdm(
+            total=total,
+            unit="step",
+            bar_format=BAR,
+            leave=not terminal,
+            mininterval=0.1 if terminal else REFRESH,
+            delay=0 if terminal else REFRESH,
+            disable=arguments.quiet,
+        ) as bar,
+    ):
         for progress in stream:
             bar.update(progress.step - bar.n)
+            watch(progress)
     drawn = progress.output.images
-    return [drawn[index]] if size > 1 else drawn, progress.steps
+    return [drawn[index]] if size > 1 else drawn, watch
+
+
+def grid_columns(arguments: argparse.Namespace, count: int) -> int:
+    """A row for each prompt where there are several pictures of each; else about a square."""
+    rows_of_prompts = len(arguments.prompt) > 1 and arguments.num_images > 1
+    return arguments.num_images if rows_of_prompts else math.ceil(math.sqrt(count))
+
+
+def lay_out(
+    pictures: list[Image], jobs: list[Job], arguments: argparse.Namespace, plot: Plot | None
+) -> tuple[Image, int]:
+    """All pictures on one, with words to them; and how many stand side by side."""
+    from ldm.images import image_grid
+    from ldm.sheets import sheet
+
+    columns = plot.columns if plot else grid_columns(arguments, len(jobs))
+    if arguments.no_labels:
+        return image_grid(pictures, columns), columns
+    if plot:
+        tops, lefts = (axis.titles if axis else () for axis in (plot.x, plot.y))
+        return sheet(pictures, columns, column_titles=tops, row_titles=lefts), columns
+    several = len(arguments.prompt) > 1
+    if several and arguments.num_images > 1:
+        labels = [f"seed {job.seed}" for job in jobs]
+        return sheet(pictures, columns, labels, row_titles=arguments.prompt), columns
+    labels = [job.prompt if several else f"seed {job.seed}" for job in jobs]
+    return sheet(pictures, columns, labels), columns
 
 
 def picture_texts(
@@ -238,6 +324,7 @@ def picture_texts(
     arguments: argparse.Namespace,
     batch: Sequence[Job] = (),
     grid: str | None = None,
+    plot: Plot | None = None,
 ) -> tuple[str, dict[str, Any]]:
     """How a picture was made: as A1111 writes it into the file, and all of it exactly."""
     from ldm.metadata import format_parameters
@@ -265,6 +352,7 @@ def picture_texts(
             "Eta": number(arguments.eta) if arguments.eta else None,
             "RNG": "CPU",
             "Grid": grid,
+            **(plot.metadata if plot else {}),
             "Version": f"ldm {__version__}",
         }
     )
@@ -276,22 +364,28 @@ def number(value: float) -> str:
     return repr(float(value)).removesuffix(".0")
 
 
-def save(picture: Image, job: Job, texts: tuple[str, dict[str, Any]], overwrite: bool) -> None:
+def save(
+    picture: Image,
+    path: Path,
+    texts: tuple[str, dict[str, Any]],
+    overwrite: bool,
+    **options: Any,
+) -> None:
     """Write a picture, then its name on stdout: a line of the very bytes of the name."""
     from ldm.images import save_image
 
     parameters, settings = texts
-    save_image(picture, job.path, parameters, overwrite, settings)
+    save_image(picture, path, parameters, overwrite, settings, **options)
     if sys.stdout is None:  # closed by the caller
         return
     try:
-        sys.stdout.buffer.write(os.fsencode(job.path) + b"\n")
+        sys.stdout.buffer.write(os.fsencode(path) + b"\n")
         sys.stdout.buffer.flush()
     except OSError as error:
         # Python tries again when it ends; that must not fail once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise LDMError(
-            f"stopped after {job.path}: standard output cannot be written ({error.strerror})"
+            f"stopped after {path}: standard output cannot be written ({error.strerror})"
         ) from None
 
 
