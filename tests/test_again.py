@@ -57,14 +57,15 @@ def pixels(path: str) -> np.ndarray:
 
 
 SETS = {
-    "plain": ["a red car", "--seed", "5"],
     "all": [
         *['a "red" car,\n with:  two lines  🚗', "-n", "--dashes, and\nlines ", "--seed", "9"],
         *["-g", "3.3000000000000003", "--sampler", "dpmpp_2m_karras", "--clip-skip", "2"],
         *["-W", "72", "-H", "48"],
     ],
-    "eta": ["a", "--sampler", "ddim", "--eta", "0.7", "--seed", "0"],
-    "dtype": ["--seed", "3", "--dtype", "bfloat16", "--prediction-type", "v_prediction"],
+    "dtype": [
+        *["--seed", "0", "--sampler", "ddim", "--eta", "0.7", "--dtype", "bfloat16"],
+        *["--prediction-type", "v_prediction"],
+    ],
     "image": ["-x y", "-i", "start.png", "--strength", "0.55", "--steps", "6"],
 }
 

@@ -205,14 +205,14 @@ def check_sizes(
 
     height, width = pipe.default_size()
     for cell, batch in work:
-        if plot:
-            open_stream(pipe, batch, image, cell)
         steps, first = run_levels(pipe, image, cell)
         size = (cell.width or width, cell.height or height)
         seeing.check_sizes(cell, *size, steps - first, [job.text for job in batch])
         if plot or cell.grid:
             columns = plot.columns if plot else grid_columns(cell, len(jobs))
             check_size(*sheet_size(len(jobs), columns, *size), "the sheet", jobs[0].path)
+    for cell, batch in work if plot else ():
+        open_stream(pipe, batch, image, cell)
 
 
 def open_stream(

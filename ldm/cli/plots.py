@@ -82,11 +82,9 @@ def read_plot(arguments: argparse.Namespace) -> Plot | None:
     """
     if not (arguments.x or arguments.y):
         return None
-    for name in ("num_images", "grid"):
-        if getattr(arguments, name) not in (1, False):
-            raise ArgumentError(
-                f"--x and --y draw one picture for each pair; leave --{name.replace('_', '-')} out"
-            )
+    for name, given in (("num-images", arguments.num_images != 1), ("grid", arguments.grid)):
+        if given:
+            raise ArgumentError(f"--x and --y draw one picture for each pair; leave --{name} out")
     x, y = (read_axis(text, option) for text, option in ((arguments.x, "x"), (arguments.y, "y")))
     if x and y and x.name == y.name:
         raise ArgumentError(f"--x and --y both change {x.name}; each needs an argument of its own")
@@ -137,11 +135,12 @@ def read_axis(text: str | None, option: str) -> Axis | None:
         ) from None
     if not texts:
         raise ArgumentError(f"--{option} is {text!r}; give at least one value")
-    values = tuple(_read(name, one.strip(), defaults[name], option) for one in texts)
-    return Axis(name, tuple(one.strip() for one in texts), values)
+    texts, checker = [text.strip() for text in texts], parser(Checker)
+    values = tuple(_read(name, text, defaults[name], option, checker) for text in texts)
+    return Axis(name, tuple(texts), values)
 
 
-def _read(name: str, text: str, default: object, option: str) -> object:
+def _read(name: str, text: str, default: object, option: str, checker: Checker) -> object:
     """A value by the rules of its own option."""
     if name == "prompt":
         return [text]
@@ -150,7 +149,7 @@ def _read(name: str, text: str, default: object, option: str) -> object:
             raise ArgumentError(f"--{option}: {name} is {text!r}; expected on or off")
         return SWITCH[text]
     try:
-        told = parser(Checker).parse_args([f"--{name.replace('_', '-')}={text}"])
+        told = checker.parse_args([f"--{name.replace('_', '-')}={text}"])
     except ValueError as error:
         raise ArgumentError(f"--{option}: {error}") from None
     return getattr(told, name)
