@@ -4,14 +4,15 @@ Tensors and sizes are handled as diffusers' VaeImageProcessor does, to the bit i
 """
 
 import contextlib
+import hashlib
 import io
 import math
 import os
 import secrets
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -54,6 +55,21 @@ def read_parameters(path: str | Path) -> str | None:
         return metadata.extract(image)
 
 
+def read_settings(path: str | Path) -> dict[str, Any] | None:
+    """Our exact settings in a picture file (see metadata.py), or None if it has none.
+
+    Raises ImageError as `load_image` does, and for settings that are broken.
+    """
+    with _reading(path), Image.open(path) as image:
+        image.load()
+        return metadata.extract_settings(image)
+
+
+def digest(image: Image.Image) -> str:
+    """Ten letters that tell RGB pictures apart, however they are stored."""
+    return hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()[:10]
+
+
 def check_output(path: str | Path, overwrite: bool = False) -> None:
     """Raise the ImageError that `save_image` would raise for this path: call it before a run."""
     path = Path(path)
@@ -70,9 +86,17 @@ def check_output(path: str | Path, overwrite: bool = False) -> None:
 
 
 def save_image(
-    image: Image.Image, path: str | Path, parameters: str | None = None, overwrite: bool = False
+    image: Image.Image,
+    path: str | Path,
+    parameters: str | None = None,
+    overwrite: bool = False,
+    settings: Mapping[str, Any] | None = None,
+    **options: Any,
 ) -> None:
-    """Write a .png, .jpg or .webp file, whole or not at all, with `parameters` (see metadata.py).
+    """Write a .png, .jpg or .webp file, whole or not at all.
+
+    With `parameters`, it also has those and the `settings` (see metadata.py); `options` are of
+    Pillow's encoder.
 
     Raises ImageError if it cannot be written, or if `path` exists and `overwrite` is False: two
     processes that write the same path at the same time never take it from each other.
@@ -82,9 +106,9 @@ def save_image(
     file_format = FILE_FORMATS[path.suffix.lower()]
     temporary = path.with_name(f".ldm-{secrets.token_hex(8)}.part")
     try:
-        options = QUALITY.get(file_format, {})
+        options = QUALITY.get(file_format, {}) | options
         if parameters is not None:
-            options = options | metadata.embed(parameters, file_format)
+            options |= metadata.embed(parameters, file_format, settings)
         # Into memory first: straight to a file, Pillow takes a write cut short by a full disk for
         # a whole one.
         content = io.BytesIO()

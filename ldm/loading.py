@@ -38,11 +38,13 @@ from ldm.checkpoints.tensors import read_checkpoint, to_save, write_tensors
 from ldm.clip import CLIPTextEncoder
 from ldm.config import Config, SchedulerConfig, UNetConfig, VAEConfig, read_json, write_json
 from ldm.errors import CheckpointError
+from ldm.preview import LinearPreview
 from ldm.scheduler import DDPMScheduler
 from ldm.tokenizer import CLIPTokenizer
 from ldm.unet import UNet
 from ldm.vae import AutoencoderKL
 
+PREVIEW = Path("vae", "preview.json")  # ours; diffusers does not look at it
 LAYOUT = "0.35.0"  # of diffusers, whose layout and names are written
 # diffusers has a class for each task; which task it is, the arguments of a call say.
 PIPELINES = frozenset(
@@ -100,6 +102,9 @@ def load_folder(
         "defaults": defaults,
         "force_zeros_for_empty_prompt": bool(index.get("force_zeros_for_empty_prompt", False)),
     }
+    if values := read_json(folder / PREVIEW, optional=True):
+        vae = parts["vae"]
+        vae.preview = LinearPreview.of(values, vae.config.latent_channels, folder / PREVIEW)
     for end in ("", "_2"):
         encoder, tokenizer = f"text_encoder{end}", f"tokenizer{end}"
         told = index.get(encoder)
@@ -276,6 +281,8 @@ def save_folder(parts: dict[str, Any], folder: Path, dtype: torch.dtype | None) 
     else:
         index |= {"requires_safety_checker": False, "safety_checker": [None, None]}
     save_component(parts["vae"], folder / "vae", dtype)
+    if parts["vae"].preview is not None:
+        write_json(folder / PREVIEW, parts["vae"].preview.values())
     save_component(parts["unet"], folder / "unet", dtype)
     write_json(folder / "scheduler" / "scheduler_config.json", parts["scheduler"].config.to_dict())
     write_json(folder / "generation_config.json", vars(parts["defaults"]))

@@ -5,10 +5,14 @@
     Steps: 20, Sampler: DPM++ 2M, CFG scale: 7, Seed: 1, Size: 512x512, …
 
 In PNG files this is the text chunk `parameters`; in JPEG and WebP the EXIF field UserComment.
+
+Beside it stand our own settings, a JSON object that begins with `{"ldm": version`, in which no
+value is rounded and no space lost: the text chunk `ldm`, or the EXIF field ImageDescription.
 """
 
 import json
 import re
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +26,9 @@ NAME = r"\w[\w \-/]+"
 SETTING = re.compile(rf'\s*({NAME}):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
 FEWEST_SETTINGS = 3  # a last line with fewer is taken for a line of the prompt
 EXIF_IFD, USER_COMMENT = 0x8769, 0x9286  # EXIF 2.3, 4.6.5; the first 8 bytes name the encoding
+IMAGE_DESCRIPTION = 0x010E  # ASCII
+OURS = "ldm"  # the first key of the settings, and the name of their PNG chunk
+MOST_EXIF = 65_533 - len(b"Exif\0\0")  # bytes in a JPEG: one segment
 
 
 def format_parameters(parameters: Mapping[str, object]) -> str:
@@ -66,14 +73,29 @@ def parse_parameters(text: str) -> dict[str, str]:
     return settings | prompts
 
 
-def embed(parameters: str, file_format: str) -> dict[str, Any]:
-    """The arguments with which Pillow's `save` writes `parameters` into a "PNG", "JPEG", "WEBP"."""
+def embed(
+    parameters: str, file_format: str, settings: Mapping[str, object] | None = None
+) -> dict[str, Any]:
+    """The arguments with which Pillow's `save` writes both into a "PNG", "JPEG" or "WEBP".
+
+    Warns where a JPEG has no room for the settings: the parameters are what other programs read.
+    """
+    told = None if settings is None else json.dumps({OURS: None} | dict(settings))
     if file_format == "PNG":
         info = PngInfo()
         info.add_text("parameters", parameters)
+        if told is not None:
+            info.add_text(OURS, told)
         return {"pnginfo": info}
     exif = Image.Exif()
     exif[EXIF_IFD] = {USER_COMMENT: b"UNICODE\0" + parameters.encode("utf-16-be")}
+    if told is not None:
+        exif[IMAGE_DESCRIPTION] = told
+        if file_format == "JPEG" and len(exif.tobytes()) > MOST_EXIF:
+            warnings.warn(
+                "a JPEG holds 64 KiB of metadata: the exact settings are left out", stacklevel=3
+            )
+            del exif[IMAGE_DESCRIPTION]
     return {"exif": exif}
 
 
@@ -89,6 +111,26 @@ def extract(image: Image.Image) -> str | None:
         little = comment.startswith(b"\xff\xfe")
         return comment.decode("utf-16" if little else "utf-16-be", errors="replace")
     return comment.decode("utf-8", errors="replace").rstrip("\0")
+
+
+def extract_settings(image: Image.Image) -> dict[str, Any] | None:
+    """Our settings in an opened picture, or None if it has none.
+
+    Raises ArgumentError where they are there, but broken.
+    """
+    told = image.info.get(OURS)
+    if told is None:
+        described = image.getexif().get(IMAGE_DESCRIPTION)
+        told = described if str(described).startswith(f'{{"{OURS}":') else None
+    if told is None:
+        return None
+    try:
+        settings = json.loads(told)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ArgumentError(f"its settings are not JSON ({error})") from None
+    if not isinstance(settings, dict) or OURS not in settings:
+        raise ArgumentError(f"its settings are {told[:40]!r}…, no object that begins with {OURS!r}")
+    return settings
 
 
 def _quote(value: str) -> str:

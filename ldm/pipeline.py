@@ -12,6 +12,7 @@ import math
 import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,7 @@ from ldm.conditioning import (
 from ldm.config import SchedulerConfig
 from ldm.devices import choose_device, choose_dtype
 from ldm.errors import ArgumentError, CheckpointError
+from ldm.explain import AttentionMaps, explain
 from ldm.guidance import Denoiser, Guidance
 from ldm.inpainting import Blend, expand, paste, unchanged
 from ldm.inputs import HALF, check_size, read_pictures, shrink_masks, to_masks, to_pixels
@@ -47,6 +49,7 @@ from ldm.loading import (
     save_folder,
 )
 from ldm.noise import Noise
+from ldm.preview import fit_to
 from ldm.samplers import (
     Choice,
     Pair,
@@ -493,6 +496,26 @@ class Pipeline:
             if pixels.isfinite().all():
                 return pixels.clamp(-1, 1)
         raise self._blame()
+
+    def preview(self, latents: Tensor) -> Tensor:
+        """Scaled latents (B, C, h, w), such as ``Progress.x0`` → RGB (B, 3, h, w) in [0, 1].
+
+        Without a decode (see ``ldm.preview``). Where the model's folder has no map of its own,
+        the first call fits one, which takes some seconds with a large VAE.
+        """
+        vae = self.vae
+        if vae.preview is None:
+            like = next(vae.parameters())
+            vae.preview = fit_to(lambda x: vae.encode(x.to(like)), self.decode, vae.config.scale)
+        return vae.preview(latents)
+
+    def explain(self, pictures: int = 1) -> AbstractContextManager[AttentionMaps]:
+        """Watch where each word looks while ``pictures`` pictures are drawn at once.
+
+        ``with pipe.explain() as attention:`` draw, then ``attention.words(prompt)``; see
+        ``ldm.explain``. What is drawn does not change; drawing takes a little longer.
+        """
+        return explain(self.unet, self.text_models[0].tokenizer, pictures)
 
     def _blame(self) -> CheckpointError:
         """Why a result is not finite: broken weights by their name, or else an overflow."""

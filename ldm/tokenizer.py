@@ -144,6 +144,15 @@ class CLIPTokenizer:
             rows.append(row + [self.pad_token_id] * (self.model_max_length - len(row)))
         return rows
 
+    def starts(self, text: str) -> list[int]:
+        """Where in `text` each token of `encode` begins."""
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        return [
+            start
+            for index, (start, _) in zip(encoding.ids, encoding.offsets, strict=True)
+            for _ in self._words.get(index, (index,))
+        ]
+
 
 def _read_folder(folder: Path) -> tuple[BPE, list[AddedToken], dict[str, Any]]:
     config = read_json(folder / "tokenizer_config.json", optional=True)

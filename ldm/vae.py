@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ldm.config import VAEConfig
 from ldm.layers import Downsample, GroupNorm, ResnetBlock, SpatialAttention, Upsample
+from ldm.preview import LinearPreview
 
 EPS = 1e-6  # of every GroupNorm in the VAE; the U-Net's residual blocks have 1e-5
 
@@ -145,6 +146,7 @@ class AutoencoderKL(nn.Module):
         self.decoder = Decoder(config)
         self.quant_conv = nn.Conv2d(2 * config.latent_channels, 2 * config.latent_channels, 1)
         self.post_quant_conv = nn.Conv2d(config.latent_channels, config.latent_channels, 1)
+        self.preview: LinearPreview | None = None  # None: not known; see Pipeline.preview
 
     def posterior(self, x: Tensor) -> DiagonalGaussian:
         """q(z|x) of pixels (B,3,H,W) in [-1, 1], *before* scaling, in the module's dtype."""

@@ -166,7 +166,7 @@ def test_grid(command: Command, prompts: int, each: int, size: tuple[int, int]) 
     """A row for each prompt where there are several pictures of each; else about a square."""
     texts = ["a", "b", "c"][:prompts]
     argv = [*texts, "--num-images", str(each), "--seed", "4", "--steps", "1", "--batch-size", "2"]
-    assert command(*argv, "--grid", "-o", "grid.png")[0] == ["grid.png"]
+    assert command(*argv, "--grid", "--no-labels", "-o", "grid.png")[0] == ["grid.png"]
     assert Image.open("grid.png").size == size
     assert sorted(Path().iterdir()) == [Path("grid.png")]
     written = parse_parameters(read_parameters("grid.png"))

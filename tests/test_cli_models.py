@@ -212,6 +212,10 @@ def test_loras_of_a_command(folder: Path, lora: Path, tmp_path: Path) -> None:
         == 0
     )
     assert Image.open(tmp_path / "x-1.png").tobytes() == option
+    draw(folder, tmp_path / "b.png", "a car", "--lora", f"{lora}:0.5")
+    again = ["--from", str(tmp_path / "b.png"), "--model", str(folder), "--output", str(out)]
+    assert generate.main([*again, *tag[1:], "--force"]) == 0
+    assert Image.open(out).tobytes() == option
 
 
 @pytest.mark.parametrize("stem", ["other", "style"])

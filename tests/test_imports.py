@@ -19,11 +19,11 @@ ROOT = Path(__file__).parents[1]
 # From the bottom up. A module or package imports from lower layers, and from itself.
 LAYERS = [
     {"errors"},
-    {"assets", "config", "devices", "layers", "metadata", "noise", "prompts", "tiling"},
+    {"assets", "config", "devices", "layers", "metadata", "noise", "preview", "prompts", "tiling"},
     {"checkpoints", "clip", "images", "scheduler", "tokenizer", "unet", "vae"},
-    {"canvas", "chunks", "inputs", "prompt_schedule", "samplers"},
+    {"canvas", "chunks", "explain", "inputs", "prompt_schedule", "samplers", "sheets"},
     {"conditioning"},
-    {"adapters", "guidance", "inpainting", "loading"},
+    {"adapters", "guidance", "inpainting", "loading", "recipe"},
     {"pipeline"},
     {"hires"},
     {"training"},  # above the pipeline, since a run draws samples as its users will

@@ -27,6 +27,14 @@ class Parser(argparse.ArgumentParser):
         sys.exit(fail(f"{message}; {self.prog} --help explains the arguments", USAGE))
 
 
+class Checker(Parser):
+    """Raises ValueError instead of leaving: for values that stand elsewhere than on the line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what is wrong."""
+        raise ValueError(message)
+
+
 def check_counts(arguments: argparse.Namespace, *names: str) -> None:
     """Raise ArgumentError for a number of things below 1; None stands for a default."""
     for name in names:

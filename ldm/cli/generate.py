@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ldm import __version__
+from ldm.cli import seeing
+from ldm.cli.again import drawn_on, model_name, parse, recipe_of, with_file
 from ldm.cli.common import FAILED, fail, importing_torch, number, run, tell
 from ldm.cli.jobs import Job, my_share, plan_jobs, processes
 from ldm.cli.loras import LoraUse
-from ldm.cli.options import check, parser
+from ldm.cli.options import check
+from ldm.cli.plots import Plot, read_plot
+from ldm.cli.seeing import Watch
 from ldm.cli.steer import hires_strength, masked, read_mask, steering, steering_metadata
 from ldm.errors import LDMError
 from ldm.samplers import SAMPLERS, SCHEDULES
@@ -24,8 +30,9 @@ from ldm.samplers import SAMPLERS, SCHEDULES
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from ldm.pipeline import Pipeline
+    from ldm.pipeline import Pipeline, Progress
 
+Given = tuple["Image | None", "Image | None"]  # the image to start from, the mask of what is anew
 BAR = "{desc}{percentage:3.0f}%|{bar}| {n}/{total} [{elapsed}<{remaining}, {rate_inv_fmt}]"
 REFRESH = 10  # seconds between two lines of progress in a log file
 
@@ -33,17 +40,23 @@ REFRESH = 10  # seconds between two lines of progress in a log file
 def generate(arguments: argparse.Namespace) -> None:
     """Check what can be checked, load the model, draw in batches, save each picture when done."""
     began = time.monotonic()
-    check(arguments)
-    jobs, bad = plan_jobs(arguments)
+    seeing.check(arguments)
+    plot, bad = read_plot(arguments), []  # which checks its cells
+    if plot:
+        jobs = [job for cell in plot.cells for job in plan_jobs(cell)[0]]
+        todo = [[job] for job in jobs]
+    else:
+        check(arguments)
+        jobs, bad = plan_jobs(arguments)
+        todo = my_share(jobs, arguments)
     if processes()[0] == 0:
         for complaint in bad:
             fail(complaint, FAILED)
-    todo = my_share(jobs, arguments)
 
-    from ldm.images import image_grid, load_image  # before PyTorch: a wrong file is told at once
+    from ldm.images import load_image  # before PyTorch: a wrong file is told at once
 
     image = None if arguments.image is None else load_image(arguments.image)
-    image, mask = read_mask(image, arguments)
+    given = image, _ = read_mask(image, arguments)
     say: Callable[[str], None] = (lambda line: None) if arguments.quiet else tell
 
     if jobs and not todo:
@@ -69,24 +82,28 @@ def generate(arguments: argparse.Namespace) -> None:
         for own in dict.fromkeys(job.line for job in jobs):
             size = image_size(pipe, image, own.arguments)
             own.arguments.width, own.arguments.height = size
+    check_sizes(pipe, todo, plot, given)
     pictures: list[Image] = []
     done = 0
-    for batch, drawn, run_steps in draw_all(pipe, todo, (image, mask), arguments, say, bad):
-        steps += run_steps
+    for batch, drawn, watch in draw_all(pipe, todo, given, arguments, say, bad):
+        steps += watch.steps
         done += len(batch)
-        if arguments.grid:
+        if arguments.grid or plot:
             pictures += drawn
             continue
-        for job, picture in zip(batch, drawn, strict=True):
+        for index, (job, picture) in enumerate(zip(batch, drawn, strict=True)):
             if arguments.skip_existing and os.path.lexists(job.path):
                 continue  # of a batch in which another is missing
-            text = parameters(pipe, job, picture.size, job.line.arguments)
-            save(picture, job, text, arguments.force)
-    if arguments.grid:
-        rows_of_prompts = len(arguments.prompt) > 1 and arguments.num_images > 1
-        grid = image_grid(pictures, columns=arguments.num_images if rows_of_prompts else None)
-        text = parameters(pipe, jobs[0], pictures[0].size, arguments)
-        save(grid, jobs[0], text, arguments.force)
+            texts = picture_texts(pipe, job, picture, batch)
+            save(picture, job.path, texts, arguments.force)
+            paths = seeing.beside(job.path, arguments)
+            for name, shown, options in watch.files(index + arguments.replay[1], job.text, picture):
+                save(shown, paths[name], texts, arguments.force, **options)
+    if arguments.grid or plot:
+        whole, columns = lay_out(pictures, jobs, arguments, plot)
+        shape = f"{columns}x{math.ceil(len(pictures) / columns)}"
+        texts = picture_texts(pipe, jobs[0], pictures[0], grid=shape, plot=plot)
+        save(whole, jobs[0].path, texts, arguments.force)
     ended = time.monotonic()
     say(
         f"{done} picture{'s' * (done != 1)} in {ended - began:.1f} s: "
@@ -100,19 +117,19 @@ def generate(arguments: argparse.Namespace) -> None:
 def draw_all(
     pipe: Pipeline,
     todo: list[list[Job]],
-    given: tuple[Image | None, Image | None],
+    given: Given,
     arguments: argparse.Namespace,
     say: Callable[[str], None],
     bad: list[str],
-) -> Iterator[tuple[list[Job], list[Image], int]]:
-    """Batches with their pictures and steps; a bad line of ``--prompts`` is told, and left out."""
+) -> Iterator[tuple[list[Job], list[Image], Watch]]:
+    """Batches with their pictures and what was seen; a bad line of ``--prompts`` is left out."""
     left = deque(todo)
     while left:
         batch = left.popleft()
         line = batch[0].line
         use_only(pipe, batch[0].loras)
         try:
-            drawn, steps = draw(pipe, batch, given, line.arguments, say)
+            drawn, watch = draw(pipe, batch, given, line.arguments, say)
         except LDMError as error:
             if not line.number:
                 raise
@@ -123,7 +140,7 @@ def draw_all(
             bad.append(f"{arguments.prompts}:{line.number}: {error}")
             fail(bad[-1], FAILED)
         else:
-            yield batch, drawn, steps
+            yield batch, drawn, watch
 
 
 def put_on(pipe: Pipeline, uses: set[LoraUse], say: Callable[[str], None]) -> None:
@@ -165,28 +182,43 @@ def image_size(pipe: Pipeline, image: Image, arguments: argparse.Namespace) -> t
     return width or fit(image.width), height or fit(image.height)
 
 
-def draw(
-    pipe: Pipeline,
-    batch: list[Job],
-    given: tuple[Image | None, Image | None],
-    arguments: argparse.Namespace,
-    say: Callable[[str], None],
-) -> tuple[list[Image], int]:
-    """The pictures of a batch, with progress on stderr; and the number of steps run.
+def check_sizes(pipe: Pipeline, todo: list[list[Job]], plot: Plot | None, given: Given) -> None:
+    """Raise ArgumentError, before anything is drawn, for what some of it could not do."""
+    from ldm.sheets import check_size, sheet_size
 
-    given: the image to start from, and the mask of what is drawn anew.
-    """
-    from tqdm import tqdm
+    height, width = pipe.default_size()
+    count = sum(map(len, todo))
+    for batch in todo:
+        own = batch[0].line.arguments
+        steps, first = run_levels(pipe, given, own)
+        size = (own.width or width, own.height or height)
+        seeing.check_sizes(own, *size, steps - first, [job.text for job in batch])
+        if plot or own.grid:
+            columns = plot.columns if plot else grid_columns(own, count)
+            check_size(*sheet_size(count, columns, *size), "the sheet", batch[0].path)
+        if plot:
+            open_stream(pipe, batch, given, own)
 
+
+def open_stream(
+    pipe: Pipeline, batch: list[Job], given: Given, arguments: argparse.Namespace
+) -> Iterator[Progress]:
+    """The steps of a batch, which begin when the first is asked for."""
     from ldm.hires import hires_fix
 
     image, mask = given
+    size, index = arguments.replay  # of --from: 1 and 0 but for a picture that was one of a batch
+    seed, variation_seed = batch[0].seed, batch[0].variation_seed
+    if variation_seed is None:
+        seed -= index
+    else:
+        variation_seed -= index
     options = {
         "negative_prompt": arguments.negative_prompt,
         "num_inference_steps": arguments.num_inference_steps,
         "guidance_scale": arguments.guidance_scale,
-        "seed": batch[0].seed,
-        "variation_seed": batch[0].variation_seed,
+        "seed": seed,
+        "variation_seed": variation_seed,
         "sampler": arguments.sampler,
         "schedule": arguments.schedule,
         "eta": arguments.eta,
@@ -195,27 +227,50 @@ def draw(
         "height": arguments.height,
         **steering(arguments),
     }
-    texts = [job.text for job in batch]
+    texts = [job.text for job in batch for _ in range(size)]
+    strength = strength_of(given, arguments)
     if arguments.hires_scale is not None:
-        strength = hires_strength(arguments)
-        stream = hires_fix(
-            pipe, texts, hires_scale=arguments.hires_scale, hires_strength=strength, **options
-        )
-    else:
-        strength = None if image is None else arguments.strength
-        stream = pipe.stream(texts, image=image, mask_image=mask, strength=strength, **options)
-    first, last = batch[0].seed, batch[-1].seed
-    seeds = f"seed {first}" if first == last else f"seeds {first} to {last}"
+        scale = arguments.hires_scale
+        return hires_fix(pipe, texts, hires_scale=scale, hires_strength=strength, **options)
+    return pipe.stream(texts, image=image, mask_image=mask, strength=strength, **options)
+
+
+def strength_of(given: Given, arguments: argparse.Namespace) -> float | None:
+    """Of the pass that draws over a picture; None where there is none."""
+    if arguments.hires_scale is not None:
+        return hires_strength(arguments)
+    return None if given[0] is None else arguments.strength
+
+
+def run_levels(pipe: Pipeline, given: Given, arguments: argparse.Namespace) -> tuple[int, int]:
+    """How many steps a run has, and the first of them that is run over a picture."""
     levels, start = pipe.schedule(
         arguments.num_inference_steps,
-        strength,
+        strength_of(given, arguments),
         arguments.sampler,
         arguments.schedule,
-        masked=mask is not None,
+        masked=given[1] is not None,
     )
-    steps, total = len(levels), len(levels) - start
+    return len(levels), start
+
+
+def draw(
+    pipe: Pipeline,
+    batch: list[Job],
+    given: Given,
+    arguments: argparse.Namespace,
+    say: Callable[[str], None],
+) -> tuple[list[Image], Watch]:
+    """The pictures of a batch, with progress on stderr; and what was seen on the way."""
+    from tqdm import tqdm
+
+    stream = open_stream(pipe, batch, given, arguments)
+    first, last = batch[0].seed, batch[-1].seed
+    seeds = f"seed {first}" if first == last else f"seeds {first} to {last}"
+    steps, start = run_levels(pipe, given, arguments)
+    total = steps - start
     told = f"{steps} step{'s' * (steps > 1)}"
-    if image is not None:
+    if given[0] is not None:
         width, height = arguments.width, arguments.height
         told = f"{width}x{height}, strength {arguments.strength:g}: {total} of {steps} steps"
     if arguments.hires_scale is not None:
@@ -223,30 +278,72 @@ def draw(
         total += steps
     say(f"{seeds}, {told}")
     terminal = sys.stderr.isatty()
-    with tqdm(
-        total=total,
-        unit="step",
-        bar_format=BAR,
-        leave=not terminal,
-        mininterval=0.1 if terminal else REFRESH,
-        delay=0 if terminal else REFRESH,
-        disable=arguments.quiet,
-    ) as bar:
+    size, index = arguments.replay
+    watching = seeing.watching(pipe, arguments, len(batch) * size)
+    with (
+        watching as watch,
+        tqdm(
+            total=total,
+            unit="step",
+            bar_format=BAR,
+            leave=not terminal,
+            mininterval=0.1 if terminal else REFRESH,
+            delay=0 if terminal else REFRESH,
+            disable=arguments.quiet,
+        ) as bar,
+    ):
         for progress in stream:
             bar.update(progress.step - bar.n)
-    return progress.output.images, progress.steps
+            watch(progress)
+    drawn = progress.output.images
+    return [drawn[index]] if size > 1 else drawn, watch
 
 
-def parameters(
-    pipe: Pipeline, job: Job, size: tuple[int, int], arguments: argparse.Namespace
-) -> str:
-    """How a picture was made, as A1111 writes it into the file."""
+def grid_columns(arguments: argparse.Namespace, count: int) -> int:
+    """A row for each prompt where there are several pictures of each; else about a square."""
+    rows_of_prompts = len(arguments.prompt) > 1 and arguments.num_images > 1
+    return arguments.num_images if rows_of_prompts else math.ceil(math.sqrt(count))
+
+
+def lay_out(
+    pictures: list[Image], jobs: list[Job], arguments: argparse.Namespace, plot: Plot | None
+) -> tuple[Image, int]:
+    """All pictures on one, with words to them; and how many stand side by side."""
+    from ldm.images import image_grid
+    from ldm.sheets import sheet
+
+    columns = plot.columns if plot else grid_columns(arguments, len(jobs))
+    if arguments.no_labels:
+        return image_grid(pictures, columns), columns
+    if plot:
+        tops, lefts = (axis.titles if axis else () for axis in (plot.x, plot.y))
+        return sheet(pictures, columns, column_titles=tops, row_titles=lefts), columns
+    several = len(arguments.prompt) > 1
+    if several and arguments.num_images > 1:
+        labels = [f"seed {job.seed}" for job in jobs]
+        return sheet(pictures, columns, labels, row_titles=arguments.prompt), columns
+    labels = [job.prompt if several else f"seed {job.seed}" for job in jobs]
+    return sheet(pictures, columns, labels), columns
+
+
+def picture_texts(
+    pipe: Pipeline,
+    job: Job,
+    picture: Image,
+    batch: Sequence[Job] = (),
+    grid: str | None = None,
+    plot: Plot | None = None,
+) -> tuple[str, dict[str, Any]]:
+    """How a picture was made: as A1111 writes it into the file, and all of it exactly."""
     from ldm.metadata import format_parameters
 
+    arguments = job.line.arguments
     choice = pipe.choose_sampler(arguments.sampler, arguments.schedule)
     defaults = pipe.defaults
     scale = arguments.guidance_scale
-    return format_parameters(
+    place = (len(batch), batch.index(job)) if len(batch) > 1 else arguments.replay
+    recipe = replace(recipe_of(job, pipe, picture), batch=place, grid=grid)
+    text = format_parameters(
         {
             "Prompt": job.prompt,
             "Negative prompt": arguments.negative_prompt,
@@ -255,50 +352,51 @@ def parameters(
             "Schedule type": SCHEDULES[choice.schedule].label,
             "CFG scale": number(defaults.guidance_scale if scale is None else scale),
             "Seed": job.seed,
-            "Size": f"{size[0]}x{size[1]}",
+            "Size": f"{picture.width}x{picture.height}",
             "Model": model_name(arguments.model),
             "VAE": model_name(arguments.vae) if arguments.vae else None,
             **steering_metadata(arguments, job.variation_seed),
             "Clip skip": arguments.clip_skip if arguments.clip_skip > 1 else None,
             "Eta": number(arguments.eta) if arguments.eta else None,
             "RNG": "CPU",
+            "Grid": grid,
+            **(plot.metadata if plot else {}),
             "Version": f"ldm {__version__}",
         }
     )
+    return text, recipe.settings(__version__, drawn_on(pipe))
 
 
-def model_name(path: str | None) -> str:
-    """What a model is called in metadata: a file's name without its ending, a folder's in full."""
-    if path is None:
-        return "ldm built-in"
-    resolved = Path(path).expanduser().resolve()
-    return resolved.stem if resolved.is_file() else resolved.name
-
-
-def save(picture: Image, job: Job, text: str, overwrite: bool) -> None:
+def save(
+    picture: Image,
+    path: Path,
+    texts: tuple[str, dict[str, Any]],
+    overwrite: bool,
+    **options: Any,
+) -> None:
     """Write a picture, then its name on stdout: a line of the very bytes of the name."""
     from ldm.images import save_image
 
-    save_image(picture, job.path, text, overwrite)
+    parameters, settings = texts
+    save_image(picture, path, parameters, overwrite, settings, **options)
     if sys.stdout is None:  # closed by the caller
         return
     try:
-        sys.stdout.buffer.write(os.fsencode(job.path) + b"\n")
+        sys.stdout.buffer.write(os.fsencode(path) + b"\n")
         sys.stdout.buffer.flush()
     except OSError as error:
         # Python tries again when it ends; that must not fail once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise LDMError(
-            f"stopped after {job.path}: standard output cannot be written ({error.strerror})"
+            f"stopped after {path}: standard output cannot be written ({error.strerror})"
         ) from None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     argv = sys.argv[1:] if argv is None else argv
-    # Texts may stand between options, too; but argparse then does not know "--".
-    arguments = (parser().parse_args if "--" in argv else parser().parse_intermixed_args)(argv)
-    return run(lambda: generate(arguments), arguments.debug, arguments.quiet)
+    arguments = parse(argv)
+    return run(lambda: generate(with_file(arguments, argv)), arguments.debug, arguments.quiet)
 
 
 if __name__ == "__main__":

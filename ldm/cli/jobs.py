@@ -13,6 +13,7 @@ from ldm.cli.common import number as number_text
 from ldm.cli.loras import LoraUse, find_lora, lora_option, split_tags
 from ldm.cli.options import MAX_PICTURES
 from ldm.cli.prompts_file import Line, read_prompts
+from ldm.cli.seeing import beside
 from ldm.errors import ArgumentError, ImageError, LDMError
 
 NAME_BYTES = 100  # of the prompt in a file's name; file systems allow 255 in all
@@ -129,7 +130,8 @@ def check_files(jobs: list[Job], taken: dict[Path, int]) -> None:
             )
         if processes()[1] == 1:  # else the next process may have drawn it already
             check_new(job)
-        check_output(job.path, overwrite=True)
+        for path in files(job):
+            check_output(path, overwrite=True)
 
 
 def batches(jobs: list[Job], size: int) -> Iterator[list[Job]]:
@@ -147,8 +149,14 @@ def batches(jobs: list[Job], size: int) -> Iterator[list[Job]]:
 def check_new(job: Job) -> None:
     """Raise ImageError for a file that is there and is not to be overwritten or skipped."""
     own = job.line.arguments
-    if not (own.force or own.skip_existing) and os.path.lexists(job.path):
-        raise ImageError(f"{job.path} already exists; choose another --output, or add --force")
+    for path in () if own.force or own.skip_existing else files(job):
+        if os.path.lexists(path):
+            raise ImageError(f"{path} already exists; choose another --output, or add --force")
+
+
+def files(job: Job) -> list[Path]:
+    """The picture's, and what stands beside it."""
+    return [job.path, *beside(job.path, job.line.arguments).values()]
 
 
 def processes() -> tuple[int, int]:

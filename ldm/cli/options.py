@@ -46,6 +46,14 @@ def parser(kind: type[Parser] = Parser) -> Parser:
     )
     add("-n", "--negative-prompt", default="", metavar="TEXT", help="what to steer away from")
     add(
+        "--from",
+        dest="from_file",
+        type=filled,
+        metavar="PICTURE",
+        help="draw a picture again with the arguments that its file holds, ldm's or A1111's; "
+        "others that you give go before them",
+    )
+    add(
         "-m",
         "--model",
         type=filled,
@@ -160,8 +168,33 @@ def parser(kind: type[Parser] = Parser) -> Parser:
         help="number format (default: chosen by the device)",
     )
     add("--grid", action="store_true", help="save one picture with all of them side by side")
+    for option, direction in (("--x", "columns"), ("--y", "rows")):
+        add(
+            option,
+            type=filled,
+            metavar="NAME=V,V",
+            help=f"save one picture of many, with these values of an argument as {direction}, "
+            'such as "guidance_scale=2,4,8" or "sampler=ddim,euler"; all have the same seed',
+        )
+    add("--no-labels", action="store_true", help="write no words on --grid, --x and --y")
+    add(
+        "--save-steps",
+        action="store_true",
+        help="save a strip of the picture at up to 10 steps beside it",
+    )
+    add(
+        "--animation",
+        choices=("webp", "png"),
+        help="save an animation of the steps beside the picture, in rough colours",
+    )
+    add(
+        "--explain",
+        action="store_true",
+        help="save where each word of the text looked, beside the picture",
+    )
     add("--quiet", action="store_true", help="print nothing but errors and the names of the files")
     add("--debug", action="store_true", help="show the traceback of an error")
+    parser.set_defaults(replay=(1, 0))  # (size, index) of the batch to draw a picture in
     add("--version", action="version", version=f"ldm {__version__}")
     return parser
 

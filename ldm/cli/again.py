@@ -1,0 +1,206 @@
+"""``ldm-generate --from picture.png``: the arguments that a picture file holds."""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ldm.cli.common import Checker, Parser
+from ldm.cli.options import parser
+from ldm.errors import ArgumentError, ImageError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from ldm.cli.jobs import Job
+    from ldm.pipeline import Pipeline
+    from ldm.recipe import Recipe
+
+LOADING = ("ema", "variant", "prediction_type", "dtype")  # arguments of Pipeline.from_pretrained
+PICTURES = ("image", "mask")  # options that name a picture to draw from
+# Options that do not change what is drawn …
+AROUND = frozenset(
+    "from_file output force quiet debug lora_dir device grid no_labels num_images batch_size "
+    "save_steps animation explain x y prompts skip_existing list_samplers".split()
+)
+# … and those that a file has in another form.
+TOLD_OTHERWISE = frozenset((*PICTURES, "prompt", "model", "vae", "lora", "embedding"))
+# With others than these, a picture is not the same again, and its batch no matter.
+SAME_PICTURE = AROUND - {"num_images", "batch_size", "grid", "x", "y"} | {
+    *PICTURES,
+    "model",
+    "vae",
+    "embedding",
+}
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The command line, as it stands there."""
+    return _parse(parser(), argv)
+
+
+def with_file(arguments: argparse.Namespace, argv: Sequence[str]) -> argparse.Namespace:
+    """With ``--from``, what its file says in place of the defaults; what was given goes first.
+
+    Warns of what the file asks for and cannot be had. Raises ImageError for a file that does not
+    say how it was made, ArgumentError where a model or an image is missing that it was made with.
+    """
+    if arguments.from_file is None:
+        return arguments
+    from ldm.recipe import read_recipe
+
+    path = Path(arguments.from_file)
+    recipe = read_recipe(path)
+    given = _given(argv)
+    merged = argparse.Namespace(**vars(_from_recipe(recipe, path)) | given)
+    merged.replay = recipe.batch if SAME_PICTURE.issuperset(given) else (1, 0)
+    if recipe.grid:
+        warnings.warn(f"{path} shows several pictures; the first is drawn again", stacklevel=2)
+    _check_inputs(recipe, merged, path)
+    if recipe.notes:
+        warnings.warn(
+            f"{path} asks for what is not done here, so the picture will be another: "
+            + ", ".join(recipe.notes),
+            stacklevel=2,
+        )
+    return merged
+
+
+def recipe_of(job: Job, pipe: Pipeline, picture: Image) -> Recipe:
+    """The recipe of a picture that was drawn alone."""
+    from ldm.images import digest, load_image
+    from ldm.recipe import Recipe
+
+    arguments = job.line.arguments
+    choice = pipe.choose_sampler(arguments.sampler, arguments.schedule)
+    recorded = {
+        name: ",".join(map(repr, value)) if isinstance(value, tuple) else value
+        for name, value in vars(arguments).items()
+        if value is not None and name not in AROUND | TOLD_OTHERWISE | {"replay"}
+    }
+    recorded |= {
+        "prompt": job.prompt,
+        "seed": job.seed,
+        "sampler": choice.name,
+        "schedule": choice.schedule,
+    }
+    if job.variation_seed is not None:
+        recorded["variation_seed"] = job.variation_seed
+    if arguments.hires_scale is None and arguments.outpaint is None:  # else of the first pass, …
+        recorded |= {"width": picture.width, "height": picture.height}
+    for name in ("num_inference_steps", "guidance_scale"):
+        recorded.setdefault(name, getattr(pipe.defaults, name))
+    if arguments.image is None:
+        recorded.pop("strength", None)
+    given = {name: getattr(arguments, name) for name in PICTURES if getattr(arguments, name)}
+    return Recipe(
+        {name: value for name, value in sorted(recorded.items()) if name not in LOADING},
+        {name: value for name, value in sorted(recorded.items()) if name in LOADING},
+        model=model_name(arguments.model),
+        vae=model_name(arguments.vae) if arguments.vae else None,
+        embeddings=tuple(Path(file).stem for file in arguments.embedding),
+        images={name: digest(load_image(file)) for name, file in given.items()},
+    )
+
+
+def drawn_on(pipe: Pipeline) -> dict[str, str]:
+    """Where a picture was drawn, for information."""
+    import torch
+
+    dtype = str(next(pipe.unet.parameters()).dtype).removeprefix("torch.")
+    return {"device": pipe.device.type, "dtype": dtype, "torch": torch.__version__}
+
+
+def model_name(path: str | None) -> str:
+    """What a model is called in metadata: a file's name without its ending, a folder's in full."""
+    from ldm.recipe import BUILT_IN
+
+    if path is None:
+        return BUILT_IN
+    resolved = Path(path).expanduser().resolve()
+    return resolved.stem if resolved.is_file() else resolved.name
+
+
+def _parse(parser: Parser, argv: Sequence[str]) -> argparse.Namespace:
+    # Texts may stand between options, too; but argparse then does not know "--".
+    parse = parser.parse_args if "--" in argv else parser.parse_intermixed_args
+    return parse(argv)
+
+
+def _given(argv: Sequence[str]) -> dict[str, Any]:
+    """What the command line says itself, without the defaults."""
+    bare = parser()
+    bare.set_defaults(**dict.fromkeys(vars(bare.parse_args([]))))
+    told = vars(_parse(bare, argv))
+    return {name: value for name, value in told.items() if value is not None and value != []}
+
+
+def _from_recipe(recipe: Recipe, path: Path) -> argparse.Namespace:
+    """The arguments that a command line with all that a file says would have."""
+    known = vars(parser().parse_args([]))
+    said = recipe.arguments | recipe.loading
+    prompt, argv, newer = said.pop("prompt", ""), [], []
+    for name, value in said.items():
+        option = f"--{name.replace('_', '-')}"
+        if name not in known or name in AROUND | TOLD_OTHERWISE:
+            newer.append(name)
+        elif known[name] is True:
+            argv += [] if value else [f"--no-{name.replace('_', '-')}"]
+        elif not isinstance(known[name], bool):
+            argv.append(f"{option}={value!r}" if isinstance(value, float) else f"{option}={value}")
+        elif value:
+            argv.append(option)
+    try:
+        arguments = parser(Checker).parse_args(argv)
+    except ValueError as error:
+        raise ImageError(f"{path}: {error}") from None
+    if newer:
+        warnings.warn(
+            f"{path} was drawn with what this version of ldm does not know: {', '.join(newer)}",
+            stacklevel=2,
+        )
+    arguments.prompt = [str(prompt)]
+    return arguments
+
+
+def _check_inputs(recipe: Recipe, arguments: argparse.Namespace, path: Path) -> None:
+    """What is not in the file: model, VAE, embeddings, and the images that it was drawn from."""
+    from ldm.images import digest, load_image
+    from ldm.recipe import BUILT_IN
+
+    used = model_name(arguments.model)
+    if recipe.model is None:
+        warnings.warn(f"{path} names no model; {used} is used", stacklevel=3)
+    elif arguments.model is None and recipe.model != BUILT_IN:
+        raise ArgumentError(
+            f"{path} was drawn with the model {recipe.model!r}; say with --model where it is"
+        )
+    elif recipe.model != used:
+        warnings.warn(
+            f"{path} was drawn with the model {recipe.model!r}, not with {used!r}", stacklevel=3
+        )
+    wanted = {"--vae": recipe.vae and [recipe.vae], "--embedding": recipe.embeddings}
+    files = {"--vae": [arguments.vae] if arguments.vae else [], "--embedding": arguments.embedding}
+    for option, names in wanted.items():
+        here = {Path(file).stem for file in files[option]}
+        for name in names or ():
+            if name not in here and Path(name).stem not in here:
+                warnings.warn(
+                    f"{path} was drawn with {name!r}; for the same picture give it with {option}",
+                    stacklevel=3,
+                )
+    for name, told in recipe.images.items():
+        file = getattr(arguments, name, None)
+        if file is None:
+            raise ArgumentError(
+                f"{path} was drawn from a picture that is not in it; give that with --{name}"
+            )
+        if told and digest(load_image(file)) != told:
+            warnings.warn(
+                f"{path} was drawn from another --{name} than {file}, so the picture will be "
+                "another",
+                stacklevel=3,
+            )

@@ -1,0 +1,139 @@
+"""Sheets: many pictures side by side with words to them, and heat maps over a picture."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from ldm.errors import ArgumentError
+
+MOST_PIXELS = 89_000_000  # about what Pillow reads without a warning
+LONGEST_SIDE = {".webp": 16_383, ".jpg": 65_535, ".jpeg": 65_535}  # that a format can hold
+GAP = 8  # pixels around each picture
+LINES = 3  # of a label; longer ones end in "…"
+COLOURS = ((0, 0, 0), (70, 15, 110), (190, 45, 80), (250, 145, 40), (255, 250, 170))  # cold to hot
+GREY = 0.35  # how much of the picture shows below its heat
+
+
+def check_size(width: int, height: int, what: str, path: Path | None = None) -> None:
+    """Raise ArgumentError for a sheet that is too large: call it before a run."""
+    side = LONGEST_SIDE.get(path.suffix.lower() if path else "", max(width, height))
+    if width * height > MOST_PIXELS:
+        raise ArgumentError(
+            f"{what} would have {width}x{height} = {width * height:,} pixels; at most "
+            f"{MOST_PIXELS:,} work: ask for fewer or smaller pictures"
+        )
+    if max(width, height) > side:
+        raise ArgumentError(
+            f"{what} would be {width}x{height}; a {path.suffix} file holds {side} pixels a side: "
+            "choose .png"
+        )
+
+
+def sheet_size(count: int, columns: int, width: int, height: int) -> tuple[int, int]:
+    """(width, height) of a sheet of cells of that size, with all labels and titles at most."""
+    rows = math.ceil(count / columns)
+    line = _line(width)
+    return (
+        width + 2 * GAP + columns * (width + 2 * GAP),
+        LINES * line + GAP + rows * (height + 2 * GAP + LINES * line),
+    )
+
+
+def sheet(
+    pictures: Sequence[Image.Image],
+    columns: int | None = None,
+    labels: Sequence[str] = (),
+    column_titles: Sequence[str] = (),
+    row_titles: Sequence[str] = (),
+) -> Image.Image:
+    """Pictures row by row on white; ``columns`` None makes it about square.
+
+    labels: a text below each picture; column_titles, row_titles: above and left of them. The font
+    is Pillow's own, which has Latin letters only.
+    Raises ArgumentError for a sheet that is too large.
+    """
+    if not pictures:
+        raise ArgumentError("pictures is empty; give at least one")
+    columns = min(columns or math.ceil(math.sqrt(len(pictures))), len(pictures))
+    rows = math.ceil(len(pictures) / columns)
+    width, height = max(p.width for p in pictures), max(p.height for p in pictures)
+    line = _line(width)
+    font = ImageFont.load_default(line * 0.8)
+
+    def lay(texts: Sequence[str], room: int) -> list[list[str]]:
+        return [_wrap(text, font, room) for text in texts]
+
+    below, above, beside = lay(labels, width), lay(column_titles, width), lay(row_titles, width)
+    left = max((math.ceil(font.getlength(row)) for rows in beside for row in rows), default=0)
+    left += GAP if left else 0
+    top = line * max(map(len, above), default=0) + (GAP if above else 0)
+    cell_width = width + 2 * GAP
+    cell_height = height + 2 * GAP + line * max(map(len, below), default=0)
+    size = (left + columns * cell_width, top + rows * cell_height)
+    check_size(*size, "the sheet")
+    whole = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(whole)
+
+    def write(lines: list[str], x: float, y: float) -> None:
+        for index, text in enumerate(lines):
+            draw.text((x, y + (index + 0.5) * line), text, fill="black", font=font, anchor="mm")
+
+    for index, picture in enumerate(pictures):
+        x = left + index % columns * cell_width + GAP
+        y = top + index // columns * cell_height + GAP
+        whole.paste(picture, (x + (width - picture.width) // 2, y + (height - picture.height) // 2))
+        if below:
+            write(below[index], x + width / 2, y + height + GAP / 2)
+    for column, lines in enumerate(above):
+        write(lines, left + (column + 0.5) * cell_width, GAP)
+    for row, lines in enumerate(beside):
+        middle = top + row * cell_height + GAP + height / 2
+        write(lines, left / 2 + GAP / 2, middle - len(lines) * line / 2)
+    return whole
+
+
+def heat(picture: Image.Image, values: np.ndarray) -> Image.Image:
+    """A map (h, w) over a grey copy of the picture: its least value is black, its largest hot."""
+    spread = float(values.max() - values.min())
+    scaled = (values - values.min()) / spread if spread else np.zeros_like(values)
+    mask = Image.fromarray(scaled.astype(np.float32))
+    mask = np.asarray(mask.resize(picture.size, Image.Resampling.BICUBIC)).clip(0, 1)
+    stops = np.linspace(0, 1, len(COLOURS))
+    colours = np.stack([np.interp(mask, stops, c) for c in zip(*COLOURS, strict=True)], axis=-1)
+    grey = np.asarray(picture.convert("L"), np.float32)[..., None]
+    mixed = (1 - GREY) * colours + GREY * grey
+    return Image.fromarray(mixed.round().astype(np.uint8))
+
+
+def _line(width: int) -> int:
+    """The height of a line of text below a picture so wide."""
+    return min(max(width // 10, 13), 40)
+
+
+def _wrap(text: str, font: ImageFont.FreeTypeFont, room: int) -> list[str]:
+    """The text in lines of at most ``room`` pixels, broken between words where that is possible."""
+    lines, words = [""], text.split()
+    while words and len(lines) <= LINES:
+        word = words.pop(0)
+        longer = f"{lines[-1]} {word}".strip()
+        if font.getlength(longer) <= room:
+            lines[-1] = longer
+        elif lines[-1]:
+            lines.append("")
+            words.insert(0, word)
+        else:  # a word that is longer than a line
+            fits = 1
+            while font.getlength(word[: fits + 1]) <= room:  # the whole word is longer
+                fits += 1
+            lines[-1] = word[:fits]
+            if word[fits:]:
+                lines.append("")
+                words.insert(0, word[fits:])
+    if len(lines) > LINES:
+        lines = [*lines[: LINES - 1], f"{lines[LINES - 1].rstrip()}…"]
+    return lines
