@@ -102,8 +102,11 @@ def from_settings(settings: Mapping[str, Any]) -> Recipe:
         for name, value in get(part, dict, {}).items():
             if not isinstance(value, str | int | float):
                 raise ValueError(f"its setting {name} is {value!r:.60}; expected a text or number")
+    arguments = dict(get("arguments", dict, {}))
+    if "guidance_interval" in arguments:
+        arguments["guidance_interval"] = _pair(arguments["guidance_interval"])
     return Recipe(
-        arguments=get("arguments", dict, {}),
+        arguments=arguments,
         loading=get("loading", dict, {}),
         model=get("model", str, None),
         vae=get("vae", str, None),
@@ -171,6 +174,16 @@ NUMBERS: dict[str, tuple[str, Callable[[str], int | float]]] = {
     "Clip skip": ("clip_skip", int),
     "Eta": ("eta", float),
 }
+
+
+def _pair(text: object) -> tuple[float, ...]:
+    try:
+        low, high = (float(part) for part in str(text).split(","))
+    except ValueError:
+        raise ValueError(
+            f"its setting guidance_interval is {text!r:.60}; expected two numbers"
+        ) from None
+    return low, high
 
 
 def _number(name: str, text: str, convert: Callable[[str], int | float]) -> int | float:

@@ -18,10 +18,11 @@ from ldm.cli.again import AROUND, LOADING, TOLD_OTHERWISE
 from ldm.cli.common import FAILED, USAGE
 from ldm.cli.generate import main
 from ldm.cli.options import parser
+from ldm.cli.steer import STEERING
 from ldm.errors import ImageError
 from ldm.images import read_parameters, read_settings, save_image
 from ldm.metadata import parse_parameters
-from ldm.recipe import Recipe, find_sampler, from_settings, from_text, read_recipe
+from ldm.recipe import Recipe, from_settings, from_text, read_recipe
 
 Command = Callable[..., list[str]]
 
@@ -135,7 +136,8 @@ def test_every_option_is_kept_or_does_not_matter() -> None:
     """Whoever adds an option says which, here and in ldm/cli/again.py."""
     kept = set(vars(parser().parse_args([]))) - AROUND - TOLD_OTHERWISE - {"replay"}
     call = "negative_prompt strength num_inference_steps guidance_scale seed width height"
-    assert kept == set(f"{call} sampler eta clip_skip".split()) | set(LOADING)
+    call += " sampler schedule eta clip_skip"
+    assert kept == set(call.split()) | set(LOADING) | STEERING
 
 
 # What is not in the file
@@ -233,18 +235,25 @@ def test_image_to_image_of_the_web_ui() -> None:
 @pytest.mark.parametrize(
     ("label", "schedule", "want"),
     [
-        ("DPM++ 2M", "Karras", "dpmpp_2m_karras"),
-        ("DPM++ 2M Karras", "", "dpmpp_2m_karras"),
-        ("DPM++ 2M", "Automatic", "dpmpp_2m"),
-        ("Euler a", "Automatic", "euler_a"),
-        ("Euler A", "", "euler_a"),
-        ("Euler a", "Karras", None),
-        ("Euler", "Nonsense", None),
-        ("Nonsense", "", None),
+        ("DPM++ 2M", "Karras", ("dpmpp_2m", "karras")),
+        ("DPM++ 2M Karras", "", ("dpmpp_2m", "karras")),
+        ("DPM++ 2M", "Automatic", ("dpmpp_2m", "normal")),
+        ("Euler a", "SGM Uniform", ("euler_a", "sgm_uniform")),
+        ("Euler A", "", ("euler_a", "normal")),
     ],
 )
-def test_names_of_samplers(label: str, schedule: str, want: str | None) -> None:
-    assert find_sampler(label, schedule) == want
+def test_names_of_samplers(label: str, schedule: str, want: tuple[str, str]) -> None:
+    told = f"Schedule type: {schedule}, " if schedule else ""
+    recipe = from_text(f"a\nSteps: 1, Sampler: {label}, {told}Seed: 1, RNG: CPU, Size: 8x8")
+    assert (recipe.arguments["sampler"], recipe.arguments["schedule"]) == want
+    assert not recipe.notes
+
+
+def test_samplers_that_are_not_known() -> None:
+    for label in ("Nonsense", "Restart"):
+        recipe = from_text(f"a\nSteps: 1, Sampler: {label}, Seed: 1, RNG: CPU, Size: 8x8")
+        assert recipe.notes == (f"Sampler {label}",)
+        assert "sampler" not in recipe.arguments
 
 
 # Broken files
@@ -270,7 +279,7 @@ def broken(**changes: Any) -> str:
         (broken(arguments={"eta": {}}), "its setting eta is {}; expected a text or number"),
         (broken(arguments={"eta": [1]}), "its setting eta is [1]; expected a text or number"),
         (broken(arguments={"eta": "much"}), "argument --eta: invalid float value: 'much'"),
-        (broken(arguments={"seed": 1, "sampler": "magic"}), "invalid choice: 'magic'"),
+        (broken(arguments={"seed": 1, "sampler": "magic"}), "sampler is 'magic'"),
         (broken(arguments={"clip_skip": 1.5}), "invalid int value: '1.5'"),
         (broken(loading={"dtype": "int3"}), "invalid choice: 'int3'"),
         (broken(model=7), "its setting model is 7; expected a str"),

@@ -205,7 +205,7 @@ def test_sizes_of_a_plot(command: Command) -> None:
         (["--x", "steps="], "--x is 'steps='; give at least one value"),
         (["--x", "steps=1,,2"], "--x: argument -s/--num-inference-steps/--steps: invalid int"),
         (["--x", "steps=1,many"], "invalid int value: 'many'"),
-        (["--x", "sampler=ddim,magic"], "--x: argument --sampler: invalid choice: 'magic'"),
+        (["--x", "sampler=ddim,magic"], "sampler is 'magic'; expected one of"),
         (["--x", 'prompt="a,b'], "the values are no list; write a value with a comma"),
         (["--x", "steps=1\n2"], "the values are no list"),
         (["--x", "steps=1,0"], "--num-inference-steps is 0; it must be at least 1"),

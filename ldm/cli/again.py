@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from ldm.cli.common import Checker, Parser
 from ldm.cli.options import parser
+from ldm.cli.steer import STEERING
 from ldm.errors import ArgumentError, ImageError
+from ldm.samplers import read_names
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -76,10 +78,13 @@ def recipe_of(job: Job, pipe: Pipeline, picture: Image) -> Recipe:
 
     arguments = job.line.arguments
     choice = pipe.choose_sampler(arguments.sampler, arguments.schedule)
+    defaults = vars(parser().parse_args([]))
     recorded = {
         name: ",".join(map(repr, value)) if isinstance(value, tuple) else value
         for name, value in vars(arguments).items()
-        if value is not None and name not in AROUND | TOLD_OTHERWISE | {"replay"}
+        if value is not None
+        and name not in AROUND | TOLD_OTHERWISE | {"replay"}
+        and not (name in STEERING and value == defaults[name])
     }
     recorded |= {
         "prompt": job.prompt,
@@ -150,12 +155,15 @@ def _from_recipe(recipe: Recipe, path: Path) -> argparse.Namespace:
         elif known[name] is True:
             argv += [] if value else [f"--no-{name.replace('_', '-')}"]
         elif not isinstance(known[name], bool):
+            if isinstance(value, tuple):
+                value = ",".join(map(repr, value))
             argv.append(f"{option}={value!r}" if isinstance(value, float) else f"{option}={value}")
         elif value:
             argv.append(option)
     try:
         arguments = parser(Checker).parse_args(argv)
-    except ValueError as error:
+        read_names(arguments.sampler, arguments.schedule)
+    except ValueError as error:  # ArgumentError is one, too
         raise ImageError(f"{path}: {error}") from None
     if newer:
         warnings.warn(

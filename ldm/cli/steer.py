@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from ldm.cli.common import Parser
 
 HIRES_STRENGTH, MASK_BLUR = 0.5, 4.0
+# Told in a picture only where they are not at their defaults.
+STEERING = frozenset(
+    "mask_blur paste_back outpaint hires_scale hires_strength tiling variation_seed "
+    "variation_strength guidance_rescale guidance_interval".split()
+)
 
 
 def add_steering_options(parser: Parser) -> None:
