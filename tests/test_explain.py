@@ -135,13 +135,18 @@ def words(tokenizer: CLIPTokenizer, prompt: str) -> list[tuple[str, list[int]]]:
 def test_words_and_their_tokens(pipe: Pipeline) -> None:
     tokenizer = pipe.tokenizer
     assert words(tokenizer, "a red car") == [("a", [1]), ("red", [2]), ("car", [3])]
-    assert words(tokenizer, "  Red,  (car) . red\n") == [("Red", [1]), ("car", [4]), ("red", [7])]
+    assert words(tokenizer, "  Red,  (car) . red\n") == [("red", [1]), ("car", [4]), ("red", [7])]
     ((long, tokens),) = words(tokenizer, "pneumonoultramicroscopic")
     assert long == "pneumonoultramicroscopic"
     assert tokens == list(range(1, 1 + len(tokenizer.encode(long)))) and len(tokens) > 2
     assert words(tokenizer, "") == []
     assert len(words(tokenizer, "a " * 80)) == 75  # the rest is not read
-    assert words(tokenizer, "été 🚗")[0][0] == "été"
+    (first, _), (second, tokens) = words(tokenizer, "été, 🚗")
+    assert (first, second) == ("été", "🚗")
+    new = tokenizer.with_words({"<toy>": 3})
+    assert words(new, "a <toy> <toy> car") == [
+        ("a", [1]), ("<toy>", [2, 3, 4]), ("<toy>", [5, 6, 7]), ("car", [8]),
+    ]  # fmt: skip
 
 
 def test_the_mean_over_a_words_tokens(pipe: Pipeline) -> None:
