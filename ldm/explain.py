@@ -12,7 +12,6 @@ the mean of the attention probabilities over steps, layers and heads, enlarged t
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,13 +20,12 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from ldm.chunks import cut
 from ldm.errors import ArgumentError
 from ldm.layers import Attention, SpatialTransformer
-from ldm.prompts import weigh
 from ldm.tokenizer import CLIPTokenizer
 from ldm.unet import UNet
 
-MARKS = ".,;:!?()[]{}\"'"
 COARSEST = 4  # of the latents' pixels in one of the layer's: DAAM leaves out the layers below
 
 
@@ -60,22 +58,14 @@ class AttentionMaps:
         return (self._sum / self._count).cpu()
 
     def words(self, prompt: str, picture: int = 0) -> list[tuple[str, Tensor]]:
-        """Each word of the prompt, without marks around it, and its map (h, w).
-
-        That is the mean over the word's tokens.
-        """
+        """Each word of the prompt, in lower case, and its map (h, w): the mean over its tokens."""
         maps = self.maps[picture]
-        # As it is read: without brackets and weights. Of long prompts, the first 75 tokens.
-        prompt = "".join(span[0] for spans in weigh(prompt) for span in spans)
-        starts = self.tokenizer.starts(prompt)[: self.tokenizer.model_max_length - 2]
-        found = []
-        for word in re.finditer(r"\S+", prompt):
-            name = word[0].strip(MARKS)
-            first = word.start() + word[0].index(name)
-            own = [i + 1 for i, at in enumerate(starts) if first <= at < first + len(name)]
-            if own:
-                found.append((name, maps[own].mean(dim=0)))
-        return found
+        ids = [index for chunk in cut(self.tokenizer, prompt) for index in chunk.ids]
+        return [
+            (word, maps[tokens].mean(dim=0))
+            for word, tokens in self.tokenizer.words(ids)
+            if any(letter.isalnum() or ord(letter) > 0x2000 for letter in word)  # no marks alone
+        ]
 
     def _see_latents(self, unet: UNet, args: tuple[Any, ...]) -> None:
         self._size = tuple(args[0].shape[2:])

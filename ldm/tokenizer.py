@@ -144,14 +144,29 @@ class CLIPTokenizer:
             rows.append(row + [self.pad_token_id] * (self.model_max_length - len(row)))
         return rows
 
-    def starts(self, text: str) -> list[int]:
-        """Where in `text` each token of `encode` begins."""
-        encoding = self._tokenizer.encode(text, add_special_tokens=False)
-        return [
-            start
-            for index, (start, _) in zip(encoding.ids, encoding.offsets, strict=True)
-            for _ in self._words.get(index, (index,))
-        ]
+    def words(self, ids: Sequence[int]) -> list[tuple[str, list[int]]]:
+        """Each word in a row of ids, in lower case, and where its ids stand; no special tokens."""
+        special = {self.bos_token_id, self.eos_token_id, self.pad_token_id}
+        loaded = {index: word for word, own in self._words.items() for index in own}
+        words: list[tuple[str, list[int]]] = []
+        begun: list[int] = []  # where the ids of a word stand that has not ended
+        for at, index in enumerate(ids):
+            if index in loaded:
+                word = self._tokenizer.id_to_token(loaded[index])
+                if (
+                    words
+                    and words[-1][0] == word
+                    and len(words[-1][1]) < len(self._words[loaded[index]])
+                ):
+                    words[-1][1].append(at)
+                else:
+                    words.append((word, [at]))
+            elif index not in special:
+                begun.append(at)
+                if self._tokenizer.id_to_token(index).endswith("</w>"):
+                    words.append((self.decode([ids[i] for i in begun]), begun))
+                    begun = []
+        return words
 
 
 def _read_folder(folder: Path) -> tuple[BPE, list[AddedToken], dict[str, Any]]:

@@ -9,23 +9,22 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldm import __version__
 from ldm.cli import seeing
-from ldm.cli.again import drawn_on, model_name, parse, recipe_of, with_file
-from ldm.cli.common import FAILED, fail, importing_torch, number, run, tell
+from ldm.cli.again import parse, with_file
+from ldm.cli.common import FAILED, fail, importing_torch, run, tell
+from ldm.cli.grids import grid_columns, lay_out
 from ldm.cli.jobs import Job, my_share, plan_jobs, processes
 from ldm.cli.loras import LoraUse
 from ldm.cli.options import check
 from ldm.cli.plots import Plot, read_plot
+from ldm.cli.recording import picture_texts
 from ldm.cli.seeing import Watch
-from ldm.cli.steer import hires_strength, masked, read_mask, steering, steering_metadata
+from ldm.cli.steer import hires_strength, masked, read_mask, steering
 from ldm.errors import LDMError
-from ldm.samplers import SAMPLERS, SCHEDULES
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -297,74 +296,6 @@ def draw(
             watch(progress)
     drawn = progress.output.images
     return [drawn[index]] if size > 1 else drawn, watch
-
-
-def grid_columns(arguments: argparse.Namespace, count: int) -> int:
-    """A row for each prompt where there are several pictures of each; else about a square."""
-    rows_of_prompts = len(arguments.prompt) > 1 and arguments.num_images > 1
-    return arguments.num_images if rows_of_prompts else math.ceil(math.sqrt(count))
-
-
-def lay_out(
-    pictures: list[Image], jobs: list[Job], arguments: argparse.Namespace, plot: Plot | None
-) -> tuple[Image, int]:
-    """All pictures on one, with words to them; and how many stand side by side."""
-    from ldm.images import image_grid
-    from ldm.sheets import sheet
-
-    columns = plot.columns if plot else grid_columns(arguments, len(jobs))
-    if arguments.no_labels:
-        return image_grid(pictures, columns), columns
-    if plot:
-        tops, lefts = (axis.titles if axis else () for axis in (plot.x, plot.y))
-        return sheet(pictures, columns, column_titles=tops, row_titles=lefts), columns
-    several = len(arguments.prompt) > 1
-    if several and arguments.num_images > 1:
-        labels = [f"seed {job.seed}" for job in jobs]
-        return sheet(pictures, columns, labels, row_titles=arguments.prompt), columns
-    labels = [job.prompt if several else f"seed {job.seed}" for job in jobs]
-    return sheet(pictures, columns, labels), columns
-
-
-def picture_texts(
-    pipe: Pipeline,
-    job: Job,
-    picture: Image,
-    batch: Sequence[Job] = (),
-    grid: str | None = None,
-    plot: Plot | None = None,
-) -> tuple[str, dict[str, Any]]:
-    """How a picture was made: as A1111 writes it into the file, and all of it exactly."""
-    from ldm.metadata import format_parameters
-
-    arguments = job.line.arguments
-    choice = pipe.choose_sampler(arguments.sampler, arguments.schedule)
-    defaults = pipe.defaults
-    scale = arguments.guidance_scale
-    place = (len(batch), batch.index(job)) if len(batch) > 1 else arguments.replay
-    recipe = replace(recipe_of(job, pipe, picture), batch=place, grid=grid)
-    text = format_parameters(
-        {
-            "Prompt": job.prompt,
-            "Negative prompt": arguments.negative_prompt,
-            "Steps": arguments.num_inference_steps or defaults.num_inference_steps,
-            "Sampler": SAMPLERS[choice.name].label,
-            "Schedule type": SCHEDULES[choice.schedule].label,
-            "CFG scale": number(defaults.guidance_scale if scale is None else scale),
-            "Seed": job.seed,
-            "Size": f"{picture.width}x{picture.height}",
-            "Model": model_name(arguments.model),
-            "VAE": model_name(arguments.vae) if arguments.vae else None,
-            **steering_metadata(arguments, job.variation_seed),
-            "Clip skip": arguments.clip_skip if arguments.clip_skip > 1 else None,
-            "Eta": number(arguments.eta) if arguments.eta else None,
-            "RNG": "CPU",
-            "Grid": grid,
-            **(plot.metadata if plot else {}),
-            "Version": f"ldm {__version__}",
-        }
-    )
-    return text, recipe.settings(__version__, drawn_on(pipe))
 
 
 def save(

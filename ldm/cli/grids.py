@@ -1,0 +1,40 @@
+"""How ``ldm-generate`` lays out many pictures on one: ``--grid``, ``--x`` and ``--y``."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from ldm.cli.jobs import Job
+    from ldm.cli.plots import Plot
+
+
+def grid_columns(arguments: argparse.Namespace, count: int) -> int:
+    """A row for each prompt where there are several pictures of each; else about a square."""
+    rows_of_prompts = len(arguments.prompt) > 1 and arguments.num_images > 1
+    return arguments.num_images if rows_of_prompts else math.ceil(math.sqrt(count))
+
+
+def lay_out(
+    pictures: list[Image], jobs: list[Job], arguments: argparse.Namespace, plot: Plot | None
+) -> tuple[Image, int]:
+    """All pictures on one, with words to them; and how many stand side by side."""
+    from ldm.images import image_grid
+    from ldm.sheets import sheet
+
+    columns = plot.columns if plot else grid_columns(arguments, len(jobs))
+    if arguments.no_labels:
+        return image_grid(pictures, columns), columns
+    if plot:
+        tops, lefts = (axis.titles if axis else () for axis in (plot.x, plot.y))
+        return sheet(pictures, columns, column_titles=tops, row_titles=lefts), columns
+    several = len(arguments.prompt) > 1
+    if several and arguments.num_images > 1:
+        labels = [f"seed {job.seed}" for job in jobs]
+        return sheet(pictures, columns, labels, row_titles=arguments.prompt), columns
+    labels = [job.prompt if several else f"seed {job.seed}" for job in jobs]
+    return sheet(pictures, columns, labels), columns
