@@ -128,7 +128,7 @@ def test_nothing_drawn(pipe: Pipeline) -> None:
 def words(tokenizer: CLIPTokenizer, prompt: str) -> list[tuple[str, list[int]]]:
     """Each word, and which tokens it was made of: a map's pixel i is lit by token i alone."""
     attention = AttentionMaps(tokenizer, 1)
-    attention._sum, attention._count = torch.eye(77).view(1, 154, 77, 1), 1
+    attention._sum, attention._count = torch.eye(154).view(1, 154, 154, 1), 1
     return [(word, heat[:, 0].nonzero()[:, 0].tolist()) for word, heat in attention.words(prompt)]
 
 
