@@ -47,7 +47,7 @@ SD: dict[str, Any] = {
 }
 SPACINGS = ("leading", "trailing", "linspace")
 PREDICTIONS = ("epsilon", "sample", "v_prediction")
-STEPS = (1, 2, 3, 5, 20, 50)
+STEPS = (1, 2, 3, 7, 20, 50)  # 7: from the middle is from an odd step
 # case → (sampler, settings of scheduler_config.json, η)
 CASES: dict[str, tuple[str, dict[str, Any], float]] = {
     "ddpm": ("ddpm", {}, 0.0),
