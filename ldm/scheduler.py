@@ -57,6 +57,7 @@ class DDPMScheduler:
             )
         self.config = config
         self.alphas_cumprod = torch.cumprod(1 - betas(config), dim=0)
+        self._abar: list[float] = self.alphas_cumprod.tolist()
         # At zero terminal SNR σ/α would be infinite; diffusers puts ᾱ = 2⁻²⁴ there, so we do.
         finite = self.alphas_cumprod.where(self.alphas_cumprod > 0, 2**-24)
         ratios = ((1 - finite) / finite) ** 0.5
@@ -150,7 +151,7 @@ class DDPMScheduler:
         if not 0 <= t <= len(self.ratios) - 1:
             raise ArgumentError(f"t is {t}; it must be -1 or in [0, {len(self.ratios) - 1}]")
         if t == int(t):
-            abar = self.alphas_cumprod[int(t)].item()
+            abar = self._abar[int(t)]
             return Level(float(t), math.sqrt(abar), math.sqrt(1 - abar))
         low, weight = int(t), t - int(t)
         ratio = (1 - weight) * self.ratios[low] + weight * self.ratios[low + 1]

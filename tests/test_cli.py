@@ -16,6 +16,7 @@ from ldm import Pipeline, __version__
 from ldm.cli.generate import main
 from ldm.images import read_parameters
 from ldm.metadata import parse_parameters
+from ldm.samplers import SAMPLERS, SCHEDULES
 from ldm.unet import UNet
 
 ROOT = Path(__file__).parents[1]
@@ -68,6 +69,8 @@ def noise(width: int, height: int, seed: int = 0) -> Image.Image:
         (["-s", "3", "-g", "1.25"], {"num_inference_steps": 3, "guidance_scale": 1.25}),
         (["-W", "72", "-H", "48"], {"width": 72, "height": 48}),
         (["--sampler", "dpmpp_2m_karras"], {"sampler": "dpmpp_2m_karras"}),
+        (["--sampler", "DPM++ 2M Karras"], {"sampler": "dpmpp_2m_karras"}),
+        (["--sampler", "heun", "--schedule", "SGM Uniform"], {"sampler": "heun_sgm_uniform"}),
         (["--sampler", "ddim", "--eta", "0.7"], {"sampler": "ddim", "eta": 0.7}),
         (["--clip-skip", "2"], {"clip_skip": 2}),
         (["-i", "start.png"], {"image": "start.png"}),
@@ -351,3 +354,23 @@ def test_loading_does_not_import_compilers(folder: Path) -> None:
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout == "set()\n"
+
+
+def test_list_samplers(capsys: pytest.CaptureFixture[str]) -> None:
+    """Without a prompt, and without PyTorch."""
+    with pytest.raises(SystemExit) as stopped:
+        main(["--list-samplers"])
+    assert stopped.value.code == 0
+    printed = capsys.readouterr().out
+    for key, row in SAMPLERS.items():
+        assert f"\n{key} " in f"\n{printed}" and row.label in printed
+        assert row.class_name is None or row.class_name in printed
+    for key, schedule in SCHEDULES.items():
+        assert f"\n{key} " in printed and schedule.label in printed
+    code = (
+        "import sys; from ldm.cli.generate import main\n"
+        "try: main(['--list-samplers'])\n"
+        "except SystemExit: pass\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -33,11 +33,12 @@ def ddim(
     algorithm 1), so "euler" is this step on Euler's levels.
     """
     x0 = denoise(x, a)
-    eps = (x - a.alpha * x0) / a.sigma
-    if clip is not None:
-        x0 = x0.clamp(-clip, clip)
     s = eta * b.sigma / a.sigma * math.sqrt(1 - (a.alpha / b.alpha) ** 2)
-    x = b.alpha * x0 + math.sqrt(b.sigma**2 - s**2) * eps
-    if eta:
-        x = x + s * noise()
-    return x, x0
+    shrink = math.sqrt(b.sigma**2 - s**2) / a.sigma
+    if clip is None:
+        x = (shrink * x).add_(x0, alpha=b.alpha - shrink * a.alpha)
+    else:
+        x = (shrink * x).add_(x0, alpha=-shrink * a.alpha)
+        x0 = x0.clamp(-clip, clip)
+        x = x.add_(x0, alpha=b.alpha)
+    return x.add_(noise(), alpha=s) if eta else x, x0

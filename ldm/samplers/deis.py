@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from ldm.samplers.moves import noise_in
+from ldm.samplers.moves import mix, noise_in
 from ldm.samplers.weights import exponential
 
 if TYPE_CHECKING:
@@ -39,5 +39,5 @@ def deis(
     past.append((noise_in(x, x0, a), a.lam))
     del past[: -1 if careful and b.t < 0 else -ORDER]
     weights = exponential([(lam - a.lam) / h for _, lam in past], -h)
-    eps = sum(w * eps for w, (eps, _) in zip(weights, past, strict=True))
-    return b.alpha / a.alpha * x + b.sigma * eps, x0
+    eps = mix(weights, [eps for eps, _ in past])
+    return (b.alpha / a.alpha * x).add_(eps, alpha=b.sigma), x0

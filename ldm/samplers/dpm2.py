@@ -40,7 +40,8 @@ def dpm2(
     middle = scheduler.level_of(math.sqrt(ratio(a) * down))
     half = ode_move(x, x0, a, middle)
     x0 = denoise(half, middle)
-    y = x / a.alpha + (down - ratio(a)) * noise_in(half, x0, middle)
+    slope, step = noise_in(half, x0, middle), down - ratio(a)
+    x = (b.alpha / a.alpha * x).add_(slope, alpha=b.alpha * step)
     if ancestral:
-        y = y + math.sqrt(ratio(b) ** 2 - down**2) * noise()
-    return b.alpha * y, x0
+        x = x.add_(noise(), alpha=b.alpha * math.sqrt(ratio(b) ** 2 - down**2))
+    return x, x0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Container
 from typing import TYPE_CHECKING, Any
 
-from ldm.samplers.moves import ode_move
+from ldm.samplers.moves import mix, ode_move
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,12 +24,16 @@ def dpmpp_2m(
 
     The first step of a run, and the last (σ_b = 0, h = ∞), are of first order: D = x̂₀.
     """
-    x0 = d = denoise(x, a)
+    x0 = denoise(x, a)
     if past and b.sigma:
         before, level = past.pop()
-        d = x0 + (b.lam - a.lam) / (a.lam - level.lam) / 2 * (x0 - before)
+        past.append((x0, a))
+        r = (b.lam - a.lam) / (a.lam - level.lam) / 2
+        shrink = b.sigma / a.sigma
+        gain = b.alpha - shrink * a.alpha  # −α_b (e^{−h} − 1)
+        return mix((shrink, gain * (1 + r), -gain * r), (x, x0, before)), x0
     past.append((x0, a))
-    return ode_move(x, d, a, b), x0
+    return ode_move(x, x0, a, b), x0
 
 
 def dpmpp_2s(
@@ -54,7 +58,8 @@ def dpmpp_2s(
     x0 = denoise(x, a)
     if past and b.sigma:
         start, before, s = past.pop()
-        d = before + (b.lam - s.lam) / (a.lam - s.lam) / 2 * (x0 - before)
+        r = (b.lam - s.lam) / (a.lam - s.lam) / 2
+        d = mix((r, 1 - r), (x0, before))
         return ode_move(start, d, s, b), x0
     if a not in second:
         past.append((x, x0, a))

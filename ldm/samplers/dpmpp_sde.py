@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from ldm.samplers.moves import ode_move, ratio, sde_move
+from ldm.samplers.moves import mix, ode_move, ratio, sde_move
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,7 +25,8 @@ def dpmpp_2m_sde(
     x0 = d = denoise(x, a)
     if past and b.sigma:
         before, level = past.pop()
-        d = x0 + (b.lam - a.lam) / (a.lam - level.lam) / 2 * (x0 - before)
+        r = (b.lam - a.lam) / (a.lam - level.lam) / 2
+        d = mix((1 + r, -r), (x0, before))
     past.append((x0, a))
     return sde_move(x, d, a, b, noise()), x0
 
@@ -92,7 +93,7 @@ def dpmpp_sde(
     first = noise()
     x0 = denoise(sde_move(x, x0, a, middle, first), middle)
     share = (ratio(a) - ratio(middle)) / (ratio(a) - ratio(b))  # of the variance
-    whole = math.sqrt(share) * first + math.sqrt(1 - share) * noise()
+    whole = mix((math.sqrt(share), math.sqrt(1 - share)), (first, noise()))
     return sde_move(x, x0, a, b, whole), x0
 
 

@@ -29,5 +29,6 @@ def heun(
         return moved, x0
     slope = noise_in(x, x0, a)
     x0 = denoise(moved, b)
-    slope = (slope + noise_in(moved, x0, b)) / 2
-    return b.alpha * (x / a.alpha + (ratio(b) - ratio(a)) * slope), x0
+    slope = slope.add_(noise_in(moved, x0, b)).div_(2)
+    step = ratio(b) - ratio(a)
+    return (b.alpha / a.alpha * x).add_(slope, alpha=b.alpha * step), x0

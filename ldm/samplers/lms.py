@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ldm.samplers.moves import noise_in, ratio
+from ldm.samplers.moves import mix, noise_in, ratio
 from ldm.samplers.weights import adams
 
 if TYPE_CHECKING:
@@ -31,5 +31,5 @@ def lms(
     past.append((noise_in(x, x0, a), here))
     del past[:-ORDER]
     weights = adams([(place - here) / step for _, place in past])
-    slope = sum(w * slope for w, (slope, _) in zip(weights, past, strict=True))
-    return b.alpha * (x / a.alpha + step * slope), x0
+    slope = mix(weights, [slope for slope, _ in past])
+    return (b.alpha / a.alpha * x).add_(slope, alpha=b.alpha * step), x0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ def ratio(level: Level) -> float:
 
 def noise_in(x: Tensor, x0: Tensor, a: Level) -> Tensor:
     """ε̂ = (x − α x̂₀)/σ, in Karras' terms the slope dx/dσ of the probability-flow ODE."""
-    return (x - a.alpha * x0) / a.sigma
+    return x.sub(x0, alpha=a.alpha).div_(a.sigma)
 
 
 def ode_move(x: Tensor, x0: Tensor, a: Level, b: Level) -> Tensor:
@@ -27,7 +28,7 @@ def ode_move(x: Tensor, x0: Tensor, a: Level, b: Level) -> Tensor:
     Source: Lu et al. 2022 (DPM-Solver++), eq. 9 with x̂₀ held: exact for an x̂₀ that stays.
     """
     shrink = b.sigma / a.sigma
-    return shrink * x + (b.alpha - shrink * a.alpha) * x0
+    return (shrink * x).add_(x0, alpha=b.alpha - shrink * a.alpha)
 
 
 def sde_move(x: Tensor, x0: Tensor, a: Level, b: Level, eps: Tensor) -> Tensor:
@@ -38,4 +39,13 @@ def sde_move(x: Tensor, x0: Tensor, a: Level, b: Level, eps: Tensor) -> Tensor:
     """
     g = ratio(b) / ratio(a)
     kept = 1 - g * g
-    return g * b.sigma / a.sigma * x + b.alpha * kept * x0 + b.sigma * math.sqrt(kept) * eps
+    moved = (g * b.sigma / a.sigma * x).add_(x0, alpha=b.alpha * kept)
+    return moved.add_(eps, alpha=b.sigma * math.sqrt(kept))
+
+
+def mix(weights: Sequence[float], values: Sequence[Tensor]) -> Tensor:
+    """Σ w_k x_k, with one pass over the memory for each x_k."""
+    total = weights[0] * values[0]
+    for weight, value in zip(weights[1:], values[1:], strict=True):
+        total.add_(value, alpha=weight)
+    return total

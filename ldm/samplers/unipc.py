@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ldm.samplers.moves import ode_move
+from ldm.samplers.moves import mix, ode_move
 from ldm.samplers.weights import exponential
 
 if TYPE_CHECKING:
@@ -51,7 +51,8 @@ def unipc(
         return ode_move(x, x0, a, b), x0
     if order == 2:
         ((_, before, c, _),) = older
-        return ode_move(x, x0 + h / (a.lam - c.lam) / 2 * (x0 - before), a, b), x0
+        r = h / (a.lam - c.lam) / 2
+        return ode_move(x, mix((1 + r, -r), (x0, before)), a, b), x0
     return _integrated(x, a, b, [(x0, a), *((value, c) for _, value, c, _ in older)]), x0
 
 
@@ -67,5 +68,5 @@ def _corrected(past: list[Any], x0: Tensor, b: Level) -> Tensor:
 def _integrated(x: Tensor, a: Level, b: Level, values: list[tuple[Tensor, Level]]) -> Tensor:
     h = b.lam - a.lam
     weights = exponential([(level.lam - a.lam) / h for _, level in values], h)
-    mean = sum(w * value for w, (value, _) in zip(weights, values, strict=True))
-    return b.sigma / a.sigma * x + b.alpha * mean
+    mean = mix(weights, [value for value, _ in values])
+    return (b.sigma / a.sigma * x).add_(mean, alpha=b.alpha)
