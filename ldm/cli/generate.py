@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from ldm import __version__
 from ldm.cli.common import importing_torch, run, tell
 from ldm.cli.loras import LoraUse, find_lora, lora_option, split_tags
-from ldm.cli.options import check, parser
+from ldm.cli.options import check, model_arguments, parser
 from ldm.errors import ImageError, LDMError
 from ldm.samplers import SAMPLERS, schedule_type
 
@@ -59,10 +59,7 @@ def generate(arguments: argparse.Namespace) -> None:
         arguments.model,
         device=arguments.device,
         dtype=arguments.dtype,
-        variant=arguments.variant,
-        vae=arguments.vae,
-        prediction_type=arguments.prediction_type,
-        ema=arguments.ema,
+        **model_arguments(arguments),
     )
     for embedding in arguments.embedding:
         say(f"{embedding}: use it as {pipe.load_textual_inversion(embedding)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from ldm import __version__
 from ldm.cli.common import EXIT_CODES, Parser, check_counts
@@ -166,6 +167,11 @@ def add_model_options(parser: Parser) -> None:
         choices=PREDICTION_TYPES,
         help="what the U-Net predicts (default: as the model says)",
     )
+
+
+def model_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What of these options ``Pipeline.from_pretrained`` takes; LoRAs are put on afterwards."""
+    return {name: getattr(arguments, name) for name in ("vae", "variant", "prediction_type", "ema")}
 
 
 def filled(text: str) -> str:
