@@ -111,10 +111,10 @@ class DDPMScheduler:
         """x̂₀ from what the network predicted at x. With "epsilon", α must not be 0."""
         prediction, x = prediction.float(), x.float()
         if self.config.prediction_type == "epsilon":
-            return (x - sigma * prediction) / alpha
+            return _minus(x, sigma, prediction).div_(alpha)
         if self.config.prediction_type == "sample":
             return prediction
-        return alpha * x - sigma * prediction
+        return _minus(alpha * x, sigma, prediction)
 
     def from_x0(
         self, x0: Tensor, x: Tensor, alpha: float | Tensor, sigma: float | Tensor
@@ -122,10 +122,10 @@ class DDPMScheduler:
         """The prediction that ``to_x0`` turns into x0 (its inverse). σ must not be 0."""
         x0, x = x0.float(), x.float()
         if self.config.prediction_type == "epsilon":
-            return (x - alpha * x0) / sigma
+            return _minus(x, alpha, x0).div_(sigma)
         if self.config.prediction_type == "sample":
             return x0
-        return (alpha * x - x0) / sigma
+        return (alpha * x).sub_(x0).div_(sigma)
 
     def to_eps(
         self, prediction: Tensor, x: Tensor, alpha: float | Tensor, sigma: float | Tensor
@@ -135,7 +135,7 @@ class DDPMScheduler:
         if self.config.prediction_type == "epsilon":
             return prediction
         if self.config.prediction_type == "sample":
-            return (x - alpha * prediction) / sigma
+            return _minus(x, alpha, prediction).div_(sigma)
         return alpha * prediction + sigma * x
 
     # Levels for samplers: Python floats.
@@ -254,3 +254,8 @@ def _from_ratio(t: float, ratio: float) -> Level:
 def _column(values: Tensor, like: Tensor) -> Tensor:
     """values (B,) as float32 (B, 1, …) on like's device, to multiply `like` (B, …)."""
     return values.to(like.device, torch.float32).view(-1, *(1,) * (like.ndim - 1))
+
+
+def _minus(x: Tensor, scale: float | Tensor, y: Tensor) -> Tensor:
+    """x − scale·y; of a float, in one pass over the memory."""
+    return x.sub(y, alpha=scale) if isinstance(scale, float) else x - scale * y

@@ -13,7 +13,7 @@ from pathlib import Path
 from ldm import __version__
 from ldm.cli.common import EXIT_CODES, Parser, importing_torch, run, tell
 from ldm.cli.loras import lora_option
-from ldm.cli.options import add_model_options
+from ldm.cli.options import add_model_options, model_arguments
 from ldm.errors import LDMError
 
 FILE = ".safetensors"
@@ -64,10 +64,7 @@ def convert(arguments: argparse.Namespace) -> None:
             arguments.model,
             device="cpu",
             dtype="auto",
-            variant=arguments.variant,
-            vae=arguments.vae,
-            prediction_type=arguments.prediction_type,
-            ema=arguments.ema,
+            **model_arguments(arguments),
         )
     for path, scale in loras:
         tell(pipe.load_lora_weights(path, scale=scale).summary)

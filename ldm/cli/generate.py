@@ -19,7 +19,7 @@ from ldm.cli.common import FAILED, fail, importing_torch, run, tell
 from ldm.cli.grids import grid_columns, lay_out
 from ldm.cli.jobs import Job, my_share, plan_jobs, processes
 from ldm.cli.loras import LoraUse
-from ldm.cli.options import check
+from ldm.cli.options import check, model_arguments
 from ldm.cli.plots import Plot, read_plot
 from ldm.cli.recording import picture_texts
 from ldm.cli.seeing import Watch
@@ -68,10 +68,7 @@ def generate(arguments: argparse.Namespace) -> None:
         arguments.model,
         device=arguments.device,
         dtype=arguments.dtype,
-        variant=arguments.variant,
-        vae=arguments.vae,
-        prediction_type=arguments.prediction_type,
-        ema=arguments.ema,
+        **model_arguments(arguments),
     )
     for embedding in arguments.embedding:
         say(f"{embedding}: use it as {pipe.load_textual_inversion(embedding)}")

@@ -236,6 +236,11 @@ class ListSamplers(argparse.Action):
         parser.exit()
 
 
+def model_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What of these options ``Pipeline.from_pretrained`` takes; LoRAs are put on afterwards."""
+    return {name: getattr(arguments, name) for name in ("vae", "variant", "prediction_type", "ema")}
+
+
 def filled(text: str) -> str:
     """An argument that must not be empty, as a variable that is not set makes it."""
     if not text:

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ldm.samplers.moves import mix, ode_move
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -43,13 +45,12 @@ def pndm(
 
     def move(mean: Tensor) -> tuple[Tensor, Tensor]:
         x0 = scheduler.to_x0(mean, x, a.alpha, a.sigma)
-        eps = scheduler.to_eps(mean, x, a.alpha, a.sigma)
-        return b.alpha * x0 + b.sigma * eps, x0
+        return ode_move(x, x0, a, b), x0
 
     past.insert(0, raw(x, a))
     del past[4:]
     if len(past) > 1:
-        return move(sum(w * p for w, p in zip(WEIGHTS[len(past)], past, strict=True)))
+        return move(mix(WEIGHTS[len(past)], past))
     moved, x0 = move(past[0])
     if b.t < 0:  # a run of one step: b is the end, where the network knows no timestep
         return moved, x0
