@@ -38,7 +38,15 @@ from ldm.errors import ArgumentError, CheckpointError
 from ldm.explain import AttentionMaps, explain
 from ldm.guidance import Denoiser, Guidance
 from ldm.inpainting import Blend, expand, paste, unchanged
-from ldm.inputs import HALF, check_size, read_pictures, shrink_masks, to_masks, to_pixels
+from ldm.inputs import (
+    HALF,
+    check_numbers,
+    check_size,
+    read_pictures,
+    shrink_masks,
+    to_masks,
+    to_pixels,
+)
 from ldm.loading import (
     Defaults,
     load_file,
@@ -318,6 +326,7 @@ class Pipeline:
         schedule: str | None = None,
         eta: float = 0.0,
         clip_skip: int = 1,
+        steps_before: int = 0,
         output_type: str = "pil",
     ) -> Iterator[Progress]:
         """Draw pictures, yielding after every step; the last ``Progress`` holds the ``output``.
@@ -358,11 +367,15 @@ class Pipeline:
             eta: in [0, 1], noise that "ddim" adds.
             clip_skip: 1 takes the layer of the text encoder that the model was trained with, 2 the
                 one before (as A1111 counts).
+            steps_before: steps of a pass that this call goes on from, for prompts that change:
+                numbers of steps count from its first one, and fractions from 1 to 2 are of the
+                steps that are run here ("hires fix" in A1111; see ``ldm.hires``).
             output_type: "pil", "pt" (float32 (B,3,H,W) in [0, 1]) or "latent" (scaled latents).
 
         Raises ArgumentError for an argument that cannot work: at once, not when the first step is
         asked for, and before anything is computed.
         """
+        check_numbers(Pipeline.stream, locals())
         prompts = [prompt] if isinstance(prompt, str) else list(prompt or ())
         if not all(isinstance(text, str) for text in prompts):
             raise ArgumentError(f"prompt is {prompt!r}; expected a text or a list of texts")
@@ -412,14 +425,17 @@ class Pipeline:
             raise ArgumentError(
                 f"latents has the shape {tuple(latents.shape)}; expected {noise.shape}"
             )
+        if steps_before < 0:
+            raise ArgumentError(f"steps_before is {steps_before}; it must be at least 0")
         prompted = encode_prompts(
             self.text_models,
             prompts,
             self._negatives(prompts, negative_prompt),
-            len(steps),
+            max(len(steps) - first, 1) if steps_before else len(steps),
             clip_skip,
             self.xl,
             self._sizes(height, width),
+            steps_before,
         )
         told = [one for one in prompted for _ in range(num_images_per_prompt)]
 
