@@ -34,6 +34,7 @@ class Conditioning:
     context: Tensor  # (77 k, D), for cross-attention: k chunks
     pooled: Tensor | None = None  # (P,): the text in one state
     time_ids: Tensor | None = None  # (5 or 6,), float32: sizes in pixels
+    text: str = ""  # that all this says
 
     @property
     def parts(self) -> tuple[Tensor, ...]:
@@ -174,7 +175,7 @@ class PromptEncoder:
                 contexts.append(torch.cat(rows))
                 pooled = known[chunks[0].ids][1]
             context = torch.cat(contexts, dim=-1)
-            self.told[key] = Conditioning(context, pooled if self.xl else None, size)
+            self.told[key] = Conditioning(context, pooled if self.xl else None, size, text)
         return self.told[key]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,6 +14,9 @@ from ldm.conditioning import Conditioning, Prompted, Script
 from ldm.errors import ArgumentError
 from ldm.scheduler import DDPMScheduler, Level
 from ldm.unet import UNet
+
+# What looks on hears before the U-Net is asked: (picture, text) of each row; None of negative ones.
+Hear = Callable[[list[tuple[int, str] | None]], None]
 
 
 @dataclass(frozen=True)
@@ -81,12 +84,15 @@ class Denoiser:
         prompted: Sequence[Prompted],
         guidance: Guidance,
         known: Tensor | None = None,
+        hear: Hear | None = None,
     ) -> None:
         """Networks that are told the scale (LCM) are asked once, but for texts that AND joins.
 
         prompted: of each of the B pictures.
         known: (B, C', h, w), what an inpainting network is shown beside x.
+        hear: see ``ldm.explain``.
         """
+        self.hear = hear
         self.unet, self.scheduler, self.guidance, self.known = unet, scheduler, guidance, known
         self.step = 1
         self.told_scale = None if unet.config.time_cond_proj_dim is None else guidance.scale
@@ -129,6 +135,10 @@ class Denoiser:
                 scales = torch.full((len(mine),), self.told_scale, device=mine.device)
                 options["guidance_scale"] = scales
             t = torch.full((len(mine),), level.t, device=mine.device)
+            if self.hear is not None:
+                texts = [(i, one.text) for (i, _), one in zip(asked, told, strict=True)]
+                without = len(asked) - len(self.texts)  # the negative ones come first
+                self.hear([texts[row] if row >= without else None for row in batch.rows])
             predictions.append(self.unet(mine, t, *batch.parts, **options))
         if len(predictions) == 1:
             return predictions[0]

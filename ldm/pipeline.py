@@ -8,11 +8,11 @@ Source: Rombach et al. 2022, figure 3: the diffusion runs in the autoencoder's l
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,7 +36,7 @@ from ldm.config import SchedulerConfig
 from ldm.devices import choose_device, choose_dtype
 from ldm.errors import ArgumentError, CheckpointError
 from ldm.explain import AttentionMaps, explain
-from ldm.guidance import Denoiser, Guidance
+from ldm.guidance import Denoiser, Guidance, Hear
 from ldm.inpainting import Blend, expand, paste, unchanged
 from ldm.inputs import (
     HALF,
@@ -167,6 +167,7 @@ class Pipeline:
         self.time_ids = unet.config.time_ids(pooled)
 
         named = {"unet": unet, "text_encoder": text_encoder, "text_encoder_2": text_encoder_2}
+        self._hear: Hear | None = None  # while explain() looks on
         self.loras = Loras(
             {name: part for name, part in named.items() if part is not None}, names_of(unet.config)
         )
@@ -469,7 +470,7 @@ class Pipeline:
                     known = torch.cat([small, shown], dim=1)
                 else:
                     after = Blend(start, eps, small, steps[first:])
-            denoise = Denoiser(self.unet, self.scheduler, told, guidance, known)
+            denoise = Denoiser(self.unet, self.scheduler, told, guidance, known, self._hear)
             ask = tiled(denoise, self.unet) if tiling else denoise
             progress = Progress(0, len(steps) - first, x_first, x_first)
             if progress.steps == 0:
@@ -525,13 +526,20 @@ class Pipeline:
             vae.preview = fit_to(lambda x: vae.encode(x.to(like)), self.decode, vae.config.scale)
         return vae.preview(latents)
 
-    def explain(self, pictures: int = 1) -> AbstractContextManager[AttentionMaps]:
-        """Watch where each word looks while ``pictures`` pictures are drawn at once.
+    @contextlib.contextmanager
+    def explain(self) -> Iterator[AttentionMaps]:
+        """Watch where each word looks while pictures are drawn.
 
-        ``with pipe.explain() as attention:`` draw, then ``attention.words(prompt)``; see
+        ``with pipe.explain() as attention:`` draw, then ``attention.words()``; see
         ``ldm.explain``. What is drawn does not change; drawing takes a little longer.
         """
-        return explain(self.unet, self.text_models[0].tokenizer, pictures)
+        before = self._hear
+        with explain(self.unet, self.text_models[0].tokenizer) as attention:
+            self._hear = attention.hear
+            try:
+                yield attention
+            finally:
+                self._hear = before
 
     def _blame(self) -> CheckpointError:
         """Why a result is not finite: broken weights by their name, or else an overflow."""

@@ -90,7 +90,7 @@ def test_all_three_beside_each_picture(command: Command, pipe: Pipeline) -> None
     for name in names:
         assert parse_parameters(read_parameters(name))["Seed"] == ("5" if "-1" in name else "6")
 
-    with pipe.explain(pictures=2) as attention:
+    with pipe.explain() as attention:
         run = list(pipe.stream(["a red car"] * 2, seed=5, num_inference_steps=3))
     strip = Image.open("a-2-steps.png")
     assert strip.width == 3 * (64 + 2 * GAP)

@@ -93,7 +93,7 @@ def generate(arguments: argparse.Namespace) -> None:
             texts = picture_texts(pipe, job, picture, batch)
             save(picture, job.path, texts, arguments.force)
             paths = seeing.beside(job.path, arguments)
-            for name, shown, options in watch.files(index + arguments.replay[1], job.text, picture):
+            for name, shown, options in watch.files(index + arguments.replay[1], picture):
                 save(shown, paths[name], texts, arguments.force, **options)
     if arguments.grid or plot:
         whole, columns = lay_out(pictures, jobs, arguments, plot)
@@ -275,9 +275,8 @@ def draw(
     say(f"{seeds}, {told}")
     terminal = sys.stderr.isatty()
     size, index = arguments.replay
-    watching = seeing.watching(pipe, arguments, len(batch) * size)
     with (
-        watching as watch,
+        seeing.watching(pipe, arguments) as watch,
         tqdm(
             total=total,
             unit="step",

@@ -99,16 +99,14 @@ class Watch:
         if self.arguments.animation and progress.step:
             self.frames.append(self.pipe.preview(progress.x0))
 
-    def files(
-        self, index: int, text: str, picture: Image
-    ) -> Iterator[tuple[str, Image, dict[str, Any]]]:
+    def files(self, index: int, picture: Image) -> Iterator[tuple[str, Image, dict[str, Any]]]:
         """(end of the name, picture, options of Pillow's encoder) of picture ``index``."""
         if self.arguments.save_steps:
             yield STEPS, self._strip(index, picture), {}
         if self.arguments.animation:
             yield ANIMATION, *self._animation(index, picture)
         if self.attention is not None:
-            yield WORDS, self._words(index, text, picture), {}
+            yield WORDS, self._words(index, picture), {}
 
     def _strip(self, index: int, picture: Image) -> Image:
         from ldm.images import to_pil
@@ -131,19 +129,19 @@ class Watch:
         options = {"save_all": True, "append_images": rest, "duration": durations, "loop": 0}
         return first, options
 
-    def _words(self, index: int, text: str, picture: Image) -> Image:
+    def _words(self, index: int, picture: Image) -> Image:
         from ldm.sheets import heat, sheet
 
-        words = self.attention.words(text, index) if self.steps else []
+        words = self.attention.words(picture=index) if self.steps else []
         shown = [heat(picture, values.numpy()) for _, values in words]
         labels = ["the picture", *(word for word, _ in words)]
         return sheet([picture, *shown], square(len(labels)), labels)
 
 
 @contextlib.contextmanager
-def watching(pipe: Pipeline, arguments: argparse.Namespace, pictures: int) -> Iterator[Watch]:
-    """A Watch while so many pictures are drawn at once."""
+def watching(pipe: Pipeline, arguments: argparse.Namespace) -> Iterator[Watch]:
+    """A Watch while pictures are drawn."""
     watch = Watch(pipe, arguments)
-    with pipe.explain(pictures) if arguments.explain else contextlib.nullcontext() as attention:
+    with pipe.explain() if arguments.explain else contextlib.nullcontext() as attention:
         watch.attention = attention
         yield watch
