@@ -14,6 +14,7 @@ from ldm.cli.loras import LoraUse, find_lora, lora_option, split_tags
 from ldm.cli.options import MAX_PICTURES
 from ldm.cli.prompts_file import Line, read_prompts
 from ldm.cli.seeing import beside
+from ldm.cli.steer import given_pictures
 from ldm.errors import ArgumentError, ImageError, LDMError
 
 NAME_BYTES = 100  # of the prompt in a file's name; file systems allow 255 in all
@@ -79,11 +80,14 @@ def plan_lines(
         own, seed, before, number = line.arguments, first, done, done + 1
         if "seed" in line.said:
             seed, before = secrets.randbelow(2**32) if own.seed == -1 else own.seed, 0
+        elif own.variation_strength and "variation_seed" in line.said:
+            before = 0
         if "output" in line.said:
             number = 1 if own.num_images > 1 else None
         try:
             if line.error is not None:
                 raise line.error
+            given_pictures(own)  # a wrong file is told before PyTorch is imported
             mine = plan(line, seed, before, number)
             check_files(mine, taken)
         except LDMError as error:
