@@ -211,13 +211,17 @@ def checked(
 
 def check_sizes(pipe: Pipeline, jobs: list[Job], plot: Plot | None, count: int) -> None:
     """Raise ArgumentError for what some of a line's jobs could not do; ``count``: of all lines."""
+    from ldm.hires import hires_size
     from ldm.sheets import check_size, sheet_size
 
     height, width = pipe.default_size()
     own = jobs[0].line.arguments
     steps, first = run_levels(pipe, own)
-    size = (own.width or width, own.height or height)
-    seeing.check_sizes(own, *size, steps - first, [job.text for job in jobs])
+    size, run = (own.width or width, own.height or height), steps - first
+    if own.hires_scale is not None:
+        height, width = hires_size(pipe, own.height, own.width, own.hires_scale)
+        size, run = (width, height), run + steps
+    seeing.check_sizes(own, *size, run, [job.text for job in jobs])
     if plot or own.grid:
         columns = plot.columns if plot else grid_columns(own, count)
         check_size(*sheet_size(count, columns, *size), "the sheet", jobs[0].path)

@@ -35,7 +35,7 @@ class Job:
 
     def follows(self, other: Job) -> bool:
         """Whether one run may draw both: the next seed, and all else alike."""
-        if self.variation_seed is None:
+        if other.variation_seed is None:
             next_one = (other.seed + 1, None)
         else:
             next_one = (other.seed, other.variation_seed + 1)
@@ -135,7 +135,7 @@ def check_files(jobs: list[Job], taken: dict[Path, int]) -> None:
         if processes()[1] == 1:  # else the next process may have drawn it already
             check_new(job)
         for path in files(job):
-            check_output(path, overwrite=True)
+            check_output(path, overwrite=True, animated=path != job.path)
 
 
 def batches(jobs: list[Job], size: int) -> Iterator[list[Job]]:

@@ -184,7 +184,7 @@ def parser(kind: type[Parser] = Parser) -> Parser:
     )
     add(
         "--animation",
-        choices=("webp", "png"),
+        choices=("webp", "png", "gif"),
         help="save an animation of the steps beside the picture, in rough colours",
     )
     add(

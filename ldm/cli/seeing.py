@@ -63,9 +63,18 @@ def check_sizes(
             "fewer steps or a smaller picture"
         )
     if arguments.explain:
-        most = 1 + max(len(text.split()) for text in texts)
+        most = 1 + max(count_words(text, steps) for text in texts)
         columns = square(most)
         check_size(*sheet_size(most, columns, width, height), "the words of --explain")
+
+
+def count_words(prompt: str, steps: int) -> int:
+    """About how many words ``--explain`` shows of a prompt: of all texts that are heard."""
+    from ldm.prompt_schedule import schedule
+    from ldm.prompts import split
+
+    texts = {text for part, _ in split(prompt) for _, text in schedule(part, max(steps, 1))}
+    return sum(len(text.split()) for text in texts)
 
 
 def chosen(steps: int) -> list[int]:
@@ -79,6 +88,14 @@ def chosen(steps: int) -> list[int]:
 def square(count: int) -> int:
     """Columns of a sheet that is about square."""
     return max(1, round(count**0.5 + 0.49))
+
+
+def few_colours(picture: Image) -> Image:
+    """256 colours, the best for this picture alone, and dots of them for those between."""
+    from PIL.Image import Dither, Quantize
+
+    palette = picture.quantize(256, Quantize.MAXCOVERAGE, kmeans=4)
+    return picture.quantize(palette=palette, dither=Dither.FLOYDSTEINBERG)
 
 
 class Watch:
@@ -125,7 +142,10 @@ class Watch:
         ]
         each = max(FASTEST, SECONDS / max(len(frames), 1))
         durations = [int(1000 * each)] * len(frames) + [int(1000 * LAST)]
-        first, *rest = [*frames, picture]
+        frames.append(picture)
+        if self.arguments.animation == "gif":
+            frames = [few_colours(frame) for frame in frames]
+        first, *rest = frames
         options = {"save_all": True, "append_images": rest, "duration": durations, "loop": 0}
         return first, options
 
