@@ -104,7 +104,7 @@ def save_image(
     processes that write the same path at the same time never take it from each other.
     """
     path = Path(path)
-    check_output(path, overwrite, animated=bool(options.get("save_all")))
+    check_output(path, overwrite, bool(options.get("save_all")))
     file_format = ANIMATIONS[path.suffix.lower()]
     temporary = path.with_name(f".ldm-{secrets.token_hex(8)}.part")
     try:
