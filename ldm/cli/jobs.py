@@ -54,7 +54,7 @@ def plan_jobs(arguments: argparse.Namespace) -> tuple[list[Job], list[str]]:
     """
     from ldm.images import check_output
 
-    if arguments.output is not None:
+    if arguments.output is not None and not is_folder(arguments.output):
         check_output(arguments.output, overwrite=True)
     first = secrets.randbelow(2**32) if arguments.seed == -1 else arguments.seed
     if arguments.prompts is not None:
@@ -104,9 +104,12 @@ def plan_lines(
 def plan(line: Line, first: int, before: int, number: int | None) -> list[Job]:
     """The pictures of a line; seeds count up, and so do the numbers in their files' names.
 
-    first: the seed; before: how many pictures have counted it up.
+    first: the seed; before: how many pictures have counted it up. Raises ImageError for a folder
+    that cannot be made.
     """
     arguments = line.arguments
+    if arguments.output is not None and is_folder(arguments.output):
+        make_folder(Path(arguments.output))
     always = [lora_option(text) for text in arguments.lora]
     tags_of_all = [f"<lora:{path.stem}:{number_text(scale)}>" for path, scale in always]
     jobs = []
@@ -187,11 +190,29 @@ def my_share(jobs: list[Job], arguments: argparse.Namespace) -> list[list[Job]]:
     return [batch for batch in mine if not all(os.path.lexists(job.path) for job in batch)]
 
 
+def is_folder(output: str) -> bool:
+    """Whether ``--output`` says where the files shall be, and not how one is called."""
+    return output.endswith(("/", os.sep)) or os.path.isdir(output)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder where there is none."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ImageError(
+            f"the folder {path} cannot be made ({error.strerror}); choose another --output"
+        ) from None
+
+
 def file_name(output: str | None, prompt: str, seed: int | str, number: int | None) -> Path:
-    """``--output``, with a number where there are several; else one of the prompt and the seed."""
-    if output is not None:
+    """``--output``, with a number where there are several; else one of the prompt and the seed.
+
+    The latter also in a folder that ``--output`` names.
+    """
+    if output is not None and not is_folder(output):
         path = Path(output)
         return path if number is None else path.with_stem(f"{path.stem}-{number}")
     words = "".join(c if c.isalnum() else " " for c in prompt.lower()).split()
     short = "-".join(words).encode()[:NAME_BYTES].decode(errors="ignore").strip("-")
-    return Path(f"{short or 'picture'}-{seed}.png")
+    return Path(output or "", f"{short or 'picture'}-{seed}.png")

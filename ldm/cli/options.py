@@ -80,9 +80,9 @@ def parser(kind: type[Parser] = Parser) -> Parser:
         "-o",
         "--output",
         type=filled,
-        metavar="FILE",
-        help=".png, .jpg or .webp; numbered where there are several (default: a .png named after "
-        "the prompt and the seed)",
+        metavar="PATH",
+        help=".png, .jpg or .webp; numbered where there are several. Or a folder, such as out/, "
+        "for files named after the prompt and the seed (default: here)",
     )
     add("--force", action="store_true", help="overwrite files that exist")
     add(
