@@ -20,7 +20,8 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     {"errors"},
     {"assets", "config", "devices", "layers", "metadata", "noise", "preview", "prompts", "tiling"},
-    {"checkpoints", "clip", "images", "scheduler", "tokenizer", "unet", "vae"},
+    {"unet_blocks"},
+    {"checkpoints", "classifier", "clip", "images", "scheduler", "tokenizer", "unet", "vae"},
     {"canvas", "chunks", "inputs", "prompt_schedule", "samplers", "sheets"},
     {"conditioning", "explain"},
     {"adapters", "guidance", "inpainting", "loading", "recipe"},
