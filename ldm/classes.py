@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from ldm.conditioning import Conditioning, Prompted, Script
+from ldm.config import Config, UNetConfig
 from ldm.errors import ArgumentError, CheckpointError
 
 NEAR, SHOWN = 4, 12  # names that an error offers, for a wrong one and for none
@@ -36,21 +36,27 @@ class Classes:
 
     @classmethod
     def of(
-        cls, embedded: int | None, classified: int | None, id2label: Mapping[str, str] | None
+        cls, unet: UNetConfig, classifier: Config | None, id2label: Mapping[str, str] | None
     ) -> Classes:
-        """For a U-Net with so many embeddings and a classifier with so many classes; None: without.
+        """For a U-Net without text, or beside one: none.
 
-        Raises CheckpointError for an ``id2label`` that does not fit them.
+        Raises CheckpointError for an ``id2label`` that does not fit the U-Net or the classifier.
         """
         try:
             names = {int(number): str(name) for number, name in (id2label or {}).items()}
         except (AttributeError, TypeError, ValueError):
             names = {-1: ""}
+        embedded, classified = unet.num_class_embeds, classifier and classifier.num_classes
         count = len(names) or classified or embedded or 0
         if sorted(names) not in ([], list(range(count))):
             raise CheckpointError(
                 f'id2label in model_index.json is {id2label!r:.60}; expected {{"0": "a name", …}} '
                 "with a name for each number from 0 on"
+            )
+        if unet.class_embed_type is not None:
+            raise CheckpointError(
+                f"class_embed_type of the U-Net is {unet.class_embed_type!r}, which is not "
+                "supported where pictures are drawn; only num_class_embeds is"
             )
         if embedded not in (None, count, count + 1):
             raise CheckpointError(
@@ -132,7 +138,8 @@ class Classes:
                 raise ArgumentError(
                     "guidance_scale is above 1, but this model has not learned to draw without a "
                     "class, which guidance compares with; set it to 1"
-                    + ", or give a class as negative_prompt" * self.told
+                    + ", or give a class as negative_prompt"
+                    * self.told
                 )
             script = Script(((1, self.conditioning(wanted, device)),))
             # Without guidance it is not asked, whatever it is.

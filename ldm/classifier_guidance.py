@@ -36,9 +36,14 @@ class ClassifierGuidance:
         self.pictures = [i for i, label in enumerate(labels) if label is not None]
         self.labels = [label for label in labels if label is not None]
 
+    @property
+    def active(self) -> bool:
+        """Whether a picture is guided."""
+        return bool(self.scale and self.labels)
+
     def __call__(self, x: Tensor, level: Level) -> Tensor | None:
         """The gradient at x (B, C, h, w), float32, like x; None where there is none."""
-        if not self.scale or not self.labels:
+        if not self.active:
             return None
         like = next(self.classifier.parameters())
         with torch.inference_mode(False), torch.enable_grad():
@@ -51,3 +56,36 @@ class ClassifierGuidance:
         whole = torch.zeros_like(x)
         whole[self.pictures] = self.scale * gradient
         return whole
+
+
+def guided_by(
+    classifier: nn.Module | None,
+    labels: Sequence[int | None],
+    scale: float | None,
+    default: float,
+    size: tuple[int, int],
+) -> ClassifierGuidance | None:
+    """The guidance by a model's classifier, where there is one; ``default`` is for scale None.
+
+    size: (height, width) to draw.
+    Raises ArgumentError for a scale without a classifier or without a class, and for another size
+    than the classifier's.
+    """
+    if classifier is None:
+        if scale:
+            raise ArgumentError(
+                f"classifier_scale is {scale}, but this model has no classifier; leave it out"
+            )
+        return None
+    if scale and None in labels:
+        raise ArgumentError(
+            f"classifier_scale is {scale}, but a prompt is empty; give a class to push towards"
+        )
+    side = classifier.config.sample_size
+    guided = ClassifierGuidance(classifier, labels, default if scale is None else scale)
+    if guided.active and size != (side, side):
+        raise ArgumentError(
+            f"the size is {size[1]}x{size[0]}, but the classifier knows {side}x{side} only; draw "
+            "that, or set classifier_scale to 0"
+        )
+    return guided

@@ -19,8 +19,13 @@ from ldm.vae import AutoencoderKL
 class PixelConfig:
     """What the pipeline asks of a VAE's config."""
 
-    latent_channels: int  # 1 is grey, 3 is RGB
+    in_channels: int  # 1 is grey, 3 is RGB
     scale: int = 1  # pixels per "latent" along each side
+
+    @property
+    def latent_channels(self) -> int:
+        """Those of the pixels."""
+        return self.in_channels
 
 
 class Pixels(nn.Module):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ldm.chunks import Chunk, cut
 from ldm.clip import CLIPTextEncoder
+from ldm.errors import ArgumentError
 from ldm.prompt_schedule import schedule
 from ldm.prompts import split
 from ldm.tokenizer import CLIPTokenizer
@@ -193,6 +194,19 @@ def weighted(states: Tensor, weights: Sequence[float]) -> Tensor:
     plain = states.float()
     scaled = plain * torch.tensor(weights, device=states.device)[:, None]
     return (scaled * (plain.mean() / scaled.mean())).to(states)
+
+
+def spread(negative: str | Sequence[str] | None, prompts: Sequence[str]) -> list[str]:
+    """A negative prompt for each prompt. Raises ArgumentError for another number of them."""
+    values = [negative or ""] * len(prompts)
+    if negative and not isinstance(negative, str):
+        values = list(negative)
+    if len(values) != len(prompts):
+        raise ArgumentError(
+            f"negative_prompt has {len(values)} texts for {len(prompts)} prompts; "
+            "give one, or one for each"
+        )
+    return values
 
 
 def time_ids(height: int, width: int, count: int, aesthetic_score: float) -> list[float]:

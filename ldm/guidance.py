@@ -86,7 +86,7 @@ class Denoiser:
         prompted: Sequence[Prompted],
         guidance: Guidance,
         known: Tensor | None = None,
-        gradient: Gradient = lambda x, level: None,
+        gradient: Gradient | None = None,
     ) -> None:
         """Networks that are told the scale (LCM) are asked once, but for texts that AND joins.
 
@@ -139,7 +139,8 @@ class Denoiser:
         if guided:
             prediction = self.guidance.combine(prediction, uncond[:, :channels])
         x0 = self.scheduler.to_x0(prediction.to(x), x, level.alpha, level.sigma)
-        return Told(x0, v.to(x) if v.shape[1] else None, self.gradient(x, level))
+        gradient = self.gradient(x, level) if self.gradient else None
+        return Told(x0, v.to(x) if v.shape[1] else None, gradient)
 
     def predict(self, x: Tensor, level: Level, asked: Sequence[tuple[int, Script]]) -> Tensor:
         """What the U-Net says to each (picture, script), at once where all are of one length."""
