@@ -7,15 +7,16 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
-# diffusers before 0.12 named the attention between pixels so, as 1×1 linear layers all the same.
+# diffusers before 0.12 named so the attention of the VAE and of U-Nets without text (google's
+# ddpm-* still have it), as 1×1 linear layers all the same.
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
 def to_ours(tensors: Mapping[str, Tensor], ours: Iterable[str]) -> dict[str, Tensor]:
     """Rename the keys of a folder's weights to those in ``ours``, where they are known to differ.
 
-    Handles old names of the attention between pixels, the ``position_ids`` buffer of old text
-    encoders, and text encoders that transformers ≥ 5.6 saved without the ``text_model.`` prefix.
+    Handles old names of attention over pixels, the ``position_ids`` buffer of old text encoders,
+    and text encoders that transformers ≥ 5.6 saved without the ``text_model.`` prefix.
     """
     ours = set(ours)
     renamed = {}
