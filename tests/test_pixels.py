@@ -177,8 +177,11 @@ def test_inpainting(both: Callable[[str], Both], picture: Image.Image) -> None:
     arguments = {"mask_blur": 0.0, "num_inference_steps": 5, "seed": 3}
     got = pt(ours, image=picture, mask_image=hole, **arguments)
     assert difference(got, x.clamp(-1, 1) / 2 + 0.5) <= 1e-4
-    pasted = ours(image=picture, mask_image=hole, seed=3, num_inference_steps=2).images[0]
+    arguments |= {"mask_blur": 1.0, "num_inference_steps": 2}
+    pasted = ours(image=picture, mask_image=hole, **arguments).images[0]
     assert (np.asarray(pasted)[0, 0] == np.asarray(picture)[0, 0]).all()
+    with pytest.raises(ArgumentError, match="no white: .* and mask_blur is 4 pixels"):
+        ours(image=picture, mask_image=hole)
 
 
 def test_previews_are_the_pixels(both: Callable[[str], Both]) -> None:
