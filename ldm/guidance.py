@@ -19,6 +19,8 @@ from ldm.unet import UNet
 # (x, level) → the gradient at x, like it, of the log-probability that a guidance raises; None: of
 # none. Any such function guides every sampler, beside the classifier-free guidance.
 Gradient = Callable[[Tensor, Level], Tensor | None]
+# What looks on hears before the U-Net is asked: (picture, text) of each row; None of negative ones.
+Hear = Callable[[list[tuple[int, str] | None]], None]
 
 
 @dataclass(frozen=True)
@@ -86,14 +88,17 @@ class Denoiser:
         prompted: Sequence[Prompted],
         guidance: Guidance,
         known: Tensor | None = None,
+        hear: Hear | None = None,
         gradient: Gradient | None = None,
     ) -> None:
         """Networks that are told the scale (LCM) are asked once, but for texts that AND joins.
 
         prompted: of each of the B pictures.
         known: (B, C', h, w), what an inpainting network is shown beside x.
+        hear: see ``ldm.explain``.
         gradient: of a further guidance, such as ``ldm.classifier_guidance``.
         """
+        self.hear = hear
         self.unet, self.scheduler, self.guidance, self.known = unet, scheduler, guidance, known
         self.gradient = gradient
         self.like = next(unet.parameters())  # of its dtype, where it is
@@ -157,6 +162,10 @@ class Denoiser:
                 scales = torch.full((len(mine),), self.told_scale, device=mine.device)
                 options["guidance_scale"] = scales
             t = torch.full((len(mine),), level.t, device=mine.device)
+            if self.hear is not None:
+                texts = [(i, one.text) for (i, _), one in zip(asked, told, strict=True)]
+                without = len(asked) - len(self.texts)  # the negative ones come first
+                self.hear([texts[row] if row >= without else None for row in batch.rows])
             predictions.append(self.unet(mine, t, **options))
         if len(predictions) == 1:
             return predictions[0]
