@@ -70,6 +70,24 @@ def check_size(height: int, width: int, factor: int) -> tuple[int, int]:
     return height, width
 
 
+def fit_size(
+    height: int | None,
+    width: int | None,
+    pictures: Sequence[Image] | None,
+    own: tuple[int, int],
+    factor: int,
+) -> tuple[int, int]:
+    """(height, width) to draw: as asked for, or the first picture's, or the model's ``own``.
+
+    Raises ArgumentError as ``check_size``.
+    """
+    if pictures is not None:
+        own = (pictures[0].height // factor * factor, pictures[0].width // factor * factor)
+    return check_size(
+        own[0] if height is None else height, own[1] if width is None else width, factor
+    )
+
+
 def read_pictures(
     source: Picture | Sequence[Picture] | None,
     name: str,

@@ -50,8 +50,8 @@ from ldm.inputs import (
     HALF,
     Picture,
     check_numbers,
-    check_size,
     expand,
+    fit_size,
     read_pictures,
     shrink_masks,
     to_masks,
@@ -416,7 +416,8 @@ class Pipeline:
         step = bind(self.scheduler, choice.name, eta, steps)
         pixels = masks = None
         pictures = read_pictures(image, "image", len(prompts), num_images_per_prompt)
-        height, width = self._size(height, width, pictures)
+        factor = self.vae.config.scale
+        height, width = fit_size(height, width, pictures, self.default_size(), factor)
         if pictures is not None:
             pixels = to_pixels(pictures, height, width, self.vae.config.in_channels)
         if mask_image is not None:
@@ -426,9 +427,8 @@ class Pipeline:
             masks = to_masks(drawn, height, width, mask_blur)
         elif self.inpaints:
             raise ArgumentError("this is an inpainting model; give image and mask_image")
-        channels, factor = self.vae.config.latent_channels, self.vae.config.scale
         noise = Noise(
-            (count, channels, height // factor, width // factor),
+            (count, self.vae.config.latent_channels, height // factor, width // factor),
             seed,
             generator,
             variation_seed,
@@ -601,18 +601,6 @@ class Pipeline:
         scores = (AESTHETIC_SCORE, NEGATIVE_AESTHETIC_SCORE)
         rows = [time_ids(height, width, self.time_ids, score) for score in scores]
         return torch.tensor(rows[0], device=self.device), torch.tensor(rows[1], device=self.device)
-
-    def _size(
-        self, height: int | None, width: int | None, pictures: list[Image] | None
-    ) -> tuple[int, int]:
-        """(height, width) to draw: as asked for, or the first picture's, or the model's own."""
-        factor, (own_height, own_width) = self.vae.config.scale, self.default_size()
-        if pictures is not None:
-            own_height = pictures[0].height // factor * factor
-            own_width = pictures[0].width // factor * factor
-        return check_size(
-            own_height if height is None else height, own_width if width is None else width, factor
-        )
 
     def _first(
         self,
