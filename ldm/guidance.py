@@ -118,7 +118,8 @@ class Denoiser:
         """x: (B, C, h, w), float32, on any device; returns x̂₀ like it.
 
         A gradient g shifts it as E[x₀ | x] is by Bayes' rule: ε̂ − σ g is x̂₀ + σ²/α g (Dhariwal &
-        Nichol 2021, eq. 14 and algorithm 2). DDPM asks ``tell`` and shifts its mean instead.
+        Nichol 2021, eq. 14 and algorithm 2). DDPM asks ``tell`` and shifts its mean instead, and
+        so does DDIM where it clamps x̂₀.
         """
         told = self.tell(x, level)
         if told.gradient is None or not level.alpha:  # at α = 0, x says nothing of a class
