@@ -15,3 +15,7 @@ class CheckpointError(LDMError, RuntimeError):
 
 class ImageError(LDMError, OSError):
     """An image cannot be read or written (exit code 1)."""
+
+
+class TrainingError(LDMError):
+    """A training run cannot go on; the message names the step (exit code 1)."""
