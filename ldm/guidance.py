@@ -113,7 +113,7 @@ class Denoiser:
             prediction = self.guidance.combine(cond, uncond) if guided else cond
         else:
             prediction = self.predict(x, level, self.texts)
-        return self.scheduler.to_x0(prediction.to(x), x, level.alpha, level.sigma)
+        return self.scheduler.to_x0(prediction.to(x), x, level)
 
     def predict(self, x: Tensor, level: Level, asked: Sequence[tuple[int, Script]]) -> Tensor:
         """What the U-Net says to each (picture, script), at once where all are of one length."""

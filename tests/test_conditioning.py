@@ -284,7 +284,7 @@ class Unet:
 
 
 class Scheduler:
-    def to_x0(self, prediction: Tensor, x: Tensor, alpha: float, sigma: float) -> Tensor:
+    def to_x0(self, prediction: Tensor, x: Tensor, level: Level) -> Tensor:
         return prediction
 
 

@@ -19,9 +19,20 @@ ROOT = Path(__file__).parents[1]
 # From the bottom up. A module or package imports from lower layers, and from itself.
 LAYERS = [
     {"errors"},
-    {"assets", "config", "devices", "layers", "metadata", "noise", "preview", "prompts", "tiling"},
+    {
+        "assets",
+        "betas",
+        "config",
+        "devices",
+        "layers",
+        "metadata",
+        "noise",
+        "preview",
+        "prompts",
+        "tiling",
+    },
     {"checkpoints", "clip", "images", "scheduler", "tokenizer", "unet", "vae"},
-    {"canvas", "chunks", "inputs", "prompt_schedule", "samplers", "sheets"},
+    {"canvas", "chunks", "inputs", "likelihood", "prompt_schedule", "samplers", "sheets"},
     {"conditioning", "explain"},
     {"adapters", "guidance", "inpainting", "loading", "recipe"},
     {"pipeline"},
