@@ -152,13 +152,10 @@ def test_defaults_are_those_of_the_reference() -> None:
 
 
 NEUTRAL: list[tuple[type[Config], str, Any, Any]] = [
-    (UNetConfig, "class_embed_type", None, "timestep"),
     (UNetConfig, "only_cross_attention", False, True),
     (UNetConfig, "act_fn", "silu", "gelu"),
     (UNetConfig, "mid_block_type", "UNetMidBlock2DCrossAttn", None),
-    (UNetConfig, "downsample_padding", 1, 0),
     (UNetConfig, "mid_block_scale_factor", 1, 2),
-    (UNetConfig, "resnet_time_scale_shift", "default", "scale_shift"),
     (UNetConfig, "time_embedding_type", "positional", "fourier"),
     (UNetConfig, "conv_in_kernel", 3, 1),
     (UNetConfig, "a_key_of_tomorrow", None, 7),

@@ -18,21 +18,12 @@ ROOT = Path(__file__).parents[1]
 
 # From the bottom up. A module or package imports from lower layers, and from itself.
 LAYERS = [
-    {"errors"},
-    {
-        "assets",
-        "betas",
-        "config",
-        "devices",
-        "layers",
-        "metadata",
-        "noise",
-        "preview",
-        "prompts",
-        "tiling",
-    },
-    {"checkpoints", "clip", "images", "scheduler", "tokenizer", "unet", "vae"},
-    {"canvas", "chunks", "inputs", "likelihood", "prompt_schedule", "samplers", "sheets"},
+    {"betas", "errors"},
+    {"assets", "config", "devices", "layers", "metadata", "noise", "preview", "prompts", "tiling"},
+    {"unet_blocks"},
+    {"checkpoints", "classifier", "clip", "images", "scheduler", "tokenizer", "unet", "vae"},
+    {"likelihood"},
+    {"canvas", "chunks", "inputs", "prompt_schedule", "samplers", "sheets"},
     {"conditioning", "explain"},
     {"adapters", "guidance", "inpainting", "loading", "recipe"},
     {"pipeline"},
