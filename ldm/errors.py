@@ -15,3 +15,7 @@ class CheckpointError(LDMError, RuntimeError):
 
 class ImageError(LDMError, OSError):
     """An image cannot be read or written (exit code 1)."""
+
+
+class DataError(LDMError):
+    """A data set is missing something, broken or holds nothing that can be used (exit code 1)."""

@@ -14,7 +14,7 @@ from ldm.checkpoints.folder import save_component
 from ldm.config import VAEConfig
 from ldm.images import image_grid, to_pil
 from ldm.training.config import TrainConfig
-from ldm.training.data import CaptionedImages
+from ldm.training.data import open_data
 from ldm.training.objectives import psnr, reconstruction_loss
 from ldm.vae import AutoencoderKL
 
@@ -39,11 +39,13 @@ class AutoencoderRecipe:
     Options:
         phases: a list of {until, size, batch_size}: up to that fraction of the run, that crop size.
         kl_weight, gradient_weight: of the two terms beside L1 + MSE.
+        data: how the pictures are read (see DataOptions); by default random crops, mirrored too.
     """
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
-        self.data = CaptionedImages(config.data)
+        random = {"resize": 0, "crop": "random", "flip": True}
+        self.data = open_data(config.data, random | config.options.get("data", {}))
         # While training, latents are as they come; ``save`` finds the scale for unit variance.
         self.model = Autoencoding(
             AutoencoderKL(VAEConfig.from_dict({**config.model, "scaling_factor": 1.0}))
@@ -62,7 +64,7 @@ class AutoencoderRecipe:
         vae = self.model.vae.config
         latent = (count, vae.latent_channels, size // vae.scale, size // vae.scale)
         return {
-            "x": self.data.crops(indices, size, generator),
+            "x": self.data.pixels(indices, size, generator),
             "noise": torch.randn(latent, generator=generator),
         }
 
@@ -83,6 +85,7 @@ class AutoencoderRecipe:
     def save(self, model: nn.Module, folder: Path) -> None:
         with torch.no_grad():
             sample = self.data.train[:: max(1, len(self.data.train) // 256)][:256]
+            sample = self.data.readable(sample)
             std = torch.cat(
                 [model.vae.encode(self.data.pixels(part)) for part in sample.split(16)]
             ).std()
