@@ -196,7 +196,7 @@ def test_overrides_and_bad_settings() -> None:
     config = read_config(CONFIGS / "vae.toml", ["steps=3", "output=here", "options.kl_weight=0.5"])
     assert (config.steps, config.output, config.options["kl_weight"]) == (3, "here", 0.5)
     for override, message in (
-        ("speed=3", "unknown settings speed"),
+        ("speed=3", "unknown setting speed"),
         ("steps=0", "steps is 0"),
         ("steps", "not of the form"),
         ("mixed_precision=fp8", "mixed_precision is 'fp8'"),

@@ -54,7 +54,7 @@ class TextRecipe:
         order = short[
             torch.randperm(len(short), generator=torch.Generator().manual_seed(config.seed))
         ]
-        self.train, self.test = order.split(
+        self.train, self.held_out = order.split(
             [len(order) - config.options["held_out"], config.options["held_out"]]
         )
         encoder = CLIPTextEncoder(CLIPTextConfig.from_dict(config.model))
@@ -76,13 +76,17 @@ class TextRecipe:
         ]
         return {"ids": self.tokens(indices), "target": self.data.targets(indices)}
 
+    def example(self, count: int) -> dict[str, Tensor]:
+        indices = self.train[:count]
+        return {"ids": self.tokens(indices), "target": self.data.targets(indices)}
+
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         return distillation_loss(
             model(batch["ids"]), batch["target"], self.config.options["temperature"]
         ), {}
 
     def evaluate(self, model: nn.Module) -> tuple[Image.Image | None, dict[str, float]]:
-        indices = self.test[:1024]
+        indices = self.held_out[:1024]
         student = torch.cat([model(self.tokens(part)) for part in indices.split(256)]).float()
         teacher = self.data.targets(indices)
         similarity = nn.functional.normalize(student, dim=-1) @ teacher.T
