@@ -77,6 +77,11 @@ class DDPMScheduler:
         self.ratios: list[float] = ratios.tolist()
         self._log_ratios: list[float] = ratios.log().tolist()
 
+    @property
+    def clip(self) -> float | None:
+        """How far from 0 a pixel of x̂₀ can be; None: as far as it likes."""
+        return self.config.clip_sample_range if self.config.clip_sample else None
+
     # Training: t is int64 (B,), one timestep per picture.
 
     def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
