@@ -422,6 +422,8 @@ class UNetConfig(BlocksConfig):
                     f"{field.name} is {value!r}, but a {self.class_name} has no such key"
                 )
         check_choice("upsample_type", self.upsample_type, "conv resnet")
+        if self.num_class_embeds is not None and self.num_class_embeds < 1:
+            raise CheckpointError("num_class_embeds is 0; expected 1 or more, or none")
         check_choice("class_embed_type", self.class_embed_type, "timestep identity", none=True)
         per_level(self.transformer_layers_per_block, self.levels, "transformer_layers_per_block")
         check_choice("addition_embed_type", self.addition_embed_type, "text_time", none=True)
@@ -452,17 +454,16 @@ class UNetConfig(BlocksConfig):
         name = values.get("_class_name", "UNet2DConditionModel")
         check_choice(f"{source}: _class_name", name, "UNet2DConditionModel UNet2DModel")
         if name == "UNet2DModel":
-            values = dict(values)
+            values = cls.PLAIN | values
             middle = values.pop("mid_block_type", "UNetMidBlock2D")
             check_choice(f"{source}: mid_block_type", middle, "UNetMidBlock2D")
-            values = cls.PLAIN | values
-        config = super().from_dict(values, source)
-        if config.class_name != name:
+        width = values.get("cross_attention_dim", cls.cross_attention_dim)
+        if (width is None) != (name == "UNet2DModel"):
             raise CheckpointError(
-                f"{source}: cross_attention_dim is {config.cross_attention_dim}, "
-                f"which does not go with _class_name {name!r}"
+                f"{source}: cross_attention_dim is {width}, which does not go with "
+                f"_class_name {name!r}"
             )
-        return config
+        return super().from_dict(values, source)
 
     def to_dict(self) -> dict[str, Any]:
         values = {"_class_name": self.class_name, **super().to_dict()}
@@ -517,6 +518,50 @@ class UNetConfig(BlocksConfig):
                 f"expected 5 or 6 times {self.addition_time_embed_dim}"
             )
         return count
+
+
+@dataclass(frozen=True)
+class ClassifierConfig(BlocksConfig):
+    """``Classifier``: by default the one for 64×64 ImageNet of Dhariwal & Nichol 2021."""
+
+    sample_size: int = 64  # pixels along a side: the positions that the pooling knows
+    num_classes: int = 1000
+    block_out_channels: tuple[int, ...] = (128, 256, 384, 512)
+    layers_per_block: int = 4
+    down_block_types: tuple[str, ...] = ("ResnetDownsampleBlock2D",) + ("AttnDownBlock2D",) * 3
+    downsample_type: str = "resnet"
+    resnet_time_scale_shift: str = "scale_shift"
+    attention_head_dim: int | tuple[int, ...] | None = 64
+    attn_norm_num_groups: int | None = 32
+
+    EXTRA: ClassVar[dict[str, Any]] = BlocksConfig.EXTRA | {"_class_name": "Classifier"}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_classes < 2:
+            raise CheckpointError(f"num_classes is {self.num_classes}; expected 2 or more")
+        if self.sample_size < 1 or self.sample_size % 2 ** (self.levels - 1):
+            raise CheckpointError(
+                f"sample_size is {self.sample_size}, which cannot be halved "
+                f"{self.levels - 1} times, as block_out_channels has it"
+            )
+
+    @property
+    def attending(self) -> list[bool]:
+        """As in U-Nets; the pooling attends on the coarsest level in any case."""
+        return [*super().attending[:-1], True]
+
+    @property
+    def pooled_size(self) -> int:
+        """Pixels along a side on the coarsest level."""
+        return self.sample_size // 2 ** (self.levels - 1)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], source: str = "config") -> ClassifierConfig:
+        """As ``Config.from_dict``, for a file that says it is of a Classifier."""
+        name = values.get("_class_name", "Classifier")
+        check_choice(f"{source}: _class_name", name, "Classifier")
+        return super().from_dict(values, source)
 
 
 @dataclass(frozen=True)

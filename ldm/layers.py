@@ -137,20 +137,25 @@ class ResnetBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention: x (B,N,D) looks at context (B,M,Dc), or at itself.
+    """Multi-head attention: x (B,N,D) looks at context (B,M,Dc), or at itself, → (B,N,out_dim).
 
-    Source: Vaswani et al. 2017, eq. 1.
+    Source: Vaswani et al. 2017, eq. 1. Like x, what comes out has D channels unless told.
     """
 
     def __init__(
-        self, dim: int, heads: int, context_dim: int | None = None, bias: bool = False
+        self,
+        dim: int,
+        heads: int,
+        context_dim: int | None = None,
+        bias: bool = False,
+        out_dim: int | None = None,
     ) -> None:
         super().__init__()
         self.heads = heads
         self.to_q = nn.Linear(dim, dim, bias=bias)
         self.to_k = nn.Linear(context_dim or dim, dim, bias=bias)
         self.to_v = nn.Linear(context_dim or dim, dim, bias=bias)
-        self.to_out = nn.ModuleList([nn.Linear(dim, dim)])
+        self.to_out = nn.ModuleList([nn.Linear(dim, out_dim or dim)])
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         context = x if context is None else context

@@ -8,6 +8,7 @@ from conftest import difference, norm_eps, ours_like, randomize
 from torch import Tensor, nn
 
 from ldm.config import UNetConfig
+from ldm.errors import ArgumentError
 from ldm.layers import timestep_embedding
 from ldm.unet import UNet
 
@@ -98,6 +99,21 @@ def test_same_as_diffusers(layout: str) -> None:
         t = torch.tensor([0, 501, 999])
         want = theirs(x, t, context).sample
         assert difference(ours(x, t, context), want) <= 1e-5, (height, width)
+
+
+@pytest.mark.parametrize("kind", [None, "timestep", "identity"])
+def test_classes_beside_the_text(kind: str | None) -> None:
+    theirs, ours = pair(TINY | {"num_class_embeds": 5, "class_embed_type": kind})
+    x, context = inputs(ours.config, 2, 8, 8)
+    t = torch.tensor([3, 4])
+    labels = torch.randn(2, 64) if kind == "identity" else torch.tensor([4, 1])
+    out = ours(x, t, context, class_labels=labels)
+    assert difference(out, theirs(x, t, context, class_labels=labels).sample) <= 1e-5
+    assert difference(ours(x, t, context, class_labels=labels.flip(0)), out) > 1e-3
+    with pytest.raises(ArgumentError, match="class_labels is missing"):
+        ours(x, t, context)
+    with pytest.raises(ArgumentError, match="context is missing"):
+        ours(x, t, class_labels=labels)
 
 
 def test_fractional_timesteps() -> None:

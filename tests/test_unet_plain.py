@@ -1,5 +1,6 @@
 """U-Nets without text: the same numbers as diffusers' UNet2DModel on the same random weights."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -163,9 +164,85 @@ def test_each_loads_what_the_other_saved(tmp_path: Path, layout: str) -> None:
     assert torch.equal(back.requires_grad_(False)(x, t, **classes).sample, want)
 
 
+def test_old_names_of_attention(tmp_path: Path) -> None:
+    """As google/ddpm-* are stored: a config of 2022, query/key/value/proj_attn in every level."""
+    theirs, ours = pair(TINY | DDPM | {"down_block_types": ("AttnDownBlock2D",) * 2})
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    tensors = theirs.state_dict()
+    for new, name in old.items():
+        tensors = {key.replace(f".{new}.", f".{name}."): value for key, value in tensors.items()}
+    assert any("down_blocks.1.attentions.1.query.weight" in key for key in tensors)
+    new_keys = ("add_attention", "attn_norm_num_groups", "class_embed_type", "num_class_embeds")
+    config = {k: v for k, v in theirs.config.items() if k not in new_keys}
+    (tmp_path / "config.json").write_text(json.dumps(config | {"_class_name": "UNet2DModel"}))
+    torch.save(tensors, tmp_path / "diffusion_pytorch_model.bin")
+    loaded = load_component(UNet, tmp_path, None)
+    x, t = inputs(ours.config, 2, 8, 8)[0], torch.tensor([0, 800])
+    assert difference(loaded(x, t), theirs(x, t).sample) <= 1e-5
+
+
+def test_dropout_is_of_training_only() -> None:
+    # Without attention, after which the values lie in memory, and so are drawn, in another order.
+    theirs, ours = pair(TINY | LAYOUTS["no attention"] | {"dropout": 0.3, "layers_per_block": 2})
+    x, t = inputs(ours.config, 2, 8, 8)[0], torch.tensor([0, 800])
+    still = ours(x, t)
+    torch.manual_seed(7)
+    want = theirs.train()(x, t).sample
+    torch.manual_seed(7)
+    got = ours.train()(x, t)
+    assert difference(got, want) <= 1e-5  # the same values fall out
+    assert difference(got, still) > 1e-2
+
+
+@pytest.mark.parametrize("layout", ["DDPM, CIFAR", "ADM"])
+def test_gradients_memory_format_and_bf16(layout: str) -> None:
+    theirs, ours = pair(TINY | LAYOUTS[layout])
+    x, classes = inputs(ours.config, 2, 8, 16)
+    t = torch.tensor([5, 800])
+    theirs.requires_grad_(True)(x, t, **classes).sample.square().mean().backward()
+    want = {name: p.grad for name, p in theirs.named_parameters()}
+    ours.requires_grad_(True).to(memory_format=torch.channels_last)
+    x = x.contiguous(memory_format=torch.channels_last)
+    for dtype, limit in ((torch.float32, 1e-4), (torch.bfloat16, 0.1)):
+        ours.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            out = ours(x, t, **classes)
+        out.float().square().mean().backward()
+        got = {name: p.grad for name, p in ours.named_parameters()}
+        away = sum((got[name] - want[name]).square().sum() for name in want).sqrt()
+        size = sum(each.square().sum() for each in want.values()).sqrt()
+        assert away / size <= limit, dtype  # of the whole gradient
+
+
+def test_full_sizes() -> None:
+    """35.7 million parameters (Ho et al. 2020, appendix B), 296 (ADM, 64×64, table 4 there)."""
+    cifar = CIFAR | {"block_out_channels": (128, 256, 256, 256)}
+    imagenet = {
+        "sample_size": 64,
+        "out_channels": 6,
+        "block_out_channels": (192, 384, 576, 768),
+        "down_block_types": ("ResnetDownsampleBlock2D",) + ("AttnDownBlock2D",) * 3,
+        "up_block_types": ("AttnUpBlock2D",) * 3 + ("ResnetUpsampleBlock2D",),
+        "downsample_type": "resnet",
+        "upsample_type": "resnet",
+        "layers_per_block": 3,
+        "attention_head_dim": 64,
+        "attn_norm_num_groups": 32,
+        "resnet_time_scale_shift": "scale_shift",
+        "num_class_embeds": 1000,
+    }
+    for values, millions in ((cifar, 35.7), (imagenet, 295.9)):
+        with torch.device("meta"):
+            theirs = diffusers.UNet2DModel(**values)
+            ours = UNet(UNetConfig.from_dict({"_class_name": "UNet2DModel", **values}))
+        shapes = {key: value.shape for key, value in ours.state_dict().items()}
+        assert shapes == {key: value.shape for key, value in theirs.state_dict().items()}
+        assert round(sum(p.numel() for p in ours.parameters()) / 1e6, 1) == millions
+
+
 def test_arguments_must_be_the_models() -> None:
-    plain, classes = UNet(UNetConfig.from_dict({"_class_name": "UNet2DModel", **TINY})), ADM
-    told = UNet(UNetConfig.from_dict({"_class_name": "UNet2DModel", **TINY, **classes}))
+    plain = UNet(UNetConfig.from_dict({"_class_name": "UNet2DModel", **TINY}))
+    told = UNet(UNetConfig.from_dict({"_class_name": "UNet2DModel", **TINY, **ADM}))
     x, t, label = torch.zeros(1, 3, 8, 8), torch.tensor([1]), torch.tensor([2])
     with pytest.raises(ArgumentError, match="class_labels is missing"):
         told(x, t)
