@@ -5,13 +5,15 @@ processes, sees what one uninterrupted process would see.
 """
 
 from ldm.training.data.arrays import CaptionedImages
+from ldm.training.data.dataset import Batch, Dataset
 from ldm.training.data.open import open_data
 from ldm.training.data.options import DataOptions
-from ldm.training.data.pictures import Dataset, Pictures
+from ldm.training.data.pictures import Pictures
 from ldm.training.data.seeds import step_generator
 from ldm.training.data.texts import EmbeddedTexts
 
 __all__ = [
+    "Batch",
     "CaptionedImages",
     "DataOptions",
     "Dataset",

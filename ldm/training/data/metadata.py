@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ldm.errors import ArgumentError
+from ldm.errors import ArgumentError, DataError
 
 # The usual names, the first that is there counts.
 IMAGE = ("image", "img", "jpg", "png", "webp", "jpeg", "pixel_values")
@@ -45,3 +45,12 @@ def column(
     if chosen not in known:
         raise ArgumentError(f"{data} has no column {chosen!r}; it has {', '.join(known)}")
     return chosen
+
+
+def first_text(value: object, row: str) -> str | None:
+    """A caption as a row gives it; the first of several. Raises DataError for what is no text."""
+    if isinstance(value, list | tuple):
+        value = value[0] if value else None
+    if value is not None and not isinstance(value, str):
+        raise DataError(f"{row}: the caption is {value!r}; expected text")
+    return value

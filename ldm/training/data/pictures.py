@@ -1,11 +1,11 @@
-"""What a recipe asks of a data set, and the part that is the same whatever the set is stored as."""
+"""What is the same for data sets of every form that can be read in any order."""
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -13,36 +13,12 @@ from torch import Tensor
 
 from ldm.errors import ArgumentError, DataError, ImageError
 from ldm.training.data.crops import Size, centre_crop, crop, pad, resize, scaled_size, to_pixels
+from ldm.training.data.dataset import Batch
 from ldm.training.data.labels import number_labels
 from ldm.training.data.options import DataOptions
 from ldm.training.data.reading import Cache, Skipped
 
-DRAWN_BY_WEIGHT = 2**24  # torch.multinomial takes no more rows
-
-
-class Dataset(Protocol):
-    """Rows, each a picture with a label, a caption, both or neither. Random only by generators."""
-
-    classes: list[str]  # names of the labels 0, 1, …; [] where there are none
-    train: Tensor  # indices of the rows to learn from
-    held_out: Tensor  # indices of readable rows that training never sees
-
-    def draw(self, count: int, generator: torch.Generator) -> Tensor:
-        """Indices of ``count`` readable training rows, (count,), with repeats."""
-
-    def pixels(
-        self,
-        indices: Tensor,
-        size: int | Size | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """(B,) → float32 (B,C,h,w) in [-1, 1]."""
-
-    def labels(self, indices: Tensor) -> Tensor:
-        """(B,) → int64 (B,)."""
-
-    def captions(self, indices: Tensor) -> list[str]:
-        """(B,) → B texts."""
+MULTINOMIAL = 2**24  # torch.multinomial takes no more rows
 
 
 class Pictures(ABC):
@@ -103,6 +79,16 @@ class Pictures(ABC):
         height, width = self.picture(index, 0).shape[:2]
         return height, width
 
+    def check_captions(self) -> None:
+        """Warn where some rows lack a caption: the model learns them like dropped captions."""
+        missing = [i for i, text in enumerate(self._captions or ()) if not text]
+        if missing:
+            warnings.warn(
+                f"{len(missing)} of {len(self)} rows of {self.name} have no caption (first: "
+                f"{self.row_name(missing[0])}); they are learnt with the empty one",
+                stacklevel=3,
+            )
+
     @cached_property
     def weights(self) -> Tensor:
         """How often each row of ``train`` is drawn, relative to the others."""
@@ -125,13 +111,15 @@ class Pictures(ABC):
             raise DataError(
                 f"all {len(self)} rows of {self.name} are held out; none is to train on"
             )
-        if self._weights is None and len(self.train) > DRAWN_BY_WEIGHT:
-            chosen = torch.randint(len(self.train), (count,), generator=generator)
-        else:
-            chosen = torch.multinomial(self.weights, count, replacement=True, generator=generator)
-        if self.cheap:
-            return self.train[chosen]
-        return torch.tensor([self._stand_in(place) for place in chosen.tolist()])
+        chosen = draw_places(self.weights, count, generator)
+        return self.train[chosen] if self.cheap else self.usable(chosen)
+
+    def usable(self, places: Tensor) -> Tensor:
+        """The rows at places of ``train``, and for each that cannot be read the next that can.
+
+        Raises DataError where none can be read.
+        """
+        return torch.tensor([self._stand_in(place) for place in places.tolist()])
 
     def _stand_in(self, place: int) -> int:
         for step in range(len(self.train)):
@@ -143,17 +131,38 @@ class Pictures(ABC):
             f"the first: {next(iter(self.skipped.reasons.values()))}"
         )
 
-    def readable(self, indices: Tensor) -> Tensor:
-        """Those of the rows whose pictures can be used; the others are told of."""
-        return indices[[self._read(i) for i in indices.tolist()]]
+    def batch(
+        self,
+        step: int,
+        count: int,
+        generator: torch.Generator,
+        size: int | Size | None = None,
+    ) -> Batch:
+        """Rows drawn as ``draw`` does, with pictures as ``pixels`` gives them."""
+        return self.take(self.draw(count, generator), generator, size)
 
-    def _read(self, index: int) -> bool:
+    def take(
+        self, indices: Tensor, generator: torch.Generator, size: int | Size | None = None
+    ) -> Batch:
+        """These rows: pictures as ``pixels`` gives them, labels and captions if there are any."""
+        described = self._captions is not None or self._labels is not None
+        return Batch(
+            self.pixels(indices, size, generator),
+            None if self._labels is None else self.labels(indices),
+            self.captions(indices) if described else None,
+        )
+
+    def readable(self, indices: Tensor, size: int | Size | None = None) -> Tensor:
+        """Those of the rows whose pictures can be used; the others are told of."""
+        return indices[[self._read(i, size) for i in indices.tolist()]]
+
+    def _read(self, index: int, size: int | Size | None = None) -> bool:
         if self._known[index]:
             return True
         if self.row_name(index) in self.skipped.reasons:
             return False
         try:
-            self._ready(index, self._target(None))
+            self._ready(index, self._target(size))
         except ImageError as error:
             self.skipped.add(self.row_name(index), str(error))
             return False
@@ -245,6 +254,14 @@ class Pictures(ABC):
                 f"{self.name} has no captions; give it a metadata.jsonl with file_name and text"
             )
         return [self.classes[i] for i in self._labels[indices].tolist()]
+
+
+def draw_places(weights: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Places in ``weights``, (count,), drawn in proportion to them, with repeats."""
+    if len(weights) <= MULTINOMIAL:
+        return torch.multinomial(weights, count, replacement=True, generator=generator)
+    below = weights.double().cumsum(0)
+    return torch.searchsorted(below, torch.rand(count, generator=generator).double() * below[-1])
 
 
 def spread(rows: int, held_out: int | None) -> np.ndarray:
