@@ -28,16 +28,6 @@ def diffusion_weight(scheduler: DDPMScheduler, t: Tensor, gamma: float | None) -
     return snr.clamp(max=gamma) / divisor[scheduler.config.prediction_type]
 
 
-def draw_times(scheduler: DDPMScheduler, count: int, generator: torch.Generator) -> Tensor:
-    """Times of a batch, int64 (count,): one from each of ``count`` equal spans, in random order.
-
-    Each is drawn evenly from all T, and every batch sees every level of noise.
-    """
-    spread = (torch.arange(count) + torch.rand(count, generator=generator)) / count
-    t = (spread * len(scheduler.ratios)).long()
-    return t[torch.randperm(count, generator=generator)]
-
-
 def simple_error(
     scheduler: DDPMScheduler, output: Tensor, x0: Tensor, noise: Tensor, t: Tensor
 ) -> Tensor:

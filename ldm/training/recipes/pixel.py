@@ -12,24 +12,21 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ldm.config import SchedulerConfig, UNetConfig
-from ldm.errors import ArgumentError, DataError
+from ldm.errors import ArgumentError
 from ldm.images import image_grid
 from ldm.likelihood import Predict, bound_estimate, quantise
 from ldm.pipeline import Defaults, Pipeline
 from ldm.scheduler import DDPMScheduler
 from ldm.training.config import TrainConfig
 from ldm.training.data import open_data
-from ldm.training.figures import (
-    draw_denoising,
-    draw_noising,
-    draw_through_time,
-    evenly,
-)
-from ldm.training.objectives import OBJECTIVES, diffusion_loss, draw_times
+from ldm.training.figures import draw_denoising, draw_noising, draw_through_time, evenly
+from ldm.training.noised import check_classes, held_out_batch, noised_batch
+from ldm.training.objectives import OBJECTIVES, diffusion_loss
 from ldm.training.tables import choice, read_table, within
 from ldm.unet import UNet
 
 MOMENTS = 8  # of drawing, in the figure through time
+FEW = 16  # held-out pictures whose error against t is drawn
 
 
 @dataclass
@@ -60,8 +57,9 @@ class PixelRecipe:
         self.scheduler = DDPMScheduler(
             SchedulerConfig.from_dict(options.scheduler, "options.scheduler")
         )
-        if options.classes and not self.data.classes:
-            raise DataError(f"{config.data} has no labels; set options.classes = false")
+        self.classes: list[str] = []  # that the model is told
+        if options.classes:
+            self.classes = check_classes(self.data, config.data, "which options.classes needs")
         self.model = UNet(self.unet_config(config.model))
         # Start from the prediction 0, as Ho et al.'s code does.
         nn.init.zeros_(self.model.conv_out.weight)
@@ -72,16 +70,17 @@ class PixelRecipe:
 
         Raises ArgumentError where the table says that too.
         """
-        example = self.data.pixels(self.data.draw(1, torch.Generator().manual_seed(0)))
-        channels, side = example.shape[1], example.shape[-1]
+        pixels = self.data.batch(0, 1, torch.Generator().manual_seed(0)).pixels
+        channels, side = pixels.shape[1], pixels.shape[-1]
+        dropout = self.options.label_dropout
         learned = self.scheduler.config.variance_type == "learned_range"
         follows = {
             "_class_name": "UNet2DModel",
             "sample_size": side,
             "in_channels": channels,
             "out_channels": 2 * channels if learned else channels,
-            # The last one is "no class" (Ho & Salimans 2022, algorithm 1).
-            "num_class_embeds": len(self.data.classes) + 1 if self.options.classes else None,
+            # The last one is "no class", where that is learnt (Ho & Salimans 2022, algorithm 1).
+            "num_class_embeds": len(self.classes) + (dropout > 0) if self.classes else None,
         }
         if twice := sorted(follows.keys() & values.keys()):
             raise ArgumentError(
@@ -91,25 +90,24 @@ class PixelRecipe:
         return UNetConfig.from_dict({**follows, **values}, "model")
 
     def prepare(self, accelerator: Accelerator) -> None:
-        """Nothing to do."""
+        """Choose the held-out pictures to measure with."""
+        self.shown = held_out_batch(self.data, self.options.held_out)
 
     def batch(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         self.step = step + 1
-        return self.example(self.batch_size, generator)
+        return self.noised(step, self.batch_size, generator)
 
-    def example(self, count: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        generator = generator or torch.Generator().manual_seed(0)
-        indices = self.data.draw(count, generator)
-        x0 = self.data.pixels(indices, generator=generator)
-        batch = {
-            "x0": x0 if self.options.objective == "simple" else quantise(x0),
-            "noise": torch.randn(x0.shape, generator=generator),
-            "t": draw_times(self.scheduler, count, generator),
-        }
-        if self.options.classes:
+    def example(self, count: int) -> dict[str, Tensor]:
+        return self.noised(0, count, torch.Generator().manual_seed(0))
+
+    def noised(self, step: int, count: int, generator: torch.Generator) -> dict[str, Tensor]:
+        batch = noised_batch(self.data, self.scheduler, step, count, generator)
+        if self.options.objective != "simple":
+            batch["x0"] = quantise(batch["x0"])  # the bound is about 8-bit pictures
+        labels = batch.pop("labels", None)
+        if self.classes:
             dropped = torch.rand(count, generator=generator) < self.options.label_dropout
-            none = torch.tensor(len(self.data.classes))
-            batch["labels"] = torch.where(dropped, none, self.data.labels(indices))
+            batch["labels"] = torch.where(dropped, len(self.classes), labels)
         return batch
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -129,62 +127,62 @@ class PixelRecipe:
         )
 
     def evaluate(self, model: nn.Module) -> tuple[Image.Image | None, dict[str, float]]:
-        """Draw every class in turn, always from the same seeds; the bound in bits/dim."""
-        names = self.data.classes if self.options.classes else [""]
+        """Draw every class in turn, always from the same seeds; the bound on held-out pictures."""
+        names = self.classes or [""]
         prompts = [names[i % len(names)] for i in range(self.options.samples)]
-        moments = []
+        self.moments = []
         for progress in self.pipeline(model).stream(prompts, seed=0):
-            kept = [1 + i for i in evenly(progress.steps, MOMENTS)]
-            if progress.step in kept:
-                moments.append((f"step {progress.step}", progress.latents[:MOMENTS].cpu()))
-        self.moments = moments
-        x0, predict = self.measured(model)
-        bound = bound_estimate(
-            self.scheduler,
-            predict,
-            x0,
-            torch.Generator().manual_seed(0),
-            self.options.bound_calls,
-            self.scheduler.clip,
-        )
-        picture = image_grid(progress.output.images, columns=10)
-        return picture, {"bits_per_dim": float(bound.mean())}
+            if progress.step - 1 in evenly(progress.steps, MOMENTS):
+                moment = progress.latents[: min(len(names), MOMENTS)].cpu()
+                self.moments.append((f"step {progress.step}", moment))
+        metrics = {}
+        if self.shown is not None:
+            metrics["bits_per_dim"] = float(
+                bound_estimate(
+                    self.scheduler,
+                    self.predict(model),
+                    self.shown.pixels,
+                    torch.Generator().manual_seed(0),
+                    self.options.bound_calls,
+                    self.scheduler.clip,
+                ).mean()
+            )
+        return image_grid(progress.output.images, columns=10), metrics
 
-    def measured(self, model: nn.Module) -> tuple[Tensor, Predict]:
-        """Held-out pictures, and the network as a function of (x_t, t) that knows their classes."""
-        rows = self.data.held_out if len(self.data.held_out) else self.data.train
-        rows = rows[:: max(1, len(rows) // self.options.held_out)][: self.options.held_out]
+    def predict(self, model: nn.Module) -> Predict:
+        """The model as a function of (x_t, t), x_t of the first held-out pictures."""
         device = next(model.parameters()).device
-        x0 = self.data.pixels(rows).to(device)
-        labels = self.data.labels(rows).to(device) if self.options.classes else None
 
         def predict(x: Tensor, t: Tensor) -> Tensor:
-            given = None if labels is None else labels[: len(x)]
-            return model(x.contiguous(memory_format=torch.channels_last), t, class_labels=given)
+            labels = self.shown.labels[: len(x)].to(device) if self.classes else None
+            x = x.to(device, memory_format=torch.channels_last)
+            return model(x, t.to(device), class_labels=labels).cpu()
 
-        return x0, predict
+        return predict
 
     def figures(self, model: nn.Module, folder: Path) -> None:
         """Noising, denoising, and the pictures of ``evaluate`` through time."""
         if not self.options.figures:
             return
-        x0, predict = self.measured(model)
+        draw_through_time(folder / f"{self.step:08d}.png", self.moments)
+        if self.shown is None:
+            return
+        pixels = self.shown.pixels[:FEW]
+        draw_denoising(folder / "denoising.png", self.scheduler, self.predict(model), pixels)
         if not (folder / "noising.png").exists():
-            config = self.scheduler.config
             schedules = {
-                name: DDPMScheduler(replace(config, beta_schedule=beta, trained_betas=None))
+                name: DDPMScheduler(
+                    replace(self.scheduler.config, beta_schedule=beta, trained_betas=None)
+                )
                 for name, beta in (("linear", "linear"), ("cosine", "squaredcos_cap_v2"))
             }
-            draw_noising(folder / "noising.png", x0[0].cpu(), schedules)
-        draw_denoising(folder / "denoising.png", self.scheduler, predict, x0[:16])
-        draw_through_time(folder / f"{self.step:08d}.png", self.moments)
+            draw_noising(folder / "noising.png", pixels[0], schedules)
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """A whole pipeline: ``ldm-generate --model`` takes the run's folder."""
         self.pipeline(model).save_pretrained(folder)
 
     def pipeline(self, unet: nn.Module) -> Pipeline:
-        names = self.data.classes if self.options.classes else []
         return Pipeline(
             None,
             None,
@@ -192,5 +190,5 @@ class PixelRecipe:
             unet,
             self.scheduler,
             Defaults.from_dict(self.options.defaults, "options.defaults"),
-            id2label={str(i): name for i, name in enumerate(names)} or None,
+            id2label={str(i): name for i, name in enumerate(self.classes)} or None,
         )
