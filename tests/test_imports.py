@@ -24,8 +24,9 @@ LAYERS = [
     {"checkpoints", "classifier", "clip", "images", "scheduler", "tokenizer", "unet", "vae"},
     {"likelihood"},
     {"canvas", "chunks", "inputs", "prompt_schedule", "samplers", "sheets"},
-    {"conditioning", "explain"},
-    {"adapters", "guidance", "inpainting", "loading", "recipe"},
+    {"codec", "conditioning", "defaults", "explain"},
+    {"adapters", "classes", "classifier_guidance", "fitting", "folders", "guidance", "inpainting"}
+    | {"loading", "recipe"},
     {"pipeline"},
     {"hires"},
     {"training"},  # above the pipeline, since a run draws samples as its users will

@@ -552,7 +552,7 @@ def test_other_names() -> None:
         ),
         ({"_class_name": "HeunDiscreteScheduler", "clip_sample": True}, "clip_sample"),
         ({"_class_name": "PNDMScheduler"}, "skip_prk_steps.*False; only True.*--sampler"),
-        ({"_class_name": "DDPMScheduler", "variance_type": "learned_range"}, "variance_type"),
+        ({"_class_name": "DDPMScheduler", "variance_type": "learnt"}, "variance_type"),
         ({"_class_name": "DDIMScheduler", "thresholding": True}, "thresholding"),
     ],
 )

@@ -94,6 +94,10 @@ SOLVER: dict[str, tuple[Any, ...]] = {
     "final_sigmas_type": ("zero",),
     "thresholding": (False,),
 }
+VARIANCES = (
+    *("fixed_small", "fixed_large", "fixed_small_log", "fixed_large_log"),
+    *("learned_range", "learned"),
+)
 SAMPLERS: dict[str, Sampler] = {
     "ddpm": Sampler(
         label="DDPM",
@@ -103,7 +107,7 @@ SAMPLERS: dict[str, Sampler] = {
         ),
         levels=chain,
         spacing="leading",
-        honours={"variance_type": ("fixed_small", "fixed_large"), "thresholding": (False,)},
+        honours={"variance_type": VARIANCES, "thresholding": (False,)},
     ),
     "ddim": Sampler(
         label="DDIM",
