@@ -128,7 +128,7 @@ class Pictures(ABC):
                 return index
         raise DataError(
             f"none of the {len(self.train)} training pictures of {self.name} can be used; "
-            f"the first: {next(iter(self.skipped.reasons.values()))}"
+            f"for example: {next(iter(self.skipped.reasons.values()))}"
         )
 
     def batch(
@@ -180,8 +180,11 @@ class Pictures(ABC):
         With a generator they are cropped and mirrored at random, as the options say; without, the
         middle is taken. ``size`` is ``options.size`` where it is None, and the stored size where
         both are.
-        Raises ImageError for a picture that cannot be read: see ``draw`` and ``readable``.
+        Raises ImageError for a picture that cannot be read, see ``draw`` and ``readable``, and
+        ArgumentError for no rows or, without a size, pictures of several.
         """
+        if not len(indices):
+            raise ArgumentError(f"no rows of {self.name} are asked for; data.held_out may be 0")
         target = self._target(size)
         pictures = [self._ready(i, target) for i in indices.tolist()]
         if target is None:

@@ -71,7 +71,7 @@ class Skipped:
         self.reasons[name] = reason
         count = len(self.reasons)
         if count <= NAMED:
-            warnings.warn(f"skipped a picture of {self.data}: {reason}", stacklevel=2)
+            warnings.warn(f"skipped a picture: {reason}", stacklevel=2)
         elif str(count).strip("0") == "1":
             warnings.warn(f"{self}", stacklevel=2)
 
