@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ldm.checkpoints.tensors import write_tensors
 from ldm.config import read_json, write_json
 from ldm.errors import CheckpointError, TrainingError
 from ldm.training.ema import EMA
@@ -91,28 +91,23 @@ def save_state(run: Path, step: int, seconds: float, learner: Learner, writes: b
     if learner.scaler is not None:
         state["scaler"] = learner.scaler.state_dict()
     try:
-        shutil.rmtree(partial, ignore_errors=True)
+        for left in folder.parent.glob("*.partial"):  # by a run that was killed
+            shutil.rmtree(left)
         partial.mkdir(parents=True)
         for name, values in tensors.items():
-            # safetensors wants plain memory; a tensor in another format is copied, one at a time.
-            values = {key: value.contiguous() for key, value in values.items()}
-            save_file(values, partial / f"{name}.safetensors")
+            write_tensors(values, partial / f"{name}.safetensors")
         write_json(partial / "state.json", state)
         for path in (*partial.iterdir(), partial):
             flush(path)
         partial.rename(folder)
         flush(folder.parent)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)  # or the disk would stay full
-        raise TrainingError(
-            f"the checkpoint of step {step} cannot be written ({error}); {last_good(run)}. "
-            f"Free space for {size(tensors) / 1e9:.2f} GB, then run the same command again"
-        ) from error
+        raise unwritten(run, step, error) from error
     for old in checkpoints(run)[:-KEEP]:
-        gone = old.with_suffix(".partial")  # first: one half deleted must not look complete
-        shutil.rmtree(gone, ignore_errors=True)
+        gone = old.with_suffix(".partial")  # one half deleted must not look complete
         old.rename(gone)
-        shutil.rmtree(gone, ignore_errors=True)
+        shutil.rmtree(gone)
 
 
 def check_finite(model: nn.Module, step: int) -> None:
@@ -137,15 +132,14 @@ def flush(path: Path) -> None:
         os.close(handle)
 
 
-def size(tensors: dict[str, dict[str, Tensor]]) -> int:
-    """Bytes of a checkpoint."""
-    return sum(value.nbytes for values in tensors.values() for value in values.values())
-
-
-def last_good(run: Path) -> str:
-    """Which checkpoint there is, in words."""
+def unwritten(run: Path, step: int, error: Exception) -> TrainingError:
+    """What to tell when a step's result cannot be written."""
     found = checkpoints(run)
-    return f"{found[-1]} is complete" if found else "there is none yet"
+    good = f"{found[-1]} is complete" if found else "there is no earlier one"
+    return TrainingError(
+        f"step {step} cannot be written to {run} ({error}); {good}. "
+        "Free some space, then run the same command to go on from there"
+    )
 
 
 def checkpoints(run: Path) -> list[Path]:

@@ -24,7 +24,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ldm.config import read_json, write_json
 from ldm.errors import ArgumentError, TrainingError
-from ldm.training.checkpoint import Learner, check_finite, checkpoints, load_state, save_state
+from ldm.training.checkpoint import (
+    Learner,
+    check_finite,
+    checkpoints,
+    load_state,
+    save_state,
+    unwritten,
+)
 from ldm.training.config import TrainConfig, as_json, check_resumable
 from ldm.training.curves import draw_curves
 from ldm.training.data import step_generator
@@ -234,7 +241,10 @@ def keep(recipe: Recipe, learner: Learner, run: Path, state: State) -> None:
     shown = learner.ema.whole()
     if state.main:
         check_finite(shown, state.step)
-        recipe.save(shown, run)
+        try:
+            recipe.save(shown, run)
+        except OSError as error:
+            raise unwritten(run, state.step, error) from error
     save_state(run, state.step, state.seconds, learner, writes=state.main)
 
 
