@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ldm.chunks import Chunk, cut
 from ldm.clip import CLIPTextEncoder
+from ldm.errors import ArgumentError
 from ldm.prompt_schedule import schedule
 from ldm.prompts import split
 from ldm.tokenizer import CLIPTokenizer
@@ -29,17 +30,22 @@ class TextModel:
 
 @dataclass(frozen=True, eq=False)
 class Conditioning:
-    """What a U-Net is told about one picture; the last two are SDXL's."""
+    """What a U-Net is told about one picture, by the names of its arguments."""
 
-    context: Tensor  # (77 k, D), for cross-attention: k chunks
-    pooled: Tensor | None = None  # (P,): the text in one state
-    time_ids: Tensor | None = None  # (5 or 6,), float32: sizes in pixels
+    context: Tensor | None = None  # (77 k, D), for cross-attention: k chunks
+    pooled: Tensor | None = None  # (P,), SDXL: the text in one state
+    time_ids: Tensor | None = None  # (5 or 6,), float32, SDXL: sizes in pixels
+    class_labels: Tensor | None = None  # (), int64: which of the model's classes
 
     @property
-    def parts(self) -> tuple[Tensor, ...]:
-        """The tensors that are there, in the order in which the U-Net takes them."""
-        parts = (self.context, self.pooled, self.time_ids)
-        return tuple(part for part in parts if part is not None)
+    def parts(self) -> dict[str, Tensor]:
+        """The tensors that are there."""
+        return {name: part for name, part in vars(self).items() if part is not None}
+
+    @property
+    def length(self) -> int:
+        """Of the context; only what is of one length can be read at once."""
+        return 0 if self.context is None else len(self.context)
 
 
 @dataclass(frozen=True)
@@ -188,6 +194,19 @@ def weighted(states: Tensor, weights: Sequence[float]) -> Tensor:
     plain = states.float()
     scaled = plain * torch.tensor(weights, device=states.device)[:, None]
     return (scaled * (plain.mean() / scaled.mean())).to(states)
+
+
+def spread(negative: str | Sequence[str] | None, prompts: Sequence[str]) -> list[str]:
+    """A negative prompt for each prompt. Raises ArgumentError for another number of them."""
+    values = [negative or ""] * len(prompts)
+    if negative and not isinstance(negative, str):
+        values = list(negative)
+    if len(values) != len(prompts):
+        raise ArgumentError(
+            f"negative_prompt has {len(values)} texts for {len(prompts)} prompts; "
+            "give one, or one for each"
+        )
+    return values
 
 
 def time_ids(height: int, width: int, count: int, aesthetic_score: float) -> list[float]:

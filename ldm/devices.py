@@ -47,3 +47,8 @@ def choose_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch
             "dtype is float16, which CPUs compute very slowly; use float32 or bfloat16 there"
         )
     return dtype
+
+
+def vae_dtype(dtype: torch.dtype | None) -> torch.dtype | None:
+    """The VAE's, of a model in ``dtype``: Stable Diffusion's overflows in float16."""
+    return torch.float32 if dtype == torch.float16 else dtype

@@ -17,5 +17,9 @@ class ImageError(LDMError, OSError):
     """An image cannot be read or written (exit code 1)."""
 
 
+class DataError(LDMError):
+    """A data set is missing something, broken or holds nothing that can be used (exit code 1)."""
+
+
 class TrainingError(LDMError):
     """A training run cannot go on; the message names the step (exit code 1)."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,8 +12,13 @@ from torch import Tensor
 
 from ldm.conditioning import Conditioning, Prompted, Script
 from ldm.errors import ArgumentError
+from ldm.samplers import Told
 from ldm.scheduler import DDPMScheduler, Level
 from ldm.unet import UNet
+
+# (x, level) → the gradient at x, like it, of the log-probability that a guidance raises; None: of
+# none. Any such function guides every sampler, beside the classifier-free guidance.
+Gradient = Callable[[Tensor, Level], Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -81,13 +86,17 @@ class Denoiser:
         prompted: Sequence[Prompted],
         guidance: Guidance,
         known: Tensor | None = None,
+        gradient: Gradient | None = None,
     ) -> None:
         """Networks that are told the scale (LCM) are asked once, but for texts that AND joins.
 
         prompted: of each of the B pictures.
         known: (B, C', h, w), what an inpainting network is shown beside x.
+        gradient: of a further guidance, such as ``ldm.classifier_guidance``.
         """
         self.unet, self.scheduler, self.guidance, self.known = unet, scheduler, guidance, known
+        self.gradient = gradient
+        self.like = next(unet.parameters())  # of its dtype, where it is
         self.step = 1
         self.told_scale = None if unet.config.time_cond_proj_dim is None else guidance.scale
         self.negatives = [(i, one.negative) for i, one in enumerate(prompted)]
@@ -100,36 +109,55 @@ class Denoiser:
         self.told: list[Conditioning] = []
         self.batches: list[Batch] = []
 
-    @torch.no_grad()
     def __call__(self, x: Tensor, level: Level) -> Tensor:
-        """x: (B, C, h, w), float32, on any device; returns x̂₀ like it."""
+        """x: (B, C, h, w), float32, on any device; returns x̂₀ like it.
+
+        A gradient g shifts it as E[x₀ | x] is by Bayes' rule: ε̂ − σ g is x̂₀ + σ²/α g (Dhariwal &
+        Nichol 2021, eq. 14 and algorithm 2). DDPM asks ``tell`` and shifts its mean instead.
+        """
+        told = self.tell(x, level)
+        if told.gradient is None or not level.alpha:  # at α = 0, x says nothing of a class
+            return told.x0
+        return told.x0.add(told.gradient, alpha=level.sigma**2 / level.alpha)
+
+    @torch.no_grad()
+    def tell(self, x: Tensor, level: Level) -> Told:
+        """x̂₀, v of a network that predicts its variance, and the gradient, each like x."""
         guided = self.told_scale is None and self.guidance.active(level)
+        uncond = None
         if guided or self.weights is not None:
             prediction = self.predict(x, level, self.negatives + self.texts)
             uncond, cond = prediction[: len(x)], prediction[len(x) :]
             if self.weights is not None:
                 shift = cond - uncond[[i for i, _ in self.texts]]
                 cond = uncond + torch.tensordot(self.weights.to(cond), shift, 1)
-            prediction = self.guidance.combine(cond, uncond) if guided else cond
         else:
-            prediction = self.predict(x, level, self.texts)
-        return self.scheduler.to_x0(prediction.to(x), x, level.alpha, level.sigma)
+            cond = self.predict(x, level, self.texts)
+        # A network that predicts its variance, too, does so in a second half of channels.
+        channels = x.shape[1]
+        prediction, v = cond[:, :channels], cond[:, channels:]
+        if guided:
+            prediction = self.guidance.combine(prediction, uncond[:, :channels])
+        x0 = self.scheduler.to_x0(prediction.to(x), x, level)
+        gradient = self.gradient(x, level) if self.gradient else None
+        return Told(x0, v.to(x) if v.shape[1] else None, gradient)
 
     def predict(self, x: Tensor, level: Level, asked: Sequence[tuple[int, Script]]) -> Tensor:
         """What the U-Net says to each (picture, script), at once where all are of one length."""
         told = [script.at(self.step) for _, script in asked]
         if told != self.told:
-            self.told, self.batches = told, list(batches(told, [i for i, _ in asked]))
+            pictures = [i for i, _ in asked]
+            self.told, self.batches = told, list(batches(told, pictures, self.like.device))
         inputs = x if self.known is None else torch.cat([x, self.known], dim=1)
         predictions = []
         for batch in self.batches:
-            mine = inputs.to(batch.parts[0])[batch.pictures]
-            options: dict[str, Tensor] = {}
+            mine = inputs.to(self.like)[batch.pictures]
+            options = dict(batch.parts)
             if self.told_scale is not None:
                 scales = torch.full((len(mine),), self.told_scale, device=mine.device)
                 options["guidance_scale"] = scales
             t = torch.full((len(mine),), level.t, device=mine.device)
-            predictions.append(self.unet(mine, t, *batch.parts, **options))
+            predictions.append(self.unet(mine, t, **options))
         if len(predictions) == 1:
             return predictions[0]
         rows = torch.tensor([row for batch in self.batches for row in batch.rows])
@@ -141,14 +169,19 @@ class Batch(NamedTuple):
 
     rows: list[int]  # which of all that it is asked
     pictures: Tensor  # whose x each row is about
-    parts: list[Tensor]  # what it is told, each (rows, …)
+    parts: dict[str, Tensor]  # what it is told, each (rows, …), by its name of it
 
 
-def batches(told: Sequence[Conditioning], pictures: Sequence[int]) -> Iterator[Batch]:
+def batches(
+    told: Sequence[Conditioning], pictures: Sequence[int], device: torch.device
+) -> Iterator[Batch]:
     """All rows with contexts of one length at once: one batch, but for prompts of many lengths."""
-    lengths = [len(one.context) for one in told]
+    lengths = [one.length for one in told]
     for length in dict.fromkeys(lengths):
         rows = [row for row, mine in enumerate(lengths) if mine == length]
-        parts = zip(*(told[row].parts for row in rows), strict=True)
-        mine = torch.tensor([pictures[row] for row in rows], device=told[0].context.device)
-        yield Batch(rows, mine, [torch.stack(part) for part in parts])
+        parts = [told[row].parts for row in rows]
+        yield Batch(
+            rows,
+            torch.tensor([pictures[row] for row in rows], device=device),
+            {name: torch.stack([part[name] for part in parts]) for name in parts[0]},
+        )

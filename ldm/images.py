@@ -152,16 +152,19 @@ def to_tensor(images: Image.Image | Sequence[Image.Image]) -> "torch.Tensor":
 def to_pil(images: "torch.Tensor") -> list[Image.Image]:
     """(B, 3, H, W) in [-1, 1], of any float type and device → RGB images; values outside clamp.
 
-    Raises ImageError if a value is not finite.
+    (B, 1, H, W) makes grey ones, of mode "L". Raises ImageError if a value is not finite.
     """
-    if images.ndim != 4 or images.shape[1] != 3:
-        raise ArgumentError(f"images has shape {tuple(images.shape)}; it must be (B, 3, H, W)")
+    if images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise ArgumentError(
+            f"images has shape {tuple(images.shape)}; it must be (B, 3, H, W), or (B, 1, H, W)"
+        )
     images = images.detach().float()
     for index, image in enumerate(images):
         if not image.isfinite().all():
             raise ImageError(f"picture {index} has values that are NaN or infinite; use float32")
     pixels = ((images * 0.5 + 0.5).clamp(0, 1) * 255).round().byte()
-    return [Image.fromarray(array) for array in pixels.permute(0, 2, 3, 1).cpu().numpy()]
+    arrays = (pixels[:, 0] if pixels.shape[1] == 1 else pixels.permute(0, 2, 3, 1)).cpu().numpy()
+    return [Image.fromarray(array) for array in arrays]
 
 
 def resize(image: Image.Image, height: int, width: int) -> Image.Image:

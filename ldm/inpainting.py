@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ldm.inputs import expand
 from ldm.samplers import Pair
 from ldm.scheduler import CLEAN, Level
 
@@ -34,8 +35,3 @@ def paste(drawn: Tensor, pixels: Tensor, masks: Tensor) -> Tensor:
 def unchanged(x: Tensor, level: Level) -> Tensor:
     """What is done after a step where nothing is."""
     return x
-
-
-def expand(rows: Tensor, count: int) -> Tensor:
-    """(b, …) → (count, …), the rows over and over."""
-    return rows.repeat(count // len(rows), *(1,) * (rows.ndim - 1))

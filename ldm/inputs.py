@@ -26,7 +26,8 @@ def check_size(height: int, width: int, factor: int) -> tuple[int, int]:
     """(height, width) in pixels, unchanged. Raises ArgumentError for what no model could draw."""
     for name, value in (("height", height), ("width", width)):
         if not isinstance(value, Integral) or value < factor or value % factor:
-            raise ArgumentError(f"{name} is {value}; it must be a positive multiple of {factor}")
+            kind = f"multiple of {factor}" if factor > 1 else "whole number"
+            raise ArgumentError(f"{name} is {value}; it must be a positive {kind}")
     if height * width > MAX_PIXELS:
         raise ArgumentError(
             f"{width}x{height} is {height * width:,} pixels; at most {MAX_PIXELS:,} work"
@@ -59,9 +60,12 @@ def read_pictures(
     return [picture for picture in pictures for _ in range(repeats)]
 
 
-def to_pixels(pictures: Sequence[Image], height: int, width: int) -> Tensor:
-    """Stretched to one size: float32 (B, 3, H, W) in [-1, 1]."""
-    return images.to_tensor([images.resize(picture, height, width) for picture in pictures])
+def to_pixels(pictures: Sequence[Image], height: int, width: int, channels: int = 3) -> Tensor:
+    """Stretched to one size: float32 (B, channels, H, W) in [-1, 1]; one channel is grey."""
+    if channels == 1:
+        pictures = [picture.convert("L").convert("RGB") for picture in pictures]
+    resized = [images.resize(picture, height, width) for picture in pictures]
+    return images.to_tensor(resized)[:, :channels]
 
 
 def to_masks(pictures: Sequence[Image], height: int, width: int, blur: float = 0.0) -> Tensor:
@@ -88,3 +92,8 @@ def to_masks(pictures: Sequence[Image], height: int, width: int, blur: float = 0
 def shrink_masks(masks: Tensor, factor: int) -> Tensor:
     """(B, 1, H, W) → (B, 1, H/factor, W/factor): of each square, its first value, as diffusers."""
     return F.interpolate(masks, scale_factor=1 / factor, mode="nearest")
+
+
+def expand(rows: Tensor, count: int) -> Tensor:
+    """(b, …) → (count, …), the rows over and over."""
+    return rows.repeat(count // len(rows), *(1,) * (rows.ndim - 1))

@@ -84,7 +84,10 @@ class GroupNorm(nn.GroupNorm):
 class ResnetBlock(nn.Module):
     """Pre-activation residual block: (B,Cin,H,W), (B,T)? → (B,Cout,H,W).
 
-    Source: Ho et al. 2020, appendix B.
+    Source: Ho et al. 2020, appendix B. The time is added between the convolutions, or with
+    ``scale_shift`` scales and shifts what is normalised there: adaptive group normalisation
+    (Dhariwal & Nichol 2021, section 3.1). With ``resample`` "down" or "up" both the block and what
+    goes past it halve or double H and W (Brock et al. 2019, figure 15).
     """
 
     def __init__(
@@ -94,42 +97,65 @@ class ResnetBlock(nn.Module):
         groups: int,
         eps: float,
         temb_channels: int | None = None,
+        scale_shift: bool = False,
+        dropout: float = 0.0,  # probability that a value of the block's own is left out in training
+        resample: str | None = None,
     ) -> None:
         super().__init__()
+        self.scale_shift, self.resample = scale_shift, resample
         self.norm1 = GroupNorm(groups, in_channels, eps)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         if temb_channels is not None:
-            self.time_emb_proj = nn.Linear(temb_channels, out_channels)
+            self.time_emb_proj = nn.Linear(temb_channels, (1 + scale_shift) * out_channels)
         self.norm2 = GroupNorm(groups, out_channels, eps)
+        self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.conv_shortcut = (
             nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
         )
 
-    def forward(self, x: Tensor, temb: Tensor | None = None) -> Tensor:
-        """``temb`` is the activated time embedding; None in the VAE, which knows no time."""
-        h = self.conv1(F.silu(self.norm1(x)))
-        if temb is not None:
-            h = h + self.time_emb_proj(temb)[:, :, None, None]
-        h = self.conv2(F.silu(self.norm2(h)))
+    def forward(
+        self, x: Tensor, temb: Tensor | None = None, size: tuple[int, int] | None = None
+    ) -> Tensor:
+        """``temb`` is the activated time embedding; None in the VAE, which knows no time.
+
+        ``size`` is what "up" enlarges to, by default to the double.
+        """
+        h = F.silu(self.norm1(x))
+        if self.resample == "down":  # as a strided convolution halves odd sizes: 7 → 4
+            x, h = (F.avg_pool2d(y, 2, ceil_mode=True) for y in (x, h))
+        elif self.resample == "up":
+            x, h = enlarge(x, size), enlarge(h, size)
+        h = self.conv1(h)
+        if self.scale_shift:
+            scale, shift = self.time_emb_proj(temb)[:, :, None, None].chunk(2, dim=1)
+            h = self.norm2(h) * (1 + scale) + shift
+        else:
+            h = self.norm2(h if temb is None else h + self.time_emb_proj(temb)[:, :, None, None])
+        h = self.conv2(self.dropout(F.silu(h)))
         return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
 
 
 class Attention(nn.Module):
-    """Multi-head attention: x (B,N,D) looks at context (B,M,Dc), or at itself.
+    """Multi-head attention: x (B,N,D) looks at context (B,M,Dc), or at itself, → (B,N,out_dim).
 
-    Source: Vaswani et al. 2017, eq. 1.
+    Source: Vaswani et al. 2017, eq. 1. Like x, what comes out has D channels unless told.
     """
 
     def __init__(
-        self, dim: int, heads: int, context_dim: int | None = None, bias: bool = False
+        self,
+        dim: int,
+        heads: int,
+        context_dim: int | None = None,
+        bias: bool = False,
+        out_dim: int | None = None,
     ) -> None:
         super().__init__()
         self.heads = heads
         self.to_q = nn.Linear(dim, dim, bias=bias)
         self.to_k = nn.Linear(context_dim or dim, dim, bias=bias)
         self.to_v = nn.Linear(context_dim or dim, dim, bias=bias)
-        self.to_out = nn.ModuleList([nn.Linear(dim, dim)])
+        self.to_out = nn.ModuleList([nn.Linear(dim, out_dim or dim)])
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         context = x if context is None else context
@@ -143,11 +169,15 @@ class Attention(nn.Module):
 
 
 class SpatialAttention(Attention):
-    """One-head self-attention over all pixels, with norm and residual: the middle of the VAE."""
+    """Self-attention over all pixels, normalised, with residual: (B,C,H,W) → (B,C,H,W).
 
-    def __init__(self, channels: int, groups: int, eps: float) -> None:
-        super().__init__(channels, heads=1, bias=True)
-        self.group_norm = GroupNorm(groups, channels, eps)
+    The middle of the VAE, and U-Nets without text (Ho et al. 2020, appendix B). ``groups`` None:
+    not normalised, as in the middle of some of diffusers' U-Nets.
+    """
+
+    def __init__(self, channels: int, groups: int | None, eps: float, heads: int = 1) -> None:
+        super().__init__(channels, heads, bias=True)
+        self.group_norm = nn.Identity() if groups is None else GroupNorm(groups, channels, eps)
 
     def forward(self, x: Tensor) -> Tensor:
         height = x.shape[2]
@@ -243,6 +273,11 @@ class Downsample(nn.Module):
         return self.conv(x)
 
 
+def enlarge(x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+    """Enlarge (B,C,H,W) to ``size`` (default: double) by nearest neighbour."""
+    return F.interpolate(x, size=size or (2 * x.shape[2], 2 * x.shape[3]), mode="nearest")
+
+
 class Upsample(nn.Module):
     """Enlarge to ``size`` (default: double) by nearest neighbour, then smooth by a convolution."""
 
@@ -251,5 +286,4 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        size = size or (2 * x.shape[2], 2 * x.shape[3])
-        return self.conv(F.interpolate(x, size=size, mode="nearest"))
+        return self.conv(enlarge(x, size))

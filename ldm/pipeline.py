@@ -3,15 +3,15 @@
     pipe = Pipeline.from_pretrained()
     pipe("a red car", seed=1).images[0].save("car.png")
 
-Source: Rombach et al. 2022, figure 3: the diffusion runs in the autoencoder's latent space.
+Source: Rombach et al. 2022, figure 3: the diffusion runs in the autoencoder's latent space; of
+models without an autoencoder, in that of the pixels (Ho et al. 2020).
 """
 
 from __future__ import annotations
 
 import math
-import warnings
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,36 +20,43 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ldm import images
+from ldm import codec, images
 from ldm.adapters.lora import Lora, Loras
 from ldm.adapters.textual_inversion import TextualInversions
 from ldm.checkpoints.source import find_model
+from ldm.classes import Classes
+from ldm.classifier_guidance import guided_by
 from ldm.clip import CLIPTextEncoder
+from ldm.codec import Codec, Pixels
 from ldm.conditioning import (
     AESTHETIC_SCORE,
     NEGATIVE_AESTHETIC_SCORE,
     TextModel,
     encode_prompts,
+    spread,
     time_ids,
 )
 from ldm.config import SchedulerConfig
+from ldm.defaults import Defaults
 from ldm.devices import choose_device, choose_dtype
-from ldm.errors import ArgumentError, CheckpointError
+from ldm.errors import ArgumentError
 from ldm.explain import AttentionMaps, explain
+from ldm.fitting import blame, check_parts
+from ldm.folders import load_folder, save_folder
 from ldm.guidance import Denoiser, Guidance
-from ldm.inpainting import Blend, expand, paste, unchanged
-from ldm.inputs import HALF, check_size, read_pictures, shrink_masks, to_masks, to_pixels
-from ldm.loading import (
-    Defaults,
-    load_file,
-    load_folder,
-    load_vae,
-    names_of,
-    save_file,
-    save_folder,
+from ldm.inpainting import Blend, paste, unchanged
+from ldm.inputs import (
+    HALF,
+    Picture,
+    check_size,
+    expand,
+    read_pictures,
+    shrink_masks,
+    to_masks,
+    to_pixels,
 )
+from ldm.loading import load_file, load_vae, names_of, save_file
 from ldm.noise import Noise
-from ldm.preview import fit_to
 from ldm.samplers import (
     Choice,
     Pair,
@@ -69,8 +76,6 @@ from ldm.vae import AutoencoderKL
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-    from ldm.inputs import Picture
 
 STRENGTH = 0.8
 
@@ -95,14 +100,14 @@ class Progress:
 
 
 class Pipeline:
-    """The parts of a model of the Stable Diffusion family, composed.
+    """The parts of a model, composed: of the Stable Diffusion family, or one that draws pixels.
 
     Which family it is shows in the parts: in what the U-Net is told and how many channels it reads.
     """
 
     def __init__(
         self,
-        vae: AutoencoderKL,
+        vae: AutoencoderKL | None,
         text_encoder: CLIPTextEncoder | None,
         tokenizer: CLIPTokenizer | None,
         unet: UNet,
@@ -112,25 +117,33 @@ class Pipeline:
         text_encoder_2: CLIPTextEncoder | None = None,
         tokenizer_2: CLIPTokenizer | None = None,
         force_zeros_for_empty_prompt: bool = False,
+        id2label: Mapping[str, str] | None = None,
+        classifier: nn.Module | None = None,
     ) -> None:
         """Without a ``scheduler``: the noise schedule of Stable Diffusion, and DDPM as sampler.
 
+        vae, text_encoder, tokenizer: None where the U-Net draws pixels, without a text.
         SDXL has a second text encoder; its refiner, only that one.
         force_zeros_for_empty_prompt: an absent negative prompt is zeros, not the states of "".
+        id2label: the names of a model's classes, "0" first; see ``ldm.classes``.
+        classifier: (x, t) → logits (B, classes), for ``classifier_scale``.
         Raises CheckpointError for parts that do not fit each other.
         """
-        self.vae, self.unet = vae, unet
+        self.unet = unet
+        self.vae: Codec = vae or Pixels(unet.config.in_channels)
         self.text_encoder, self.tokenizer = text_encoder, tokenizer
         self.text_encoder_2, self.tokenizer_2 = text_encoder_2, tokenizer_2
         self.force_zeros_for_empty_prompt = force_zeros_for_empty_prompt
+        self.id2label, self.classifier = id2label, classifier
         config = (
             scheduler.config
             if scheduler
             else SchedulerConfig(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
         )
-        # Old Stable Diffusion's configs lack both; diffusers' pipeline always sets them so.
-        self.scheduler = DDPMScheduler(replace(config, steps_offset=1, clip_sample=False))
-        self.defaults = defaults or Defaults.of(unet.config)
+        if not isinstance(self.vae, Pixels):
+            # Old Stable Diffusion's configs lack both; diffusers' pipeline always sets them so.
+            config = replace(config, steps_offset=1, clip_sample=False)
+        self.scheduler = DDPMScheduler(config)
         self.xl = unet.config.addition_embed_type is not None
         self.inversions = TextualInversions(
             {
@@ -142,21 +155,17 @@ class Pipeline:
                 if encoder is not None
             }
         )
-        width = sum(model.encoder.config.hidden_size for model in self.text_models)
-        if unet.config.cross_attention_dim != width:
-            raise CheckpointError(
-                f"the U-Net reads texts of width {unet.config.cross_attention_dim}, "
-                f"but the text encoders write {width}"
-            )
-        latent = vae.config.latent_channels
-        self.inpaints = unet.config.in_channels == 2 * latent + 1
-        if unet.config.in_channels != latent and not self.inpaints:
-            raise CheckpointError(
-                f"the U-Net has {unet.config.in_channels} input channels for {latent} latent "
-                f"channels of the VAE; expected {latent}, or {2 * latent + 1} for inpainting"
-            )
-        pooled = self.text_models[-1].encoder.config.projection_dim
-        self.time_ids = unet.config.time_ids(pooled)
+        encoders = [model.encoder.config for model in self.text_models]
+        classes = bool(id2label) or classifier is not None
+        check_parts(self.vae.config, unet.config, config, encoders, classes)
+        self.inpaints = unet.config.in_channels > self.vae.config.latent_channels
+        self.time_ids = unet.config.time_ids(encoders[-1].projection_dim) if encoders else 0
+        self.classes: Classes | None = None  # of a model without text
+        self.defaults = defaults or Defaults.of(unet.config, config)
+        if not encoders:
+            self.classes = Classes.of(unet.config, classifier and classifier.config, id2label)
+        if self.classes and self.classes.no_class is None:  # nothing to guide away from
+            self.defaults = replace(self.defaults, guidance_scale=1.0)
 
         named = {"unet": unet, "text_encoder": text_encoder, "text_encoder_2": text_encoder_2}
         self.loras = Loras(
@@ -208,6 +217,8 @@ class Pipeline:
             parts = load_folder(path, dtype, device, variant, prediction_type)
         if vae is not None:
             old = parts["vae"]
+            if old is None:
+                raise ArgumentError(f"{path} draws pixels and has no VAE; leave vae out")
             to = next(old.parameters()).dtype
             parts["vae"] = load_vae(Path(vae).expanduser(), old.config, to, device)
         return cls(**parts)
@@ -217,7 +228,7 @@ class Pipeline:
         """The arguments that make this pipeline."""
         names = (
             "vae unet scheduler defaults force_zeros_for_empty_prompt "
-            "text_encoder tokenizer text_encoder_2 tokenizer_2"
+            "text_encoder tokenizer text_encoder_2 tokenizer_2 id2label classifier"
         )
         return {name: getattr(self, name) for name in names.split()}
 
@@ -246,6 +257,7 @@ class Pipeline:
         It is ``token``, else what the file calls it, else the file's name.
         Raises CheckpointError for a file that does not fit, ArgumentError for a word in use.
         """
+        self._need_text("a textual inversion is a word of it")
         return self.inversions.load(path, token).word
 
     def unload_textual_inversion(self) -> None:
@@ -260,6 +272,7 @@ class Pipeline:
         Returns what was read; its ``summary`` says how many keys found their place.
         Raises CheckpointError where none does, ArgumentError for a name that is in use.
         """
+        self._need_text("LoRAs are for the Stable Diffusion family")
         return self.loras.load(path, adapter_name, scale)
 
     def set_adapters(
@@ -318,6 +331,7 @@ class Pipeline:
         schedule: str | None = None,
         eta: float = 0.0,
         clip_skip: int = 1,
+        classifier_scale: float | None = None,
         output_type: str = "pil",
     ) -> Iterator[Progress]:
         """Draw pictures, yielding after every step; the last ``Progress`` holds the ``output``.
@@ -327,6 +341,7 @@ class Pipeline:
                 changed from step to step in the grammar of ``ldm.prompts``: brackets that are text
                 are written ``\\(`` and ``\\[``. Steps count from the first that is run; in
                 image-to-image, too, fractions are of all ``num_inference_steps``, as in A1111.
+                Of a model without text: a class's name or number (see ``ldm.classes``).
             negative_prompt: what to steer away from; one for all prompts, or one for each.
             image: where to start from (image-to-image): one for all prompts, or one for each.
             mask_image: which part of the image to draw anew (inpainting): white; like ``image``.
@@ -337,10 +352,11 @@ class Pipeline:
                 ``min(int(steps·strength), steps)`` steps run, but at least one (with LCM's models
                 all of them, from a lower level of noise); 0 returns it.
                 None is 0.8, and 1 with a mask.
-            height, width: pixels, multiples of 8; None is the image's size rounded down to a
-                multiple of 8, without an image the model's own.
+            height, width: pixels, multiples of 8 where there is a VAE; None is the image's size,
+                rounded down to such a multiple, without an image the model's own.
             num_inference_steps, guidance_scale: None as the model advises, else 50 and 7.5
-                (XL: 50 and 5, LCM: 4 and 8.5) as in diffusers. Guidance is off for scales up to 1.
+                (XL: 50 and 5, LCM: 4 and 8.5, of pixels: see ``ldm.defaults``) as in diffusers.
+                Guidance is off for scales up to 1.
             guidance_rescale, guidance_interval: see ``ldm.guidance.Guidance``.
             num_images_per_prompt: pictures of each prompt.
             seed: picture i is drawn from seed + i, alone or in a batch; None picks one.
@@ -358,6 +374,8 @@ class Pipeline:
             eta: in [0, 1], noise that "ddim" adds.
             clip_skip: 1 takes the layer of the text encoder that the model was trained with, 2 the
                 one before (as A1111 counts).
+            classifier_scale: how much the model's classifier pushes towards the class (see
+                ``ldm.classifier_guidance``); 0 is off, None as the model advises, else 1.
             output_type: "pil", "pt" (float32 (B,3,H,W) in [0, 1]) or "latent" (scaled latents).
 
         Raises ArgumentError for an argument that cannot work: at once, not when the first step is
@@ -392,7 +410,7 @@ class Pipeline:
         pictures = read_pictures(image, "image", len(prompts), num_images_per_prompt)
         height, width = self._size(height, width, pictures)
         if pictures is not None:
-            pixels = to_pixels(pictures, height, width)
+            pixels = to_pixels(pictures, height, width, self.vae.config.in_channels)
         if mask_image is not None:
             if pictures is None:
                 raise ArgumentError("mask_image says which part of an image to redraw; give image")
@@ -412,18 +430,30 @@ class Pipeline:
             raise ArgumentError(
                 f"latents has the shape {tuple(latents.shape)}; expected {noise.shape}"
             )
-        prompted = encode_prompts(
-            self.text_models,
-            prompts,
-            self._negatives(prompts, negative_prompt),
-            len(steps),
-            clip_skip,
-            self.xl,
-            self._sizes(height, width),
-        )
+        negatives = spread(negative_prompt, prompts)
+        labels: list[int | None] = []
+        if self.classes is not None:
+            if clip_skip != 1:
+                self._need_text("clip_skip is of a text encoder")
+            guided = guidance.scale > 1
+            prompted = self.classes.prompted(prompts, negatives, guided, self.device)
+            labels = [self.classes.read(p) for p in prompts for _ in range(num_images_per_prompt)]
+        else:
+            zeros = negative_prompt is None and self.force_zeros_for_empty_prompt
+            prompted = encode_prompts(
+                self.text_models,
+                prompts,
+                None if zeros else negatives,
+                len(steps),
+                clip_skip,
+                self.xl,
+                self._sizes(height, width),
+            )
         told = [one for one in prompted for _ in range(num_images_per_prompt)]
+        advised = self.defaults.classifier_scale
+        gradient = guided_by(self.classifier, labels, classifier_scale, advised, (height, width))
 
-        encode, decode = self._encode, self.decode
+        encode, decode = codec.encode, self.decode
         if tiling:
             encode, decode = tiled(encode, self.vae), tiled(decode, self.vae)
 
@@ -438,7 +468,7 @@ class Pipeline:
             # The order of the draws is diffusers'.
             start = None
             if pixels is not None and not (self.inpaints and strength == 1):
-                start = encode(pixels, noise)
+                start = encode(self.vae, pixels, noise, self.device)
             inner = masks is not None and strength == 1  # starts from noise alone
             x_first, eps = self._first(
                 None if inner else start, steps, first, choice, noise, latents
@@ -448,26 +478,27 @@ class Pipeline:
                 anew = masks >= HALF
                 small = expand(shrink_masks(anew.float(), factor), count).to(self.device)
                 hidden = pixels * ~anew
-                shown = encode(hidden, noise)
+                shown = encode(self.vae, hidden, noise, self.device)
                 if self.inpaints:
                     known = torch.cat([small, shown], dim=1)
                 else:
                     after = Blend(start, eps, small, steps[first:])
-            denoise = Denoiser(self.unet, self.scheduler, told, guidance, known)
-            ask = tiled(denoise, self.unet) if tiling else denoise
+            denoise = Denoiser(self.unet, self.scheduler, told, guidance, known, gradient)
+            if tiling:
+                denoise.tell = tiled(denoise.tell, *filter(None, (self.unet, self.classifier)))
             progress = Progress(0, len(steps) - first, x_first, x_first)
             if progress.steps == 0:
                 kept = start if output_type == "latent" else expand(pixels, count)
                 yield replace(progress, output=self._output(kept, noise, output_type))
             for x, index, x0 in sample(
-                step, ask, x_first, steps[first:], lambda: noise().to(self.device), after
+                step, denoise, x_first, steps[first:], lambda: noise().to(self.device), after
             ):
                 progress = Progress(index + 1, len(steps) - first, x, x0)
                 denoise.step = progress.step + 1
                 last = progress.step == progress.steps
                 # At the ends only: on a GPU every look at the values makes the CPU wait.
                 if (index == 0 or last) and not x0.isfinite().all():
-                    raise self._blame()
+                    raise blame(self.parts)
                 if last:
                     progress.output = finish(x)
                 yield progress
@@ -478,24 +509,13 @@ class Pipeline:
     def decode(self, latents: Tensor) -> Tensor:
         """Scaled latents (B, C, h, w) → pixels (B, 3, 8h, 8w), float32 in [-1, 1].
 
-        One picture at a time, so that a batch needs no more memory than a picture.
-        A result that is not finite is computed once more in float32, with a warning, and the VAE
-        stays so. Raises CheckpointError where that does not help: no black picture is ever
-        returned instead.
+        See ``ldm.codec.decode``. Raises CheckpointError for what is not finite in any number
+        format: no black picture is ever returned instead.
         """
-        vae = self.vae
-        first = next(vae.parameters()).dtype
-        for dtype in dict.fromkeys([first, torch.float32]):
-            if dtype != first:
-                warnings.warn(f"the VAE overflows in {first}: decoding in float32", stacklevel=2)
-            parts = [
-                vae.to(dtype).decode(part.to(self.device, dtype)).float().cpu()
-                for part in latents.split(1)
-            ]
-            pixels = torch.cat(parts)
-            if pixels.isfinite().all():
-                return pixels.clamp(-1, 1)
-        raise self._blame()
+        pixels = codec.decode(self.vae, latents, self.device)
+        if pixels is None:
+            raise blame(self.parts)
+        return pixels
 
     def preview(self, latents: Tensor) -> Tensor:
         """Scaled latents (B, C, h, w), such as ``Progress.x0`` → RGB (B, 3, h, w) in [0, 1].
@@ -503,11 +523,7 @@ class Pipeline:
         Without a decode (see ``ldm.preview``). Where the model's folder has no map of its own,
         the first call fits one, which takes some seconds with a large VAE.
         """
-        vae = self.vae
-        if vae.preview is None:
-            like = next(vae.parameters())
-            vae.preview = fit_to(lambda x: vae.encode(x.to(like)), self.decode, vae.config.scale)
-        return vae.preview(latents)
+        return codec.preview(self.vae, latents, self.decode)
 
     def explain(self, pictures: int = 1) -> AbstractContextManager[AttentionMaps]:
         """Watch where each word looks while ``pictures`` pictures are drawn at once.
@@ -515,19 +531,8 @@ class Pipeline:
         ``with pipe.explain() as attention:`` draw, then ``attention.words(prompt)``; see
         ``ldm.explain``. What is drawn does not change; drawing takes a little longer.
         """
+        self._need_text("there are no words to look for")
         return explain(self.unet, self.text_models[0].tokenizer, pictures)
-
-    def _blame(self) -> CheckpointError:
-        """Why a result is not finite: broken weights by their name, or else an overflow."""
-        for name, part in self.parts.items():
-            for key, tensor in part.state_dict().items() if isinstance(part, nn.Module) else ():
-                if not tensor.isfinite().all():
-                    return CheckpointError(
-                        f"{key} of the {name} holds NaN or infinite weights; get the model again"
-                    )
-        return CheckpointError(
-            "the picture is not finite: the model overflows; try dtype='float32'"
-        )
 
     def _output(self, result: Tensor, noise: Noise, output_type: str) -> Output:
         """``result`` is latents where they are asked for, else pixels in [-1, 1]."""
@@ -564,18 +569,10 @@ class Pipeline:
             return lcm_levels(self.scheduler, n, "", strength), 0
         return plan(self.scheduler, choice.name, n, choice.schedule), first
 
-    def _negatives(self, prompts: list[str], value: str | Sequence[str] | None) -> list[str] | None:
-        """A negative prompt for each prompt; None where their absence is told by zeros."""
-        if value is None and self.force_zeros_for_empty_prompt:
-            return None
-        value = value or ""
-        values = [value] * len(prompts) if isinstance(value, str) else list(value)
-        if len(values) != len(prompts):
-            raise ArgumentError(
-                f"negative_prompt has {len(values)} texts for {len(prompts)} prompts; "
-                "give one, or one for each"
-            )
-        return values
+    def _need_text(self, why: str) -> None:
+        """Raise ArgumentError for a model without text."""
+        if self.classes is not None:
+            raise ArgumentError(f"this model reads no text: {why}")
 
     def _sizes(self, height: int, width: int) -> tuple[Tensor, Tensor] | None:
         """SDXL is also told the size to draw: for the prompts, and for the negative ones."""
@@ -596,18 +593,6 @@ class Pipeline:
         return check_size(
             own_height if height is None else height, own_width if width is None else width, factor
         )
-
-    def _encode(self, pixels: Tensor, noise: Noise) -> Tensor:
-        """Scaled latents (B, C, h, w) of the pictures, float32, sampled as diffusers does."""
-        count, dtype = noise.shape[0], next(self.vae.parameters()).dtype
-        if noise.separate and len(pixels) < count:
-            pixels = pixels.repeat(count // len(pixels), 1, 1, 1)
-        drawn = noise(len(pixels))
-        parts = [
-            self.vae.encode(part.to(self.device, dtype), eps.to(self.device, dtype)).float()
-            for part, eps in zip(pixels.split(1), drawn.split(1), strict=True)
-        ]
-        return expand(torch.cat(parts), count)
 
     def _first(
         self,

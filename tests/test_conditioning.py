@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import difference, draw
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from ldm.chunks import BACKTRACK, MAX_CHUNKS, Chunk, cut
 from ldm.conditioning import Conditioning, Prompted, Script, encode_prompts
@@ -271,20 +271,22 @@ def test_refused(sd: tuple[Pipeline, Any], prompt: str, message: str) -> None:
 # The denoiser
 
 
-class Unet:
+class Unet(nn.Module):
     """Says the mean of what it is told, and of x; keeps what it was asked."""
 
     def __init__(self) -> None:
+        super().__init__()
+        self.like = nn.Parameter(torch.zeros(()))
         self.config = SimpleNamespace(time_cond_proj_dim=None)
         self.asked: list[tuple[int, int]] = []  # rows, tokens
 
-    def __call__(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
         self.asked.append(context.shape[:2])
         return x + context.mean((1, 2))[:, None, None, None] ** 2
 
 
 class Scheduler:
-    def to_x0(self, prediction: Tensor, x: Tensor, alpha: float, sigma: float) -> Tensor:
+    def to_x0(self, prediction: Tensor, x: Tensor, level: Level) -> Tensor:
         return prediction
 
 

@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from ldm.config import CLIPTextConfig, Config, SchedulerConfig, UNetConfig, VAEConfig
+from ldm.config import (
+    ClassifierConfig,
+    CLIPTextConfig,
+    Config,
+    SchedulerConfig,
+    UNetConfig,
+    VAEConfig,
+)
 from ldm.errors import CheckpointError
 
 diffusers = pytest.importorskip("diffusers")
@@ -31,6 +38,32 @@ UNET: dict[str, Any] = {
     "attention_head_dim": [2, 4],
     "transformer_layers_per_block": [1, 3],
     "use_linear_projection": True,
+}
+TOLD: dict[str, Any] = {
+    "center_input_sample": True,
+    "dropout": 0.25,
+    "resnet_time_scale_shift": "scale_shift",
+    "num_class_embeds": 11,
+}
+PLAIN: dict[str, Any] = TOLD | {
+    "sample_size": 32,
+    "in_channels": 1,
+    "out_channels": 2,
+    "flip_sin_to_cos": False,
+    "freq_shift": 1,
+    "block_out_channels": [32, 96, 64],
+    "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D"],
+    "up_block_types": ["ResnetUpsampleBlock2D", "AttnUpBlock2D", "UpBlock2D"],
+    "downsample_type": "resnet",
+    "upsample_type": "resnet",
+    "downsample_padding": 0,
+    "layers_per_block": 1,
+    "norm_num_groups": 16,
+    "norm_eps": 1e-6,
+    "attention_head_dim": 16,
+    "add_attention": False,
+    "attn_norm_num_groups": 8,
+    "class_embed_type": "timestep",
 }
 VAE: dict[str, Any] = {
     "in_channels": 1,
@@ -75,6 +108,11 @@ SCHEDULERS: dict[str, dict[str, Any]] = {
 }
 
 
+def plain_with(**values: Any) -> dict[str, Any]:
+    """The JSON of a U-Net without text, changed."""
+    return {"_class_name": "UNet2DModel", **PLAIN, **values}
+
+
 def plain(config: Any) -> dict[str, Any]:
     """A config as its JSON says it, without private keys."""
     values = json.loads(json.dumps(dict(config), default=list))
@@ -91,6 +129,9 @@ def read_by(cls: Any, values: dict[str, Any]) -> dict[str, Any]:
     ("name", "config_class", "values"),
     [
         ("UNet2DConditionModel", UNetConfig, UNET),
+        ("UNet2DConditionModel", UNetConfig, UNET | TOLD | {"downsample_padding": 0}),
+        ("UNet2DModel", UNetConfig, PLAIN),
+        ("UNet2DModel", UNetConfig, {"attention_head_dim": None}),
         ("UNet2DConditionModel", UNetConfig, {"cross_attention_dim": 768}),
         ("AutoencoderKL", VAEConfig, VAE),
     ],
@@ -104,7 +145,7 @@ def test_diffusers_reads_what_we_write(
     assert {key: plain(asdict(ours) | ours.to_dict())[key] for key in values} == values
     assert ours.to_dict()["_class_name"] == name
     assert read_by(cls, ours.to_dict()) == want
-    assert config_class.from_dict(plain(ours.to_dict())) == ours
+    assert config_class.from_dict(json.loads(json.dumps(ours.to_dict()))) == ours
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
@@ -137,6 +178,9 @@ def test_defaults_are_those_of_the_reference() -> None:
     assert UNetConfig.from_dict(
         read_by(diffusers.UNet2DConditionModel, {"cross_attention_dim": 768}) | {"sample_size": 64}
     ) == UNetConfig.from_dict({})
+    name = {"_class_name": "UNet2DModel"}
+    plain_unet = UNetConfig.from_dict(read_by(diffusers.UNet2DModel, {}) | name)
+    assert plain_unet == UNetConfig.from_dict(name)
     vae = VAEConfig.from_dict(read_by(diffusers.AutoencoderKL, {}))
     for key in ("scaling_factor", "latent_channels", "in_channels", "norm_num_groups"):
         assert getattr(VAEConfig(), key) == getattr(vae, key)  # other sizes are always written
@@ -152,16 +196,16 @@ def test_defaults_are_those_of_the_reference() -> None:
 
 
 NEUTRAL: list[tuple[type[Config], str, Any, Any]] = [
-    (UNetConfig, "class_embed_type", None, "timestep"),
     (UNetConfig, "only_cross_attention", False, True),
     (UNetConfig, "act_fn", "silu", "gelu"),
     (UNetConfig, "mid_block_type", "UNetMidBlock2DCrossAttn", None),
-    (UNetConfig, "downsample_padding", 1, 0),
     (UNetConfig, "mid_block_scale_factor", 1, 2),
-    (UNetConfig, "resnet_time_scale_shift", "default", "scale_shift"),
     (UNetConfig, "time_embedding_type", "positional", "fourier"),
     (UNetConfig, "conv_in_kernel", 3, 1),
     (UNetConfig, "a_key_of_tomorrow", None, 7),
+    (ClassifierConfig, "act_fn", "silu", "relu"),
+    (ClassifierConfig, "time_embedding_type", "positional", "learned"),
+    (ClassifierConfig, "a_key_of_tomorrow", None, 7),
     (VAEConfig, "act_fn", "silu", "relu"),
     (VAEConfig, "mid_block_add_attention", True, False),
     (VAEConfig, "use_quant_conv", True, False),
@@ -201,6 +245,51 @@ def test_what_we_do_not_implement_must_be_off(
         (UNetConfig, UNET | {"layers_per_block": [1, 2]}, "layers_per_block"),
         (UNetConfig, UNET | {"cross_attention_dim": [8, 8]}, "cross_attention_dim"),
         (UNetConfig, UNET | {"block_out_channels": "wide"}, "block_out_channels is .wide."),
+        (
+            UNetConfig,
+            UNET | {"cross_attention_dim": None},
+            "does not go with .*UNet2DConditionModel",
+        ),
+        (UNetConfig, UNET | {"downsample_type": "resnet"}, "UNet2DConditionModel has no such key"),
+        (UNetConfig, UNET | {"add_attention": False}, "UNet2DConditionModel has no such key"),
+        (UNetConfig, UNET | {"class_embed_type": "projection"}, "class_embed_type .*'projection'"),
+        (UNetConfig, {"_class_name": "UNet3DConditionModel"}, "_class_name .*UNet3DCond.*UNet2DM"),
+        (UNetConfig, plain_with(cross_attention_dim=8), "does not go with .*'UNet2DModel'"),
+        (UNetConfig, plain_with(use_linear_projection=True), "UNet2DModel has no such key"),
+        (UNetConfig, plain_with(mid_block_type=None), "mid_block_type is None; .*UNetMidBlock2D"),
+        (UNetConfig, plain_with(time_embedding_type="fourier"), "time_embedding_type is 'fourier'"),
+        (UNetConfig, plain_with(time_embedding_dim=64), "time_embedding_dim is 64"),
+        (UNetConfig, plain_with(act_fn="gelu"), "act_fn is 'gelu'"),
+        (UNetConfig, plain_with(resnet_time_scale_shift="spatial"), "'spatial'; .*'scale_shift'"),
+        (UNetConfig, plain_with(downsample_type="fir"), "downsample_type is 'fir'"),
+        (UNetConfig, plain_with(upsample_type="fir"), "upsample_type is 'fir'"),
+        (UNetConfig, plain_with(downsample_padding=2), "downsample_padding is 2; expected 0"),
+        (UNetConfig, plain_with(dropout=1.0), r"dropout is 1.0; expected \[0, 1\)"),
+        (UNetConfig, plain_with(num_class_embeds=0), "num_class_embeds is 0"),
+        (UNetConfig, plain_with(attention_head_dim=7), "96 channels .* attention_head_dim 7"),
+        (UNetConfig, plain_with(attention_head_dim=0), "attention_head_dim 0"),
+        (UNetConfig, plain_with(attention_head_dim=[8, 8, 8]), "attention_head_dim .8, 8, 8"),
+        (UNetConfig, plain_with(attn_norm_num_groups=7), "attn_norm_num_groups 7 does not divide"),
+        (UNetConfig, plain_with(down_block_types=["DownBlock2D"]), "down_block_types has 1 block"),
+        (
+            UNetConfig,
+            plain_with(down_block_types=["CrossAttnDownBlock2D"] * 3),
+            "down_block_types: .*'CrossAttnDownBlock2D'; .*'ResnetDownsampleBlock2D'",
+        ),
+        (
+            UNetConfig,
+            plain_with(up_block_types=["AttnSkipUpBlock2D"] * 3),
+            "up_block_types: .*'AttnSkipUpBlock2D'; .*'ResnetUpsampleBlock2D'",
+        ),
+        (ClassifierConfig, {"_class_name": "UNet2DModel"}, "_class_name is 'UNet2DModel'"),
+        (ClassifierConfig, {"num_classes": 1}, "num_classes is 1; expected 2"),
+        (
+            ClassifierConfig,
+            {"sample_size": 28},
+            "sample_size is 28, which cannot be halved 3 times",
+        ),
+        (ClassifierConfig, {"attention_head_dim": 48}, "256 channels .* attention_head_dim 48"),
+        (ClassifierConfig, {"down_block_types": ["UpBlock2D"] * 4}, "'UpBlock2D'; .*'DownBlock2D'"),
         (VAEConfig, {"norm_num_groups": 0}, "norm_num_groups 0 does not divide"),
         (VAEConfig, {"block_out_channels": 4}, "block_out_channels is 4"),
         (VAEConfig, VAE | {"down_block_types": ["AttnDownEncoderBlock2D"]}, "AttnDownEncoder"),

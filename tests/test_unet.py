@@ -8,6 +8,7 @@ from conftest import difference, norm_eps, ours_like, randomize
 from torch import Tensor, nn
 
 from ldm.config import UNetConfig
+from ldm.errors import ArgumentError
 from ldm.layers import timestep_embedding
 from ldm.unet import UNet
 
@@ -60,6 +61,12 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "sine first": {"flip_sin_to_cos": False},
     "shifted frequencies": {"freq_shift": 1},
     "large norm_eps": {"norm_eps": 0.1},
+    "padding below and to the right": {"downsample_padding": 0},
+    "adaptive normalisation, three layers": {
+        "resnet_time_scale_shift": "scale_shift",
+        "layers_per_block": 3,
+    },
+    "input in [0, 1]": {"center_input_sample": True},
     "nine channels in, five out": {"in_channels": 9, "out_channels": 5},
 }
 SD15: dict[str, Any] = {"sample_size": 64, "cross_attention_dim": 768}  # the rest is the default
@@ -86,11 +93,27 @@ def test_same_as_diffusers(layout: str) -> None:
     theirs, ours = pair(TINY | LAYOUTS[layout])
     assert set(ours.state_dict()) == set(theirs.state_dict())
     assert norm_eps(ours) == norm_eps(theirs)
-    for height, width in ((8, 8), (7, 5), (1, 9)):
+    sizes = [(8, 8), (7, 5), (1, 9)]
+    for height, width in sizes if ours.config.downsample_padding else sizes[:2]:
         x, context = inputs(ours.config, 3, height, width)
         t = torch.tensor([0, 501, 999])
         want = theirs(x, t, context).sample
         assert difference(ours(x, t, context), want) <= 1e-5, (height, width)
+
+
+@pytest.mark.parametrize("kind", [None, "timestep", "identity"])
+def test_classes_beside_the_text(kind: str | None) -> None:
+    theirs, ours = pair(TINY | {"num_class_embeds": 5, "class_embed_type": kind})
+    x, context = inputs(ours.config, 2, 8, 8)
+    t = torch.tensor([3, 4])
+    labels = torch.randn(2, 64) if kind == "identity" else torch.tensor([4, 1])
+    out = ours(x, t, context, class_labels=labels)
+    assert difference(out, theirs(x, t, context, class_labels=labels).sample) <= 1e-5
+    assert difference(ours(x, t, context, class_labels=labels.flip(0)), out) > 1e-3
+    with pytest.raises(ArgumentError, match="class_labels is missing"):
+        ours(x, t, context)
+    with pytest.raises(ArgumentError, match="context is missing"):
+        ours(x, t, class_labels=labels)
 
 
 def test_fractional_timesteps() -> None:

@@ -34,7 +34,7 @@ SHOWN = {
     "sshs_model_hash": "hash (metadata)",
 }
 SAFE = ".safetensors"
-TAGS = 8  # most frequent training tags to show
+TAGS = 8  # most frequent training tags, and classes, to show
 
 
 def describe(path: Path) -> Rows:
@@ -89,6 +89,11 @@ def describe_folder(folder: Path) -> Rows:
     if scheduler:
         rows.append(("sampler", str(scheduler.get("_class_name"))))
         rows.append(("prediction type", str(scheduler.get("prediction_type", "epsilon"))))
+        if str(variance := scheduler.get("variance_type")).startswith("learned"):
+            rows.append(("variance", str(variance)))
+    if isinstance(names := index.get("id2label"), dict):
+        shown = ", ".join(map(str, list(names.values())[:TAGS]))
+        rows.append(("classes", f"{len(names)}: {shown}{', …' * (len(names) > TAGS)}"))
     return rows
 
 

@@ -7,15 +7,16 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
-# diffusers before 0.12 named the VAE's attention so, as 1×1 linear layers all the same.
+# diffusers before 0.12 named so the attention of the VAE and of U-Nets without text (google's
+# ddpm-* still have it), as 1×1 linear layers all the same.
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
 def to_ours(tensors: Mapping[str, Tensor], ours: Iterable[str]) -> dict[str, Tensor]:
     """Rename the keys of a folder's weights to those in ``ours``, where they are known to differ.
 
-    Handles old VAE attention names, the ``position_ids`` buffer of old text encoders, and text
-    encoders that transformers ≥ 5.6 saved without the ``text_model.`` prefix.
+    Handles old names of attention over pixels, the ``position_ids`` buffer of old text encoders,
+    and text encoders that transformers ≥ 5.6 saved without the ``text_model.`` prefix.
     """
     ours = set(ours)
     renamed = {}
@@ -23,7 +24,7 @@ def to_ours(tensors: Mapping[str, Tensor], ours: Iterable[str]) -> dict[str, Ten
         if key.endswith("embeddings.position_ids"):
             continue
         key = re.sub(
-            r"(attentions\.0)\.(query|key|value|proj_attn)\.",
+            r"(attentions\.\d+)\.(query|key|value|proj_attn)\.",
             lambda m: f"{m[1]}.{OLD_ATTENTION[m[2]]}.",
             key,
         )

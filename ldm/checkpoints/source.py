@@ -10,7 +10,8 @@ from pathlib import Path
 from ldm.assets import asset_path
 from ldm.errors import ArgumentError, CheckpointError
 
-PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
+PARTS = ("unet/", "vae/", "text_encoder/", "text_encoder_2/", "classifier/")
+WEIGHTS = "diffusion_pytorch_model"  # in no folder: the U-Net of diffusers' first models of pixels
 PATIENCE = 20.0  # seconds until the hub answers
 SMALL = (".json", ".txt", ".model")  # configs and vocabularies
 
@@ -22,11 +23,11 @@ def choose_files(names: Iterable[str], variant: str | None = None) -> list[str]:
     """
     names = list(names)
     chosen = [name for name in names if name.endswith(SMALL) and name.count("/") <= 1]
-    for part in PARTS:
-        inside = [name for name in names if re.fullmatch(rf"{part}/[^/]+\.(safetensors|bin)", name)]
+    for part in (*PARTS, WEIGHTS):
+        inside = [name for name in names if re.fullmatch(rf"{part}[^/]+\.(safetensors|bin)", name)]
 
         def rank(name: str) -> tuple[bool, bool, bool]:
-            kind = re.sub(r"-\d{5}-of-\d{5}", "", name.rsplit("/", 1)[1]).split(".")[1:-1]
+            kind = re.sub(r"-\d{5}-of-\d{5}", "", name.rsplit("/", 1)[-1]).split(".")[1:-1]
             return (
                 name.endswith(".bin"),
                 (variant not in kind) if variant else bool(kind),
@@ -79,7 +80,8 @@ def _from_hub(
     arguments = {"cache_dir": cache_dir, "revision": revision, "token": token}
     try:
         folder = Path(snapshot_download(repo, local_files_only=True, **arguments))
-        if (folder / "unet").is_dir() or local:  # else another program has put a part there
+        whole = (folder / "unet").is_dir() or any(folder.glob(f"{WEIGHTS}.*"))
+        if whole or local:  # else another program has put a part there
             return folder
     except (LocalEntryNotFoundError, FileNotFoundError):
         pass

@@ -96,7 +96,9 @@ def recipe_of(job: Job, pipe: Pipeline, picture: Image) -> Recipe:
         recorded["variation_seed"] = job.variation_seed
     if arguments.hires_scale is None and arguments.outpaint is None:  # else of the first pass, …
         recorded |= {"width": picture.width, "height": picture.height}
-    for name in ("num_inference_steps", "guidance_scale"):
+    advised = ["num_inference_steps", "guidance_scale"]
+    advised += ["classifier_scale"] * bool(pipe.classifier and job.text.strip())
+    for name in advised:
         recorded.setdefault(name, getattr(pipe.defaults, name))
     if arguments.image is None:
         recorded.pop("strength", None)

@@ -35,7 +35,8 @@ def parser(kind: type[Parser] = Parser) -> Parser:
         nargs="*",
         default=[""],
         help='what to draw, such as "a red car"; several texts make several pictures. '
-        "(red:1.3) weighs words, \\( is a bracket; the README names the rest",
+        "(red:1.3) weighs words, \\( is a bracket; the README names the rest. Of a model that "
+        "draws classes: a class's name or number",
     )
     add(
         "--prompts",
@@ -134,7 +135,8 @@ def parser(kind: type[Parser] = Parser) -> Parser:
             f"--{side}",
             type=int,
             metavar="PX",
-            help="pixels, a multiple of 8 (default: the model's, or as the image's shape asks)",
+            help="pixels, a multiple of 8, of models without VAE any number (default: the model's, "
+            "or as the image's shape asks)",
         )
     add(
         "--sampler",

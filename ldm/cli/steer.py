@@ -18,7 +18,7 @@ HIRES_STRENGTH, MASK_BLUR = 0.5, 4.0
 # Told in a picture only where they are not at their defaults.
 STEERING = frozenset(
     "mask_blur paste_back outpaint hires_scale hires_strength tiling variation_seed "
-    "variation_strength guidance_rescale guidance_interval".split()
+    "variation_strength guidance_rescale guidance_interval classifier_scale".split()
 )
 
 
@@ -79,6 +79,13 @@ def add_steering_options(parser: Parser) -> None:
         metavar="LOW,HIGH",
         help="guide only at noise levels σ/α between these (default: at all)",
     )
+    add(
+        "--classifier-scale",
+        type=float,
+        metavar="S",
+        help="how much the model's classifier, if it has one, pushes towards the class; 0 is off "
+        "(default: as the model advises)",
+    )
 
 
 def margins(text: str) -> tuple[int, ...]:
@@ -133,7 +140,10 @@ def read_mask(
 
 def steering(arguments: argparse.Namespace) -> dict[str, Any]:
     """The arguments of ``Pipeline.stream`` that the options are."""
-    same = ("mask_blur", "paste_back", "tiling", "guidance_rescale", "guidance_interval")
+    same = (
+        *("mask_blur", "paste_back", "tiling"),
+        *("guidance_rescale", "guidance_interval", "classifier_scale"),
+    )
     return {name: getattr(arguments, name) for name in same} | {
         "variation_strength": arguments.variation_strength or 0.0
     }
@@ -154,6 +164,7 @@ def steering_metadata(arguments: argparse.Namespace, variation_seed: int | None)
         "Variation seed strength": arguments.variation_strength,
         "Tiling": arguments.tiling or None,
         "CFG rescale": arguments.guidance_rescale or None,
+        "Classifier scale": arguments.classifier_scale,
     }
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from ldm.errors import ArgumentError, CheckpointError
-from ldm.samplers.loop import Denoise, Noise, Pair, Step, sample, start_index
+from ldm.samplers.loop import Denoise, Noise, Pair, Step, Told, sample, start_index
 from ldm.samplers.names import find_sampler, find_schedule, unknown_sampler
 from ldm.samplers.schedules import SCHEDULES
 from ldm.samplers.spacing import lcm_levels, pairs
@@ -35,6 +35,7 @@ __all__ = [
     "Pair",
     "Sampler",
     "Step",
+    "Told",
     "bind",
     "choose",
     "find_sampler",

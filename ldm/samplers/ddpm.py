@@ -5,11 +5,15 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from ldm.samplers.loop import tell
+
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ldm.samplers.loop import Denoise, Noise
     from ldm.scheduler import Level
+
+LEAST = 1e-20  # of a variance whose logarithm is taken, as in diffusers
 
 
 def ddpm(
@@ -20,16 +24,16 @@ def ddpm(
     past: list[Any],
     noise: Noise,
     clip: float | None = None,
-    variance_type: str = "fixed_small",
+    variance_type: str | None = "fixed_small",
 ) -> tuple[Tensor, Tensor]:
     """Draw from q(x_b | x_a, x̂₀), the posterior between two levels (eq. 6–7).
 
-        x_b = α_b β/σ_a² x̂₀ + (α_a/α_b) σ_b²/σ_a² x_a + √variance ε,   β = 1 − α_a²/α_b²
+        x_b = α_b β/σ_a² x̂₀ + (α_a/α_b) σ_b²/σ_a² x_a + Σ g + √Σ ε,   β = 1 − α_a²/α_b²
 
-    The variance is β σ_b²/σ_a² ("fixed_small") or β ("fixed_large"), the two choices of section
-    3.2. x̂₀ is clamped to ±clip. Nothing is drawn at t = 0.
+    Σ is as ``variance`` says; x̂₀ is clamped to ±clip. g is the gradient of a guidance, where there
+    is one (Dhariwal & Nichol 2021, algorithm 1). At t = 0 neither g counts nor is noise drawn.
     """
-    x0 = denoise(x, a)
+    x0, v, gradient = tell(denoise, x, a)
     if clip is not None:
         x0 = x0.clamp(-clip, clip)
     ratio = a.alpha / b.alpha
@@ -37,6 +41,28 @@ def ddpm(
     shrink = (b.sigma / a.sigma) ** 2
     x = (b.alpha * beta / a.sigma**2) * x0 + ratio * shrink * x
     if a.t > 0:
-        variance = beta if variance_type == "fixed_large" else beta * shrink
-        x = x + math.sqrt(variance) * noise()
+        s = variance(variance_type, beta * shrink, beta, v)
+        if gradient is not None:
+            x = x + s * gradient
+        x = x + s**0.5 * noise()
     return x, x0
+
+
+def variance(kind: str | None, small: float, large: float, v: Tensor | None) -> float | Tensor:
+    """Σ of a step, given β̃ = β σ_b²/σ_a² (``small``), β (``large``), and what the network says.
+
+    "fixed_small" is β̃ and "fixed_large" β, the two choices of Ho et al., section 3.2; their
+    variants "…_log", which only count in another way, are the same. "learned_range" lies between
+    them (Nichol & Dhariwal 2021, eq. 15):
+
+        log Σ = w log β + (1 − w) log β̃,   w = (v + 1)/2
+
+    Of a respaced run β and β̃ are those of its own steps (section 4 there). "learned" is v itself,
+    as diffusers reads it.
+    """
+    if kind == "learned_range":
+        w = (v + 1) / 2
+        return (w * math.log(large) + (1 - w) * math.log(max(small, LEAST))).exp()
+    if kind == "learned":
+        return v.clamp(min=LEAST)
+    return large if kind in ("fixed_large", "fixed_large_log") else small

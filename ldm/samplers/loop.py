@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from ldm.errors import ArgumentError
 
@@ -15,6 +15,20 @@ if TYPE_CHECKING:  # samplers stay importable without torch, so that `--help` ca
 Denoise = Callable[["Tensor", "Level"], "Tensor"]  # (x, level) → x̂₀, float32
 Noise = Callable[[], "Tensor"]  # fresh ε ~ N(0, I), shaped like x
 Pair = tuple["Level", "Level"]  # (from, to)
+
+
+class Told(NamedTuple):
+    """All that a denoiser can say of x, for the methods that have a use for it."""
+
+    x0: Tensor  # x̂₀, without the gradient
+    v: Tensor | None = None  # like x: where the variance lies, of a network that has learned it
+    gradient: Tensor | None = None  # like x: of the log-probability that a guidance asks to raise
+
+
+def tell(denoise: Denoise, x: Tensor, level: Level) -> Told:
+    """What ``denoise.tell`` says, where there is such a thing; else x̂₀ alone."""
+    full = getattr(denoise, "tell", None)
+    return full(x, level) if full else Told(denoise(x, level))
 
 
 class Step(Protocol):

@@ -14,7 +14,7 @@ from ldm.checkpoints.folder import save_component
 from ldm.config import VAEConfig
 from ldm.images import image_grid, to_pil
 from ldm.training.config import TrainConfig
-from ldm.training.data import CaptionedImages
+from ldm.training.data import open_data
 from ldm.training.objectives import psnr, reconstruction_loss
 from ldm.vae import AutoencoderKL
 
@@ -39,11 +39,13 @@ class AutoencoderRecipe:
     Options:
         phases: a list of {until, size, batch_size}: up to that fraction of the run, that crop size.
         kl_weight, gradient_weight: of the two terms beside L1 + MSE.
+        data: how the pictures are read (see DataOptions); by default random crops, mirrored too.
     """
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
-        self.data = CaptionedImages(config.data)
+        random = {"resize": 0, "crop": "random", "flip": True}
+        self.data = open_data(config.data, random | config.options.get("data", {}))
         # While training, latents are as they come; ``save`` finds the scale for unit variance.
         self.model = Autoencoding(
             AutoencoderKL(VAEConfig.from_dict({**config.model, "scaling_factor": 1.0}))
@@ -58,11 +60,10 @@ class AutoencoderRecipe:
     def batch(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         phase = next(p for p in self.phases if step < p["until"] * self.config.steps)
         count, size = phase["batch_size"], phase["size"]
-        indices = self.data.draw(count, generator)
         vae = self.model.vae.config
         latent = (count, vae.latent_channels, size // vae.scale, size // vae.scale)
         return {
-            "x": self.data.crops(indices, size, generator),
+            "x": self.data.batch(step, count, generator, size).pixels,
             "noise": torch.randn(latent, generator=generator),
         }
 
@@ -73,7 +74,7 @@ class AutoencoderRecipe:
         return error + self.kl_weight * kl, {"kl": kl.detach()}
 
     def evaluate(self, model: nn.Module) -> tuple[Image.Image | None, dict[str, float]]:
-        x = self.data.pixels(self.data.held_out[:: max(1, len(self.data.held_out) // 64)][:64])
+        x = self.data.pixels(examples(self.data.held_out, self.data.train, 64))
         reconstruction = torch.cat(
             [model.vae.decode(model.vae.encode(part)) for part in x.split(8)]
         )
@@ -82,10 +83,16 @@ class AutoencoderRecipe:
 
     def save(self, model: nn.Module, folder: Path) -> None:
         with torch.no_grad():
-            sample = self.data.train[:: max(1, len(self.data.train) // 256)][:256]
+            sample = self.data.readable(examples(self.data.train, self.data.held_out, 256))
             std = torch.cat(
                 [model.vae.encode(self.data.pixels(part)) for part in sample.split(16)]
             ).std()
         vae = AutoencoderKL(replace(model.vae.config, scaling_factor=round(1 / float(std), 5)))
         vae.load_state_dict(model.vae.state_dict())
         save_component(vae, folder / "vae")
+
+
+def examples(rows: Tensor, otherwise: Tensor, count: int) -> Tensor:
+    """Up to ``count`` of the rows, evenly spread; of others where there are none."""
+    rows = rows if len(rows) else otherwise
+    return rows[:: max(1, len(rows) // count)][:count]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from PIL import Image
@@ -13,14 +14,18 @@ from torch import Tensor, nn
 from ldm.assets import asset_path
 from ldm.checkpoints.folder import load_component
 from ldm.clip import CLIPTextEncoder
-from ldm.config import SchedulerConfig, UNetConfig, read_json, write_json
+from ldm.config import SchedulerConfig, UNetConfig
+from ldm.errors import ArgumentError
 from ldm.images import image_grid
 from ldm.pipeline import Defaults, Pipeline
 from ldm.scheduler import DDPMScheduler
 from ldm.tokenizer import CLIPTokenizer
 from ldm.training.config import TrainConfig
-from ldm.training.data import CaptionedImages
+from ldm.training.data import Pictures, open_data
+from ldm.training.data.buckets import bucket_sizes
+from ldm.training.data.crops import Size
 from ldm.training.objectives import diffusion_weight
+from ldm.training.recipes.cached_latents import CachedLatents
 from ldm.unet import UNet
 from ldm.vae import AutoencoderKL
 
@@ -30,16 +35,25 @@ class LatentRecipe:
 
     Options:
         vae, text_encoder: folders of the finished ones.
+        data: how the pictures are read (see DataOptions). With ``flip``, latents of the mirrored
+            pictures are kept beside the others.
+        buckets: {multiple, max_ratio} for batches of several proportions, of about ``data.size``²
+            px each, see bucket_sizes; without it, all pictures are cropped to squares.
         caption_dropout: fraction of the captions replaced by "", for guidance.
+        offset_noise: strength of noise that is one number for each channel of a picture, so that
+            the model learns to change its mean (Guttenberg 2023); may be left out.
         min_snr_gamma: see ``diffusion_weight``; may be left out.
-        scheduler: as in scheduler_config.json.
+        scheduler: as in scheduler_config.json; ``rescale_betas_zero_snr`` makes the last level
+            pure noise (Lin et al. 2024, algorithm 1).
         defaults: of generation, as in generation_config.json.
         prompts: what to draw to show the progress.
+
+    Raises ArgumentError for options that do not go together.
     """
 
     def __init__(self, config: TrainConfig) -> None:
         self.config, options = config, config.options
-        self.data = CaptionedImages(config.data)
+        self.data = captioned_pictures(config.data, options.get("data", {}))
         self.vae = load_component(AutoencoderKL, Path(options["vae"]), torch.float32)
         self.text_encoder = load_component(
             CLIPTextEncoder, Path(options["text_encoder"]), torch.float32
@@ -48,39 +62,35 @@ class LatentRecipe:
         self.scheduler = DDPMScheduler(
             SchedulerConfig.from_dict(options["scheduler"], "options.scheduler")
         )
+        check_zero_snr(self.scheduler, options.get("min_snr_gamma"))
         self.model = UNet(UNetConfig.from_dict(config.model))
         # Start from the prediction 0, as Ho et al.'s code does.
         nn.init.zeros_(self.model.conv_out.weight)
         nn.init.zeros_(self.model.conv_out.bias)
 
+        multiple = self.vae.config.scale * 2 ** (len(self.model.config.block_out_channels) - 1)
+        self.latents = CachedLatents(
+            Path(config.output) / "latents",
+            self.vae,
+            self.data,
+            picture_sizes(self.data, options.get("buckets"), multiple),
+            flip=self.data.options.flip,
+        )
+
     def prepare(self, accelerator: Accelerator) -> None:
-        """Encode every picture once; the file is kept in the run folder and belongs to one VAE."""
-        run = Path(self.config.output)
-        file, stamp = run / "latents.npy", run / "latents.json"
-        belongs = {"vae": self.config.options["vae"], "weights": fingerprint(self.vae)}
-        if read_json(stamp, optional=True) != belongs:
-            if accelerator.is_main_process:
-                run.mkdir(parents=True, exist_ok=True)
-                create_latents(self.vae, self.data, file)
-            accelerator.wait_for_everyone()
-            everything = torch.arange(len(self.data.images))
-            share = everything.tensor_split(accelerator.num_processes)[accelerator.process_index]
-            encode(self.vae, self.data, share, file)
-            accelerator.wait_for_everyone()
-            if accelerator.is_main_process:
-                write_json(stamp, belongs)
-        self.latents = np.load(file, mmap_mode="r")
-        captions = sorted({row["caption"] for row in self.data.rows} | {""})
+        """Encode every picture once, and make the captions tokens."""
+        self.latents.prepare(accelerator)
+        texts = self.data.captions(torch.arange(len(self.data)))
+        captions = sorted({*texts, ""})
         ids = dict(zip(captions, range(len(captions)), strict=True))
         self.tokens = torch.tensor(self.tokenizer(captions), dtype=torch.int32)
-        self.caption = torch.tensor([ids[row["caption"]] for row in self.data.rows])
+        self.caption = torch.tensor([ids[text] for text in texts])
         self.empty = ids[""]
         self.text_encoder.to(accelerator.device)
 
     def batch(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         count = self.config.batch_size
-        indices = self.data.draw(count, generator)
-        x0 = torch.from_numpy(self.latents[indices.numpy()]).float()
+        indices, x0 = self.latents.draw(count, generator)
         caption = self.caption[indices]
         caption[torch.rand(count, generator=generator) < self.config.options["caption_dropout"]] = (
             self.empty
@@ -88,12 +98,11 @@ class LatentRecipe:
         # Stratified times: one from each of B equal spans, so that every batch sees every level.
         spread = (torch.arange(count) + torch.rand(count, generator=generator)) / count
         t = (spread * len(self.scheduler.alphas_cumprod)).long()
-        return {
-            "x0": x0,
-            "noise": torch.randn(x0.shape, generator=generator),
-            "t": t[torch.randperm(count, generator=generator)],
-            "ids": self.tokens[caption],
-        }
+        noise = torch.randn(x0.shape, generator=generator)
+        t = t[torch.randperm(count, generator=generator)]
+        if offset := self.config.options.get("offset_noise"):
+            noise += offset * torch.randn((*x0.shape[:2], 1, 1), generator=generator)
+        return {"x0": x0, "noise": noise, "t": t, "ids": self.tokens[caption]}
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         x0, noise, t = batch["x0"], batch["noise"], batch["t"]
@@ -122,24 +131,58 @@ class LatentRecipe:
         return Pipeline(self.vae, self.text_encoder, self.tokenizer, unet, self.scheduler, defaults)
 
 
-def fingerprint(module: nn.Module) -> float:
-    """A number that tells two sets of weights apart."""
-    return float(sum(tensor.double().abs().sum() for tensor in module.state_dict().values()))
+def captioned_pictures(name: str, options: dict[str, Any]) -> Pictures:
+    """The data set, which must have captions. Raises ArgumentError for a stream: see there."""
+    data = open_data(name, options)
+    if not isinstance(data, Pictures):
+        raise ArgumentError(
+            f"{name} is a stream, of which latents cannot be kept; leave data.streaming out"
+        )
+    data.captions(torch.arange(1))
+    return data
 
 
-def create_latents(vae: AutoencoderKL, data: CaptionedImages, file: Path) -> None:
-    """Make the file of latents, float16 (N, C, h, w), still empty."""
-    height, width = (side // vae.config.scale for side in data.images.shape[1:3])
-    shape = (len(data.images), vae.config.latent_channels, height, width)
-    np.lib.format.open_memmap(file, "w+", np.float16, shape).flush()
+def picture_sizes(data: Pictures, buckets: dict[str, Any] | None, multiple: int) -> list[Size]:
+    """The sizes in px to encode pictures at, each side a multiple of ``multiple``.
+
+    Raises ArgumentError where a size is not, or is not given for pictures of many sizes.
+    """
+    side = data.options.size
+    if side is None and (buckets is not None or not data.cheap):
+        raise ArgumentError(f"set data.size, in px, for the pictures of {data.name}")
+    if buckets is None:
+        size = data.shape(0) if side is None else (side, side)
+        if size[0] % multiple or size[1] % multiple:
+            raise ArgumentError(
+                f"pictures have {size[1]} × {size[0]} px; sides must be multiples of {multiple} px "
+                "for this VAE and U-Net; set data.size"
+            )
+        return [size]
+    for key in buckets.keys() - {"multiple", "max_ratio"}:
+        raise ArgumentError(f"buckets.{key} is not an option; known are multiple and max_ratio")
+    step = buckets.get("multiple", math.lcm(64, multiple))
+    if step % multiple:
+        raise ArgumentError(
+            f"buckets.multiple is {step}; it must be a multiple of {multiple} px for this VAE and "
+            "U-Net"
+        )
+    return bucket_sizes(side, step, buckets.get("max_ratio", 2.0))
 
 
-@torch.no_grad()
-def encode(vae: AutoencoderKL, data: CaptionedImages, indices: Tensor, file: Path) -> None:
-    """Fill in the mean latents of the pictures ``indices``."""
-    latents = np.lib.format.open_memmap(file, "r+")
-    vae = vae.to(memory_format=torch.channels_last)
-    with torch.autocast("cpu", torch.bfloat16):
-        for part in indices.split(8):  # 32 at once leave the cache: a quarter slower
-            latents[part.numpy()] = vae.encode(data.pixels(part)).float().numpy()
-    latents.flush()
+def check_zero_snr(scheduler: DDPMScheduler, min_snr_gamma: float | None) -> None:
+    """Raise ArgumentError where pure noise at the last level teaches nothing.
+
+    There the noise is its own input; and min-SNR weighs the error by the signal, which is none.
+    """
+    if not scheduler.config.rescale_betas_zero_snr:
+        return
+    if scheduler.config.prediction_type == "epsilon":
+        raise ArgumentError(
+            "scheduler.rescale_betas_zero_snr with prediction_type 'epsilon' cannot be learnt: the "
+            'last level is pure noise; set scheduler.prediction_type = "v_prediction"'
+        )
+    if min_snr_gamma is not None:
+        raise ArgumentError(
+            "min_snr_gamma gives the last level of scheduler.rescale_betas_zero_snr no weight; "
+            "leave one of them out"
+        )

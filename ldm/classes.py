@@ -1,0 +1,155 @@
+"""The classes of a model that reads no text: what its prompts mean.
+
+A prompt is a class's name or number, and "" is no class. In training, a model that is to be guided
+is also told "no class", by a number of its own: the last one (Ho & Salimans 2022, section 3.2).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ldm.conditioning import Conditioning, Prompted, Script
+from ldm.config import Config, UNetConfig
+from ldm.errors import ArgumentError, CheckpointError
+
+NEAR, SHOWN = 4, 12  # names that an error offers, for a wrong one and for none
+
+
+@dataclass(frozen=True)
+class Classes:
+    """Which classes there are, and how a U-Net is told of them.
+
+    count: of classes; 0: pictures are drawn of nothing in particular.
+    names: number → its names, separated by commas, as ``id2label`` of diffusers' DiTPipeline.
+    told: whether the U-Net is told the class; else only a classifier knows them.
+    no_class: what it is told where there is none; None: it cannot be told that.
+    """
+
+    count: int
+    names: Mapping[int, str]
+    told: bool
+    no_class: int | None = None
+
+    @classmethod
+    def of(
+        cls, unet: UNetConfig, classifier: Config | None, id2label: Mapping[str, str] | None
+    ) -> Classes:
+        """For a U-Net without text, or beside one: none.
+
+        Raises CheckpointError for an ``id2label`` that does not fit the U-Net or the classifier.
+        """
+        try:
+            names = {int(number): str(name) for number, name in (id2label or {}).items()}
+        except (AttributeError, TypeError, ValueError):
+            names = {-1: ""}
+        embedded, classified = unet.num_class_embeds, classifier and classifier.num_classes
+        count = len(names) or classified or embedded or 0
+        if sorted(names) not in ([], list(range(count))):
+            raise CheckpointError(
+                f'id2label in model_index.json is {id2label!r:.60}; expected {{"0": "a name", …}} '
+                "with a name for each number from 0 on"
+            )
+        if unet.class_embed_type is not None:
+            raise CheckpointError(
+                f"class_embed_type of the U-Net is {unet.class_embed_type!r}, which is not "
+                "supported where pictures are drawn; only num_class_embeds is"
+            )
+        if embedded not in (None, count, count + 1):
+            raise CheckpointError(
+                f"the U-Net has {embedded} num_class_embeds for {count} classes; expected {count}, "
+                f'or {count + 1} where the last one is "no class"'
+            )
+        if classified not in (None, count):
+            raise CheckpointError(f"the classifier knows {classified} classes, the model {count}")
+        told = embedded is not None
+        return cls(count, names, told, count if told and embedded > count else None)
+
+    def read(self, text: str, argument: str = "prompt") -> int | None:
+        """The number of a class's name or number, in any case; None for "", no class.
+
+        Raises ArgumentError, with the nearest names, for what is none, or the name of several.
+        """
+        wanted = text.strip()
+        if not wanted:
+            return None
+        if not self.count:
+            raise ArgumentError(
+                f"{argument} is {text!r:.60}, but this model reads no text and has no classes; "
+                "leave it out"
+            )
+        for same in (str, str.casefold):
+            found = [i for i, name in self.spoken if same(name) == same(wanted)]
+            if len(set(found)) > 1:
+                raise ArgumentError(
+                    f"{wanted!r} is the name of the classes {' and '.join(map(str, found))}; "
+                    "give the number"
+                )
+            if found:
+                return found[0]
+        if wanted.isdecimal() and int(wanted) < self.count:
+            return int(wanted)
+        raise ArgumentError(
+            f"{argument} is {text!r:.60}, which is no class of this model; {self.hint(wanted)}"
+        )
+
+    @property
+    def spoken(self) -> list[tuple[int, str]]:
+        """(number, name): each name alone, and all of a class as they are written."""
+        return [
+            (number, name.strip())
+            for number, names in self.names.items()
+            for name in dict.fromkeys([names, *names.split(",")])
+        ]
+
+    def hint(self, wanted: str = "") -> str:
+        """What to give instead."""
+        plain = {name.casefold(): name for _, name in self.spoken}
+        if near := difflib.get_close_matches(wanted.casefold(), plain, NEAR):
+            return f"did you mean {' or '.join(repr(plain[name]) for name in near)}?"
+        numbers = f"a number from 0 to {self.count - 1}"
+        shown = [name for _, name in sorted(self.names.items())]
+        more = ", …" * (len(shown) > SHOWN)
+        names = f", or a name: {', '.join(shown[:SHOWN])}{more}" if shown else ""
+        return f"give {numbers}{names}"
+
+    def prompted(
+        self,
+        prompts: Sequence[str],
+        negatives: Sequence[str],
+        guided: bool,
+        device: torch.device,
+    ) -> list[Prompted]:
+        """What the U-Net is told of each prompt, and of each negative one where it is ``guided``.
+
+        Raises ArgumentError for an unknown class, and where "no class" is needed, but not known.
+        """
+        prompted = []
+        for prompt, negative in zip(prompts, negatives, strict=True):
+            wanted, unwanted = self.read(prompt), self.read(negative, "negative_prompt")
+            if self.told and wanted is None and self.no_class is None:
+                raise ArgumentError(
+                    f"prompt is empty, but this model draws one of its classes: {self.hint()}"
+                )
+            if guided and self.no_class is None and (unwanted is None or not self.told):
+                raise ArgumentError(
+                    "guidance_scale is above 1, but this model has not learned to draw without a "
+                    "class, which guidance compares with; set it to 1"
+                    + ", or give a class as negative_prompt"
+                    * self.told
+                )
+            script = Script(((1, self.conditioning(wanted, device)),))
+            # Without guidance it is not asked, whatever it is.
+            other = Script(((1, self.conditioning(unwanted if guided else wanted, device)),))
+            prompted.append(Prompted((script,), other))
+        return prompted
+
+    def conditioning(self, number: int | None, device: torch.device) -> Conditioning:
+        """What the U-Net is told of one class."""
+        if not self.told:
+            return Conditioning()
+        number = self.no_class if number is None else number
+        return Conditioning(class_labels=torch.tensor(number, device=device))

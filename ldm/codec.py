@@ -1,0 +1,98 @@
+"""Between pictures and what the U-Net works on: a VAE's latents, or the very pixels."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ldm.inputs import expand
+from ldm.noise import Noise
+from ldm.preview import fit_to
+from ldm.vae import AutoencoderKL
+
+
+@dataclass(frozen=True)
+class PixelConfig:
+    """What the pipeline asks of a VAE's config."""
+
+    in_channels: int  # 1 is grey, 3 is RGB
+    scale: int = 1  # pixels per "latent" along each side
+
+    @property
+    def latent_channels(self) -> int:
+        """Those of the pixels."""
+        return self.in_channels
+
+
+class Pixels(nn.Module):
+    """In the VAE's place, where pictures are drawn as pixels (Ho et al. 2020): nothing is to do."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.config = PixelConfig(channels)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Pixels (B, C, H, W) in [-1, 1] → the same."""
+        return x
+
+    def decode(self, z: Tensor) -> Tensor:
+        """The same → pixels (B, C, H, W), about [-1, 1], not clamped."""
+        return z
+
+    def preview(self, z: Tensor) -> Tensor:
+        """Pixels → RGB (B, 3, H, W) in [0, 1], float32 on the CPU."""
+        return (z.float().cpu() / 2 + 0.5).clamp(0, 1).expand(-1, 3, -1, -1)
+
+
+Codec = AutoencoderKL | Pixels
+
+
+def encode(codec: Codec, pixels: Tensor, noise: Noise, device: torch.device) -> Tensor:
+    """Scaled latents (B, C, h, w) of the pictures, float32, sampled as diffusers does."""
+    count = noise.shape[0]
+    if isinstance(codec, Pixels):  # which draws no noise
+        return expand(codec.encode(pixels.to(device)), count)
+    dtype = next(codec.parameters()).dtype
+    if noise.separate and len(pixels) < count:
+        pixels = pixels.repeat(count // len(pixels), 1, 1, 1)
+    drawn = noise(len(pixels))
+    parts = [
+        codec.encode(part.to(device, dtype), eps.to(device, dtype)).float()
+        for part, eps in zip(pixels.split(1), drawn.split(1), strict=True)
+    ]
+    return expand(torch.cat(parts), count)
+
+
+def decode(codec: Codec, latents: Tensor, device: torch.device) -> Tensor | None:
+    """Scaled latents (B, C, h, w) → pixels, float32 in [-1, 1] on the CPU; None: not finite.
+
+    One picture at a time, so that a batch needs no more memory than a picture. A result that is not
+    finite is computed once more in float32, with a warning, and the VAE stays so.
+    """
+    first = next((parameter.dtype for parameter in codec.parameters()), torch.float32)
+    for dtype in dict.fromkeys([first, torch.float32]):
+        if dtype != first:
+            warnings.warn(f"the VAE overflows in {first}: decoding in float32", stacklevel=3)
+        parts = [
+            codec.to(dtype).decode(part.to(device, dtype)).float().cpu()
+            for part in latents.split(1)
+        ]
+        pixels = torch.cat(parts)
+        if pixels.isfinite().all():
+            return pixels.clamp(-1, 1)
+    return None
+
+
+def preview(codec: Codec, latents: Tensor, decode: Callable[[Tensor], Tensor]) -> Tensor:
+    """Scaled latents (B, C, h, w) → RGB (B, 3, h, w) in [0, 1], float32 on the CPU.
+
+    The first call fits a map to colours with ``decode``, where the VAE brings none.
+    """
+    if codec.preview is None:
+        like = next(codec.parameters())
+        codec.preview = fit_to(lambda x: codec.encode(x.to(like)), decode, codec.config.scale)
+    return codec.preview(latents)

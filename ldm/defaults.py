@@ -1,0 +1,26 @@
+"""What a call uses where it does not say: ``generation_config.json``, else diffusers' values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ldm.config import Config, SchedulerConfig, UNetConfig
+
+
+@dataclass(frozen=True)
+class Defaults(Config):
+    """Arguments of ``Pipeline.stream``."""
+
+    num_inference_steps: int = 50
+    guidance_scale: float = 7.5
+    classifier_scale: float = 1.0  # counts where the model has a classifier
+
+    @classmethod
+    def of(cls, unet: UNetConfig, scheduler: SchedulerConfig) -> Defaults:
+        """Those of diffusers' pipeline for a U-Net."""
+        if unet.cross_attention_dim is None:  # DDPMPipeline or DDIMPipeline; DiTPipeline's scale
+            steps = 1000 if scheduler.sampler_class == "DDPMScheduler" else 50
+            return cls(min(steps, scheduler.num_train_timesteps), 4.0)
+        if unet.time_cond_proj_dim is not None:  # LCM
+            return cls(4, 8.5)
+        return cls() if unet.addition_embed_type is None else cls(guidance_scale=5.0)

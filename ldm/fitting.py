@@ -1,0 +1,65 @@
+"""Whether the parts of a model fit each other, and which of them is broken."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import nn
+
+from ldm.codec import PixelConfig
+from ldm.config import CLIPTextConfig, SchedulerConfig, UNetConfig, VAEConfig
+from ldm.errors import CheckpointError
+
+
+def check_parts(
+    codec: VAEConfig | PixelConfig,
+    unet: UNetConfig,
+    scheduler: SchedulerConfig,
+    texts: Sequence[CLIPTextConfig],
+    classes: bool = False,
+) -> None:
+    """Raise CheckpointError for parts that cannot work together.
+
+    classes: whether there are names of classes or a classifier.
+    """
+    width = sum(text.hidden_size for text in texts)
+    if texts and unet.cross_attention_dim is None:
+        raise CheckpointError("there is a text encoder, but the U-Net reads no text; leave it out")
+    if (unet.cross_attention_dim or 0) != width:
+        raise CheckpointError(
+            f"the U-Net reads texts of width {unet.cross_attention_dim}, "
+            f"but the text encoders write {width}"
+        )
+    latent = codec.latent_channels
+    if isinstance(codec, PixelConfig):
+        if latent not in (1, 3):
+            raise CheckpointError(
+                f"the U-Net has {latent} input channels and there is no VAE; pictures have 1 or 3"
+            )
+    elif not texts:
+        raise CheckpointError("the U-Net reads no text, and so draws pixels; leave the vae out")
+    if texts and (unet.class_conditional or classes):
+        raise CheckpointError("a model with a text and with classes is not supported")
+    if unet.in_channels not in (latent, 2 * latent + 1):
+        raise CheckpointError(
+            f"the U-Net has {unet.in_channels} input channels for {latent} latent "
+            f"channels of the VAE; expected {latent}, or {2 * latent + 1} for inpainting"
+        )
+    learned = str(scheduler.variance_type).startswith("learned")
+    allowed = [2 * latent] if learned else [latent, 2 * latent]
+    if unet.out_channels not in allowed:
+        raise CheckpointError(
+            f"the U-Net has {unet.out_channels} output channels; with variance_type "
+            f"{scheduler.variance_type!r} expected {' or '.join(map(str, allowed))}"
+        )
+
+
+def blame(parts: Mapping[str, object]) -> CheckpointError:
+    """Why a result is not finite: broken weights by their name, or else an overflow."""
+    for name, part in parts.items():
+        for key, tensor in part.state_dict().items() if isinstance(part, nn.Module) else ():
+            if not tensor.isfinite().all():
+                return CheckpointError(
+                    f"{key} of the {name} holds NaN or infinite weights; get the model again"
+                )
+    return CheckpointError("the picture is not finite: the model overflows; try dtype='float32'")

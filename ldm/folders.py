@@ -1,0 +1,169 @@
+"""A model's folder → the parts of a pipeline, and back: what diffusers reads and writes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ldm import __version__
+from ldm.checkpoints.folder import M, load_component, save_component
+from ldm.clip import CLIPTextEncoder
+from ldm.codec import Pixels
+from ldm.config import SchedulerConfig, read_json, write_json
+from ldm.defaults import Defaults
+from ldm.devices import vae_dtype
+from ldm.errors import CheckpointError
+from ldm.preview import LinearPreview
+from ldm.scheduler import DDPMScheduler
+from ldm.tokenizer import CLIPTokenizer
+from ldm.unet import UNet
+from ldm.vae import AutoencoderKL
+
+PREVIEW = Path("vae", "preview.json")  # ours; diffusers does not look at it
+LAYOUT = "0.35.0"  # of diffusers, whose layout and names are written
+# diffusers has a class for each task; which task it is, the arguments of a call say.
+PIPELINES = frozenset(
+    """StableDiffusionPipeline StableDiffusionImg2ImgPipeline StableDiffusionInpaintPipeline
+    StableDiffusionXLPipeline StableDiffusionXLImg2ImgPipeline StableDiffusionXLInpaintPipeline
+    LatentConsistencyModelPipeline LatentConsistencyModelImg2ImgPipeline""".split()
+)
+PIXEL_PIPELINES = frozenset({"DDPMPipeline", "DDIMPipeline"})
+
+
+def load_folder(
+    folder: Path,
+    dtype: torch.dtype | None,
+    device: torch.device,
+    variant: str | None = None,
+    prediction_type: str | None = None,
+) -> dict[str, Any]:
+    """The arguments of ``Pipeline`` from a diffusers folder.
+
+    Raises CheckpointError for a folder that is broken or not supported.
+    """
+    index = read_json(folder / "model_index.json")
+    kind = str(index.get("_class_name"))
+    if kind not in PIPELINES | PIXEL_PIPELINES:
+        raise CheckpointError(
+            f"{folder / 'model_index.json'} is of a {kind}; only models of the Stable Diffusion "
+            f"family are supported, and of pixels {' and '.join(sorted(PIXEL_PIPELINES))}"
+        )
+
+    def place(name: str) -> Path:
+        """Where a part is; the first models of diffusers had theirs in no folder of its own."""
+        inner = folder / name
+        return folder if kind in PIXEL_PIPELINES and not inner.is_dir() else inner
+
+    def load(module_class: type[M], name: str) -> M:
+        to = vae_dtype(dtype) if name == "vae" else dtype
+        return load_component(module_class, place(name), to, device, variant)
+
+    scheduler = SchedulerConfig.from_file(place("scheduler") / "scheduler_config.json")
+    if prediction_type:
+        scheduler = replace(scheduler, prediction_type=prediction_type)
+    extra = folder / "generation_config.json"
+    parts: dict[str, Any] = {
+        "vae": None,
+        "text_encoder": None,
+        "tokenizer": None,
+        "unet": load(UNet, "unet"),
+        "scheduler": DDPMScheduler(scheduler),
+        "defaults": Defaults.from_file(extra) if extra.exists() else None,
+    }
+    if kind in PIXEL_PIPELINES:
+        parts["id2label"] = index.get("id2label")
+        if told(index, "classifier"):
+            parts["classifier"] = load(Classifier, "classifier")  # noqa: F821
+        return parts
+    vae = parts["vae"] = load(AutoencoderKL, "vae")
+    if values := read_json(folder / PREVIEW, optional=True):
+        vae.preview = LinearPreview.of(values, vae.config.latent_channels, folder / PREVIEW)
+    for end in ("", "_2"):
+        if told(index, f"text_encoder{end}"):  # SDXL's refiner has no first one
+            parts[f"text_encoder{end}"] = load(CLIPTextEncoder, f"text_encoder{end}")
+            parts[f"tokenizer{end}"] = CLIPTokenizer.from_pretrained(folder / f"tokenizer{end}")
+    zeros = bool(index.get("force_zeros_for_empty_prompt", False))
+    return parts | {"force_zeros_for_empty_prompt": zeros}
+
+
+def told(index: dict[str, Any], part: str) -> bool:
+    """Whether a model_index.json says that a part is there."""
+    value = index.get(part)
+    return isinstance(value, list) and None not in value
+
+
+def save_folder(parts: dict[str, Any], folder: Path, dtype: torch.dtype | None) -> None:
+    """Write what ``load_folder`` reads, and diffusers too. ``dtype`` None keeps each part's."""
+    unet, scheduler = parts["unet"].config, parts["scheduler"].config
+    index: dict[str, Any] = {
+        "_class_name": class_name(parts),
+        "_diffusers_version": LAYOUT,
+        "_ldm_version": __version__,
+        "scheduler": ["diffusers", scheduler.sampler_class],
+        "unet": ["diffusers", unet.class_name],
+    }
+    defaults = dict(vars(parts["defaults"]))
+    if parts["classifier"] is None:
+        del defaults["classifier_scale"]
+    save_rest = save_pixels if index["_class_name"] in PIXEL_PIPELINES else save_latents
+    save_rest(parts, folder, dtype, index)
+    save_component(parts["unet"], folder / "unet", dtype)
+    write_json(folder / "scheduler" / "scheduler_config.json", scheduler.to_dict())
+    write_json(folder / "generation_config.json", defaults)
+    write_json(folder / "model_index.json", index)
+
+
+def save_pixels(
+    parts: dict[str, Any], folder: Path, dtype: torch.dtype | None, index: dict[str, Any]
+) -> None:
+    """Write what only models of pixels have, and note it in the ``index``."""
+    if parts["id2label"]:
+        index["id2label"] = dict(parts["id2label"])
+    if parts["classifier"] is not None:
+        save_component(parts["classifier"], folder / "classifier", dtype)
+        index["classifier"] = ["ldm.classifier", "Classifier"]
+
+
+def save_latents(
+    parts: dict[str, Any], folder: Path, dtype: torch.dtype | None, index: dict[str, Any]
+) -> None:
+    """Write what only the Stable Diffusion family has, and note it in the ``index``."""
+    nothing = [None, None]
+    index |= {"feature_extractor": nothing, "vae": ["diffusers", "AutoencoderKL"]}
+    index |= {"text_encoder": nothing, "tokenizer": nothing}
+    for end in ("", "_2"):
+        encoder, tokenizer = parts[f"text_encoder{end}"], parts[f"tokenizer{end}"]
+        if encoder is None:
+            continue
+        save_component(encoder, folder / f"text_encoder{end}", dtype)
+        tokenizer.save_pretrained(folder / f"tokenizer{end}")
+        index[f"text_encoder{end}"] = ["transformers", encoder.config.architectures[0]]
+        index[f"tokenizer{end}"] = ["transformers", "CLIPTokenizer"]
+    if "XL" in index["_class_name"]:
+        index["image_encoder"] = nothing
+        index["force_zeros_for_empty_prompt"] = parts["force_zeros_for_empty_prompt"]
+        index["requires_aesthetics_score"] = "Img2Img" in index["_class_name"]
+    else:
+        index |= {"requires_safety_checker": False, "safety_checker": nothing}
+    save_component(parts["vae"], folder / "vae", dtype)
+    if parts["vae"].preview is not None:
+        write_json(folder / PREVIEW, parts["vae"].preview.values())
+
+
+def class_name(parts: dict[str, Any]) -> str:
+    """diffusers' class for a pipeline's parts."""
+    unet = parts["unet"].config
+    if isinstance(parts["vae"], Pixels):
+        ddim = parts["scheduler"].config.sampler_class == "DDIMScheduler"
+        return "DDIMPipeline" if ddim else "DDPMPipeline"
+    inpaint = "Inpaint" * (unet.in_channels > parts["vae"].config.latent_channels)
+    if unet.addition_embed_type is None:
+        if unet.time_cond_proj_dim is not None:
+            return "LatentConsistencyModelPipeline"
+        return f"StableDiffusion{inpaint}Pipeline"
+    last = parts["text_encoder_2"] or parts["text_encoder"]
+    refiner = unet.time_ids(last.config.projection_dim) == 5
+    return f"StableDiffusionXL{'Img2Img' if refiner else inpaint}Pipeline"

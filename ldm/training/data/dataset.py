@@ -1,0 +1,67 @@
+"""What a recipe asks of a data set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ldm.training.data.crops import Size
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of a data set, as a recipe takes them."""
+
+    pixels: Tensor  # float32 (B,C,h,w) in [-1, 1]
+    labels: Tensor | None  # int64 (B,); None where the set has none
+    captions: list[str] | None
+
+    @staticmethod
+    def join(parts: list[Batch]) -> Batch:
+        """One batch after the other."""
+        labels, captions = [p.labels for p in parts], [p.captions for p in parts]
+        return Batch(
+            torch.cat([part.pixels for part in parts]),
+            None if None in labels else torch.cat(labels),
+            None if None in captions else [text for texts in captions for text in texts],
+        )
+
+
+class Dataset(Protocol):
+    """Rows, each a picture with a label, a caption, both or neither. Random only by generators."""
+
+    classes: list[str]  # names of the labels 0, 1, …; [] where there are none
+    train: Tensor  # indices of the rows to learn from
+    held_out: Tensor  # indices of readable rows that training never sees
+
+    def batch(
+        self,
+        step: int,
+        count: int,
+        generator: torch.Generator,
+        size: int | Size | None = None,
+    ) -> Batch:
+        """The training rows of a step; the generator is that step's."""
+
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        """Indices of ``count`` readable training rows, (count,), with repeats. Not of a stream."""
+
+    def readable(self, indices: Tensor) -> Tensor:
+        """Those of the rows whose pictures can be used."""
+
+    def pixels(
+        self,
+        indices: Tensor,
+        size: int | Size | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """(B,) → float32 (B,C,h,w) in [-1, 1]."""
+
+    def labels(self, indices: Tensor) -> Tensor:
+        """(B,) → int64 (B,)."""
+
+    def captions(self, indices: Tensor) -> list[str]:
+        """(B,) → B texts."""

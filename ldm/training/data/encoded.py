@@ -1,0 +1,71 @@
+"""Data sets whose pictures are files, or the bytes of files."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ldm.training.data.crops import Size
+from ldm.training.data.options import DataOptions
+from ldm.training.data.pictures import Pictures
+from ldm.training.data.reading import Skipped, decode, stored_size
+
+
+class EncodedImages(Pictures):
+    """Pictures in any format that Pillow reads; a row that cannot be read is skipped."""
+
+    @abstractmethod
+    def encoded(self, index: int) -> Path | bytes:
+        """A row's file, or its bytes. Raises ImageError."""
+
+    def picture(self, index: int, enough: int) -> np.ndarray:
+        return decode(self.encoded(index), self.row_name(index), self.options.channels or 3, enough)
+
+    def shape(self, index: int) -> Size:
+        return stored_size(self.encoded(index), self.row_name(index))
+
+
+@dataclass(frozen=True)
+class Row:
+    """A picture with its caption and label, if it has them."""
+
+    name: str  # for messages
+    picture: bytes
+    text: str | None = None
+    label: int | str | None = None
+
+
+class RowImages(EncodedImages):
+    """Rows in memory: a block of a stream, or the rows that a stream holds out."""
+
+    def __init__(
+        self,
+        name: str,
+        options: DataOptions,
+        rows: Sequence[Row],
+        classes: Sequence[str],
+        skipped: Skipped,
+    ) -> None:
+        self.rows = rows
+        texts = [row.text for row in rows]
+        labels = [row.label for row in rows]
+        super().__init__(
+            name,
+            options,
+            len(rows),
+            captions=texts if any(texts) else None,
+            labels=labels if any(label is not None for label in labels) else None,
+            held_out=np.zeros(len(rows), bool),
+            classes=classes,
+        )
+        self.skipped = skipped
+
+    def encoded(self, index: int) -> bytes:
+        return self.rows[index].picture
+
+    def row_name(self, index: int) -> str:
+        return self.rows[index].name

@@ -1,0 +1,75 @@
+"""One name for a data set, whatever it is stored as."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ldm.errors import ArgumentError, DataError
+from ldm.training.data.arrays import CaptionedImages
+from ldm.training.data.dataset import Dataset
+from ldm.training.data.folders import ImageFolder
+from ldm.training.data.idx import IDXImages, find_idx
+from ldm.training.data.options import DataOptions
+from ldm.training.data.pictures import Pictures
+from ldm.training.data.shards import ShardImages, ShardSource, find_shards
+from ldm.training.data.stream import Source, Stream
+from ldm.training.data.tables import HUB, TableImages, TableSource, is_table
+
+
+def open_data(name: str, options: dict[str, Any] | None = None) -> Dataset:
+    """Open a data set; ``options`` is a config's table ``[options.data]`` (see options.py).
+
+    A name is one of
+        a folder with images.npy and metadata.jsonl (arrays.py),
+        a folder with MNIST's IDX files (idx.py),
+        a folder of pictures, with metadata.jsonl, one subfolder per class, or neither (folders.py),
+        a folder, a file or a pattern of WebDataset shards, such as "shards/*.tar" (shards.py),
+        a .parquet file, a folder of them, or one that `datasets` has saved (tables.py),
+        "hub:user/set" or "hub:user/set:config", a set of the Hugging Face hub (tables.py).
+
+    With ``options.streaming``, shards and sets of `datasets` are read in order (stream.py).
+
+    Raises ArgumentError for a name or an option that cannot work, DataError for a set that is
+    empty or broken.
+    """
+    read = DataOptions.from_dict(options or {})
+    data = _open(name, read)
+    if isinstance(data, Pictures):
+        data.check_captions()
+    return data
+
+
+def _open(name: str, options: DataOptions) -> Dataset:
+    if options.streaming:
+        return Stream(name, options, _source(name, options))
+    if name.startswith(HUB):
+        return TableImages(name, options)
+    if find_shards(name):
+        return ShardImages(name, options)
+    folder = Path(name)
+    if not folder.exists():
+        raise ArgumentError(
+            f"{name} does not exist; the README tells how to get data sets, and "
+            f'"{HUB}user/set" names one of the Hugging Face hub'
+        )
+    if (folder / "images.npy").exists():
+        return CaptionedImages(folder, options)
+    if find_idx(folder, "train", "images-idx3") or find_idx(folder, "train", "labels-idx1"):
+        return IDXImages(folder, options)
+    if is_table(folder):
+        return TableImages(name, options)
+    if folder.is_file():
+        raise DataError(f"{name} is a file of no known kind; expected .parquet, .tar or a folder")
+    return ImageFolder(folder, options)
+
+
+def _source(name: str, options: DataOptions) -> Source:
+    if find_shards(name):
+        return ShardSource(name, options)
+    if name.startswith(HUB) or is_table(Path(name)):
+        return TableSource(name, options)
+    raise ArgumentError(
+        f"{name} cannot be streamed: it is neither shards (.tar), parquet nor a set of the hub "
+        f'("{HUB}user/set"); leave data.streaming out'
+    )

@@ -1,0 +1,170 @@
+"""WebDataset shards: tar files in which the members of one row follow each other.
+
+000012.jpg, 000012.txt and 000012.json are one row: its picture, its caption, and both caption and
+label as a JSON object; 000012.cls is its label.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ldm.errors import DataError, ImageError
+from ldm.training.data.encoded import EncodedImages, Row
+from ldm.training.data.metadata import LABEL, TEXT, first_text
+from ldm.training.data.options import DataOptions
+from ldm.training.data.pictures import spread
+from ldm.training.data.reading import SUFFIXES
+
+
+@dataclass
+class Member:
+    """One row of a shard: where its parts lie, by the end of their names."""
+
+    shard: Path
+    key: str
+    parts: dict[str, tuple[int, int]] = field(default_factory=dict)  # end → (offset, size)
+
+    @property
+    def name(self) -> str:
+        """What messages call the row."""
+        return f"{self.shard}/{self.key}"
+
+    def read(self, end: str) -> bytes:
+        """A part's content. Raises ImageError where the shard has become unreadable."""
+        offset, size = self.parts[end]
+        try:
+            with self.shard.open("rb") as file:
+                file.seek(offset)
+                return file.read(size)
+        except OSError as error:
+            raise ImageError(f"{self.name}: {error.strerror}") from None
+
+    @property
+    def picture(self) -> str:
+        """The end of the picture's name."""
+        return next(end for end in self.parts if f".{end}".endswith(SUFFIXES))
+
+    def caption_and_label(self, options: DataOptions) -> tuple[str | None, int | str | None]:
+        """From .txt, .cls and .json. Raises DataError for JSON that is none."""
+        values: dict[str, object] = {}
+        try:
+            if "json" in self.parts:
+                values |= json.loads(self.read("json"))
+            for end in ("txt", "text", "caption", "cls"):
+                if end in self.parts:
+                    values[end] = self.read(end).decode("utf-8").strip()
+        except (ValueError, TypeError) as error:
+            raise DataError(f"{self.name}: its caption or label is damaged ({error})") from None
+        text = next((values[k] for k in (options.text, *TEXT) if k in values), None)
+        label = next((values[k] for k in (options.label, *LABEL) if k in values), None)
+        if isinstance(label, str) and label.lstrip("-").isdigit():
+            label = int(label)
+        return first_text(text, self.name), label
+
+
+def find_shards(name: str) -> list[Path]:
+    """The .tar files of a folder, a pattern such as "shards/*.tar", or the one file."""
+    if os.path.isdir(name):
+        return sorted(Path(name).glob("*.tar"))
+    return sorted(Path(path) for path in glob.glob(name) if path.endswith(".tar"))
+
+
+def members(shard: Path) -> Iterator[Member]:
+    """The rows of a shard, from its headers only. Raises DataError for a shard that is cut off."""
+    row = Member(shard, "")
+    try:
+        with tarfile.open(shard, "r:") as tar:
+            for part in tar:
+                if not part.isfile():
+                    continue
+                folder, _, file = part.name.rpartition("/")
+                stem, _, end = file.partition(".")
+                key = f"{folder}/{stem}" if folder else stem
+                if key != row.key:
+                    yield row
+                    row = Member(shard, key)
+                row.parts[end.lower()] = (part.offset_data, part.size)
+    except (tarfile.TarError, OSError) as error:
+        raise DataError(f"{shard} cannot be read ({error}); get it again") from None
+    size = shard.stat().st_size
+    if any(offset + length > size for offset, length in row.parts.values()):
+        raise DataError(f"{shard} is cut off at {size} bytes, in {row.key}; get it again")
+    yield row
+
+
+def read_index(name: str) -> list[Member]:
+    """Every row with a picture, in the order of shards. Raises DataError where there is none."""
+    rows = [
+        row
+        for shard in find_shards(name)
+        for row in members(shard)
+        if any(f".{end}".endswith(SUFFIXES) for end in row.parts)
+    ]
+    if not rows:
+        raise DataError(f"{name} has no shard (.tar) with pictures")
+    return rows
+
+
+class ShardImages(EncodedImages):
+    """Local shards, read in any order by an index of their headers."""
+
+    def __init__(self, name: str, options: DataOptions | None = None) -> None:
+        options = options or DataOptions()
+        self.index = read_index(name)
+        described = [row.caption_and_label(options) for row in self.index]
+        captions, labels = (list(values) for values in zip(*described, strict=True))
+        super().__init__(
+            name,
+            options,
+            len(self.index),
+            captions=captions if any(captions) else None,
+            labels=labels if any(label is not None for label in labels) else None,
+        )
+
+    def encoded(self, index: int) -> bytes:
+        row = self.index[index]
+        return row.read(row.picture)
+
+    def row_name(self, index: int) -> str:
+        return self.index[index].name
+
+
+class ShardSource:
+    """Local shards as a stream: whole shards in a new order in each epoch."""
+
+    classes: tuple[str, ...] = ()
+
+    def __init__(self, name: str, options: DataOptions) -> None:
+        self.options = options
+        index = read_index(name)
+        out = spread(len(index), 64 if options.held_out is None else options.held_out)
+        self.held_out = [self._row(index[i]) for i in np.flatnonzero(out)]
+        self.shards: dict[Path, list[Member]] = {}
+        for i in np.flatnonzero(~out):
+            self.shards.setdefault(index[i].shard, []).append(index[i])
+        self.length = int((~out).sum())
+
+    def _row(self, member: Member) -> Row:
+        text, label = member.caption_and_label(self.options)
+        return Row(member.name, member.read(member.picture), text, label)
+
+    def read(self, epoch: int, start: int, count: int) -> list[Row]:
+        """Rows ``start`` to ``start + count`` of an epoch, fewer at its end."""
+        generator = torch.Generator().manual_seed(epoch)
+        shards = list(self.shards.values())
+        order = torch.randperm(len(shards), generator=generator).tolist()
+        rows = [member for i in order for member in shards[i]]
+        return [self._row(member) for member in rows[start : start + count]]
+
+    def count(self) -> int:
+        """Rows of an epoch."""
+        return self.length

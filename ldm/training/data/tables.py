@@ -1,0 +1,209 @@
+"""Sets of the `datasets` library: local parquet files and folders, and sets of the hub."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ldm.errors import ArgumentError, DataError, ImageError
+from ldm.training.data.encoded import EncodedImages, Row
+from ldm.training.data.folders import HELD_OUT
+from ldm.training.data.metadata import IMAGE, LABEL, TEXT, column, first_text
+from ldm.training.data.options import DataOptions
+
+if TYPE_CHECKING:
+    from datasets import Features
+
+HUB = "hub:"
+
+
+def import_datasets() -> ModuleType:
+    """The library. Raises ArgumentError where it is not installed."""
+    try:
+        import datasets
+    except ImportError:
+        raise ArgumentError(
+            'this data set needs the package datasets: pip install "ldm[train]"'
+        ) from None
+    return datasets
+
+
+def is_table(path: Path) -> bool:
+    """Whether `datasets` can open a local path: parquet, or a set that it has saved."""
+    if path.is_file():
+        return path.suffix == ".parquet"
+    saved = ("dataset_dict.json", "state.json", "dataset_info.json")
+    if any((path / name).exists() for name in saved):
+        return True
+    return any(path.glob("*.parquet")) or any(path.glob("*/*.parquet"))
+
+
+def load(name: str, streaming: bool) -> Mapping[str, Any]:
+    """The splits of a set by name: "hub:user/set" or "hub:user/set:config", or a local path.
+
+    Raises DataError with the library's reason where it cannot be loaded.
+    """
+    datasets = import_datasets()
+    try:
+        if name.startswith(HUB):
+            path, _, config = name.removeprefix(HUB).partition(":")
+            return datasets.load_dataset(path, config or None, streaming=streaming)
+        path = Path(name)
+        if (path / "dataset_dict.json").exists():
+            return datasets.load_from_disk(str(path))
+        if (path / "state.json").exists():
+            return {"train": datasets.load_from_disk(str(path))}
+        if path.is_file():
+            return datasets.load_dataset("parquet", data_files=str(path), streaming=streaming)
+        return datasets.load_dataset(str(path), streaming=streaming)
+    except Exception as error:  # errors of the library, the hub's client, Arrow and the network
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(f"datasets cannot load {name}: {reason}") from error
+
+
+def choose_splits(name: str, splits: Mapping[str, Any], options: DataOptions) -> tuple[str, str]:
+    """The names of the split to learn from and of the one held out ("" where there is none)."""
+    if options.split not in splits:
+        raise ArgumentError(
+            f"{name} has no split {options.split!r}; set data.split to one of {', '.join(splits)}"
+        )
+    others = [] if options.held_out is not None else [s for s in HELD_OUT if s in splits]
+    return options.split, next((s for s in others if s != options.split), "")
+
+
+class Columns:
+    """Which columns of a table hold pictures, captions and labels, and the classes' names."""
+
+    def __init__(self, name: str, features: Features, options: DataOptions) -> None:
+        datasets = import_datasets()
+        usual = [key for key, kind in features.items() if isinstance(kind, datasets.Image)]
+        image = column(features, options.image, (*usual, *IMAGE), name)
+        if image is None:
+            raise ArgumentError(
+                f"{name} has no column of pictures among {', '.join(features)}; set data.image"
+            )
+        self.image = image
+        self.text = column(features, options.text, TEXT, name)
+        self.label = column(features, options.label, LABEL, name)
+        kind = features[self.label] if self.label else None
+        self.classes = kind.names if isinstance(kind, datasets.ClassLabel) else []
+
+    def row(self, values: Mapping[str, Any], name: str) -> Row:
+        """One row of the table. Raises DataError for a caption that is no text."""
+        text = first_text(values[self.text], name) if self.text else None
+        label = values[self.label] if self.label else None
+        return Row(name, picture_bytes(values[self.image]), text, label)
+
+
+def picture_bytes(value: object) -> bytes:
+    """The file of a picture as tables hold it; b"" for anything else, which no reader takes."""
+    if isinstance(value, Mapping):
+        if value.get("bytes") is None and value.get("path"):
+            try:
+                return Path(value["path"]).read_bytes()
+            except OSError:
+                return b""
+        value = value.get("bytes")
+    return value if isinstance(value, bytes) else b""
+
+
+def without_decoding(table: Any, columns: Columns) -> Any:
+    """The table with its pictures as bytes: so that a damaged one does not end the run."""
+    datasets = import_datasets()
+    if isinstance(table.features[columns.image], datasets.Image):
+        return table.cast_column(columns.image, datasets.Image(decode=False))
+    return table
+
+
+class TableImages(EncodedImages):
+    """A set of the `datasets` library, on the disk. Columns have the usual names or are named.
+
+    A split "test" or "validation" is held out, unless ``options.held_out`` says how many rows of
+    the training split shall be.
+    """
+
+    def __init__(self, name: str, options: DataOptions | None = None) -> None:
+        options = options or DataOptions()
+        datasets = import_datasets()
+        splits = load(name, streaming=False)
+        train, test = choose_splits(name, splits, options)
+        table, held_out = splits[train], None
+        columns = Columns(name, table.features, options)
+        kept = [key for key in (columns.image, columns.text, columns.label) if key]
+        table = table.select_columns(kept)
+        if test:
+            held_out = np.arange(len(table) + len(splits[test])) >= len(table)
+            try:
+                table = datasets.concatenate_datasets([table, splits[test].select_columns(kept)])
+            except ValueError as error:
+                raise DataError(
+                    f"{name}: the columns of {train} and {test} differ ({error}); set "
+                    "data.held_out to the rows of the training split to hold out"
+                ) from None
+        table = without_decoding(table, columns)
+        super().__init__(
+            name,
+            options,
+            len(table),
+            captions=self._texts(name, table[columns.text]) if columns.text else None,
+            labels=table[columns.label][:] if columns.label else None,
+            held_out=held_out,
+            classes=columns.classes,
+        )
+        self.table = table.select_columns([columns.image])
+        self.column = columns.image
+
+    @staticmethod
+    def _texts(name: str, values: Iterable[object]) -> list[str | None]:
+        return [first_text(value, f"{name}, row {i}") for i, value in enumerate(values)]
+
+    def encoded(self, index: int) -> bytes:
+        content = picture_bytes(self.table[index][self.column])
+        if not content:
+            raise ImageError(f"{self.row_name(index)} has no picture in column {self.column!r}")
+        return content
+
+
+class TableSource:
+    """A set of the `datasets` library, from the hub or from local files, never held whole."""
+
+    def __init__(self, name: str, options: DataOptions) -> None:
+        splits = load(name, streaming=True)
+        train, test = choose_splits(name, splits, options)
+        table = splits[train]
+        if table.features is None:  # then only the first rows tell
+            table = table._resolve_features()
+        columns = Columns(name, table.features, options)
+        count = 64 if options.held_out is None else options.held_out
+        held_out = splits[test] if test else table
+        table = table if test else table.skip(count)
+        self.name, self.columns = name, columns
+        self.length: int | None = None  # only the end tells
+        self.classes = tuple(columns.classes)
+        self.table = without_decoding(table, columns).shuffle(seed=0, buffer_size=1)
+        self.held_out = [
+            columns.row(values, f"{name}, held-out row {i}")
+            for i, values in enumerate(without_decoding(held_out, columns).take(count))
+        ]
+        self._at = (-1, 0)  # epoch and place of the iterator
+        self._rows: Iterator[Mapping[str, object]] = iter(())
+
+    def read(self, epoch: int, start: int, count: int) -> list[Row]:
+        if self._at != (epoch, start):
+            self.table.set_epoch(epoch)  # another order of the files
+            self._rows = iter(self.table.skip(start) if start else self.table)
+        rows = list(itertools.islice(self._rows, count))
+        self._at = (epoch, start + len(rows))
+        return [
+            self.columns.row(values, f"{self.name}, row {start + i} of epoch {epoch}")
+            for i, values in enumerate(rows)
+        ]
+
+    def count(self) -> int:
+        """Rows of an epoch, found by reading it to its end."""
+        return sum(1 for _ in self.table)
