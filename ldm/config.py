@@ -574,7 +574,7 @@ class SchedulerConfig(Config):
     beta_end: float = 0.02
     beta_schedule: str = "linear"  # or "scaled_linear" (SD) …: see ldm.scheduler.betas
     trained_betas: tuple[float, ...] | None = None
-    prediction_type: str = "epsilon"  # or "sample" (x₀), "v_prediction"
+    prediction_type: str = "epsilon"  # or "sample" (x₀), "v_prediction", "mean" (ours)
     clip_sample: bool = True  # clamp x̂₀ to ±clip_sample_range
     clip_sample_range: float = 1.0
     set_alpha_to_one: bool = True  # ᾱ before step 0: 1, else ᾱ₀

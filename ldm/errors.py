@@ -19,3 +19,7 @@ class ImageError(LDMError, OSError):
 
 class DataError(LDMError):
     """A data set is missing something, broken or holds nothing that can be used (exit code 1)."""
+
+
+class TrainingError(LDMError):
+    """A training run cannot go on; the message names the step (exit code 1)."""

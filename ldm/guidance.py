@@ -144,7 +144,7 @@ class Denoiser:
         prediction, v = cond[:, :channels], cond[:, channels:]
         if guided:
             prediction = self.guidance.combine(prediction, uncond[:, :channels])
-        x0 = self.scheduler.to_x0(prediction.to(x), x, level.alpha, level.sigma)
+        x0 = self.scheduler.to_x0(prediction.to(x), x, level)
         gradient = self.gradient(x, level) if self.gradient else None
         return Told(x0, v.to(x) if v.shape[1] else None, gradient)
 

@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import replace
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
+from ldm.betas import BETAS, zero_terminal_snr
 from ldm.config import SchedulerConfig
 from ldm.errors import ArgumentError, CheckpointError
 
-PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
+VARIANCE_TYPES = ("fixed_small", "fixed_large", "learned_range")
+PREDICTION_TYPES = ("epsilon", "sample", "v_prediction", "mean")  # "mean" is not in diffusers
+N = TypeVar("N", float, Tensor)
 
 
 class Level(NamedTuple):
@@ -39,9 +42,19 @@ class Level(NamedTuple):
 CLEAN = Level(t=-1.0, alpha=1.0, sigma=0.0)
 
 
+class Levels(NamedTuple):
+    """The noise levels of a batch in training, one for each picture."""
+
+    t: Tensor  # int64 (B,)
+    alpha: Tensor  # float32 (B, 1, …), to multiply pictures
+    sigma: Tensor  # like alpha
+
+
 class DDPMScheduler:
     """The forward process of a checkpoint, and what its network predicts.
 
+    The network predicts ε ("epsilon"), x₀ ("sample"), v ("v_prediction"), or the mean μ̃ of
+    q(x_{t−1} | x_t, x₀) ("mean", of which Ho et al. say in section 3.2 why ε is better).
     Raises CheckpointError for an unknown ``beta_schedule`` or ``prediction_type``.
 
     Attributes:
@@ -64,6 +77,11 @@ class DDPMScheduler:
         self.ratios: list[float] = ratios.tolist()
         self._log_ratios: list[float] = ratios.log().tolist()
 
+    @property
+    def clip(self) -> float | None:
+        """How far from 0 a pixel of x̂₀ can be; None: as far as it likes."""
+        return self.config.clip_sample_range if self.config.clip_sample else None
+
     # Training: t is int64 (B,), one timestep per picture.
 
     def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
@@ -74,12 +92,15 @@ class DDPMScheduler:
     def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """What the network learns to predict at x_t: (B, …) in x0's dtype; t is int64 (B,).
 
-        ε (Ho et al. 2020, eq. 14), x₀, or v = α ε − σ x₀ (Salimans & Ho 2022, appendix D).
+        ε (Ho et al. 2020, eq. 14), x₀, v = α ε − σ x₀ (Salimans & Ho 2022, appendix D), or μ̃
+        (Ho et al., eq. 7).
         """
         if self.config.prediction_type == "epsilon":
             return noise
         if self.config.prediction_type == "sample":
             return x0
+        if self.config.prediction_type == "mean":
+            return self.posterior(x0, self.add_noise(x0, noise, t), t)[0].to(x0.dtype)
         alpha, sigma = self._alpha_sigma(t, x0)
         return (alpha * noise - sigma * x0).to(x0.dtype)
 
@@ -88,55 +109,95 @@ class DDPMScheduler:
 
         t is int64 (B,). At t = 0 the mean is x₀ and the variance 0.
         """
-        abar = self.alphas_cumprod.double()
-        before = torch.cat([abar.new_ones(1), abar])[t.cpu()]  # ᾱ_{t−1}
-        abar = abar[t.cpu()]
-        beta = 1 - abar / before
-        shrink = (1 - before) / (1 - abar)
-        of_x0 = before.sqrt() * beta / (1 - abar)
-        of_xt = (abar / before).sqrt() * shrink
+        of_x0, of_xt, _, variance = self._posterior(t)
         mean = _column(of_x0, x0) * x0 + _column(of_xt, x_t) * x_t
-        return mean, _column(shrink * beta, x0)
+        return mean, _column(variance, x0)
+
+    def log_variance(self, t: Tensor, like: Tensor, v: Tensor | None = None) -> Tensor:
+        """log of the variance of p(x_{t−1} | x_t), float32: (B, 1, …), or like v.
+
+        "fixed_small" is β̃ and "fixed_large" β (Ho et al., section 3.2). "learned_range" lies
+        between the two, log Σ = w log β + (1 − w) log β̃ (Nichol & Dhariwal 2021, eq. 15), where
+        w = (v + 1)/2 and v is what the network says. At t = 0 β̃ is 0; its value at t = 1 takes its
+        place, and in "fixed_large" that of β, as in both papers' code.
+
+        t: int64 (B,); v: like the pictures.
+        Raises CheckpointError for another ``variance_type``, ArgumentError where v is missing.
+        """
+        kind = self.config.variance_type
+        if kind not in VARIANCE_TYPES:
+            raise CheckpointError(
+                f"scheduler_config.json: variance_type is {kind!r}; "
+                f"expected one of {', '.join(VARIANCE_TYPES)}"
+            )
+        if kind == "learned_range" and v is None:
+            raise ArgumentError("variance_type 'learned_range' needs v, which the network predicts")
+        _, _, beta, small = self._posterior(t)
+        instead = self._posterior(torch.ones(1, dtype=torch.int64))[-1]
+        small = torch.where(t.cpu() == 0, instead, small)
+        if kind == "fixed_large":
+            return _column(torch.where(t.cpu() == 0, instead, beta).log(), like)
+        low = _column(small.log(), like)
+        if v is None:
+            return low
+        high = _column(beta.log(), like)
+        w = (v.float() + 1) / 2
+        return w * high + (1 - w) * low
 
     def snr(self, t: Tensor) -> Tensor:
         """ᾱ/(1 − ᾱ) at t, int64 (B,): float32 (B,), on t's device."""
         abar = self.alphas_cumprod.to(t.device)[t]
         return abar / (1 - abar)
 
-    # The network's output. α and σ are floats, or tensors that broadcast; results are float32.
+    # The network's output at a level, or at a batch's levels; results are float32.
 
-    def to_x0(
-        self, prediction: Tensor, x: Tensor, alpha: float | Tensor, sigma: float | Tensor
-    ) -> Tensor:
+    def split(self, output: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The network's output (B, C or 2C, …) as its prediction and v, of a learned variance."""
+        if self.config.variance_type == "learned_range":
+            prediction, v = output.chunk(2, dim=1)
+            return prediction, v
+        return output, None
+
+    def to_x0(self, prediction: Tensor, x: Tensor, level: Level | Levels) -> Tensor:
         """x̂₀ from what the network predicted at x. With "epsilon", α must not be 0."""
         prediction, x = prediction.float(), x.float()
         if self.config.prediction_type == "epsilon":
-            return _minus(x, sigma, prediction).div_(alpha)
+            return _minus(x, level.sigma, prediction).div_(level.alpha)
         if self.config.prediction_type == "sample":
             return prediction
-        return _minus(alpha * x, sigma, prediction)
+        if self.config.prediction_type == "mean":
+            of_x0, of_xt = self._of_mean(level, x)
+            return _minus(prediction, of_xt, x).div_(of_x0)
+        return _minus(level.alpha * x, level.sigma, prediction)
 
-    def from_x0(
-        self, x0: Tensor, x: Tensor, alpha: float | Tensor, sigma: float | Tensor
-    ) -> Tensor:
+    def from_x0(self, x0: Tensor, x: Tensor, level: Level | Levels) -> Tensor:
         """The prediction that ``to_x0`` turns into x0 (its inverse). σ must not be 0."""
         x0, x = x0.float(), x.float()
         if self.config.prediction_type == "epsilon":
-            return _minus(x, alpha, x0).div_(sigma)
+            return _minus(x, level.alpha, x0).div_(level.sigma)
         if self.config.prediction_type == "sample":
             return x0
-        return (alpha * x).sub_(x0).div_(sigma)
+        if self.config.prediction_type == "mean":
+            of_x0, of_xt = self._of_mean(level, x)
+            return of_x0 * x0 + of_xt * x
+        return (level.alpha * x).sub_(x0).div_(level.sigma)
 
-    def to_eps(
-        self, prediction: Tensor, x: Tensor, alpha: float | Tensor, sigma: float | Tensor
-    ) -> Tensor:
-        """ε̂ from what the network predicted at x. With "sample", σ must not be 0."""
+    def to_eps(self, prediction: Tensor, x: Tensor, level: Level | Levels) -> Tensor:
+        """ε̂ from what the network predicted at x. With "sample" and "mean", σ must not be 0."""
         prediction, x = prediction.float(), x.float()
         if self.config.prediction_type == "epsilon":
             return prediction
-        if self.config.prediction_type == "sample":
-            return _minus(x, alpha, prediction).div_(sigma)
-        return alpha * prediction + sigma * x
+        if self.config.prediction_type == "v_prediction":
+            return level.alpha * prediction + level.sigma * x
+        return _minus(x, level.alpha, self.to_x0(prediction, x, level)).div_(level.sigma)
+
+    def predicting(self, prediction_type: str) -> DDPMScheduler:
+        """The same noise schedule for a network that predicts something else."""
+        return DDPMScheduler(replace(self.config, prediction_type=prediction_type))
+
+    def levels(self, t: Tensor, like: Tensor) -> Levels:
+        """The levels of t, int64 (B,), shaped for `like` (B, …) and on its device."""
+        return Levels(t, *self._alpha_sigma(t, like))
 
     # Levels for samplers: Python floats.
 
@@ -165,10 +226,39 @@ class DDPMScheduler:
         weight = (log_ratio - below) / (above - below)
         return _from_ratio(low + min(max(weight, 0.0), 1.0), ratio)
 
+    def _of_mean(self, level: Level | Levels, x: Tensor) -> tuple[float | Tensor, float | Tensor]:
+        """The weights of x₀ and x_t in μ̃ at a level (Ho et al. eq. 7)."""
+        if isinstance(level, Levels):
+            of_x0, of_xt, _, _ = self._posterior(level.t)
+            return _column(of_x0, x), _column(of_xt, x)
+        t = level.t - 1  # of the level before; below the first timestep σ/α goes on to 0 linearly
+        below = (1 + t) * self.ratios[0] if t < 0 else None
+        before = self.level(t) if below is None else _from_ratio(t, below)
+        of_x0, of_xt, _, _ = _posterior(before.alpha**2, level.alpha**2)
+        return of_x0, of_xt
+
+    def _posterior(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """``_posterior`` of a batch's t, int64 (B,): each float64 (B,), on the CPU."""
+        abar = self.alphas_cumprod.double()
+        before = torch.cat([abar.new_ones(1), abar])[t.cpu()]
+        return _posterior(before, abar[t.cpu()])
+
     def _alpha_sigma(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """α and σ at t (B,), float32, shaped to multiply `like` (B, …)."""
         abar = _column(self.alphas_cumprod.to(like.device)[t.to(like.device)], like)
         return abar**0.5, (1 - abar) ** 0.5
+
+
+def _posterior(before: N, abar: N) -> tuple[N, N, N, N]:
+    """Of q(x_{t−1} | x_t, x₀), given ᾱ_{t−1} and ᾱ_t: weights of x₀ and x_t in the mean, β, β̃.
+
+    μ̃ = √ᾱ_{t−1} β/(1 − ᾱ_t) x₀ + √(1 − β) (1 − ᾱ_{t−1})/(1 − ᾱ_t) x_t
+    β̃ = (1 − ᾱ_{t−1})/(1 − ᾱ_t) β,   1 − β = ᾱ_t/ᾱ_{t−1}          (Ho et al. eq. 6–7)
+    """
+    beta = 1 - abar / before
+    shrink = (1 - before) / (1 - abar)
+    of_x0 = before**0.5 * beta / (1 - abar)
+    return of_x0, (abar / before) ** 0.5 * shrink, beta, shrink * beta
 
 
 def betas(config: SchedulerConfig) -> Tensor:
@@ -188,61 +278,7 @@ def betas(config: SchedulerConfig) -> Tensor:
         raise CheckpointError(
             f"beta_schedule is {config.beta_schedule!r}; expected one of {', '.join(BETAS)}"
         )
-    return _zero_terminal_snr(beta) if config.rescale_betas_zero_snr else beta
-
-
-def linear(start: float, end: float, steps: int) -> Tensor:
-    """Ho et al. 2020, section 4: β evenly from start to end."""
-    return torch.linspace(start, end, steps, dtype=torch.float32)
-
-
-def quadratic(start: float, end: float, steps: int) -> Tensor:
-    """√β evenly from start's to end's root (Song et al. 2021, DDIM's code, "quad").
-
-    Latent diffusion calls it "linear", and diffusers "scaled_linear": they are one and the same.
-    """
-    return torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float32) ** 2
-
-
-def sigmoid(start: float, end: float, steps: int) -> Tensor:
-    """From start to end along 1/(1 + e^{−s}), s from −6 to 6 (Xu et al. 2022, GeoDiff's code)."""
-    return torch.sigmoid(torch.linspace(-6, 6, steps)) * (end - start) + start
-
-
-def squared_cosine(start: float, end: float, steps: int) -> Tensor:
-    """Nichol & Dhariwal 2021, eq. 17: ᾱ follows a squared cosine, β is capped at 0.999."""
-    return _of_abar(lambda s: math.cos((s + 0.008) / 1.008 * math.pi / 2) ** 2, steps)
-
-
-def exponential(start: float, end: float, steps: int) -> Tensor:
-    """ᾱ = e^{−12 s} for s from 0 to 1, so that β is constant (diffusers' "exp")."""
-    return _of_abar(lambda s: math.exp(-12 * s), steps)
-
-
-def _of_abar(abar: Callable[[float], float], steps: int) -> Tensor:
-    """β of an ᾱ that is known at every s in [0, 1], capped at 0.999."""
-    capped = [min(1 - abar((i + 1) / steps) / abar(i / steps), 0.999) for i in range(steps)]
-    return torch.tensor(capped, dtype=torch.float32)
-
-
-# (β of the first step, of the last, T) → β (T,), by diffusers' names and the literature's
-BETAS: dict[str, Callable[[float, float, int], Tensor]] = {
-    "linear": linear,
-    "scaled_linear": quadratic,
-    "quadratic": quadratic,
-    "squaredcos_cap_v2": squared_cosine,
-    "sigmoid": sigmoid,
-    "exp": exponential,
-    "exponential": exponential,
-}
-
-
-def _zero_terminal_snr(beta: Tensor) -> Tensor:
-    """Lin et al. 2023, algorithm 1: shift and scale √ᾱ to end at 0 and start unchanged."""
-    root = torch.cumprod(1 - beta, dim=0).sqrt()
-    first, last = root[0].clone(), root[-1].clone()
-    abar = ((root - last) * (first / (first - last))) ** 2
-    return 1 - torch.cat([abar[:1], abar[1:] / abar[:-1]])
+    return zero_terminal_snr(beta) if config.rescale_betas_zero_snr else beta
 
 
 def _from_ratio(t: float, ratio: float) -> Level:

@@ -286,7 +286,7 @@ class Unet(nn.Module):
 
 
 class Scheduler:
-    def to_x0(self, prediction: Tensor, x: Tensor, alpha: float, sigma: float) -> Tensor:
+    def to_x0(self, prediction: Tensor, x: Tensor, level: Level) -> Tensor:
         return prediction
 
 

@@ -18,10 +18,11 @@ ROOT = Path(__file__).parents[1]
 
 # From the bottom up. A module or package imports from lower layers, and from itself.
 LAYERS = [
-    {"errors"},
+    {"betas", "errors"},
     {"assets", "config", "devices", "layers", "metadata", "noise", "preview", "prompts", "tiling"},
     {"unet_blocks"},
     {"checkpoints", "classifier", "clip", "images", "scheduler", "tokenizer", "unet", "vae"},
+    {"likelihood"},
     {"canvas", "chunks", "inputs", "prompt_schedule", "samplers", "sheets"},
     {"codec", "conditioning", "defaults", "explain"},
     {"adapters", "classes", "classifier_guidance", "fitting", "folders", "guidance", "inpainting"}

@@ -139,7 +139,7 @@ def run_ours(
 
     def denoise(x: Tensor, level: Level) -> Tensor:
         told.append(level.t)
-        return scheduler.to_x0(network(x, level.t), x, level.alpha, level.sigma)
+        return scheduler.to_x0(network(x, level.t), x, level)
 
     steps = plan(scheduler, name, n)
     first = steps[start][0]
@@ -378,7 +378,7 @@ def test_a_batch_is_its_single_pictures(case: str) -> None:
         noise = draw(seeds)
 
         def denoise(x: Tensor, level: Level) -> Tensor:
-            return scheduler.to_x0(network(x, level.t), x, level.alpha, level.sigma)
+            return scheduler.to_x0(network(x, level.t), x, level)
 
         return last(sample(bind(scheduler, name, eta, steps), denoise, noise(), steps, noise))
 

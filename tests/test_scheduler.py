@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ldm.config import SchedulerConfig
 from ldm.errors import ArgumentError, CheckpointError
-from ldm.scheduler import CLEAN, DDPMScheduler, Level, betas
+from ldm.samplers import bind, plan, sample
+from ldm.scheduler import CLEAN, PREDICTION_TYPES, DDPMScheduler, Level, betas
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -113,7 +114,7 @@ def test_posterior_is_bayes_rule() -> None:
     assert far(mean.double(), weighed / precision.view(column)) < 1e-5
 
 
-@pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction"])
+@pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction", "mean"])
 def test_predictions_turn_into_one_another(kind: str) -> None:
     scheduler, _ = both("sd", prediction_type=kind)
     x0, noise = batch(3)
@@ -121,12 +122,14 @@ def test_predictions_turn_into_one_another(kind: str) -> None:
     x = scheduler.add_noise(x0, noise, t)
     target = scheduler.target(x0, noise, t)
     for i in range(3):
-        _, alpha, sigma = scheduler.level(t[i].item())
-        arguments = x[i], alpha, sigma
-        assert far(scheduler.to_x0(target[i], *arguments), x0[i]) < 2e-5
+        arguments = x[i], scheduler.level(t[i].item())
+        # μ̃ hardly tells x₀ from x_t where there is little of it: ε̂ of float32 costs it digits.
+        assert far(scheduler.to_x0(target[i], *arguments), x0[i]) < (
+            1e-3 if kind == "mean" else 2e-5
+        )
         assert far(scheduler.to_eps(target[i], *arguments), noise[i]) < 1e-4
         assert far(scheduler.from_x0(x0[i], *arguments), target[i]) < 1e-4
-    assert scheduler.to_x0(target[0].bfloat16(), x[0], 0.5, 0.5).dtype == torch.float32
+    assert scheduler.to_x0(target[0].bfloat16(), x[0], scheduler.level(1)).dtype == torch.float32
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -182,3 +185,103 @@ def test_exponential_is_diffusers_exp() -> None:
         assert torch.equal(DDPMScheduler(ours).alphas_cumprod, theirs.alphas_cumprod)
     t = torch.arange(1, 1001, dtype=torch.float64) / 1000
     assert DDPMScheduler(ours).alphas_cumprod.tolist() == pytest.approx((-12 * t).exp(), rel=1e-4)
+
+
+@pytest.mark.parametrize("schedule", ["ddpm", "cosine", "zero-snr", "trained"])
+def test_the_mean_is_the_posterior_mean_of_ho_et_al(schedule: str) -> None:
+    """Eq. 7 in float64 from β alone, which our code does not start from."""
+    scheduler, theirs = both(schedule)
+    scheduler = scheduler.predicting("mean")
+    beta = theirs.betas.double()
+    abar = torch.cumprod(1 - beta, 0)
+    x0, noise = batch(4)
+    t = torch.tensor([0, 1, len(beta) // 2, len(beta) - 1])
+    x = scheduler.add_noise(x0, noise, t)
+    for i, at in enumerate(t.tolist()):
+        before = abar[at - 1] if at else torch.ones(())
+        expected = before.sqrt() * beta[at] / (1 - abar[at]) * x0[i].double()
+        expected += (1 - beta[at]).sqrt() * (1 - before) / (1 - abar[at]) * x[i].double()
+        # float32 ᾱ, as diffusers has it, knows β near t = 0 to three digits.
+        assert far(scheduler.target(x0, noise, t)[i].double(), expected) < 1e-3
+
+
+def test_the_mean_is_known_between_timesteps() -> None:
+    scheduler, _ = both("ddpm", prediction_type="mean")
+    (x0, x), levels = batch(1), [scheduler.level(t) for t in (0, 0.25, 1, 500.5, 999)]
+    for level in levels:
+        mean = scheduler.from_x0(x0, x, level)
+        assert far(scheduler.to_x0(mean, x, level), x0) < 2e-3
+    # Half-way between two timesteps it lies between theirs.
+    below, at, above = (scheduler.from_x0(x0, x, scheduler.level(t)) for t in (500, 500.5, 501))
+    assert far((below + above) / 2, at) < 1e-6
+    assert far(below, above) > 1e-5
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        # PNDM averages raw predictions, of which each kind has its own mean; but none has μ̃.
+        ("pndm", "mean"),
+        *((name, kind) for name in ("ddpm", "ddim", "euler", "heun") for kind in PREDICTION_TYPES),
+    ],
+)
+def test_every_prediction_type_draws_the_same(name: str, kind: str) -> None:
+    """A network that says the same of x̂₀ in other words ends in the same picture."""
+    scheduler, _ = both("ddpm", clip_sample=False)
+
+    def drawn(scheduler: DDPMScheduler) -> Tensor:
+        def denoise(x: Tensor, level: Level) -> Tensor:
+            x0 = torch.tanh(x * (0.3 + 0.2 * level.alpha))
+            return scheduler.to_x0(scheduler.from_x0(x0, x, level), x, level)
+
+        steps = plan(scheduler, name, 10)
+        generator = torch.Generator().manual_seed(0)
+        noise = lambda: torch.randn(1, 1, 8, 8, generator=generator)  # noqa: E731
+        *_, (x, _, _) = sample(bind(scheduler, name, steps=steps), denoise, noise(), steps, noise)
+        return x
+
+    assert far(drawn(scheduler.predicting(kind)), drawn(scheduler)) < 2e-3
+
+
+def test_variances() -> None:
+    """β̃ and β of Ho et al., and what lies between by Nichol & Dhariwal's eq. 15."""
+    _, theirs = both("cosine")
+    beta, like = theirs.betas.double(), torch.zeros(4, 2, 3, 3)
+    abar = torch.cumprod(1 - beta, 0)
+    small = (1 - torch.cat([torch.ones(1), abar[:-1]])) / (1 - abar) * beta
+    small[0] = small[1]
+    t = torch.tensor([0, 1, 400, 999])
+    v = torch.tensor([-1.0, -0.4, 0.2, 1.0]).view(4, 1, 1, 1).expand_as(like)
+    w = (v[:, 0, 0, 0].double() + 1) / 2
+    clipped = beta.clone()
+    clipped[0] = small[0]
+    for kind, expected in {
+        "fixed_small": small[t].log(),
+        "fixed_large": clipped[t].log(),
+        "learned_range": w * beta[t].log() + (1 - w) * small[t].log(),
+    }.items():
+        scheduler, _ = both("cosine", variance_type=kind)
+        found = scheduler.log_variance(t, like, v if kind == "learned_range" else None)
+        assert (found[:, 0, 0, 0] - expected).abs().max() < 5e-3, kind
+        assert found.shape[1:] == ((2, 3, 3) if kind == "learned_range" else (1, 1, 1))
+    with pytest.raises(ArgumentError, match="needs v"):
+        scheduler.log_variance(t, like)
+    with pytest.raises(CheckpointError, match="variance_type is 'learned'; expected one of"):
+        both("cosine", variance_type="learned")[0].log_variance(t, like)
+
+
+def test_the_learned_variance_is_diffusers() -> None:
+    scheduler, theirs = both("sd", variance_type="learned_range")
+    v = torch.linspace(-1.2, 1.2, 24).reshape(1, 2, 3, 4)
+    for t in (1, 300, 999):
+        ours = scheduler.log_variance(torch.tensor([t]), v, v)
+        assert far(ours, theirs._get_variance(t, v)) < 1e-3
+
+
+def test_split() -> None:
+    output = torch.arange(24.0).reshape(1, 4, 2, 3)
+    learned, _ = both("ddpm", variance_type="learned_range")
+    prediction, v = learned.split(output)
+    assert torch.equal(prediction, output[:, :2]) and torch.equal(v, output[:, 2:])
+    fixed, _ = both("ddpm")
+    assert fixed.split(output)[0] is output and fixed.split(output)[1] is None

@@ -62,7 +62,7 @@ def ours(name: str, prediction_type: str, steps: int) -> Callable[[], torch.Tens
         generator = torch.Generator().manual_seed(1)
 
         def denoise(x: torch.Tensor, level: Level) -> torch.Tensor:
-            return scheduler.to_x0(x, x, level.alpha, level.sigma)
+            return scheduler.to_x0(x, x, level)
 
         def noise() -> torch.Tensor:
             return torch.randn(SHAPE, generator=generator)

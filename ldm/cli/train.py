@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import json
+import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from ldm import __version__
-from ldm.cli.common import EXIT_CODES, Parser, check_counts, run
+from ldm.cli.common import EXIT_CODES, Parser, check_counts, run, tell
 
 
 def parser() -> Parser:
@@ -15,7 +19,8 @@ def parser() -> Parser:
     parser = Parser(
         prog="ldm-train",
         description="Train a part of the model. "
-        "To resume a stopped run, give the same command again.",
+        "To resume a stopped run, give the same command again; "
+        "Ctrl-C stops it after a step, with a checkpoint.",
         epilog=EXIT_CODES,
         allow_abbrev=False,
     )
@@ -33,7 +38,14 @@ def parser() -> Parser:
         help="override a setting, e.g. --set steps=100",
     )
     parser.add_argument(
-        "--dry-run", action="store_true", help="print the settings and the sizes, then stop"
+        "--dry-run",
+        action="store_true",
+        help="print the settings, the sizes and the memory to expect, then stop",
+    )
+    parser.add_argument(
+        "--accept-changes",
+        action="store_true",
+        help="go on with a run under other settings than it began with",
     )
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads of this process")
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
@@ -48,8 +60,9 @@ def train(arguments: argparse.Namespace) -> None:
 
     import torch
 
-    from ldm.training.config import read_config
+    from ldm.training.config import as_json, read_config
     from ldm.training.loop import train as steps
+    from ldm.training.memory import plan
     from ldm.training.recipes import build_recipe
 
     if arguments.threads:
@@ -58,21 +71,44 @@ def train(arguments: argparse.Namespace) -> None:
     torch.manual_seed(config.seed)  # of the initial weights
     recipe = build_recipe(config)
     if arguments.dry_run:
-        count = sum(parameter.numel() for parameter in recipe.model.parameters())
-        print(config)
-        # Weights, gradients, the average and two moments, each of 4 bytes a parameter.
-        print(
-            f"{count / 1e6:.1f}M parameters, {5 * 4 * count / 1e9:.2f} GB for training state, "
-            "activations not counted"
-        )
+        print(json.dumps(as_json(config), indent=2, ensure_ascii=False))
+        print(*plan(config, recipe, processes()), sep="\n")
         return
-    for state in steps(config, recipe):
-        if state.metrics and state.main and not arguments.quiet:
-            figures = "  ".join(f"{key} {value:.4g}" for key, value in state.metrics.items())
-            print(
-                f"step {state.step}/{config.steps}  {state.seconds / 60:.1f} min  {figures}",
-                flush=True,
-            )
+    with stopping() as asked:
+        for state in steps(config, recipe, arguments.accept_changes):
+            if state.metrics and state.main and not arguments.quiet:
+                figures = "  ".join(f"{key} {value:.4g}" for key, value in state.metrics.items())
+                print(
+                    f"step {state.step}/{config.steps}  {state.seconds / 60:.1f} min  {figures}",
+                    flush=True,
+                )
+            state.stop = asked()
+        if asked():
+            raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def stopping() -> Iterator[Callable[[], bool]]:
+    """Tells whether Ctrl-C or a SIGTERM has asked for the end; a second one ends at once."""
+    asked = []
+
+    def ask(number: int, frame: object) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+        tell("stopping after this step, with a checkpoint (once more: at once, without)")
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def processes() -> int:
+    """How many ``accelerate launch`` has started."""
+    return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

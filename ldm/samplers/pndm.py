@@ -41,10 +41,10 @@ def pndm(
     """
 
     def raw(x: Tensor, level: Level) -> Tensor:
-        return scheduler.from_x0(denoise(x, level), x, level.alpha, level.sigma)
+        return scheduler.from_x0(denoise(x, level), x, level)
 
     def move(mean: Tensor) -> tuple[Tensor, Tensor]:
-        x0 = scheduler.to_x0(mean, x, a.alpha, a.sigma)
+        x0 = scheduler.to_x0(mean, x, a)
         return ode_move(x, x0, a, b), x0
 
     past.insert(0, raw(x, a))

@@ -65,6 +65,12 @@ def _clip(scheduler: DDPMScheduler) -> float | None:
     return scheduler.config.clip_sample_range if scheduler.config.clip_sample else None
 
 
+def _averaged(scheduler: DDPMScheduler) -> DDPMScheduler:
+    """What PNDM averages over steps: raw predictions, but not μ̃, of which each is about its x."""
+    mean = scheduler.config.prediction_type == "mean"
+    return scheduler.predicting("epsilon") if mean else scheduler
+
+
 def _left(steps: Steps) -> dict[Level, int]:
     """How many steps of a run are left, by the level at which they begin."""
     return {a: len(steps) - i for i, (a, _) in enumerate(steps)}
@@ -115,7 +121,7 @@ SAMPLERS: dict[str, Sampler] = {
     "pndm": Sampler(
         label="PLMS",
         class_name="PNDMScheduler",
-        bind=lambda scheduler, eta, steps: partial(pndm, scheduler=scheduler),
+        bind=lambda scheduler, eta, steps: partial(pndm, scheduler=_averaged(scheduler)),
         levels=strides,
         spacing="leading",
         schedules=("normal", "sgm_uniform", "simple"),

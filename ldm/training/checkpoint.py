@@ -1,45 +1,145 @@
-"""The state of a run on disk, written whole or not at all: a kill never harms the last good one."""
+"""The state of a run on disk, written whole or not at all: a kill never harms the last good one.
+
+``run/checkpoints/<step>/`` holds ``model``, ``ema`` and ``optimizer`` as safetensors, always of
+whole tensors by the model's names, so that a run may go on over more processes or fewer, sharded
+or not; and ``state.json``. Nothing else is needed: what is random depends on (seed, step) alone.
+"""
 
 from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
-from torch import nn
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
+from ldm.checkpoints.tensors import write_tensors
 from ldm.config import read_json, write_json
-from ldm.errors import CheckpointError
+from ldm.errors import CheckpointError, TrainingError
 from ldm.training.ema import EMA
+from ldm.training.sharding import collect, spread_like
 
 KEEP = 2  # the newest is the one to resume; the one before is for the unlucky
 
 
-def save_state(
-    run: Path,
-    step: int,
-    seconds: float,
-    model: nn.Module,
-    ema: EMA,
-    optimizer: torch.optim.Optimizer,
-) -> None:
-    """Write ``run/checkpoints/<step>``: weights, their average, the optimizer, the counters."""
+@dataclass
+class Learner:
+    """All that changes while a run learns."""
+
+    model: nn.Module
+    ema: EMA
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler | None = None  # of fp16
+
+    @torch.no_grad()
+    def tensors(self, keep: bool) -> dict[str, dict[str, Tensor]]:
+        """What goes into each file, on processes that ``keep`` it. Where sharded, all must ask."""
+        moments = {
+            f"{entry}/{name}": value if torch.is_tensor(value) else torch.tensor(value)
+            for name, parameter in self.model.named_parameters()
+            for entry, value in self.optimizer.state[parameter].items()
+        }
+        files = {"model": self.model.state_dict(), "ema": self.ema.averages, "optimizer": moments}
+        return {name: collect(values, keep) for name, values in files.items()}
+
+    @torch.no_grad()
+    def load(self, folder: Path) -> None:
+        """Take over what ``tensors`` gave. Raises ValueError for tensors of another model."""
+        for file, own in (("model", self.model.state_dict()), ("ema", self.ema.averages)):
+            found = load_file(folder / f"{file}.safetensors")
+            check_names(own, found)
+            for name, value in own.items():
+                value.copy_(spread_like(value, found[name]))
+        parameters = dict(self.model.named_parameters())
+        for key, value in load_file(folder / "optimizer.safetensors").items():
+            entry, _, name = key.partition("/")
+            parameter = parameters[name]
+            if not value.is_floating_point():  # Muon counts its steps with whole numbers
+                moment = int(value)
+            elif value.shape == parameter.shape:
+                moment = spread_like(parameter, value)
+            else:  # AdamW has a tensor for its count
+                moment = value.to(parameter.device)
+            self.optimizer.state[parameter][entry] = moment
+
+
+def check_names(own: dict[str, Tensor], found: dict[str, Tensor]) -> None:
+    """Raise ValueError, naming the first, for tensors that are missing, too many or misshapen."""
+    for name in sorted(own.keys() ^ found.keys()):
+        raise ValueError(f"{name} is {'missing' if name in own else 'not of this model'}")
+    for name, value in own.items():
+        if value.shape != found[name].shape:
+            raise ValueError(f"{name} is {tuple(found[name].shape)}, here {tuple(value.shape)}")
+
+
+def save_state(run: Path, step: int, seconds: float, learner: Learner, writes: bool = True) -> None:
+    """Write ``run/checkpoints/<step>``; only the process that ``writes`` does.
+
+    Raises TrainingError where the disk is full.
+    """
+    tensors = learner.tensors(keep=writes)
+    if not writes:
+        return
     folder = run / "checkpoints" / f"{step:08d}"
+    if folder.exists():
+        return  # the same state: a step has one outcome
     partial = folder.with_suffix(".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    for name, module in (("model", model), ("ema", ema.model)):
-        tensors = {key: value.contiguous() for key, value in module.state_dict().items()}
-        save_file(tensors, partial / f"{name}.safetensors")
-    torch.save(optimizer.state_dict(), partial / "optimizer.pt")
-    write_json(partial / "state.json", {"step": step, "seconds": seconds})
-    os.sync()
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    state = {"step": step, "seconds": seconds}
+    if learner.scaler is not None:
+        state["scaler"] = learner.scaler.state_dict()
+    try:
+        for left in folder.parent.glob("*.partial"):  # by a run that was killed
+            shutil.rmtree(left)
+        partial.mkdir(parents=True)
+        for name, values in tensors.items():
+            write_tensors(values, partial / f"{name}.safetensors")
+        write_json(partial / "state.json", state)
+        for path in (*partial.iterdir(), partial):
+            flush(path)
+        partial.rename(folder)
+        flush(folder.parent)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)  # or the disk would stay full
+        raise unwritten(run, step, error) from error
     for old in checkpoints(run)[:-KEEP]:
-        shutil.rmtree(old)
+        gone = old.with_suffix(".partial")  # one half deleted must not look complete
+        old.rename(gone)
+        shutil.rmtree(gone)
+
+
+def check_finite(model: nn.Module, step: int) -> None:
+    """Raise TrainingError for weights that must not be saved.
+
+    An average is not finite as soon as a weight is not, so checking the averages is enough.
+    """
+    for name, value in model.named_parameters():
+        if not value.isfinite().all():
+            raise TrainingError(
+                f"{name} is not finite after step {step} and is not saved; lower learning_rate, "
+                "then run the same command to go on from the last checkpoint"
+            )
+
+
+def flush(path: Path) -> None:
+    """Wait until the disk has a file, or a folder's list of names."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def unwritten(run: Path, step: int, error: Exception) -> TrainingError:
+    """What to tell when a step's result cannot be written."""
+    found = checkpoints(run)
+    good = f"{found[-1]} is complete" if found else "there is no earlier one"
+    return TrainingError(
+        f"step {step} cannot be written to {run} ({error}); {good}. "
+        "Free some space, then run the same command to go on from there"
+    )
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -47,9 +147,7 @@ def checkpoints(run: Path) -> list[Path]:
     return sorted(path for path in (run / "checkpoints").glob("*") if path.name.isdigit())
 
 
-def load_state(
-    run: Path, model: nn.Module, ema: EMA, optimizer: torch.optim.Optimizer
-) -> tuple[int, float]:
+def load_state(run: Path, learner: Learner) -> tuple[int, float]:
     """Resume from the newest checkpoint: (steps done, seconds spent), or (0, 0.0) for a new run.
 
     Raises CheckpointError when the checkpoint is of another model or broken.
@@ -60,14 +158,12 @@ def load_state(
     folder = found[-1]
     try:
         state = read_json(folder / "state.json")
-        model.load_state_dict(load_file(folder / "model.safetensors"))
-        ema.model.load_state_dict(load_file(folder / "ema.safetensors"))
-        optimizer.load_state_dict(
-            torch.load(folder / "optimizer.pt", weights_only=True, map_location="cpu")
-        )
+        learner.load(folder)
+        if learner.scaler is not None and "scaler" in state:
+            learner.scaler.load_state_dict(state["scaler"])
+        return state["step"], state["seconds"]
     except Exception as error:  # whatever the parsers raise: the remedy is the same
         raise CheckpointError(
             f"{folder} does not fit this run ({error}); "
             "remove that folder to go on from the one before, or give another output"
         ) from error
-    return state["step"], state["seconds"]

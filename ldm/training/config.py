@@ -3,53 +3,54 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from ldm.errors import ArgumentError
+from ldm.training.tables import check_values, choice, read_table, within
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
+# What may change when a run goes on; anything else would make it another run.
+CHANGEABLE = frozenset(
+    "output steps learning_rate warmup decay_from weight_decay max_grad_norm checkpoint_minutes "
+    "sample_every log_every trackers gradient_accumulation_steps".split()
+)
+
 
 @dataclass
 class TrainConfig:
     """Settings of a run. Raises ArgumentError for values that cannot work."""
 
-    recipe: str  # "autoencoder", "text" or "latent"
+    recipe: str  # a name of ldm/training/recipes
     data: str  # folder of the data set
     output: str  # folder of the run: checkpoints, samples, metrics and the model
-    steps: int  # optimizer steps in all
-    batch_size: int  # examples a step, over all processes
-    learning_rate: float  # the peak
-    optimizer: str = "adamw"  # or "muon"
-    warmup: int = 100  # steps of linear rise
-    decay_from: float = 0.6  # fraction of the steps after which the rate falls linearly to 0
-    weight_decay: float = 0.01
-    betas: tuple[float, float] = (0.9, 0.99)  # of AdamW
-    max_grad_norm: float = 1.0
-    ema_decay: float = 0.999  # reached by (1 + step) / (10 + step) from below
-    mixed_precision: str = "bf16"  # "no" for float32
-    seed: int = 0
-    checkpoint_minutes: float = 5.0
-    sample_every: int = 500  # steps
-    log_every: int = 20  # steps
+    steps: int = within("[1, inf)")  # optimizer steps in all
+    batch_size: int = within("[1, inf)")  # examples a step, over all processes
+    learning_rate: float = within("(0, inf)")  # the peak
+    optimizer: str = choice("adamw", "muon")
+    warmup: int = within("[0, inf)", 100)  # steps of linear rise
+    decay_from: float = within("[0, 1]", 0.6)  # part of the steps before the rate falls, to 0
+    weight_decay: float = within("[0, inf)", 0.01)
+    betas: tuple[float, float] = within("[0, 1)", (0.9, 0.99))  # of AdamW
+    max_grad_norm: float = within("(0, inf]", 1.0)
+    ema_decay: float = within("[0, 1)", 0.999)  # reached by (1 + step) / (10 + step) from below
+    mixed_precision: str = choice("bf16", "fp16", "no")  # "no" for float32
+    gradient_accumulation_steps: int = within("[1, inf)", 1)  # parts of a batch, to save memory
+    seed: int = within("[0, 9223372036854775808)", 0)
+    checkpoint_minutes: float = within("[0, inf)", 5.0)
+    sample_every: int = within("[1, inf)", 500)  # steps
+    log_every: int = within("[1, inf)", 20)  # steps
+    trackers: tuple[str, ...] = ()  # of accelerate: "tensorboard", "wandb", …
     model: dict[str, Any] = field(default_factory=dict)  # as in the module's config.json
     options: dict[str, Any] = field(default_factory=dict)  # the recipe's own settings
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "sample_every", "log_every"):
-            if getattr(self, name) < 1:
-                raise ArgumentError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.optimizer not in ("adamw", "muon"):
-            raise ArgumentError(f"optimizer is {self.optimizer!r}; expected 'adamw' or 'muon'")
-        if self.mixed_precision not in ("no", "bf16"):
-            raise ArgumentError(
-                f"mixed_precision is {self.mixed_precision!r}; expected 'bf16' or 'no'"
-            )
+        check_values(self)
 
     def learning_rate_at(self, step: int) -> float:
         """Linear warm-up, a plateau, and a linear fall to zero at the last step."""
@@ -61,7 +62,8 @@ class TrainConfig:
 def read_config(path: str | Path, overrides: list[str] | None = None) -> TrainConfig:
     """Read a TOML file, then ``key=value`` overrides (values in TOML, tables by dots).
 
-    Raises ArgumentError for a file that is missing or not TOML, and for unknown keys.
+    Raises ArgumentError for a file that is missing or not TOML, for unknown keys (with the nearest
+    known one), missing ones, and values of a wrong type or out of range.
     """
     try:
         values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
@@ -73,12 +75,9 @@ def read_config(path: str | Path, overrides: list[str] | None = None) -> TrainCo
         raise ArgumentError(f"{path} cannot be read as TOML ({error})") from None
     for override in overrides or []:
         _override(values, override)
-    unknown = sorted(set(values) - {f.name for f in fields(TrainConfig)})
-    if unknown:
-        raise ArgumentError(f"{path}: unknown settings {', '.join(unknown)}")
     try:
-        return TrainConfig(**values)
-    except TypeError as error:
+        return read_table(TrainConfig, values)
+    except ArgumentError as error:
         raise ArgumentError(f"{path}: {error}") from None
 
 
@@ -93,4 +92,45 @@ def _override(values: dict[str, Any], override: str) -> None:
     *tables, last = key.strip().split(".")
     for table in tables:
         values = values.setdefault(table, {})
+        if not isinstance(values, dict):
+            raise ArgumentError(f"{override!r}: {table} is no table, so it has no {last}")
     values[last] = value
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], table: str = "") -> dict[str, str]:
+    """The settings that two configs do not share, and how: {"seed": "0, now 1"}."""
+    found = {}
+    for key in sorted(old.keys() | new.keys()):
+        before, after = (values.get(key, "not there") for values in (old, new))
+        if isinstance(before, dict) and isinstance(after, dict):
+            found |= differences(before, after, f"{table}{key}.")
+        elif before != after:
+            found[table + key] = f"{before}, now {after}"
+    return found
+
+
+def check_resumable(
+    old: dict[str, Any], config: TrainConfig, accept_changes: bool = False
+) -> dict[str, str]:
+    """Compare a run's ``config.json`` with the settings it is to go on with.
+
+    Returns what differs and may: with ``accept_changes``, all. Raises ArgumentError naming every
+    other key that differs.
+    """
+    defaults = {f.name: f.default for f in fields(TrainConfig) if f.name not in old}
+    new = as_json(config)
+    found = differences({k: new[k] for k in defaults} | old, new)
+    fixed = {key: how for key, how in found.items() if key not in CHANGEABLE}
+    if fixed and not accept_changes:
+        told = "; ".join(f"{key} was {how}" for key, how in fixed.items())
+        raise ArgumentError(
+            f"{config.output} holds a run with other settings: {told}. Give the old ones, another "
+            "output for a new run, or --accept-changes to go on with the new ones"
+        )
+    return found
+
+
+def as_json(config: TrainConfig) -> dict[str, Any]:
+    """The settings as ``config.json`` holds them: lists where there are tuples."""
+    values = asdict(config)
+    return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}

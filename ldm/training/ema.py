@@ -7,6 +7,8 @@ import copy
 import torch
 from torch import nn
 
+from ldm.training.sharding import is_sharded, local, spread_like, whole
+
 
 class EMA:
     """Keeps θ̄ ← d·θ̄ + (1 − d)·θ with d = min(decay, (1 + step) / (10 + step)), in float32.
@@ -18,9 +20,30 @@ class EMA:
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.averages = dict(self.model.named_parameters())
+
+    def follow(self, model: nn.Module) -> None:
+        """Go where ``model`` has been put: onto its device, or in parts over processes as it is."""
+        parameters = dict(model.named_parameters())
+        if is_sharded(model):
+            self.averages = {
+                name: spread_like(parameter.detach(), self.averages[name])
+                for name, parameter in parameters.items()
+            }
+        else:
+            self.model.to(next(iter(parameters.values())).device)
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
+        """One step of the average; ``step`` counts from 0."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        averages = list(self.model.parameters())
-        torch._foreach_lerp_(averages, list(model.parameters()), 1 - decay)
+        averages = [local(average) for average in self.averages.values()]
+        torch._foreach_lerp_(averages, [local(p) for p in model.parameters()], 1 - decay)
+
+    @torch.no_grad()
+    def whole(self) -> nn.Module:
+        """The averaged model, on this process alone. Where it is in parts, all must ask for it."""
+        for name, parameter in self.model.named_parameters():
+            if parameter is not self.averages[name]:
+                parameter.copy_(whole(self.averages[name]))
+        return self.model

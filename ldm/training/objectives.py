@@ -6,20 +6,79 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ldm.errors import ArgumentError
+from ldm.likelihood import BITS, term
 from ldm.scheduler import DDPMScheduler
+
+OBJECTIVES = ("simple", "vlb", "hybrid")
 
 
 def diffusion_weight(scheduler: DDPMScheduler, t: Tensor, gamma: float | None) -> Tensor:
     """Min-SNR weight of each time (Hang et al. 2023, section 3.4): (B,) → (B,).
 
     min(SNR, γ) weighs x₀'s error; dividing by SNR makes it eps's, by SNR + 1 makes it v's.
-    Without ``gamma``, ones.
+    Without ``gamma``, ones. Raises ArgumentError for "mean", whose error has a weight of its own.
     """
     if gamma is None:
         return torch.ones(t.shape, device=t.device)
+    if scheduler.config.prediction_type == "mean":
+        raise ArgumentError("min_snr_gamma does not go with prediction_type 'mean'; leave it out")
     snr = scheduler.snr(t)
     divisor = {"epsilon": snr, "v_prediction": snr + 1, "sample": torch.ones_like(snr)}
     return snr.clamp(max=gamma) / divisor[scheduler.config.prediction_type]
+
+
+def simple_error(
+    scheduler: DDPMScheduler, output: Tensor, x0: Tensor, noise: Tensor, t: Tensor
+) -> Tensor:
+    """Mean squared error of each prediction, (B, …) → (B,): L_simple (Ho et al. 2020, eq. 14).
+
+    output: what the network said at x_t; of a learned variance, its second half is left out.
+    """
+    prediction, _ = scheduler.split(output)
+    return (prediction.float() - scheduler.target(x0, noise, t)).square().flatten(1).mean(1)
+
+
+def diffusion_loss(
+    scheduler: DDPMScheduler,
+    output: Tensor,
+    x0: Tensor,
+    noise: Tensor,
+    t: Tensor,
+    objective: str = "simple",
+    gamma: float | None = None,
+    vlb_weight: float = 0.001,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """What a pixel model minimises, and its parts to log.
+
+    "simple": L_simple, with min-SNR weights where there is a ``gamma``.
+    "vlb": L_vlb, the variational bound; T · L_t in bits per dimension stands for its sum.
+    "hybrid": L_simple + λ L_vlb with λ = ``vlb_weight``, where L_vlb teaches the variance alone,
+    since its gradient stops at the mean (Nichol & Dhariwal 2021, eq. 16).
+
+    output: what the network said at ``scheduler.add_noise(x0, noise, t)``, (B, C or 2C, …).
+    x0: (B, C, …) of 8-bit values in [-1, 1]; t: int64 (B,), drawn evenly from all T.
+    Raises ArgumentError for another objective, or a "hybrid" without a variance to learn.
+    """
+    if objective not in OBJECTIVES:
+        raise ArgumentError(f"objective is {objective!r}; expected one of {', '.join(OBJECTIVES)}")
+    error = simple_error(scheduler, output, x0, noise, t)
+    simple = (diffusion_weight(scheduler, t, gamma) * error).mean()
+    metrics = {"mse": error.detach().mean()}
+    if objective == "simple":
+        return simple, metrics
+    if objective == "hybrid":
+        prediction, v = scheduler.split(output)
+        if v is None:
+            raise ArgumentError(
+                "objective 'hybrid' teaches the variance; set variance_type to 'learned_range' "
+                "in options.scheduler, and twice the in_channels as the model's out_channels"
+            )
+        output = torch.cat([prediction.detach(), v], dim=1)
+    x_t = scheduler.add_noise(x0, noise, t)
+    vlb = len(scheduler.ratios) * BITS * term(scheduler, output.float(), x0, x_t, t).mean()
+    metrics["vlb"] = vlb.detach()
+    return (vlb if objective == "vlb" else simple + vlb_weight * vlb), metrics
 
 
 def reconstruction_loss(reconstruction: Tensor, x: Tensor, gradient: float) -> Tensor:

@@ -62,8 +62,8 @@ class Muon(torch.optim.Optimizer):
                 if weight.grad is None:
                     continue
                 state = self.state[weight]
-                matrix = weight.ndim >= 2 and min(len(weight), weight[0].numel()) >= NARROW
-                update = (self._matrix if matrix else self._vector)(weight.grad, state, group)
+                rule = self._matrix if is_matrix(weight) else self._vector
+                update = rule(weight.grad, state, group)
                 weight.mul_(1 - group["lr"] * group["weight_decay"])
                 weight.sub_(update, alpha=group["lr"])
 
@@ -82,6 +82,17 @@ class Muon(torch.optim.Optimizer):
         step = state["step"] = state.get("step", 0) + 1
         scale = (square / (1 - beta2**step)).sqrt_().add_(group["eps"])
         return mean / (1 - beta1**step) / scale
+
+
+def is_matrix(weight: Tensor) -> bool:
+    """Whether Muon moves a parameter as a matrix."""
+    return weight.ndim >= 2 and min(len(weight), weight[0].numel()) >= NARROW
+
+
+def moments_size(model: nn.Module, config: TrainConfig) -> int:
+    """Bytes of the moments that ``build_optimizer``'s optimizer will hold: one or two a weight."""
+    muon = config.optimizer == "muon"
+    return sum(p.nbytes * (1 if muon and is_matrix(p) else 2) for p in model.parameters())
 
 
 def orthogonalise(matrix: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from ldm.errors import ArgumentError
@@ -10,17 +11,19 @@ if TYPE_CHECKING:
     from ldm.training.config import TrainConfig
     from ldm.training.loop import Recipe
 
+RECIPES = {
+    "autoencoder": "AutoencoderRecipe",
+    "text": "TextRecipe",
+    "latent": "LatentRecipe",
+    "pixel": "PixelRecipe",
+    "classifier": "ClassifierRecipe",
+}  # module of this package → its class
+
 
 def build_recipe(config: TrainConfig) -> Recipe:
     """The recipe that ``config.recipe`` names. Raises ArgumentError for an unknown name."""
-    if config.recipe == "autoencoder":
-        from ldm.training.recipes.autoencoder import AutoencoderRecipe as recipe
-    elif config.recipe == "text":
-        from ldm.training.recipes.text import TextRecipe as recipe
-    elif config.recipe == "latent":
-        from ldm.training.recipes.latent import LatentRecipe as recipe
-    else:
-        raise ArgumentError(
-            f"recipe is {config.recipe!r}; expected 'autoencoder', 'text' or 'latent'"
-        )
-    return recipe(config)
+    if config.recipe not in RECIPES:
+        expected = ", ".join(map(repr, RECIPES))
+        raise ArgumentError(f"recipe is {config.recipe!r}; expected one of {expected}")
+    module = import_module(f"ldm.training.recipes.{config.recipe}")
+    return getattr(module, RECIPES[config.recipe])(config)

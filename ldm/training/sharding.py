@@ -1,0 +1,44 @@
+"""Tensors that FSDP has spread over processes (DTensors): taken whole, and spread alike.
+
+On whole tensors these do nothing, so that checkpoints and averages have one form for all runs.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether a process holds only its part of the parameters."""
+    return any(hasattr(parameter, "full_tensor") for parameter in model.parameters())
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor. Every process must ask for it."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def collect(tensors: dict[str, Tensor], keep: bool) -> dict[str, Tensor]:
+    """All of each tensor on processes that ``keep`` them: one at a time leaves the accelerator."""
+    found = {}
+    for name, tensor in tensors.items():
+        value = whole(tensor)
+        if keep:
+            found[name] = value if value is tensor else value.cpu()
+    return found
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's part, which shares its memory with the tensor."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def spread_like(parameter: Tensor, values: Tensor) -> Tensor:
+    """A copy of ``values``, of the parameter's shape, laid out in memory and spread as it is."""
+    if hasattr(parameter, "full_tensor"):
+        from torch.distributed.tensor import distribute_tensor
+
+        values = values.to(parameter.device, parameter.dtype)
+        return distribute_tensor(values, parameter.device_mesh, parameter.placements)
+    return torch.empty_like(parameter).copy_(values)
