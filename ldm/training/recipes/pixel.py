@@ -25,7 +25,7 @@ from ldm.training.objectives import OBJECTIVES, diffusion_loss
 from ldm.training.tables import choice, read_table, within
 from ldm.unet import UNet
 
-MOMENTS = 8  # of drawing, in the figure through time
+MOMENTS, ROWS = 8, 10  # of the figure of drawing through time, at most
 FEW = 16  # held-out pictures whose error against t is drawn
 
 
@@ -133,7 +133,7 @@ class PixelRecipe:
         self.moments = []
         for progress in self.pipeline(model).stream(prompts, seed=0):
             if progress.step - 1 in evenly(progress.steps, MOMENTS):
-                moment = progress.latents[: min(len(names), MOMENTS)].cpu()
+                moment = progress.latents[:ROWS].cpu()
                 self.moments.append((f"step {progress.step}", moment))
         metrics = {}
         if self.shown is not None:
