@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from ldm.conditioning import Conditioning, Prompted, Script
-from ldm.config import Config, UNetConfig
+from ldm.config import ClassifierConfig, UNetConfig
 from ldm.errors import ArgumentError, CheckpointError
 
 NEAR, SHOWN = 4, 12  # names that an error offers, for a wrong one and for none
@@ -36,9 +36,12 @@ class Classes:
 
     @classmethod
     def of(
-        cls, unet: UNetConfig, classifier: Config | None, id2label: Mapping[str, str] | None
+        cls,
+        unet: UNetConfig,
+        classifier: ClassifierConfig | None,
+        id2label: Mapping[str, str] | None,
     ) -> Classes:
-        """For a U-Net without text, or beside one: none.
+        """Those of a U-Net without text, or of the classifier beside one that is told no class.
 
         Raises CheckpointError for an ``id2label`` that does not fit the U-Net or the classifier.
         """

@@ -14,8 +14,9 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from ldm.classifier import Classifier
 from ldm.errors import ArgumentError
 from ldm.scheduler import Level
 
@@ -23,8 +24,8 @@ from ldm.scheduler import Level
 class ClassifierGuidance:
     """s ∇ log p(y | x) of a classifier that was trained on noisy pictures."""
 
-    def __init__(self, classifier: nn.Module, labels: Sequence[int | None], scale: float) -> None:
-        """classifier: (x, t) → logits (B, classes). labels: of each picture; None is not guided.
+    def __init__(self, classifier: Classifier, labels: Sequence[int | None], scale: float) -> None:
+        """labels: of each picture; None is not guided.
 
         Raises ArgumentError for a scale that is no number.
         """
@@ -59,7 +60,7 @@ class ClassifierGuidance:
 
 
 def guided_by(
-    classifier: nn.Module | None,
+    classifier: Classifier | None,
     labels: Sequence[int | None],
     scale: float | None,
     default: float,

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 
 from ldm.codec import PixelConfig
-from ldm.config import CLIPTextConfig, SchedulerConfig, UNetConfig, VAEConfig
+from ldm.config import ClassifierConfig, CLIPTextConfig, SchedulerConfig, UNetConfig, VAEConfig
 from ldm.errors import CheckpointError
 
 
@@ -16,11 +16,12 @@ def check_parts(
     unet: UNetConfig,
     scheduler: SchedulerConfig,
     texts: Sequence[CLIPTextConfig],
+    classifier: ClassifierConfig | None = None,
     classes: bool = False,
 ) -> None:
     """Raise CheckpointError for parts that cannot work together.
 
-    classes: whether there are names of classes or a classifier.
+    classes: whether there are names of classes.
     """
     width = sum(text.hidden_size for text in texts)
     if texts and unet.cross_attention_dim is None:
@@ -31,6 +32,10 @@ def check_parts(
             f"but the text encoders write {width}"
         )
     latent = codec.latent_channels
+    if classifier and classifier.in_channels != latent:
+        raise CheckpointError(
+            f"the classifier has {classifier.in_channels} input channels for pictures of {latent}"
+        )
     if isinstance(codec, PixelConfig):
         if latent not in (1, 3):
             raise CheckpointError(
@@ -38,7 +43,7 @@ def check_parts(
             )
     elif not texts:
         raise CheckpointError("the U-Net reads no text, and so draws pixels; leave the vae out")
-    if texts and (unet.class_conditional or classes):
+    if texts and (unet.class_conditional or classifier or classes):
         raise CheckpointError("a model with a text and with classes is not supported")
     if unet.in_channels not in (latent, 2 * latent + 1):
         raise CheckpointError(

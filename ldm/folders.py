@@ -10,6 +10,7 @@ import torch
 
 from ldm import __version__
 from ldm.checkpoints.folder import M, load_component, save_component
+from ldm.classifier import Classifier
 from ldm.clip import CLIPTextEncoder
 from ldm.codec import Pixels
 from ldm.config import SchedulerConfig, read_json, write_json
@@ -76,7 +77,7 @@ def load_folder(
     if kind in PIXEL_PIPELINES:
         parts["id2label"] = index.get("id2label")
         if told(index, "classifier"):
-            parts["classifier"] = load(Classifier, "classifier")  # noqa: F821
+            parts["classifier"] = load(Classifier, "classifier")
         return parts
     vae = parts["vae"] = load(AutoencoderKL, "vae")
     if values := read_json(folder / PREVIEW, optional=True):

@@ -82,9 +82,10 @@ def to_masks(pictures: Sequence[Image], height: int, width: int, blur: float = 0
     masks = images.to_tensor([picture.convert("RGB") for picture in resized])[:, :1] / 2 + 0.5
     for index, mask in enumerate(masks):
         if not (mask >= HALF).any():
+            blurred = f", and mask_blur is {blur:g} pixels" if blur else ""
             raise ArgumentError(
                 f"mask_image {index + 1} has no white: nothing would be drawn anew; "
-                "white is drawn, black stays"
+                f"white is drawn, black stays{blurred}"
             )
     return masks
 

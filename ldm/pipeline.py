@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ldm import codec, images
 from ldm.adapters.lora import Lora, Loras
 from ldm.adapters.textual_inversion import TextualInversions
 from ldm.checkpoints.source import find_model
 from ldm.classes import Classes
+from ldm.classifier import Classifier
 from ldm.classifier_guidance import guided_by
 from ldm.clip import CLIPTextEncoder
 from ldm.codec import Codec, Pixels
@@ -118,7 +119,7 @@ class Pipeline:
         tokenizer_2: CLIPTokenizer | None = None,
         force_zeros_for_empty_prompt: bool = False,
         id2label: Mapping[str, str] | None = None,
-        classifier: nn.Module | None = None,
+        classifier: Classifier | None = None,
     ) -> None:
         """Without a ``scheduler``: the noise schedule of Stable Diffusion, and DDPM as sampler.
 
@@ -126,7 +127,7 @@ class Pipeline:
         SDXL has a second text encoder; its refiner, only that one.
         force_zeros_for_empty_prompt: an absent negative prompt is zeros, not the states of "".
         id2label: the names of a model's classes, "0" first; see ``ldm.classes``.
-        classifier: (x, t) → logits (B, classes), for ``classifier_scale``.
+        classifier: one that knows noisy pictures, for ``classifier_scale``.
         Raises CheckpointError for parts that do not fit each other.
         """
         self.unet = unet
@@ -156,14 +157,14 @@ class Pipeline:
             }
         )
         encoders = [model.encoder.config for model in self.text_models]
-        classes = bool(id2label) or classifier is not None
-        check_parts(self.vae.config, unet.config, config, encoders, classes)
+        judge = classifier and classifier.config
+        check_parts(self.vae.config, unet.config, config, encoders, judge, bool(id2label))
         self.inpaints = unet.config.in_channels > self.vae.config.latent_channels
         self.time_ids = unet.config.time_ids(encoders[-1].projection_dim) if encoders else 0
         self.classes: Classes | None = None  # of a model without text
         self.defaults = defaults or Defaults.of(unet.config, config)
         if not encoders:
-            self.classes = Classes.of(unet.config, classifier and classifier.config, id2label)
+            self.classes = Classes.of(unet.config, judge, id2label)
         if self.classes and self.classes.no_class is None:  # nothing to guide away from
             self.defaults = replace(self.defaults, guidance_scale=1.0)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from ldm.errors import ArgumentError, CheckpointError
 from ldm.images import to_tensor
 from ldm.pipeline import Pipeline
 from ldm.samplers import SAMPLERS
+from ldm.scheduler import DDPMScheduler
 from ldm.unet import UNet
 
 diffusers = pytest.importorskip("diffusers")
@@ -175,8 +177,11 @@ def test_inpainting(both: Callable[[str], Both], picture: Image.Image) -> None:
     arguments = {"mask_blur": 0.0, "num_inference_steps": 5, "seed": 3}
     got = pt(ours, image=picture, mask_image=hole, **arguments)
     assert difference(got, x.clamp(-1, 1) / 2 + 0.5) <= 1e-4
-    pasted = ours(image=picture, mask_image=hole, seed=3, num_inference_steps=2).images[0]
+    arguments |= {"mask_blur": 1.0, "num_inference_steps": 2}
+    pasted = ours(image=picture, mask_image=hole, **arguments).images[0]
     assert (np.asarray(pasted)[0, 0] == np.asarray(picture)[0, 0]).all()
+    with pytest.raises(ArgumentError, match="no white: .* and mask_blur is 4 pixels"):
+        ours(image=picture, mask_image=hole)
 
 
 def test_previews_are_the_pixels(both: Callable[[str], Both]) -> None:
@@ -194,16 +199,11 @@ def test_all_samplers_draw_with_a_learned_variance(
 ) -> None:
     """All but "ddpm" leave it aside: a network without that half draws the same."""
     ours, theirs, _ = both("learned")
-    network = unet()
-    state = {
-        key: value[:3] if key.startswith("conv_out") else value
-        for key, value in theirs.unet.state_dict().items()
-    }
-    network.load_state_dict(state)
-    plain = UNet(ours.unet.config.from_dict(dict(network.config)))
-    plain.load_state_dict(ours.unet.state_dict() | {k: state[k] for k in state if "conv_out" in k})
-    config = type(ours.scheduler.config)(**(vars(ours.scheduler.config) | {"variance_type": None}))
-    same = Pipeline(None, None, None, plain.eval(), type(ours.scheduler)(config))
+    plain = UNet(replace(ours.unet.config, out_channels=3)).eval()
+    state = theirs.unet.state_dict()
+    plain.load_state_dict({k: v[:3] if "conv_out" in k else v for k, v in state.items()})
+    config = replace(ours.scheduler.config, variance_type="fixed_small")
+    same = Pipeline(None, None, None, plain, DDPMScheduler(config))
     arguments = {"seed": 3, "num_inference_steps": 3, "sampler": sampler}
     gap = (pt(ours, **arguments) - pt(same, **arguments)).abs().max()
     assert gap > 1e-3 if sampler == "ddpm" else gap <= 1e-5
