@@ -30,7 +30,10 @@ def resnet_block(
 
 
 def attention_block(config: BlocksConfig, level: int, groups: int | None) -> nn.Module:
-    """Attention as one level has it: to a text where the model reads one, else to its pixels."""
+    """Attention as one level has it: to a text where the model reads one, else among pixels.
+
+    ``groups`` are of the normalisation among pixels.
+    """
     width, heads = config.block_out_channels[level], config.heads[level]
     if isinstance(config, UNetConfig) and config.cross_attention_dim is not None:
         return SpatialTransformer(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ldm.checkpoints.folder import load_component, save_component
 from ldm.config import UNetConfig
 from ldm.errors import ArgumentError
+from ldm.layers import ResnetBlock
 from ldm.unet import UNet
 
 diffusers = pytest.importorskip("diffusers")
@@ -93,6 +94,11 @@ LAYOUTS: dict[str, dict[str, Any]] = {
         "up_block_types": ("AttnUpBlock2D",) * 2,
         "upsample_type": "resnet",
     },
+    "plain blocks resample by convolution in any case": {
+        "up_block_types": ("UpBlock2D", "AttnUpBlock2D"),
+        "downsample_type": "resnet",
+        "upsample_type": "resnet",
+    },
     "the middle not normalised": {"resnet_time_scale_shift": "scale_shift"},
     "groups of the middle": {"attn_norm_num_groups": 16},
     "input in [0, 1]": {"center_input_sample": True},
@@ -147,6 +153,18 @@ def test_odd_sizes() -> None:
         changed = x.clone()
         changed[..., -1, -1] += 1
         assert difference(ours(changed, t, **classes), out) > 1e-3
+
+
+def test_residual_halving_sees_the_last_row() -> None:
+    """Odd sizes end in means of fewer pixels; at even ones diffusers is the judge."""
+    block = randomize(ResnetBlock(4, 4, 2, 1e-5, resample="down"))
+    x = torch.randn(1, 4, 7, 5, generator=torch.Generator().manual_seed(0))
+    changed = x.clone()
+    changed[..., -1, -1] += 1
+    assert block(x).shape == (1, 4, 4, 3)  # as a strided convolution has it
+    assert difference(block(changed), block(x)) > 1e-2
+    pixel = x[..., :1, :1].repeat(1, 1, 2, 2)
+    assert difference(block(pixel), block(x[..., :1, :1])) <= 1e-5  # one is its own mean
 
 
 @pytest.mark.parametrize("layout", ["DDPM, CIFAR", "ADM"])
