@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
@@ -25,6 +26,8 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
     run = Path(config.output)
     try:
         accelerator = Accelerator(
+            # Or processes on a machine without a GPU would each believe to be the only one.
+            cpu=not torch.accelerator.is_available(),
             mixed_precision=config.mixed_precision,
             log_with=list(config.trackers) or None,
             project_config=ProjectConfiguration(str(run), logging_dir=str(run / "trackers")),

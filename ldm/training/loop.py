@@ -154,7 +154,10 @@ def train(config: TrainConfig, recipe: Recipe, accept_changes: bool = False) -> 
                 metrics.check()
                 shown = ema.whole()
                 if main:
-                    state.metrics |= show(recipe, shown, run, state.step)
+                    found = show(recipe, shown.to(accelerator.device), run, state.step)
+                    state.metrics |= found
+                if sharded:
+                    shown.to("cpu")  # where it does not take a whole model's space
             if state.metrics and main:
                 row = {"step": state.step, "seconds": round(state.seconds, 1), "lr": rate}
                 log(run, row | state.metrics)
