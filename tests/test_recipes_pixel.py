@@ -135,7 +135,10 @@ def test_every_prediction_trains_and_draws(data: Path, tmp_path: Path, kind: str
     metrics = run(replace(config, learning_rate=4e-3))
     assert metrics[-1]["mse"] < metrics[0]["mse"]
     assert not (tmp_path / kind / "figures" / "denoising.png").exists()
-    assert Pipeline.from_pretrained(tmp_path / kind)("", seed=0).images[0].size == (8, 8)
+    pipe = Pipeline.from_pretrained(tmp_path / kind, dtype="bfloat16")
+    assert pipe("", seed=0).images[0].size == (8, 8)
+    # What "mean" says beyond x_t is lost in half precision.
+    assert (next(pipe.unet.parameters()).dtype == torch.float32) == (kind == "mean")
 
 
 def test_labels_are_dropped_for_guidance(data: Path, tmp_path: Path) -> None:
@@ -191,6 +194,12 @@ def test_settings_that_cannot_work(
     with pytest.raises(error, match=message):
         config = settings(data, tmp_path, changes.get("options", {}))
         build_recipe(replace(config, model={**UNET, **changes.get("model", {})}))
+
+
+def test_half_precision_cannot_tell_the_mean(data: Path, tmp_path: Path) -> None:
+    config = settings(data, tmp_path, {"scheduler": {"prediction_type": "mean"}})
+    with pytest.raises(ArgumentError, match="set it to 'no'"):
+        PixelRecipe(replace(config, mixed_precision="bf16"))
 
 
 def test_pictures_without_labels_have_no_classes(tmp_path: Path) -> None:

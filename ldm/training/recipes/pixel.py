@@ -57,6 +57,12 @@ class PixelRecipe:
         self.scheduler = DDPMScheduler(
             SchedulerConfig.from_dict(options.scheduler, "options.scheduler")
         )
+        mean = self.scheduler.config.prediction_type == "mean"
+        if mean and config.mixed_precision != "no":
+            raise ArgumentError(
+                f"mixed_precision is {config.mixed_precision!r}, which rounds away what "
+                "prediction_type 'mean' says beyond x_t; set it to 'no'"
+            )
         self.classes: list[str] = []  # that the model is told
         if options.classes:
             self.classes = check_classes(self.data, config.data, "which options.classes needs")
