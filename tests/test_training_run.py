@@ -293,8 +293,6 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path: Path) -> N
 
 
 def test_pictures_and_trackers(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
-    pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     run = tmp_path / "run"

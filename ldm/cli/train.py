@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from ldm import __version__
-from ldm.cli.common import EXIT_CODES, Parser, check_counts, run
+from ldm.cli.common import EXIT_CODES, Parser, check_counts, run, tell
 
 
 def parser() -> Parser:
@@ -17,7 +19,8 @@ def parser() -> Parser:
     parser = Parser(
         prog="ldm-train",
         description="Train a part of the model. "
-        "To resume a stopped run, give the same command again.",
+        "To resume a stopped run, give the same command again; "
+        "Ctrl-C stops it after a step, with a checkpoint.",
         epilog=EXIT_CODES,
         allow_abbrev=False,
     )
@@ -71,13 +74,36 @@ def train(arguments: argparse.Namespace) -> None:
         print(json.dumps(as_json(config), indent=2, ensure_ascii=False))
         print(*plan(config, recipe, processes()), sep="\n")
         return
-    for state in steps(config, recipe, arguments.accept_changes):
-        if state.metrics and state.main and not arguments.quiet:
-            figures = "  ".join(f"{key} {value:.4g}" for key, value in state.metrics.items())
-            print(
-                f"step {state.step}/{config.steps}  {state.seconds / 60:.1f} min  {figures}",
-                flush=True,
-            )
+    with stopping() as asked:
+        for state in steps(config, recipe, arguments.accept_changes):
+            if state.metrics and state.main and not arguments.quiet:
+                figures = "  ".join(f"{key} {value:.4g}" for key, value in state.metrics.items())
+                print(
+                    f"step {state.step}/{config.steps}  {state.seconds / 60:.1f} min  {figures}",
+                    flush=True,
+                )
+            state.stop = asked()
+        if asked():
+            raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def stopping() -> Iterator[Callable[[], bool]]:
+    """Tells whether Ctrl-C or a SIGTERM has asked for the end; a second one ends at once."""
+    asked = []
+
+    def ask(number: int, frame: object) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+        tell("stopping after this step, with a checkpoint (once more: at once, without)")
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def processes() -> int:

@@ -37,7 +37,7 @@ class TrainConfig:
     decay_from: float = within("[0, 1]", 0.6)  # part of the steps before the rate falls, to 0
     weight_decay: float = within("[0, inf)", 0.01)
     betas: tuple[float, float] = within("[0, 1)", (0.9, 0.99))  # of AdamW
-    max_grad_norm: float = within("(0, inf)", 1.0)
+    max_grad_norm: float = within("(0, inf]", 1.0)
     ema_decay: float = within("[0, 1)", 0.999)  # reached by (1 + step) / (10 + step) from below
     mixed_precision: str = choice("bf16", "fp16", "no")  # "no" for float32
     gradient_accumulation_steps: int = within("[1, inf)", 1)  # parts of a batch, to save memory

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -12,10 +13,12 @@ from torch import Tensor, nn
 
 from ldm.checkpoints.folder import save_component
 from ldm.config import VAEConfig
+from ldm.errors import ArgumentError
 from ldm.images import image_grid, to_pil
 from ldm.training.config import TrainConfig
 from ldm.training.data import open_data
 from ldm.training.objectives import psnr, reconstruction_loss
+from ldm.training.tables import read_table, within
 from ldm.vae import AutoencoderKL
 
 
@@ -33,45 +36,64 @@ class Autoencoding(nn.Module):
         return self.vae.decode(q.sample(noise) * scale).float(), q.kl().float().mean()
 
 
-class AutoencoderRecipe:
-    """Learns to reproduce crops.
+@dataclass
+class Phase:
+    """A part of the run, with its own crops."""
 
-    Options:
-        phases: a list of {until, size, batch_size}: up to that fraction of the run, that crop size.
-        kl_weight, gradient_weight: of the two terms beside L1 + MSE.
-        data: how the pictures are read (see DataOptions); by default random crops, mirrored too.
-    """
+    until: float = within("(0, 1]")  # fraction of the run
+    size: int = within("[1, inf)")  # of a crop, px
+    batch_size: int = within("[1, inf)")
+
+
+@dataclass
+class AutoencoderOptions:
+    """The table ``[options]``."""
+
+    phases: list[dict[str, Any]]  # see Phase
+    kl_weight: float = within("[0, inf)")
+    gradient_weight: float = within("[0, inf)")  # of the edges' error, beside L1 + MSE
+    # How the pictures are read (see DataOptions); by default random crops, mirrored too.
+    data: dict[str, Any] = field(default_factory=dict)
+
+
+class AutoencoderRecipe:
+    """Learns to reproduce crops."""
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
+        self.options = options = read_table(AutoencoderOptions, config.options, "options.")
         random = {"resize": 0, "crop": "random", "flip": True}
-        self.data = open_data(config.data, random | config.options.get("data", {}))
+        self.data = open_data(config.data, random | options.data)
         # While training, latents are as they come; ``save`` finds the scale for unit variance.
         self.model = Autoencoding(
             AutoencoderKL(VAEConfig.from_dict({**config.model, "scaling_factor": 1.0}))
         )
-        self.phases = config.options["phases"]
-        self.kl_weight: float = config.options["kl_weight"]
-        self.gradient_weight: float = config.options["gradient_weight"]
+        self.phases = [read_table(Phase, phase, "options.phases.") for phase in options.phases]
+        if not self.phases or self.phases[-1].until < 1:
+            raise ArgumentError("options.phases ends before the run; the last needs until = 1.0")
 
     def prepare(self, accelerator: Accelerator) -> None:
         """Nothing to do."""
 
     def batch(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        phase = next(p for p in self.phases if step < p["until"] * self.config.steps)
-        count, size = phase["batch_size"], phase["size"]
+        phase = next(p for p in self.phases if step < p.until * self.config.steps)
+        x = self.data.batch(step, phase.batch_size, generator, phase.size).pixels
+        return {"x": x, "noise": torch.randn(self._latent(x), generator=generator)}
+
+    def example(self, count: int) -> dict[str, Tensor]:
+        phase = max(self.phases, key=lambda phase: phase.batch_size * phase.size**2)
+        x = torch.zeros(count, self.model.vae.config.in_channels, phase.size, phase.size)
+        return {"x": x, "noise": torch.zeros(self._latent(x))}
+
+    def _latent(self, x: Tensor) -> tuple[int, ...]:
         vae = self.model.vae.config
-        latent = (count, vae.latent_channels, size // vae.scale, size // vae.scale)
-        return {
-            "x": self.data.batch(step, count, generator, size).pixels,
-            "noise": torch.randn(latent, generator=generator),
-        }
+        return (len(x), vae.latent_channels, *(side // vae.scale for side in x.shape[2:]))
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         x = batch["x"].contiguous(memory_format=torch.channels_last)
         reconstruction, kl = model(x, batch["noise"])
-        error = reconstruction_loss(reconstruction, x, self.gradient_weight)
-        return error + self.kl_weight * kl, {"kl": kl.detach()}
+        error = reconstruction_loss(reconstruction, x, self.options.gradient_weight)
+        return error + self.options.kl_weight * kl, {"kl": kl.detach()}
 
     def evaluate(self, model: nn.Module) -> tuple[Image.Image | None, dict[str, float]]:
         x = self.data.pixels(examples(self.data.held_out, self.data.train, 64))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,43 +27,53 @@ from ldm.training.data.buckets import bucket_sizes
 from ldm.training.data.crops import Size
 from ldm.training.objectives import diffusion_weight
 from ldm.training.recipes.cached_latents import CachedLatents
+from ldm.training.tables import read_table, within
 from ldm.unet import UNet
 from ldm.vae import AutoencoderKL
+
+
+@dataclass
+class LatentOptions:
+    """The table ``[options]``."""
+
+    vae: str  # folder of the finished one
+    text_encoder: str  # folder of the finished one
+    scheduler: dict[str, Any]  # as in scheduler_config.json; ``rescale_betas_zero_snr`` makes the
+    # last level pure noise (Lin et al. 2024, algorithm 1)
+    prompts: list[str]  # what to draw to show the progress
+    defaults: dict[str, Any] = field(default_factory=dict)  # as in generation_config.json
+    # How the pictures are read (see DataOptions). With ``flip``, latents of the mirrored pictures
+    # are kept beside the others.
+    data: dict[str, Any] = field(default_factory=dict)
+    # {multiple, max_ratio} for batches of several proportions, of about ``data.size``² px each,
+    # see bucket_sizes; without it, all pictures are cropped to squares.
+    buckets: dict[str, Any] | None = None
+    caption_dropout: float = within("[0, 1]", 0.1)  # share of captions made "", for guidance
+    # Strength of noise that is one number for each channel of a picture, so that the model learns
+    # to change its mean (Guttenberg 2023).
+    offset_noise: float = within("[0, inf)", 0.0)
+    min_snr_gamma: float | None = within("(0, inf)", None)  # see ``diffusion_weight``
 
 
 class LatentRecipe:
     """Learns to denoise the latents of pictures, given their captions.
 
-    Options:
-        vae, text_encoder: folders of the finished ones.
-        data: how the pictures are read (see DataOptions). With ``flip``, latents of the mirrored
-            pictures are kept beside the others.
-        buckets: {multiple, max_ratio} for batches of several proportions, of about ``data.size``²
-            px each, see bucket_sizes; without it, all pictures are cropped to squares.
-        caption_dropout: fraction of the captions replaced by "", for guidance.
-        offset_noise: strength of noise that is one number for each channel of a picture, so that
-            the model learns to change its mean (Guttenberg 2023); may be left out.
-        min_snr_gamma: see ``diffusion_weight``; may be left out.
-        scheduler: as in scheduler_config.json; ``rescale_betas_zero_snr`` makes the last level
-            pure noise (Lin et al. 2024, algorithm 1).
-        defaults: of generation, as in generation_config.json.
-        prompts: what to draw to show the progress.
-
     Raises ArgumentError for options that do not go together.
     """
 
     def __init__(self, config: TrainConfig) -> None:
-        self.config, options = config, config.options
-        self.data = captioned_pictures(config.data, options.get("data", {}))
-        self.vae = load_component(AutoencoderKL, Path(options["vae"]), torch.float32)
+        self.config = config
+        self.options = options = read_table(LatentOptions, config.options, "options.")
+        self.data = captioned_pictures(config.data, options.data)
+        self.vae = load_component(AutoencoderKL, Path(options.vae), torch.float32)
         self.text_encoder = load_component(
-            CLIPTextEncoder, Path(options["text_encoder"]), torch.float32
+            CLIPTextEncoder, Path(options.text_encoder), torch.float32
         )
         self.tokenizer = CLIPTokenizer.from_pretrained(asset_path("weights") / "tokenizer")
         self.scheduler = DDPMScheduler(
-            SchedulerConfig.from_dict(options["scheduler"], "options.scheduler")
+            SchedulerConfig.from_dict(options.scheduler, "options.scheduler")
         )
-        check_zero_snr(self.scheduler, options.get("min_snr_gamma"))
+        check_zero_snr(self.scheduler, options.min_snr_gamma)
         self.model = UNet(UNetConfig.from_dict(config.model))
         # Start from the prediction 0, as Ho et al.'s code does.
         nn.init.zeros_(self.model.conv_out.weight)
@@ -73,7 +84,7 @@ class LatentRecipe:
             Path(config.output) / "latents",
             self.vae,
             self.data,
-            picture_sizes(self.data, options.get("buckets"), multiple),
+            picture_sizes(self.data, options.buckets, multiple),
             flip=self.data.options.flip,
         )
 
@@ -92,17 +103,22 @@ class LatentRecipe:
         count = self.config.batch_size
         indices, x0 = self.latents.draw(count, generator)
         caption = self.caption[indices]
-        caption[torch.rand(count, generator=generator) < self.config.options["caption_dropout"]] = (
-            self.empty
-        )
+        dropped = torch.rand(count, generator=generator) < self.options.caption_dropout
+        caption[dropped] = self.empty
         # Stratified times: one from each of B equal spans, so that every batch sees every level.
         spread = (torch.arange(count) + torch.rand(count, generator=generator)) / count
         t = (spread * len(self.scheduler.alphas_cumprod)).long()
         noise = torch.randn(x0.shape, generator=generator)
         t = t[torch.randperm(count, generator=generator)]
-        if offset := self.config.options.get("offset_noise"):
+        if offset := self.options.offset_noise:
             noise += offset * torch.randn((*x0.shape[:2], 1, 1), generator=generator)
         return {"x0": x0, "noise": noise, "t": t, "ids": self.tokens[caption]}
+
+    def example(self, count: int) -> dict[str, Tensor]:
+        height, width = (side // self.vae.config.scale for side in self.latents.sizes[0])
+        x0 = torch.zeros(count, self.vae.config.latent_channels, height, width)
+        ids = torch.tensor(self.tokenizer([""] * count))
+        return {"x0": x0, "noise": x0, "t": torch.zeros(count, dtype=torch.int64), "ids": ids}
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         x0, noise, t = batch["x0"], batch["noise"], batch["t"]
@@ -114,12 +130,12 @@ class LatentRecipe:
             .square()
             .mean((1, 2, 3))
         )
-        weight = diffusion_weight(self.scheduler, t, self.config.options.get("min_snr_gamma"))
+        weight = diffusion_weight(self.scheduler, t, self.options.min_snr_gamma)
         return (weight * error).mean(), {"mse": error.detach().mean()}
 
     def evaluate(self, model: nn.Module) -> tuple[Image.Image | None, dict[str, float]]:
         """Draw the prompts, always from the same seeds."""
-        output = self.pipeline(model)(self.config.options["prompts"], seed=0)
+        output = self.pipeline(model)(self.options.prompts, seed=0)
         return image_grid(output.images, columns=8), {}
 
     def save(self, model: nn.Module, folder: Path) -> None:
@@ -127,7 +143,7 @@ class LatentRecipe:
         self.pipeline(model).save_pretrained(folder, torch.float16)
 
     def pipeline(self, unet: nn.Module) -> Pipeline:
-        defaults = Defaults(**self.config.options["defaults"])
+        defaults = Defaults.from_dict(self.options.defaults, "options.defaults")
         return Pipeline(self.vae, self.text_encoder, self.tokenizer, unet, self.scheduler, defaults)
 
 

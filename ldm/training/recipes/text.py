@@ -5,6 +5,7 @@ The states of the words, which the U-Net attends to, get their meaning on the wa
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ from ldm.tokenizer import CLIPTokenizer
 from ldm.training.config import TrainConfig
 from ldm.training.data import EmbeddedTexts
 from ldm.training.objectives import distillation_loss
+from ldm.training.tables import read_table, within
 
 
 class Student(nn.Module):
@@ -35,28 +37,31 @@ class Student(nn.Module):
         return self.head(self.text_encoder(ids).pooled)
 
 
-class TextRecipe:
-    """Learns the teacher's sentence embeddings.
+@dataclass
+class TextOptions:
+    """The table ``[options]``."""
 
-    Options:
-        temperature: of the contrastive term.
-        max_tokens: of a text; longer ones are left out, since a batch costs what its longest costs.
-        held_out: number of texts to measure with.
-    """
+    temperature: float = within("(0, inf)")  # of the contrastive term
+    # Longer texts are left out, since a batch costs what its longest costs.
+    max_tokens: int = within("[3, 77]")
+    held_out: int = within("[1, inf)")  # texts to measure with
+
+
+class TextRecipe:
+    """Learns the teacher's sentence embeddings."""
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
+        self.options = options = read_table(TextOptions, config.options, "options.")
         self.data = EmbeddedTexts(config.data)
         tokenizer = CLIPTokenizer.from_pretrained(asset_path("weights") / "tokenizer")
         self.ids = torch.tensor(tokenizer(self.data.texts), dtype=torch.int32)
         self.length = (self.ids == tokenizer.eos_token_id).int().argmax(dim=1) + 1
-        short = (self.length <= config.options["max_tokens"]).nonzero()[:, 0]
+        short = (self.length <= options.max_tokens).nonzero()[:, 0]
         order = short[
             torch.randperm(len(short), generator=torch.Generator().manual_seed(config.seed))
         ]
-        self.train, self.held_out = order.split(
-            [len(order) - config.options["held_out"], config.options["held_out"]]
-        )
+        self.train, self.held_out = order.split([len(order) - options.held_out, options.held_out])
         encoder = CLIPTextEncoder(CLIPTextConfig.from_dict(config.model))
         # As in Radford et al. 2021, section 2.5: PyTorch's N(0, 1) embeddings drown the rest.
         nn.init.normal_(encoder.text_model.embeddings.token_embedding.weight, std=0.02)
@@ -81,9 +86,7 @@ class TextRecipe:
         return {"ids": self.tokens(indices), "target": self.data.targets(indices)}
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        return distillation_loss(
-            model(batch["ids"]), batch["target"], self.config.options["temperature"]
-        ), {}
+        return distillation_loss(model(batch["ids"]), batch["target"], self.options.temperature), {}
 
     def evaluate(self, model: nn.Module) -> tuple[Image.Image | None, dict[str, float]]:
         indices = self.held_out[:1024]
