@@ -45,21 +45,26 @@ class Classes:
 
         Raises CheckpointError for an ``id2label`` that does not fit the U-Net or the classifier.
         """
+        if unet.class_embed_type is not None:
+            raise CheckpointError(
+                f"class_embed_type of the U-Net is {unet.class_embed_type!r}, which is not "
+                "supported where pictures are drawn; only num_class_embeds is"
+            )
         try:
             names = {int(number): str(name) for number, name in (id2label or {}).items()}
         except (AttributeError, TypeError, ValueError):
             names = {-1: ""}
         embedded, classified = unet.num_class_embeds, classifier and classifier.num_classes
+        if names and embedded is None and classified is None:
+            raise CheckpointError(
+                "id2label in model_index.json names classes, but the U-Net is told none and there "
+                "is no classifier; leave it out"
+            )
         count = len(names) or classified or embedded or 0
         if sorted(names) not in ([], list(range(count))):
             raise CheckpointError(
                 f'id2label in model_index.json is {id2label!r:.60}; expected {{"0": "a name", …}} '
                 "with a name for each number from 0 on"
-            )
-        if unet.class_embed_type is not None:
-            raise CheckpointError(
-                f"class_embed_type of the U-Net is {unet.class_embed_type!r}, which is not "
-                "supported where pictures are drawn; only num_class_embeds is"
             )
         if embedded not in (None, count, count + 1):
             raise CheckpointError(

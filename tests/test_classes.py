@@ -36,11 +36,13 @@ CONFIG = UNetConfig(
 )
 
 
-def pipeline(embeddings: int | None, labels: Any = LABELS, **changes: Any) -> Pipeline:
+def pipeline(
+    embeddings: int | None, labels: Any = LABELS, classifier: Any = None, **changes: Any
+) -> Pipeline:
     unet = randomize(UNet(replace(CONFIG, num_class_embeds=embeddings, **changes)), 5)
     variance = "learned_range" if unet.config.out_channels == 2 else "fixed_small"
     scheduler = DDPMScheduler(SchedulerConfig(variance_type=variance))
-    return Pipeline(None, None, None, unet, scheduler, id2label=labels)
+    return Pipeline(None, None, None, unet, scheduler, id2label=labels, classifier=classifier)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +50,8 @@ def guided() -> Pipeline:
     return pipeline(11)
 
 
-def classes(labels: dict[str, str], embedded: int | None = None) -> Classes:
+def classes(labels: dict[str, str], embedded: int | None = -1) -> Classes:
+    embedded = len(labels) if embedded == -1 else embedded
     return Classes.of(replace(CONFIG, num_class_embeds=embedded), None, labels)
 
 
@@ -104,8 +107,9 @@ def test_classes_without_names() -> None:
 @pytest.mark.parametrize(
     ("labels", "embedded", "message"),
     [
-        ({"0": "a", "2": "b"}, None, "id2label in model_index.json is"),
-        ({"x": "a"}, None, "id2label in model_index.json is"),
+        ({"0": "a", "1": "b"}, None, "the U-Net is told none and there is no classifier"),
+        ({"0": "a", "2": "b"}, 2, "id2label in model_index.json is"),
+        ({"x": "a"}, 1, "id2label in model_index.json is"),
         ({"0": "a", "1": "b"}, 4, "4 num_class_embeds for 2 classes; expected 2, or 3"),
         ({"0": "a", "1": "b"}, 1, "1 num_class_embeds for 2 classes; expected 2, or 3"),
     ],

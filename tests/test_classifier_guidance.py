@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import difference, randomize
-from test_classes import LABELS, pipeline
+from test_classes import pipeline
 from torch import Tensor, nn
 
 from ldm.classifier import Classifier
@@ -170,8 +170,7 @@ JUDGE = ClassifierConfig(
 
 
 def judged(embeddings: int | None, **changes: Any) -> Pipeline:
-    pipe = pipeline(embeddings, **changes)
-    return Pipeline(**pipe.parts | {"classifier": randomize(Classifier(JUDGE), 7)})
+    return pipeline(embeddings, classifier=randomize(Classifier(JUDGE), 7), **changes)
 
 
 def pt(pipe: Pipeline, prompt: Any = "seven", **arguments: Any) -> Tensor:
@@ -278,4 +277,4 @@ def test_classifiers_that_do_not_fit() -> None:
     with pytest.raises(
         CheckpointError, match="the classifier has 3 input channels for pictures of"
     ):
-        Pipeline(**pipeline(11, LABELS).parts | {"classifier": colour})
+        pipeline(11, classifier=colour)
