@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from ldm.config import SchedulerConfig
 from ldm.errors import ArgumentError, DataError, LDMError
 from ldm.likelihood import bound_terms
 from ldm.pipeline import Pipeline
+from ldm.training import figures
 from ldm.training.config import TrainConfig, read_config
 from ldm.training.data.idx import write_idx
 from ldm.training.loop import train
@@ -115,6 +117,16 @@ def test_figures_are_drawn_without_being_asked(guided: Path) -> None:
         assert picture.std() > 10, name
     assert Image.open(guided / "samples" / "00000004.png").size == (24, 8)
     assert not list((guided / "figures").glob(".*"))
+
+
+def test_without_matplotlib_a_run_goes_on(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setattr(figures, "find_spec", lambda name: None)
+    with pytest.warns(UserWarning, match="draws no figures; pip install"):
+        assert run(settings(data, tmp_path / "run", {}, steps=1))
+    assert not list((tmp_path / "run" / "figures").glob("*"))
 
 
 def test_diffusers_draws_from_the_run(data: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from ldm.pipeline import Defaults, Pipeline
 from ldm.scheduler import DDPMScheduler
 from ldm.training.config import TrainConfig
 from ldm.training.data import open_data
-from ldm.training.figures import draw_denoising, draw_noising, draw_through_time, evenly
+from ldm.training.figures import available, draw_denoising, draw_noising, draw_through_time, evenly
 from ldm.training.noised import check_classes, held_out_batch, noised_batch
 from ldm.training.objectives import OBJECTIVES, check_zero_snr, diffusion_loss
 from ldm.training.tables import choice, read_table, within
@@ -169,7 +169,7 @@ class PixelRecipe:
 
     def figures(self, model: nn.Module, folder: Path) -> None:
         """Noising, denoising, and the pictures of ``evaluate`` through time."""
-        if not self.options.figures:
+        if not self.options.figures or not available():
             return
         draw_through_time(folder / f"{self.step:08d}.png", self.moments)
         if self.shown is None:
