@@ -15,9 +15,11 @@ Size = tuple[int, int]
 
 def pad(picture: np.ndarray, side: int) -> np.ndarray:
     """Black around a picture up to ``side`` × ``side``; what is larger stays as it is."""
-    missing = [max(side - length, 0) for length in picture.shape[:2]]
-    margins = [(m // 2, m - m // 2) for m in missing]
-    return np.pad(picture, [*margins, (0, 0)])
+    height, width, channels = picture.shape
+    out = np.zeros((max(height, side), max(width, side), channels), np.uint8)
+    top, left = (out.shape[0] - height) // 2, (out.shape[1] - width) // 2
+    out[top : top + height, left : left + width] = picture
+    return out
 
 
 def scaled_size(stored: Size, target: Size, shorter: int | None) -> Size:

@@ -73,7 +73,11 @@ class AutoencoderRecipe:
             raise ArgumentError("options.phases ends before the run; the last needs until = 1.0")
 
     def prepare(self, accelerator: Accelerator) -> None:
-        """Nothing to do."""
+        """Read the pictures of the evaluations: what is wrong with them shall not show at the end.
+
+        Raises ArgumentError for pictures of several sizes without ``data.size``.
+        """
+        self.shown = self.data.pixels(examples(self.data.held_out, self.data.train, 64))
 
     def batch(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         phase = next(p for p in self.phases if step < p.until * self.config.steps)
@@ -96,7 +100,7 @@ class AutoencoderRecipe:
         return error + self.options.kl_weight * kl, {"kl": kl.detach()}
 
     def evaluate(self, model: nn.Module) -> tuple[Image.Image | None, dict[str, float]]:
-        x = self.data.pixels(examples(self.data.held_out, self.data.train, 64))
+        x = self.shown
         reconstruction = torch.cat(
             [model.vae.decode(model.vae.encode(part)) for part in x.split(8)]
         )
