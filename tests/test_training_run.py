@@ -32,6 +32,9 @@ from ldm.training.optimizer import build_optimizer
 TOY = Path(__file__).with_name("toy_training.py")
 
 
+pytestmark = pytest.mark.filterwarnings("ignore:the run goes on with other settings")
+
+
 @pytest.fixture(autouse=True)
 def one_thread() -> Any:
     threads = torch.get_num_threads()
@@ -256,12 +259,19 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
     assert not checkpoints(run) and not (run / "toy.safetensors").exists()
 
 
-def test_the_caller_may_stop_a_run(tmp_path: Path) -> None:
-    config = toy_config(tmp_path / "run")
-    for state in train(config, Toy(config)):
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_run_that_its_caller_stops_and_resumes(tmp_path: Path, optimizer: str) -> None:
+    whole, stopped = (
+        toy_config(tmp_path / name, optimizer=optimizer) for name in ("whole", "stopped")
+    )
+    toy_run(whole)
+    torch.manual_seed(stopped.seed)
+    for state in train(stopped, Toy(stopped)):
         state.stop = state.step == 3
-    assert [path.name for path in checkpoints(tmp_path / "run")] == ["00000003"]
-    assert len(toy_run(config)) == 5
+    assert [path.name for path in checkpoints(tmp_path / "stopped")] == ["00000003"]
+    torch.rand(7)  # whoever draws in between changes nothing
+    assert len(toy_run(stopped)) == 5
+    assert_same_state(tmp_path / "stopped", tmp_path / "whole")
 
 
 def test_a_checkpoint_of_another_model_is_named(tmp_path: Path) -> None:
