@@ -5,7 +5,8 @@ Bayes' rule the score of a class's pictures is that of all pictures and a gradie
 
     ∇ log p(x | y) = ∇ log p(x) + ∇ log p(y | x)
 
-``Denoiser`` adds it to x̂₀ (algorithm 2), and the sampler "ddpm" to its mean (algorithm 1).
+``Denoiser`` adds it to x̂₀ (algorithm 2), and the sampler "ddpm" to its mean (algorithm 1), which
+at great scales is the steadier.
 """
 
 from __future__ import annotations

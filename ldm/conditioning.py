@@ -36,11 +36,12 @@ class Conditioning:
     pooled: Tensor | None = None  # (P,), SDXL: the text in one state
     time_ids: Tensor | None = None  # (5 or 6,), float32, SDXL: sizes in pixels
     class_labels: Tensor | None = None  # (), int64: which of the model's classes
+    text: str = ""  # that all this says; the U-Net is not told it
 
     @property
     def parts(self) -> dict[str, Tensor]:
         """The tensors that are there."""
-        return {name: part for name, part in vars(self).items() if part is not None}
+        return {name: part for name, part in vars(self).items() if isinstance(part, Tensor)}
 
     @property
     def length(self) -> int:
@@ -81,6 +82,7 @@ def encode_prompts(
     clip_skip: int = 1,
     xl: bool = False,
     sizes: tuple[Tensor, Tensor] | None = None,
+    steps_before: int = 0,
 ) -> list[Prompted]:
     """The states of the prompts' tokens, in the encoders' dtype and device, prompt by prompt.
 
@@ -95,7 +97,7 @@ def encode_prompts(
     Args:
         models: the text encoders; all read all prompts.
         negatives: one for each prompt; None tells zeros in their place.
-        steps: of a whole run, for ``[a:b:0.5]``.
+        steps, steps_before: of the run and of one before it, for ``[a:b:0.5]``.
         clip_skip: as A1111 counts: 1 takes the model's own layer, 2 the one before; diffusers calls
             these None and 1.
         sizes: ``time_ids`` (5 or 6,) of the prompts and of the negative ones.
@@ -103,8 +105,9 @@ def encode_prompts(
     Raises ArgumentError for a prompt that is too long or nested too deep, or where clip_skip asks
     for a layer that is not there.
     """
-    plans = [[(schedule(text, steps), weight) for text, weight in split(p)] for p in prompts]
-    plans_not = [schedule(text, steps) for text in negatives or ()] or [[] for _ in prompts]
+    lengths = steps, steps_before
+    plans = [[(schedule(text, *lengths), weight) for text, weight in split(p)] for p in prompts]
+    plans_not = [schedule(text, *lengths) for text in negatives or ()] or [[] for _ in prompts]
     texts = [[text for lines, _ in plan for _, text in lines] for plan in plans]
     texts_not = [[text for _, text in lines] for lines in plans_not]
     encoder = PromptEncoder(models, clip_skip, xl)
@@ -178,7 +181,7 @@ class PromptEncoder:
                 contexts.append(torch.cat(rows))
                 pooled = known[chunks[0].ids][1]
             context = torch.cat(contexts, dim=-1)
-            self.told[key] = Conditioning(context, pooled if self.xl else None, size)
+            self.told[key] = Conditioning(context, pooled if self.xl else None, size, text=text)
         return self.told[key]
 
 

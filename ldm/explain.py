@@ -2,8 +2,10 @@
 
     with pipe.explain() as attention:
         picture = pipe("a red car", seed=1).images[0]
-    for word, heat in attention.words("a red car"):
+    for word, heat in attention.words():
         ...
+
+Where AND joins texts, or ``[a:b:0.5]`` changes them, each text that was heard has maps of its own.
 
 Source: Tang et al. 2022, "What the DAAM: Interpreting Stable Diffusion Using Cross Attention":
 the mean of the attention probabilities over steps, layers and heads, enlarged to one size.
@@ -12,7 +14,7 @@ the mean of the attention probabilities over steps, layers and heads, enlarged t
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -39,33 +41,64 @@ def probabilities(attention: Attention, x: Tensor, context: Tensor) -> Tensor:
 
 
 class AttentionMaps:
-    """What a U-Net's layers looked at while it was watched."""
+    """What a U-Net's layers looked at while it was watched, for each picture and text."""
 
-    def __init__(self, tokenizer: CLIPTokenizer, pictures: int) -> None:
-        self.tokenizer, self.pictures = tokenizer, pictures
+    def __init__(self, tokenizer: CLIPTokenizer) -> None:
+        self.tokenizer = tokenizer
         self._size = self._inner = (0, 0)  # of the latents; in the present transformer
-        self._sum: Tensor | None = None
-        self._count = 0
+        self._rows: list[int] = []  # which of those that the U-Net is asked are about a text …
+        self._heard: list[tuple[int, str]] = []  # … and (picture, text) of each
+        self._sums: dict[tuple[int, str], tuple[Tensor, int]] = {}  # and how many were added
 
-    @property
-    def maps(self) -> Tensor:
-        """The mean attention (pictures, tokens, h, w), float32 on the CPU: over tokens it is 1.
+    def texts(self, picture: int = 0) -> list[str]:
+        """The texts that were heard for a picture, in that order; negative prompts are not told.
 
-        Raises ArgumentError where nothing has been drawn.
+        Raises ArgumentError where no such picture has been drawn.
         """
-        if self._sum is None:
+        if not self._sums:
             raise ArgumentError("no picture was drawn within explain(); draw one, then ask")
-        return (self._sum / self._count).cpu()
+        texts = [text for mine, text in self._sums if mine == picture]
+        if not texts:
+            count = 1 + max(mine for mine, _ in self._sums)
+            raise ArgumentError(f"picture is {picture}; {count} were drawn: they count from 0")
+        return texts
 
-    def words(self, prompt: str, picture: int = 0) -> list[tuple[str, Tensor]]:
-        """Each word of the prompt, in lower case, and its map (h, w): the mean over its tokens."""
-        maps = self.maps[picture]
-        ids = [index for chunk in cut(self.tokenizer, prompt) for index in chunk.ids]
+    def maps(self, text: str | None = None, picture: int = 0) -> Tensor:
+        """Where each token of a text looked, (tokens, h, w), float32 on the CPU: 1 over tokens.
+
+        It is the mean over the steps in which the text was heard, at the size of the last latents.
+        ``text`` may be left out where the picture has only one. Raises ArgumentError for another.
+        """
+        texts = self.texts(picture)
+        if text is None and len(texts) == 1:
+            (text,) = texts
+        if text not in texts:
+            heard = ", ".join(map(repr, texts))
+            raise ArgumentError(
+                f"text is {text!r}; expected one that picture {picture} has: {heard}"
+            )
+        total, count = self._sums[picture, text]
+        return (total / count).cpu()
+
+    def words(self, text: str | None = None, picture: int = 0) -> list[tuple[str, Tensor]]:
+        """Each word of a text, in lower case, and its map (h, w): the mean over its tokens.
+
+        None: of all texts, one after the other. Raises ArgumentError as ``maps``.
+        """
+        if text is None:
+            return [pair for one in self.texts(picture) for pair in self.words(one, picture)]
+        maps = self.maps(text, picture)
+        ids = [index for chunk in cut(self.tokenizer, text) for index in chunk.ids]
         return [
             (word, maps[tokens].mean(dim=0))
             for word, tokens in self.tokenizer.words(ids)
             if any(letter.isalnum() or ord(letter) > 0x2000 for letter in word)  # no marks alone
         ]
+
+    def hear(self, rows: Sequence[tuple[int, str] | None]) -> None:
+        """What the U-Net is asked next: see ``ldm.guidance.Hear``."""
+        self._rows = [row for row, told in enumerate(rows) if told is not None]
+        self._heard = [(told[0], told[1].strip()) for told in rows if told is not None]
 
     def _see_latents(self, unet: UNet, args: tuple[Any, ...]) -> None:
         self._size = tuple(args[0].shape[2:])
@@ -75,26 +108,36 @@ class AttentionMaps:
 
     @torch.no_grad()
     def _see(self, attention: Attention, args: tuple[Any, ...]) -> None:
-        if self._inner[0] * COARSEST < self._size[0]:
+        if not self._rows or self._inner[0] * COARSEST < self._size[0]:
             return
-        # With guidance, the half without the text comes first.
-        x, context = (part[-self.pictures :] for part in args)
-        if len(x) != self.pictures:
-            raise ArgumentError(
-                f"explain() was told of {self.pictures} pictures, but {len(x)} are drawn"
-            )
+        x, context = (part[self._rows] for part in args)
         mean = probabilities(attention, x, context).mean(dim=1)
         height, width = self._inner
-        maps = rearrange(mean, "b (h w) m -> b m h w", h=height, w=width)
-        maps = F.interpolate(maps, size=self._size, mode="bilinear", align_corners=False)
-        self._sum = maps if self._sum is None else self._sum + maps
-        self._count += 1
+        maps = self._enlarged(rearrange(mean, "b (h w) m -> b m h w", h=height, w=width))
+        for told, new in zip(self._heard, maps, strict=True):
+            total, count = self._sums.get(told, (torch.zeros_like(new), 0))
+            if total.shape[1:] != new.shape[1:]:  # a second pass over a larger picture
+                total = self._enlarged(total[None])[0]
+            # In another call, the same text may be filled up to another length.
+            more = len(new) - len(total)
+            total, new = _longer(total, more), _longer(new, -more)
+            self._sums[told] = total + new, count + 1
+
+    def _enlarged(self, maps: Tensor) -> Tensor:
+        return F.interpolate(maps, size=self._size, mode="bilinear", align_corners=False)
+
+
+def _longer(maps: Tensor, more: int) -> Tensor:
+    return F.pad(maps, (0, 0, 0, 0, 0, max(more, 0)))
 
 
 @contextlib.contextmanager
-def explain(unet: UNet, tokenizer: CLIPTokenizer, pictures: int) -> Iterator[AttentionMaps]:
-    """Watch the U-Net draw ``pictures`` pictures at once; they come out the same, to the bit."""
-    maps = AttentionMaps(tokenizer, pictures)
+def explain(unet: UNet, tokenizer: CLIPTokenizer) -> Iterator[AttentionMaps]:
+    """Watch the U-Net draw; the pictures come out the same, to the bit.
+
+    Whoever asks the U-Net must call ``hear`` first.
+    """
+    maps = AttentionMaps(tokenizer)
     handles = [unet.register_forward_pre_hook(maps._see_latents)]
     for module in unet.modules():
         if isinstance(module, SpatialTransformer):

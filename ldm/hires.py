@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from ldm.errors import ArgumentError
-from ldm.inputs import check_size
+from ldm.inputs import check_numbers, check_size
 from ldm.pipeline import Pipeline, Progress
 
 STRENGTH = 0.5
@@ -50,9 +50,13 @@ def hires_fix(
     """``Pipeline.stream`` in two passes; its arguments, and:
 
     hires_scale: how much larger each side gets. hires_strength: in [0, 1], how much of the larger
-    picture is drawn anew. Raises ArgumentError for what cannot work, at once.
+    picture is drawn anew. As in A1111, ``[a:b:when]`` goes on counting in the second pass: ``when``
+    from 1 to 2 is a fraction of its steps, and whole numbers past the first pass's are steps of it.
+    Raises ArgumentError for what cannot work, at once.
     """
-    for name in ("image", "mask_image", "latents"):
+    check_numbers(hires_fix, locals())
+    check_numbers(Pipeline.stream, arguments)
+    for name in ("image", "mask_image", "latents", "steps_before"):
         if arguments.get(name) is not None:
             raise ArgumentError(f"{name} and two passes do not go together; leave one out")
     large_height, large_width = hires_size(pipe, height, width, hires_scale)
@@ -84,6 +88,7 @@ def hires_fix(
             output_type=output_type,
             height=large_height,
             width=large_width,
+            steps_before=progress.steps,
             **(arguments | seeds),
         )
         for later in second:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # reading and writing files must not wait for torch
     import torch
 
 FILE_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+ANIMATIONS = FILE_FORMATS | {".gif": "GIF"}  # which has 256 colours a frame: none for pictures
 QUALITY = {"JPEG": {"quality": 95}, "WEBP": {"quality": 95}}
 
 
@@ -70,12 +71,13 @@ def digest(image: Image.Image) -> str:
     return hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()[:10]
 
 
-def check_output(path: str | Path, overwrite: bool = False) -> None:
+def check_output(path: str | Path, overwrite: bool = False, animated: bool = False) -> None:
     """Raise the ImageError that `save_image` would raise for this path: call it before a run."""
+    formats = ANIMATIONS if animated else FILE_FORMATS
     path = Path(path)
     if path.is_dir():
         raise ImageError(f"{path} is a folder; give a file in it, such as {path / 'picture.png'}")
-    if path.suffix.lower() not in FILE_FORMATS:
+    if path.suffix.lower() not in formats:
         raise ImageError(f"{path} does not end in a known format; use .png, .jpg or .webp")
     if not path.parent.is_dir():
         raise ImageError(f"{path.parent} is not a folder; create it, or choose another for {path}")
@@ -96,14 +98,14 @@ def save_image(
     """Write a .png, .jpg or .webp file, whole or not at all.
 
     With `parameters`, it also has those and the `settings` (see metadata.py); `options` are of
-    Pillow's encoder.
+    Pillow's encoder. With its `save_all`, an animation, .gif will do, too.
 
     Raises ImageError if it cannot be written, or if `path` exists and `overwrite` is False: two
     processes that write the same path at the same time never take it from each other.
     """
     path = Path(path)
-    check_output(path, overwrite)
-    file_format = FILE_FORMATS[path.suffix.lower()]
+    check_output(path, overwrite, bool(options.get("save_all")))
+    file_format = ANIMATIONS[path.suffix.lower()]
     temporary = path.with_name(f".ldm-{secrets.token_hex(8)}.part")
     try:
         options = QUALITY.get(file_format, {}) | options

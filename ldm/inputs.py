@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from numbers import Integral
+import math
+from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral, Real
 from pathlib import Path
+from typing import Any
 
 import torch.nn.functional as F
 from PIL import ImageFilter
@@ -22,6 +24,37 @@ HALF = 0.5  # masks that are brighter are drawn anew
 Picture = str | Path | Image
 
 
+def check_numbers(function: Callable[..., Any], values: Mapping[str, Any]) -> None:
+    """Raise ArgumentError for a value that is no number where the annotation says that it is one.
+
+    It knows "int", "float", "tuple[float, float]" and each "| None"; to all others it is blind.
+    """
+    for name, annotation in function.__annotations__.items():
+        kind, *rest = annotation.split(" | ")
+        value = values.get(name, None if rest else 0)
+        if value is None and rest == ["None"]:
+            continue
+        if kind == "int" and not (isinstance(value, Integral) and not isinstance(value, bool)):
+            raise ArgumentError(f"{name} is {value!r:.60}; it must be a whole number")
+        if kind == "float" and not _is_real(value):
+            raise ArgumentError(f"{name} is {value!r:.60}; it must be a number")
+        if kind == "tuple[float, float]" and name in values:
+            pair = value if isinstance(value, list | tuple) else ()
+            if len(pair) != 2 or not all(map(_is_real, pair)):
+                raise ArgumentError(f"{name} is {value!r:.60}; it must be two numbers")
+
+
+def _is_real(value: object) -> bool:
+    """Whether it can be reckoned with; whole numbers past any float cannot."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return False
+    try:
+        math.isnan(value)
+    except OverflowError:
+        return False
+    return True
+
+
 def check_size(height: int, width: int, factor: int) -> tuple[int, int]:
     """(height, width) in pixels, unchanged. Raises ArgumentError for what no model could draw."""
     for name, value in (("height", height), ("width", width)):
@@ -35,6 +68,24 @@ def check_size(height: int, width: int, factor: int) -> tuple[int, int]:
     if max(height, width) > MAX_SIDE:
         raise ArgumentError(f"the size is {width}x{height}; a side may have {MAX_SIDE} pixels")
     return height, width
+
+
+def fit_size(
+    height: int | None,
+    width: int | None,
+    pictures: Sequence[Image] | None,
+    own: tuple[int, int],
+    factor: int,
+) -> tuple[int, int]:
+    """(height, width) to draw: as asked for, or the first picture's, or the model's ``own``.
+
+    Raises ArgumentError as ``check_size``.
+    """
+    if pictures is not None:
+        own = (pictures[0].height // factor * factor, pictures[0].width // factor * factor)
+    return check_size(
+        own[0] if height is None else height, own[1] if width is None else width, factor
+    )
 
 
 def read_pictures(

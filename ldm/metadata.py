@@ -78,6 +78,7 @@ def embed(
 ) -> dict[str, Any]:
     """The arguments with which Pillow's `save` writes both into a "PNG", "JPEG" or "WEBP".
 
+    A "GIF" has the parameters alone, in its comment, where the web UI looks for them.
     Warns where a JPEG has no room for the settings: the parameters are what other programs read.
     """
     told = None if settings is None else json.dumps({OURS: None} | dict(settings))
@@ -87,6 +88,8 @@ def embed(
         if told is not None:
             info.add_text(OURS, told)
         return {"pnginfo": info}
+    if file_format == "GIF":
+        return {"comment": parameters.encode()}
     exif = Image.Exif()
     exif[EXIF_IFD] = {USER_COMMENT: b"UNICODE\0" + parameters.encode("utf-16-be")}
     if told is not None:
@@ -103,6 +106,9 @@ def extract(image: Image.Image) -> str | None:
     """The parameters in an opened picture, or None if it has none."""
     if "parameters" in image.info:
         return str(image.info["parameters"])
+    if image.format == "GIF":
+        comment = image.info.get("comment")
+        return comment.decode(errors="replace") if isinstance(comment, bytes) else None
     comment = image.getexif().get_ifd(EXIF_IFD).get(USER_COMMENT)
     if not isinstance(comment, bytes):
         return None

@@ -9,10 +9,10 @@ models without an autoencoder, in that of the pixels (Ho et al. 2020).
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,13 +44,14 @@ from ldm.errors import ArgumentError
 from ldm.explain import AttentionMaps, explain
 from ldm.fitting import blame, check_parts
 from ldm.folders import load_folder, save_folder
-from ldm.guidance import Denoiser, Guidance
+from ldm.guidance import Denoiser, Guidance, Hear
 from ldm.inpainting import Blend, paste, unchanged
 from ldm.inputs import (
     HALF,
     Picture,
-    check_size,
+    check_numbers,
     expand,
+    fit_size,
     read_pictures,
     shrink_masks,
     to_masks,
@@ -169,6 +170,7 @@ class Pipeline:
             self.defaults = replace(self.defaults, guidance_scale=1.0)
 
         named = {"unet": unet, "text_encoder": text_encoder, "text_encoder_2": text_encoder_2}
+        self._hear: Hear | None = None  # while explain() looks on
         self.loras = Loras(
             {name: part for name, part in named.items() if part is not None}, names_of(unet.config)
         )
@@ -333,6 +335,7 @@ class Pipeline:
         eta: float = 0.0,
         clip_skip: int = 1,
         classifier_scale: float | None = None,
+        steps_before: int = 0,
         output_type: str = "pil",
     ) -> Iterator[Progress]:
         """Draw pictures, yielding after every step; the last ``Progress`` holds the ``output``.
@@ -377,11 +380,15 @@ class Pipeline:
                 one before (as A1111 counts).
             classifier_scale: how much the model's classifier pushes towards the class (see
                 ``ldm.classifier_guidance``); 0 is off, None as the model advises, else 1.
+            steps_before: steps of a pass that this call goes on from, for prompts that change:
+                numbers of steps count from its first one, and fractions from 1 to 2 are of the
+                steps that are run here ("hires fix" in A1111; see ``ldm.hires``).
             output_type: "pil", "pt" (float32 (B,3,H,W) in [0, 1]) or "latent" (scaled latents).
 
         Raises ArgumentError for an argument that cannot work: at once, not when the first step is
         asked for, and before anything is computed.
         """
+        check_numbers(Pipeline.stream, locals())
         prompts = [prompt] if isinstance(prompt, str) else list(prompt or ())
         if not all(isinstance(text, str) for text in prompts):
             raise ArgumentError(f"prompt is {prompt!r}; expected a text or a list of texts")
@@ -409,7 +416,8 @@ class Pipeline:
         step = bind(self.scheduler, choice.name, eta, steps)
         pixels = masks = None
         pictures = read_pictures(image, "image", len(prompts), num_images_per_prompt)
-        height, width = self._size(height, width, pictures)
+        factor = self.vae.config.scale
+        height, width = fit_size(height, width, pictures, self.default_size(), factor)
         if pictures is not None:
             pixels = to_pixels(pictures, height, width, self.vae.config.in_channels)
         if mask_image is not None:
@@ -419,9 +427,8 @@ class Pipeline:
             masks = to_masks(drawn, height, width, mask_blur)
         elif self.inpaints:
             raise ArgumentError("this is an inpainting model; give image and mask_image")
-        channels, factor = self.vae.config.latent_channels, self.vae.config.scale
         noise = Noise(
-            (count, channels, height // factor, width // factor),
+            (count, self.vae.config.latent_channels, height // factor, width // factor),
             seed,
             generator,
             variation_seed,
@@ -431,6 +438,8 @@ class Pipeline:
             raise ArgumentError(
                 f"latents has the shape {tuple(latents.shape)}; expected {noise.shape}"
             )
+        if steps_before < 0:
+            raise ArgumentError(f"steps_before is {steps_before}; it must be at least 0")
         negatives = spread(negative_prompt, prompts)
         labels: list[int | None] = []
         if self.classes is not None:
@@ -445,10 +454,11 @@ class Pipeline:
                 self.text_models,
                 prompts,
                 None if zeros else negatives,
-                len(steps),
+                max(len(steps) - first, 1) if steps_before else len(steps),
                 clip_skip,
                 self.xl,
                 self._sizes(height, width),
+                steps_before,
             )
         told = [one for one in prompted for _ in range(num_images_per_prompt)]
         advised = self.defaults.classifier_scale
@@ -484,7 +494,9 @@ class Pipeline:
                     known = torch.cat([small, shown], dim=1)
                 else:
                     after = Blend(start, eps, small, steps[first:])
-            denoise = Denoiser(self.unet, self.scheduler, told, guidance, known, gradient)
+            denoise = Denoiser(
+                self.unet, self.scheduler, told, guidance, known, self._hear, gradient
+            )
             if tiling:
                 denoise.tell = tiled(denoise.tell, *filter(None, (self.unet, self.classifier)))
             progress = Progress(0, len(steps) - first, x_first, x_first)
@@ -526,14 +538,21 @@ class Pipeline:
         """
         return codec.preview(self.vae, latents, self.decode)
 
-    def explain(self, pictures: int = 1) -> AbstractContextManager[AttentionMaps]:
-        """Watch where each word looks while ``pictures`` pictures are drawn at once.
+    @contextlib.contextmanager
+    def explain(self) -> Iterator[AttentionMaps]:
+        """Watch where each word looks while pictures are drawn.
 
-        ``with pipe.explain() as attention:`` draw, then ``attention.words(prompt)``; see
+        ``with pipe.explain() as attention:`` draw, then ``attention.words()``; see
         ``ldm.explain``. What is drawn does not change; drawing takes a little longer.
         """
         self._need_text("there are no words to look for")
-        return explain(self.unet, self.text_models[0].tokenizer, pictures)
+        before = self._hear
+        with explain(self.unet, self.text_models[0].tokenizer) as attention:
+            self._hear = attention.hear
+            try:
+                yield attention
+            finally:
+                self._hear = before
 
     def _output(self, result: Tensor, noise: Noise, output_type: str) -> Output:
         """``result`` is latents where they are asked for, else pixels in [-1, 1]."""
@@ -582,18 +601,6 @@ class Pipeline:
         scores = (AESTHETIC_SCORE, NEGATIVE_AESTHETIC_SCORE)
         rows = [time_ids(height, width, self.time_ids, score) for score in scores]
         return torch.tensor(rows[0], device=self.device), torch.tensor(rows[1], device=self.device)
-
-    def _size(
-        self, height: int | None, width: int | None, pictures: list[Image] | None
-    ) -> tuple[int, int]:
-        """(height, width) to draw: as asked for, or the first picture's, or the model's own."""
-        factor, (own_height, own_width) = self.vae.config.scale, self.default_size()
-        if pictures is not None:
-            own_height = pictures[0].height // factor * factor
-            own_width = pictures[0].width // factor * factor
-        return check_size(
-            own_height if height is None else height, own_width if width is None else width, factor
-        )
 
     def _first(
         self,

@@ -167,9 +167,9 @@ def test_debug_shows_where(
         ("a", "a does not end in a known format; use .png, .jpg or .webp"),
         ("a.gif", "a.gif does not end in a known format"),
         (".png", ".png does not end in a known format"),
-        (".", ". is a folder; give a file in it, such as picture.png"),
-        ("/", "/ is a folder"),
         ("file.txt/a.png", "file.txt is not a folder"),
+        ("file.txt/", "the folder file.txt cannot be made (File exists); choose another --output"),
+        ("file.txt/a/", "the folder file.txt/a cannot be made (Not a directory)"),
         ("x" * 300 + ".png", ""),  # as the system says it
     ],
 )

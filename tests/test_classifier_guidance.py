@@ -75,7 +75,8 @@ def denoiser(
     nothing = Script(((1, Conditioning()),))
     guidance = ClassifierGuidance(Classes(scheduler), [1] * count, scale)
     told = [Prompted((nothing,), nothing)] * count
-    return Denoiser(Mixture(scheduler, channels), scheduler, told, Guidance(1.0), None, guidance)
+    network = Mixture(scheduler, channels)
+    return Denoiser(network, scheduler, told, Guidance(1.0), gradient=guidance)
 
 
 def scheduler(**settings: Any) -> DDPMScheduler:

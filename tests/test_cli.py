@@ -161,6 +161,17 @@ def test_default_names(command: Command, prompt: str, name: str) -> None:
     assert Path(name).stat().st_size > 0
 
 
+@pytest.mark.parametrize("folder_name", ["new/deep/", "here", "."])
+def test_a_folder_as_output(command: Command, folder_name: str) -> None:
+    """It is made where it ends in a slash; names are those of no --output."""
+    Path("here").mkdir()
+    names, _ = command("a", "b c", "--seed", "7", "-o", folder_name)
+    where = Path(folder_name)
+    assert list(map(Path, names)) == [where / "a-7.png", where / "b-c-8.png"]
+    command("a", "--seed", "7", "-o", "alone.png")
+    assert same(names[0], "alone.png")
+
+
 @pytest.mark.parametrize(
     ("prompts", "each", "size"),
     [(1, 3, (128, 128)), (2, 3, (192, 128)), (3, 1, (128, 128)), (1, 1, (64, 64))],

@@ -67,7 +67,7 @@ def test_many(models: Path) -> None:
     assert run(models / "classes", *digits, "--grid", "-o", "grid.png") == 0
     assert Image.open("grid.png").mode == "RGB"
     Path("prompts.jsonl").write_text(
-        json.dumps({"prompt": "one", "negative_prompt": "two"}) + '\n{"prompt": "two"}\n'
+        json.dumps({"prompt": "one", "classifier_scale": 5}) + '\n{"prompt": "two"}\n'
     )
     assert run(models / "judged", "--prompts", "prompts.jsonl", "-o", "p.png") == 0
     assert Path("p-2.png").exists()

@@ -1,6 +1,7 @@
 """Heat maps are the mean of softmax(QKᵀ/√d), by the formula; watching changes nothing."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,8 +11,11 @@ from conftest import randomize
 from torch import Tensor
 
 from ldm import Pipeline
+from ldm.conditioning import encode_prompts
 from ldm.errors import ArgumentError
 from ldm.explain import AttentionMaps, probabilities
+from ldm.guidance import Denoiser, Guidance
+from ldm.hires import hires_fix
 from ldm.layers import Attention, SpatialTransformer
 from ldm.tokenizer import CLIPTokenizer
 
@@ -19,6 +23,9 @@ from ldm.tokenizer import CLIPTokenizer
 @pytest.fixture(scope="module")
 def pipe(folder) -> Pipeline:
     return Pipeline.from_pretrained(folder)
+
+
+LONG = "a cat on the mat " * 16  # two chunks
 
 
 def by_formula(layer: Attention, x: Tensor, context: Tensor) -> Tensor:
@@ -74,14 +81,116 @@ def test_maps_are_the_mean_over_steps_layers_and_heads(pipe: Pipeline) -> None:
     pipe(["a red car", "a dog"], **arguments)
     for handle in handles:
         handle.remove()
-    with pipe.explain(pictures=2) as attention:
+    with pipe.explain() as attention:
         pipe(["a red car", "a dog"], **arguments)
     want = torch.stack(seen).mean(0)
     assert len(seen) == 2 * len(layers)
-    assert attention.maps.shape == (2, 77, 8, 8)
-    assert (attention.maps - want).abs().max() < 1e-5
+    for picture, text in enumerate(("a red car", "a dog")):
+        maps = attention.maps(picture=picture)
+        assert attention.texts(picture) == [text]
+        assert maps.shape == (77, 8, 8)
+        assert (maps - want[picture]).abs().max() < 1e-5
+        assert (maps.sum(dim=0) - 1).abs().max() < 1e-5
     assert (want[0] - want[1]).abs().max() > 1e-3  # the pictures' own
-    assert (attention.maps.sum(dim=1) - 1).abs().max() < 1e-5
+
+
+def watched(pipe: Pipeline, prompt: str | list[str], **arguments: Any) -> AttentionMaps:
+    """Maps of a run, whose pictures are those of a run that nobody watches."""
+    options = {"seed": 1, "num_inference_steps": 4, "output_type": "latent"} | arguments
+    before = pipe(prompt, **options).images
+    with pipe.explain() as attention:
+        assert torch.equal(pipe(prompt, **options).images, before)
+    return attention
+
+
+def seen(pipe: Pipeline, run: str, **options: Any) -> list[Tensor]:
+    """What the U-Net is shown at each of four steps."""
+    first = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    return [first, *(p.latents for p in pipe.stream(run, seed=1, num_inference_steps=4, **options))]
+
+
+def steps_of(pipe: Pipeline, text: str, steps: list[int], x: list[Tensor]) -> Tensor:
+    """The mean maps of a plain text that is asked about x at these steps."""
+    (told,) = encode_prompts(pipe.text_models, [text], [""], 1)
+    maps = []
+    for step in steps:
+        with pipe.explain() as attention, torch.no_grad():
+            denoise = Denoiser(pipe.unet, pipe.scheduler, [told], Guidance(1.0), None, pipe._hear)
+            denoise(x[step - 1], pipe.schedule(4)[0][step - 1][0])
+        maps.append(attention.maps())
+    return torch.stack(maps).mean(0)
+
+
+def close(got: Tensor, want: Tensor) -> bool:
+    return got.shape == want.shape and bool((got - want).abs().max() < 1e-5)
+
+
+def test_texts_that_and_joins(pipe: Pipeline) -> None:
+    """Each has maps of its own, whatever the guidance; the negative prompt has none."""
+    run = "a red cat :1.5 AND dog"
+    for options in (
+        {"guidance_scale": 1.0},  # asks about nothing, too
+        {"guidance_scale": 5.0, "guidance_interval": (0.5, 5.0), "negative_prompt": "fish"},
+    ):
+        attention = watched(pipe, run, **options)
+        cat, dog = attention.texts()
+        assert (cat, dog) == ("a red cat", "dog")
+        x = seen(pipe, run, **options)
+        for text in cat, dog:
+            assert close(attention.maps(text), steps_of(pipe, text, [1, 2, 3, 4], x))
+        assert not close(attention.maps(cat), attention.maps(dog))
+        assert [word for word, _ in attention.words()] == ["a", "red", "cat", "dog"]
+        assert torch.equal(attention.words()[3][1], attention.words(dog)[0][1])
+
+
+@pytest.mark.parametrize("interval", [(0.0, math.inf), (0.5, 5.0)])
+def test_texts_of_a_schedule(pipe: Pipeline, interval: tuple[float, float]) -> None:
+    """Each over the steps in which it was heard; in those without guidance, too."""
+    run, options = "a [cat:dog:1]", {"guidance_interval": interval}
+    attention = watched(pipe, run, **options)
+    assert attention.texts() == ["a cat", "a dog"]
+    x = seen(pipe, run, **options)
+    assert close(attention.maps("a cat"), steps_of(pipe, "a cat", [1], x))
+    assert close(attention.maps("a dog"), steps_of(pipe, "a dog", [2, 3, 4], x))
+    assert not close(attention.maps("a dog"), steps_of(pipe, "a dog", [1, 2, 3], x))
+
+
+def test_prompts_of_many_lengths(pipe: Pipeline) -> None:
+    """Each picture's maps are those of the picture alone."""
+    prompts = ["a dog", LONG, "a [cat|fish]", "b AND c"]
+    attention = watched(pipe, prompts, num_inference_steps=2)
+    for index, prompt in enumerate(prompts):
+        alone = watched(pipe, prompt, seed=1 + index, num_inference_steps=2)
+        assert attention.texts(index) == alone.texts()
+        assert len(alone.texts()) == 1 + (index > 1)
+        for text in alone.texts():
+            assert close(attention.maps(text, index), alone.maps(text))
+    assert attention.maps(picture=1).shape == (154, 8, 8)
+    assert len(attention.words(picture=1)) == 5 * 16
+    with pipe.explain() as both:  # of one text, in two lengths
+        for negative in ("", LONG, ""):
+            pipe("a dog", negative_prompt=negative, num_inference_steps=1)
+    assert both.maps().shape == (154, 8, 8)
+    assert (both.maps().sum(dim=0) - 1).abs().max() < 1e-5
+
+
+def test_two_passes(pipe: Pipeline) -> None:
+    with pipe.explain() as attention:
+        *_, _ = hires_fix(pipe, "a dog", hires_scale=1.5, num_inference_steps=2)
+    assert attention.maps().shape == (77, 12, 12)
+    assert (attention.maps().sum(dim=0) - 1).abs().max() < 1e-5
+
+
+def test_a_model_that_is_told_the_scale(models: Any) -> None:
+    """LCM's are asked about the text alone; with AND, about nothing, too."""
+    ours, _ = models("lcm")
+    attention = watched(ours, ["a dog", LONG], negative_prompt="cat", num_inference_steps=1)
+    alone = watched(ours, "a dog", guidance_scale=8.5, num_inference_steps=1)
+    assert attention.texts() == ["a dog"]
+    assert close(attention.maps(picture=0), alone.maps())
+    joined = watched(ours, "dog AND cat", num_inference_steps=1)
+    assert [word for word, _ in joined.words()] == ["dog", "cat"]
+    assert not close(joined.maps(joined.texts()[0]), joined.maps(joined.texts()[1]))
 
 
 def test_watching_changes_nothing(pipe: Pipeline) -> None:
@@ -93,9 +202,10 @@ def test_watching_changes_nothing(pipe: Pipeline) -> None:
     assert torch.equal(before, during) and torch.equal(before, after)
     hooks = [hook for m in pipe.unet.modules() for hook in m._forward_pre_hooks.values()]
     assert hooks == []
-    maps = attention.maps
+    maps = attention.maps()
     pipe("a dog", **arguments)
-    assert torch.equal(attention.maps, maps)
+    assert attention.texts() == ["a red car"]
+    assert torch.equal(attention.maps(), maps)
 
 
 def test_hooks_are_off_after_an_error(pipe: Pipeline) -> None:
@@ -107,15 +217,19 @@ def test_hooks_are_off_after_an_error(pipe: Pipeline) -> None:
 def test_without_guidance_and_not_square(pipe: Pipeline) -> None:
     with pipe.explain() as attention:
         pipe("a", seed=1, num_inference_steps=1, guidance_scale=1, height=40, width=72)
-    assert attention.maps.shape == (1, 77, 5, 9)
-    assert (attention.maps.sum(dim=1) - 1).abs().max() < 1e-5
+    assert attention.maps().shape == (77, 5, 9)
+    assert (attention.maps().sum(dim=0) - 1).abs().max() < 1e-5
 
 
-@pytest.mark.parametrize(("count", "drawn"), [(3, 1), (5, 2)])
-def test_another_number_of_pictures(pipe: Pipeline, count: int, drawn: int) -> None:
-    message = f"explain\\(\\) was told of {count} pictures, but {2 * drawn} are drawn"
-    with pytest.raises(ArgumentError, match=message), pipe.explain(pictures=count):
-        pipe(["a"] * drawn, num_inference_steps=1)
+def test_what_was_not_drawn(pipe: Pipeline) -> None:
+    with pipe.explain() as attention:
+        pipe(["a", "b AND c"], num_inference_steps=1)
+    with pytest.raises(ArgumentError, match="picture is 2; 2 were drawn: they count from 0"):
+        attention.words(picture=2)
+    with pytest.raises(ArgumentError, match="text is 'b'; expected one that picture 0 has: 'a'"):
+        attention.maps("b")
+    with pytest.raises(ArgumentError, match="text is None; expected .* picture 1 has: 'b', 'c'"):
+        attention.maps(picture=1)
 
 
 def test_nothing_drawn(pipe: Pipeline) -> None:
@@ -127,8 +241,8 @@ def test_nothing_drawn(pipe: Pipeline) -> None:
 
 def words(tokenizer: CLIPTokenizer, prompt: str) -> list[tuple[str, list[int]]]:
     """Each word, and which tokens it was made of: a map's pixel i is lit by token i alone."""
-    attention = AttentionMaps(tokenizer, 1)
-    attention._sum, attention._count = torch.eye(154).view(1, 154, 154, 1), 1
+    attention = AttentionMaps(tokenizer)
+    attention._sums = {(0, prompt): (torch.eye(154).view(154, 154, 1), 1)}
     return [(word, heat[:, 0].nonzero()[:, 0].tolist()) for word, heat in attention.words(prompt)]
 
 
@@ -154,11 +268,11 @@ def test_words_and_their_tokens(pipe: Pipeline) -> None:
 
 
 def test_the_mean_over_a_words_tokens(pipe: Pipeline) -> None:
-    attention = AttentionMaps(pipe.tokenizer, 1)
-    attention._sum = 2 * torch.arange(77.0).view(1, 77, 1, 1)
-    attention._count = 2
+    attention = AttentionMaps(pipe.tokenizer)
+    text = "pneumonoultra, x"
+    attention._sums = {(0, text): (2 * torch.arange(77.0).view(77, 1, 1), 2)}
     tokens = range(1, 1 + len(pipe.tokenizer.encode("pneumonoultra")))
-    (_, long), (_, x) = attention.words("pneumonoultra, x")
+    (_, long), (_, x) = attention.words(text)
     assert len(tokens) > 2
     assert (long.item(), x.item()) == (sum(tokens) / len(tokens), len(tokens) + 2)
-    assert np.isclose(attention.maps.sum(), sum(range(77)))
+    assert np.isclose(attention.maps().sum(), sum(range(77)))

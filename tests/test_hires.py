@@ -37,6 +37,33 @@ def test_the_second_pass_is_image_to_image(models: Any) -> None:
         assert (np.asarray(got) == np.asarray(want)).all()
 
 
+@pytest.mark.parametrize(
+    ("when", "first", "second"),
+    [
+        ("0.5", "[a:b:2]", "b"),  # over before the second pass
+        ("1.5", "a", "[a:b:1]"),  # half of the two steps that it runs, not of its four
+        ("5", "a", "[a:b:1]"),  # the first step after the first pass's four
+        ("2.0", "a", "a"),
+    ],
+)
+def test_prompts_go_on_changing(models: Any, when: str, first: str, second: str) -> None:
+    ours, _ = models("sd")
+    options = {"seed": 7, "output_type": "pt"}
+    large = ARGUMENTS | {"height": 40, "width": 64}
+    negatives = {"negative_prompt": f"[c:d:{when}]"}
+    *_, last = hires_fix(
+        ours, f"[a:b:{when}]", hires_scale=1.5, hires_strength=0.5, **options, **negatives,
+        **ARGUMENTS,
+    )  # fmt: skip
+    swap = str.maketrans("ab", "cd")
+    (small,) = ours(first, seed=7, negative_prompt=first.translate(swap), **ARGUMENTS).images
+    again = {"image": small, "strength": 0.5, **options, **large}
+    want = ours(second, negative_prompt=second.translate(swap), **again).images
+    assert torch.equal(last.output.images, want)
+    others = [ours(text, negative_prompt="d", **again).images for text in ("a", "b", "[a:b:1]")]
+    assert len({picture.numpy().tobytes() for picture in others}) == 3
+
+
 def test_progress_counts_both_passes(models: Any) -> None:
     ours, _ = models("sd")
     seen = list(hires_fix(ours, "a", hires_scale=2, hires_strength=0.5, **ARGUMENTS))
@@ -58,6 +85,10 @@ def test_progress_counts_both_passes(models: Any) -> None:
         ({"height": 8192, "width": 512}, "16384|pixels"),
         ({"image": "x.png"}, "image and two passes"),
         ({"seed": -1}, "seed is -1"),
+        ({"steps_before": 3}, "steps_before and two passes"),
+        ({"hires_scale": "2"}, "hires_scale is '2'; it must be a number"),
+        ({"hires_strength": None}, "hires_strength is None; it must be a number"),
+        ({"num_inference_steps": 2.5}, "num_inference_steps is 2.5; it must be a whole number"),
     ],
 )
 def test_what_cannot_work_is_told_at_once(models: Any, arguments: Any, message: str) -> None:

@@ -269,7 +269,7 @@ def test_info(both: Callable[[str], Both], tmp_path: Path) -> None:
         (lambda p: p(classifier_scale=1.0), "classifier_scale is 1.0, but .* no classifier"),
         (lambda p: p.load_lora_weights("x.safetensors"), "this model reads no text: LoRAs"),
         (lambda p: p.load_textual_inversion("x.bin"), "this model reads no text: a textual inv"),
-        (lambda p: p.explain(), "this model reads no text: there are no words"),
+        (lambda p: p.explain().__enter__(), "this model reads no text: there are no words"),
     ],
 )
 def test_what_needs_a_text_says_so(

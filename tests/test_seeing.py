@@ -6,12 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.ImageFilter import BoxBlur
 
 import ldm.sheets
 from ldm import Pipeline
 from ldm.cli.common import FAILED, USAGE
 from ldm.cli.generate import main
-from ldm.cli.seeing import chosen
+from ldm.cli.seeing import chosen, few_colours
+from ldm.hires import hires_fix
 from ldm.images import read_parameters, resize, to_pil
 from ldm.metadata import parse_parameters
 from ldm.sheets import GAP, heat
@@ -90,7 +92,7 @@ def test_all_three_beside_each_picture(command: Command, pipe: Pipeline) -> None
     for name in names:
         assert parse_parameters(read_parameters(name))["Seed"] == ("5" if "-1" in name else "6")
 
-    with pipe.explain(pictures=2) as attention:
+    with pipe.explain() as attention:
         run = list(pipe.stream(["a red car"] * 2, seed=5, num_inference_steps=3))
     strip = Image.open("a-2-steps.png")
     assert strip.width == 3 * (64 + 2 * GAP)
@@ -118,6 +120,58 @@ def test_all_three_beside_each_picture(command: Command, pipe: Pipeline) -> None
     first = pixels(heat(Image.open("a-2.png"), maps[0][1].numpy()))
     assert (cell(words, 1) == first).all()
     assert first.std() > 10
+
+
+def test_a_gif(command: Command, pipe: Pipeline) -> None:
+    """Each frame has the colours that suit it, not those of the first."""
+    argv = ["a red car", "--seed", "5", "--steps", "3", "-o", "a.png"]
+    names, told = command(*argv, "--animation", "gif")
+    assert (names, told) == (["a.png", "a-animation.gif"], [])
+    animation = Image.open("a-animation.gif")
+    assert (animation.n_frames, animation.info["loop"]) == (4, 0)
+    assert read_parameters("a-animation.gif") == read_parameters("a.png")
+    run = pipe.stream("a red car", seed=5, num_inference_steps=3)
+    small = [to_pil(pipe.preview(progress.x0) * 2 - 1)[0] for progress in run]
+    want = [pixels(resize(frame, 64, 64)) for frame in small] + [pixels("a.png")]
+    for index, frame in enumerate(want):
+        animation.seek(index)
+        assert animation.info["duration"] == (1500 if index == 3 else 1000)
+        got = pixels(animation)
+        assert (got == pixels(few_colours(Image.fromarray(frame.astype(np.uint8))))).all()
+        assert np.abs(got - frame).mean() < 10
+    Path("a.png").unlink()
+    _, (error,) = command(*argv[:-1], "a.gif", code=FAILED)
+    assert error.startswith("error: a.gif does not end in a known format")
+
+
+def test_few_colours() -> None:
+    """On a slope between colours, dots of 256 look like it from three pixels away."""
+    x, y = np.meshgrid(np.linspace(0, 255, 128), np.linspace(0, 255, 128))
+    slope = Image.fromarray(np.stack([x, y, 255 - x], axis=-1).astype(np.uint8))
+    few = few_colours(slope)
+    assert len(few.getcolors()) > 200
+    near, far = (
+        np.abs(pixels(one.filter(BoxBlur(1))) - pixels(slope.filter(BoxBlur(1)))).mean()
+        for one in (few.convert("RGB"), slope.quantize(256, dither=0).convert("RGB"))
+    )
+    assert near < 1 < 1.5 < far
+
+
+def test_words_of_all_texts(command: Command, pipe: Pipeline) -> None:
+    """A row's worth of words for each text that AND joins and that was heard, in two passes."""
+    prompt = "a cat AND [red|blue]"
+    command(prompt, "--seed", "5", "--steps", "2", "--hires-scale", "1.5", "-o", "a.png",
+            "--explain", "--save-steps", "--animation", "gif")  # fmt: skip
+    with pipe.explain() as attention:
+        *_, last = hires_fix(pipe, prompt, hires_scale=1.5, seed=5, num_inference_steps=2)
+    assert (pixels(last.output.images[0]) == pixels("a.png")).all()
+    maps = attention.words()
+    assert [word for word, _ in maps] == ["a", "cat", "red", "blue"]
+    words, side = Image.open("a-words.png"), 96 + 2 * GAP
+    shown = pixels(words.crop((2 * side + GAP, GAP, 2 * side + GAP + 96, GAP + 96)))
+    assert (shown == pixels(heat(last.output.images[0], maps[1][1].numpy()))).all()
+    assert Image.open("a-steps.png").width == 3 * side
+    assert Image.open("a-animation.gif").size == (96, 96)
 
 
 def test_a_picture_of_a_batch_again(command: Command) -> None:
@@ -220,7 +274,7 @@ def test_sizes_of_a_plot(command: Command) -> None:
         (["--save-steps", "--grid"], "--save-steps is about single pictures; leave --grid out"),
         (["--animation", "png", "--x", "steps=1"], "--animation is about single pictures; leave"),
         (["--explain", "--y", "steps=1"], "--explain is about single pictures; leave --y out"),
-        (["--animation", "gif"], "argument --animation: invalid choice: 'gif'"),
+        (["--animation", "bmp"], "argument --animation: invalid choice: 'bmp'"),
     ],
 )
 def test_refused_before_the_model_is_loaded(
@@ -241,6 +295,8 @@ def test_refused_before_the_model_is_loaded(
         (["--save-steps"], "the strip of --save-steps would have "),
         (["--animation", "webp"], "the animation would have 51 frames of 64x64 = 208,896 pixels"),
         (["--explain", "b c d e f g h i j"], "the words of --explain would have "),
+        (["--explain", "b c d AND e f g AND [h|i|j]"], "the words of --explain would have "),
+        (["--explain", "b c", "--hires-scale", "2"], "the words of --explain would have "),
         (["--grid", "--num-images", "30"], "the sheet would have "),
         (["--x", "guidance_scale=" + "1," * 30 + "1"], "the sheet would have "),
         (["--x", "steps=1,100000"], "num_inference_steps is 100000; it must be at least 1 and fit"),

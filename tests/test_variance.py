@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ldm.config import SchedulerConfig
 from ldm.samplers import Told, bind, from_config, plan, sample
+from ldm.samplers.ddim import ddim
 from ldm.samplers.ddpm import ddpm, variance
 from ldm.scheduler import CLEAN, DDPMScheduler, Level
 
@@ -144,6 +145,36 @@ def test_a_gradient_shifts_the_mean_by_the_variance() -> None:
     assert torch.equal(
         step(gradient, last, CLEAN, "fixed_large"), step(None, last, CLEAN, "fixed_large")
     )
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.7])
+@pytest.mark.parametrize("clip", [None, 0.5])
+def test_a_gradient_shifts_ddim_past_its_clamp(clip: float | None, eta: float) -> None:
+    """Dhariwal & Nichol 2021, algorithm 2: ε̂ − σ g, and the x̂₀ that goes with it."""
+    model = DDPMScheduler(SchedulerConfig())
+    a, b = model.level(500), model.level(400)
+    x, eps, gradient = torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(0))
+
+    class Guided:
+        scale = 3.0
+
+        def tell(self, x: Tensor, level: Level) -> Told:
+            return Told((x - level.sigma * eps) / level.alpha, None, self.scale * gradient)
+
+        def __call__(self, x: Tensor, level: Level) -> Tensor:
+            told = self.tell(x, level)
+            return told.x0 + level.sigma**2 / level.alpha * told.gradient
+
+    def step(denoise: Guided) -> Tensor:
+        return ddim(denoise, x, a, b, [], lambda: torch.ones(SHAPE), eta, clip)[0]
+
+    free = Guided()
+    free.scale = 0.0
+    s = eta * b.sigma / a.sigma * (1 - (a.alpha / b.alpha) ** 2) ** 0.5
+    shifted = eps - a.sigma * 3 * gradient
+    of_x0 = (x - a.sigma * shifted) / a.alpha - (x - a.sigma * eps) / a.alpha
+    want = b.alpha * of_x0 + (b.sigma**2 - s**2) ** 0.5 * (shifted - eps)
+    assert difference(step(Guided()) - step(free), want) <= 1e-5
 
 
 @pytest.mark.parametrize("kind", ["learned_range", "learned", "fixed_small_log", "fixed_large_log"])

@@ -52,6 +52,8 @@ def with_file(arguments: argparse.Namespace, argv: Sequence[str]) -> argparse.Na
     """
     if arguments.from_file is None:
         return arguments
+    if arguments.prompts is not None:
+        raise ArgumentError("--prompts takes all texts from a file; leave --from out")
     from ldm.recipe import read_recipe
 
     path = Path(arguments.from_file)

@@ -17,13 +17,14 @@ from ldm.cli import seeing
 from ldm.cli.again import parse, with_file
 from ldm.cli.common import FAILED, fail, importing_torch, run, tell
 from ldm.cli.grids import grid_columns, lay_out
-from ldm.cli.jobs import Job, my_share, plan_jobs, processes
+from ldm.cli.jobs import Job, batches, my_share, plan_jobs, processes
 from ldm.cli.loras import LoraUse
 from ldm.cli.options import check, model_arguments
 from ldm.cli.plots import Plot, read_plot
+from ldm.cli.prompts_file import Line
 from ldm.cli.recording import picture_texts
 from ldm.cli.seeing import Watch
-from ldm.cli.steer import hires_strength, masked, read_mask, steering
+from ldm.cli.steer import given_pictures, hires_strength, masked, read_given, steering
 from ldm.errors import LDMError
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
     from ldm.pipeline import Pipeline, Progress
 
-Given = tuple["Image | None", "Image | None"]  # the image to start from, the mask of what is anew
 BAR = "{desc}{percentage:3.0f}%|{bar}| {n}/{total} [{elapsed}<{remaining}, {rate_inv_fmt}]"
 REFRESH = 10  # seconds between two lines of progress in a log file
 
@@ -39,6 +39,7 @@ REFRESH = 10  # seconds between two lines of progress in a log file
 def generate(arguments: argparse.Namespace) -> None:
     """Check what can be checked, load the model, draw in batches, save each picture when done."""
     began = time.monotonic()
+    read_given.cache_clear()
     seeing.check(arguments)
     plot, bad = read_plot(arguments), []  # which checks its cells
     if plot:
@@ -52,10 +53,8 @@ def generate(arguments: argparse.Namespace) -> None:
         for complaint in bad:
             fail(complaint, FAILED)
 
-    from ldm.images import load_image  # before PyTorch: a wrong file is told at once
-
-    image = None if arguments.image is None else load_image(arguments.image)
-    given = image, _ = read_mask(image, arguments)
+    if not arguments.prompts:
+        given_pictures(arguments)  # before PyTorch: a wrong file is told at once
     say: Callable[[str], None] = (lambda line: None) if arguments.quiet else tell
 
     if jobs and not todo:
@@ -74,14 +73,14 @@ def generate(arguments: argparse.Namespace) -> None:
         say(f"{embedding}: use it as {pipe.load_textual_inversion(embedding)}")
     put_on(pipe, {use for job in jobs for use in job.loras}, say)
     loaded, steps = time.monotonic(), 0
-    if image is not None:
-        for own in dict.fromkeys(job.line for job in jobs):
-            size = image_size(pipe, image, own.arguments)
-            own.arguments.width, own.arguments.height = size
-    check_sizes(pipe, todo, plot, given)
+    for line in dict.fromkeys(job.line for job in jobs):
+        own = line.arguments
+        if own.image is not None:
+            own.width, own.height = image_size(pipe, given_pictures(own)[0], own)
+    todo = checked(pipe, todo, plot, arguments, bad)
     pictures: list[Image] = []
     done = 0
-    for batch, drawn, watch in draw_all(pipe, todo, given, arguments, say, bad):
+    for batch, drawn, watch in draw_all(pipe, todo, arguments, say, bad):
         steps += watch.steps
         done += len(batch)
         if arguments.grid or plot:
@@ -93,7 +92,7 @@ def generate(arguments: argparse.Namespace) -> None:
             texts = picture_texts(pipe, job, picture, batch)
             save(picture, job.path, texts, arguments.force)
             paths = seeing.beside(job.path, arguments)
-            for name, shown, options in watch.files(index + arguments.replay[1], job.text, picture):
+            for name, shown, options in watch.files(index + arguments.replay[1], picture):
                 save(shown, paths[name], texts, arguments.force, **options)
     if arguments.grid or plot:
         whole, columns = lay_out(pictures, jobs, arguments, plot)
@@ -113,7 +112,6 @@ def generate(arguments: argparse.Namespace) -> None:
 def draw_all(
     pipe: Pipeline,
     todo: list[list[Job]],
-    given: Given,
     arguments: argparse.Namespace,
     say: Callable[[str], None],
     bad: list[str],
@@ -125,7 +123,7 @@ def draw_all(
         line = batch[0].line
         use_only(pipe, batch[0].loras)
         try:
-            drawn, watch = draw(pipe, batch, given, line.arguments, say)
+            drawn, watch = draw(pipe, batch, line.arguments, say)
         except LDMError as error:
             if not line.number:
                 raise
@@ -133,10 +131,15 @@ def draw_all(
             if len(lines) > 1:  # which of them is it?
                 left.extendleft(reversed(lines))
                 continue
-            bad.append(f"{arguments.prompts}:{line.number}: {error}")
-            fail(bad[-1], FAILED)
+            note(bad, line, error, arguments)
         else:
             yield batch, drawn, watch
+
+
+def note(bad: list[str], line: Line, error: LDMError, arguments: argparse.Namespace) -> None:
+    """Tell what is wrong with a line of ``--prompts``; the others go on."""
+    bad.append(f"{arguments.prompts}:{line.number}: {error}")
+    fail(bad[-1], FAILED)
 
 
 def put_on(pipe: Pipeline, uses: set[LoraUse], say: Callable[[str], None]) -> None:
@@ -178,31 +181,61 @@ def image_size(pipe: Pipeline, image: Image, arguments: argparse.Namespace) -> t
     return width or fit(image.width), height or fit(image.height)
 
 
-def check_sizes(pipe: Pipeline, todo: list[list[Job]], plot: Plot | None, given: Given) -> None:
-    """Raise ArgumentError, before anything is drawn, for what some of it could not do."""
+def checked(
+    pipe: Pipeline,
+    todo: list[list[Job]],
+    plot: Plot | None,
+    arguments: argparse.Namespace,
+    bad: list[str],
+) -> list[list[Job]]:
+    """The batches without the lines of ``--prompts`` that could not be drawn.
+
+    Raises ArgumentError, before anything is drawn, where that is said elsewhere.
+    """
+    count = sum(map(len, todo))
+    good: list[list[Job]] = []
+    for batch in todo:
+        jobs: list[Job] = []
+        for line, own in groupby(batch, key=lambda job: job.line):
+            mine = list(own)
+            try:
+                check_sizes(pipe, mine, plot, count)
+                jobs += mine
+            except LDMError as error:
+                if not line.number:
+                    raise
+                note(bad, line, error, arguments)
+        good += batches(jobs, len(batch))
+    return good
+
+
+def check_sizes(pipe: Pipeline, jobs: list[Job], plot: Plot | None, count: int) -> None:
+    """Raise ArgumentError for what some of a line's jobs could not do; ``count``: of all lines."""
+    from ldm.hires import hires_size
     from ldm.sheets import check_size, sheet_size
 
     height, width = pipe.default_size()
-    count = sum(map(len, todo))
-    for batch in todo:
-        own = batch[0].line.arguments
-        steps, first = run_levels(pipe, given, own)
-        size = (own.width or width, own.height or height)
-        seeing.check_sizes(own, *size, steps - first, [job.text for job in batch])
-        if plot or own.grid:
-            columns = plot.columns if plot else grid_columns(own, count)
-            check_size(*sheet_size(count, columns, *size), "the sheet", batch[0].path)
-        if plot:
-            open_stream(pipe, batch, given, own)
+    own = jobs[0].line.arguments
+    steps, first = run_levels(pipe, own)
+    size, run = (own.width or width, own.height or height), steps - first
+    if own.hires_scale is not None:
+        height, width = hires_size(pipe, own.height, own.width, own.hires_scale)
+        size, run = (width, height), run + steps
+    seeing.check_sizes(own, *size, run, [job.text for job in jobs])
+    if plot or own.grid:
+        columns = plot.columns if plot else grid_columns(own, count)
+        check_size(*sheet_size(count, columns, *size), "the sheet", jobs[0].path)
+    if plot:
+        open_stream(pipe, jobs, own)
 
 
 def open_stream(
-    pipe: Pipeline, batch: list[Job], given: Given, arguments: argparse.Namespace
+    pipe: Pipeline, batch: list[Job], arguments: argparse.Namespace
 ) -> Iterator[Progress]:
     """The steps of a batch, which begin when the first is asked for."""
     from ldm.hires import hires_fix
 
-    image, mask = given
+    image, mask = given_pictures(arguments)
     size, index = arguments.replay  # of --from: 1 and 0 but for a picture that was one of a batch
     seed, variation_seed = batch[0].seed, batch[0].variation_seed
     if variation_seed is None:
@@ -224,28 +257,28 @@ def open_stream(
         **steering(arguments),
     }
     texts = [job.text for job in batch for _ in range(size)]
-    strength = strength_of(given, arguments)
+    strength = strength_of(arguments)
     if arguments.hires_scale is not None:
         scale = arguments.hires_scale
         return hires_fix(pipe, texts, hires_scale=scale, hires_strength=strength, **options)
     return pipe.stream(texts, image=image, mask_image=mask, strength=strength, **options)
 
 
-def strength_of(given: Given, arguments: argparse.Namespace) -> float | None:
+def strength_of(arguments: argparse.Namespace) -> float | None:
     """Of the pass that draws over a picture; None where there is none."""
     if arguments.hires_scale is not None:
         return hires_strength(arguments)
-    return None if given[0] is None else arguments.strength
+    return None if arguments.image is None else arguments.strength
 
 
-def run_levels(pipe: Pipeline, given: Given, arguments: argparse.Namespace) -> tuple[int, int]:
+def run_levels(pipe: Pipeline, arguments: argparse.Namespace) -> tuple[int, int]:
     """How many steps a run has, and the first of them that is run over a picture."""
     levels, start = pipe.schedule(
         arguments.num_inference_steps,
-        strength_of(given, arguments),
+        strength_of(arguments),
         arguments.sampler,
         arguments.schedule,
-        masked=given[1] is not None,
+        masked=masked(arguments),
     )
     return len(levels), start
 
@@ -253,20 +286,19 @@ def run_levels(pipe: Pipeline, given: Given, arguments: argparse.Namespace) -> t
 def draw(
     pipe: Pipeline,
     batch: list[Job],
-    given: Given,
     arguments: argparse.Namespace,
     say: Callable[[str], None],
 ) -> tuple[list[Image], Watch]:
     """The pictures of a batch, with progress on stderr; and what was seen on the way."""
     from tqdm import tqdm
 
-    stream = open_stream(pipe, batch, given, arguments)
+    stream = open_stream(pipe, batch, arguments)
     first, last = batch[0].seed, batch[-1].seed
     seeds = f"seed {first}" if first == last else f"seeds {first} to {last}"
-    steps, start = run_levels(pipe, given, arguments)
+    steps, start = run_levels(pipe, arguments)
     total = steps - start
     told = f"{steps} step{'s' * (steps > 1)}"
-    if given[0] is not None:
+    if arguments.image is not None:
         width, height = arguments.width, arguments.height
         told = f"{width}x{height}, strength {arguments.strength:g}: {total} of {steps} steps"
     if arguments.hires_scale is not None:
@@ -275,9 +307,8 @@ def draw(
     say(f"{seeds}, {told}")
     terminal = sys.stderr.isatty()
     size, index = arguments.replay
-    watching = seeing.watching(pipe, arguments, len(batch) * size)
     with (
-        watching as watch,
+        seeing.watching(pipe, arguments) as watch,
         tqdm(
             total=total,
             unit="step",

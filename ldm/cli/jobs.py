@@ -14,6 +14,7 @@ from ldm.cli.loras import LoraUse, find_lora, lora_option, split_tags
 from ldm.cli.options import MAX_PICTURES
 from ldm.cli.prompts_file import Line, read_prompts
 from ldm.cli.seeing import beside
+from ldm.cli.steer import given_pictures
 from ldm.errors import ArgumentError, ImageError, LDMError
 
 NAME_BYTES = 100  # of the prompt in a file's name; file systems allow 255 in all
@@ -34,7 +35,7 @@ class Job:
 
     def follows(self, other: Job) -> bool:
         """Whether one run may draw both: the next seed, and all else alike."""
-        if self.variation_seed is None:
+        if other.variation_seed is None:
             next_one = (other.seed + 1, None)
         else:
             next_one = (other.seed, other.variation_seed + 1)
@@ -53,7 +54,7 @@ def plan_jobs(arguments: argparse.Namespace) -> tuple[list[Job], list[str]]:
     """
     from ldm.images import check_output
 
-    if arguments.output is not None:
+    if arguments.output is not None and not is_folder(arguments.output):
         check_output(arguments.output, overwrite=True)
     first = secrets.randbelow(2**32) if arguments.seed == -1 else arguments.seed
     if arguments.prompts is not None:
@@ -79,11 +80,14 @@ def plan_lines(
         own, seed, before, number = line.arguments, first, done, done + 1
         if "seed" in line.said:
             seed, before = secrets.randbelow(2**32) if own.seed == -1 else own.seed, 0
+        elif own.variation_strength and "variation_seed" in line.said:
+            before = 0
         if "output" in line.said:
             number = 1 if own.num_images > 1 else None
         try:
             if line.error is not None:
                 raise line.error
+            given_pictures(own)  # a wrong file is told before PyTorch is imported
             mine = plan(line, seed, before, number)
             check_files(mine, taken)
         except LDMError as error:
@@ -100,9 +104,12 @@ def plan_lines(
 def plan(line: Line, first: int, before: int, number: int | None) -> list[Job]:
     """The pictures of a line; seeds count up, and so do the numbers in their files' names.
 
-    first: the seed; before: how many pictures have counted it up.
+    first: the seed; before: how many pictures have counted it up. Raises ImageError for a folder
+    that cannot be made.
     """
     arguments = line.arguments
+    if arguments.output is not None and is_folder(arguments.output):
+        make_folder(Path(arguments.output))
     always = [lora_option(text) for text in arguments.lora]
     tags_of_all = [f"<lora:{path.stem}:{number_text(scale)}>" for path, scale in always]
     jobs = []
@@ -131,7 +138,7 @@ def check_files(jobs: list[Job], taken: dict[Path, int]) -> None:
         if processes()[1] == 1:  # else the next process may have drawn it already
             check_new(job)
         for path in files(job):
-            check_output(path, overwrite=True)
+            check_output(path, overwrite=True, animated=path != job.path)
 
 
 def batches(jobs: list[Job], size: int) -> Iterator[list[Job]]:
@@ -183,11 +190,29 @@ def my_share(jobs: list[Job], arguments: argparse.Namespace) -> list[list[Job]]:
     return [batch for batch in mine if not all(os.path.lexists(job.path) for job in batch)]
 
 
+def is_folder(output: str) -> bool:
+    """Whether ``--output`` says where the files shall be, and not how one is called."""
+    return output.endswith(("/", os.sep)) or os.path.isdir(output)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder where there is none."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ImageError(
+            f"the folder {path} cannot be made ({error.strerror}); choose another --output"
+        ) from None
+
+
 def file_name(output: str | None, prompt: str, seed: int | str, number: int | None) -> Path:
-    """``--output``, with a number where there are several; else one of the prompt and the seed."""
-    if output is not None:
+    """``--output``, with a number where there are several; else one of the prompt and the seed.
+
+    The latter also in a folder that ``--output`` names.
+    """
+    if output is not None and not is_folder(output):
         path = Path(output)
         return path if number is None else path.with_stem(f"{path.stem}-{number}")
     words = "".join(c if c.isalnum() else " " for c in prompt.lower()).split()
     short = "-".join(words).encode()[:NAME_BYTES].decode(errors="ignore").strip("-")
-    return Path(f"{short or 'picture'}-{seed}.png")
+    return Path(output or "", f"{short or 'picture'}-{seed}.png")

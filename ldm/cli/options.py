@@ -81,9 +81,9 @@ def parser(kind: type[Parser] = Parser) -> Parser:
         "-o",
         "--output",
         type=filled,
-        metavar="FILE",
-        help=".png, .jpg or .webp; numbered where there are several (default: a .png named after "
-        "the prompt and the seed)",
+        metavar="PATH",
+        help=".png, .jpg or .webp; numbered where there are several. Or a folder, such as out/, "
+        "for files named after the prompt and the seed (default: here)",
     )
     add("--force", action="store_true", help="overwrite files that exist")
     add(
@@ -186,7 +186,7 @@ def parser(kind: type[Parser] = Parser) -> Parser:
     )
     add(
         "--animation",
-        choices=("webp", "png"),
+        choices=("webp", "png", "gif"),
         help="save an animation of the steps beside the picture, in rough colours",
     )
     add(
@@ -253,7 +253,9 @@ def filled(text: str) -> str:
 def check(arguments: argparse.Namespace) -> None:
     """Raise ArgumentError for what no model could do; ``Pipeline.stream`` checks the rest."""
     if arguments.prompts is not None:
-        for given, name in ((arguments.prompt != [""], "a prompt"), (arguments.grid, "--grid")):
+        others = {"a prompt": arguments.prompt != [""]}
+        others |= {f"--{name}": getattr(arguments, name) for name in ("grid", "x", "y")}
+        for name, given in others.items():
             if given:
                 raise ArgumentError(f"--prompts takes all texts from a file; leave {name} out")
     check_counts(arguments, "num_images", "batch_size", "num_inference_steps", "width", "height")
@@ -270,8 +272,10 @@ def check(arguments: argparse.Namespace) -> None:
             "--skip-existing needs a --seed, by which files are known again, and goes neither "
             "with --force nor with --grid"
         )
-    check_steering(arguments)
     read_names(arguments.sampler, arguments.schedule)
+    if arguments.prompts is not None:  # each line is checked with what it adds
+        return
+    check_steering(arguments)
     if arguments.strength is None:
         arguments.strength = 1.0 if masked(arguments) else STRENGTH
     elif arguments.image is None:

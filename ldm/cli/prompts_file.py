@@ -15,9 +15,19 @@ from ldm.errors import ArgumentError, LDMError
 # What a line may say; the rest is for the whole command. The other names are Python's.
 KEYS = (
     "prompt negative_prompt seed num_images width height num_inference_steps guidance_scale "
-    "sampler eta clip_skip strength output"
+    "guidance_rescale guidance_interval sampler schedule eta clip_skip image mask mask_blur "
+    "paste_back outpaint strength hires_scale hires_strength variation_seed variation_strength "
+    "classifier_scale tiling output"
 ).split()
-ALSO = {"steps": "num_inference_steps", "num_images_per_prompt": "num_images"}
+ALSO = {
+    "steps": "num_inference_steps",
+    "num_images_per_prompt": "num_images",
+    "mask_image": "mask",
+    "no_paste_back": "paste_back",  # which is then the other way round
+}
+TEXTS = ("prompt", "output", "image", "mask")
+SWITCHES = ("tiling", "paste_back")
+LISTS = ("guidance_interval", "outpaint")  # of numbers, or as on the command line
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,26 +98,44 @@ def _names(said: dict[str, Any]) -> dict[str, Any]:
             raise ArgumentError(f"{key!r} is no argument of a line; these are: {known}")
         if name in own:
             raise ArgumentError(f"{key!r} is said twice")
-        if isinstance(value, bool) or not isinstance(value, str | int | float):
-            raise ArgumentError(f"{key} is {json.dumps(value)}; expected a text or a number")
-        if name in ("prompt", "output") and (not isinstance(value, str) or "\0" in value):
-            raise ArgumentError(f"{key} is {json.dumps(value)}; expected a text")
-        own[name] = value
+        own[name] = _value(key, name, value)
     if "prompt" not in own:
         raise ArgumentError('it has no "prompt"')
     return own
+
+
+def _value(key: str, name: str, value: Any) -> str | int | float | bool:
+    """A value as the command line would have it. Raises ArgumentError for one of another kind."""
+    told = f"{key} is {json.dumps(value)}"
+    if name in SWITCHES:
+        if not isinstance(value, bool):
+            raise ArgumentError(f"{told}; expected true or false")
+        return value != key.startswith("no_")
+    if name in LISTS and isinstance(value, list) and all(map(_is_number, value)):
+        return ",".join(map(str, value))
+    if not isinstance(value, str) and not _is_number(value):
+        raise ArgumentError(f"{told}; expected a text or a number")
+    if name in TEXTS and (not isinstance(value, str) or "\0" in value):
+        raise ArgumentError(f"{told}; expected a text")
+    return value
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _merge(
     said: dict[str, Any], arguments: argparse.Namespace, rules: Parser
 ) -> argparse.Namespace:
     """The command line's arguments with those that a line says."""
-    argv = [f"--{k.replace('_', '-')}={v}" for k, v in said.items() if k != "prompt"]
+    switches = {name: said[name] for name in SWITCHES if name in said}
+    rest = [name for name in said if name not in ("prompt", *SWITCHES)]
+    argv = [f"--{name.replace('_', '-')}={said[name]}" for name in rest]
     # A namespace that has a value already keeps it where the line says nothing.
     before = argparse.Namespace(**vars(arguments) | {"prompt": [], "prompts": None})
     merged = rules.parse_args(argv, before)
-    merged.prompt = [said["prompt"]]
-    if "strength" not in said and arguments.image is None:
-        merged.strength = None  # check() fills it in, and refuses it without an image
+    merged = argparse.Namespace(**vars(merged) | switches | {"prompt": [said["prompt"]]})
+    if "strength" not in said and merged.image is None:
+        merged.strength = None  # the command line's is for the lines that have an image
     check(merged)
     return merged

@@ -63,9 +63,18 @@ def check_sizes(
             "fewer steps or a smaller picture"
         )
     if arguments.explain:
-        most = 1 + max(len(text.split()) for text in texts)
+        most = 1 + max(count_words(text, steps) for text in texts)
         columns = square(most)
         check_size(*sheet_size(most, columns, width, height), "the words of --explain")
+
+
+def count_words(prompt: str, steps: int) -> int:
+    """About how many words ``--explain`` shows of a prompt: of all texts that are heard."""
+    from ldm.prompt_schedule import schedule
+    from ldm.prompts import split
+
+    texts = {text for part, _ in split(prompt) for _, text in schedule(part, max(steps, 1))}
+    return sum(len(text.split()) for text in texts)
 
 
 def chosen(steps: int) -> list[int]:
@@ -79,6 +88,14 @@ def chosen(steps: int) -> list[int]:
 def square(count: int) -> int:
     """Columns of a sheet that is about square."""
     return max(1, round(count**0.5 + 0.49))
+
+
+def few_colours(picture: Image) -> Image:
+    """256 colours, the best for this picture alone, and dots of them for those between."""
+    from PIL.Image import Dither, Quantize
+
+    palette = picture.quantize(256, Quantize.MAXCOVERAGE, kmeans=4)
+    return picture.quantize(palette=palette, dither=Dither.FLOYDSTEINBERG)
 
 
 class Watch:
@@ -99,16 +116,14 @@ class Watch:
         if self.arguments.animation and progress.step:
             self.frames.append(self.pipe.preview(progress.x0))
 
-    def files(
-        self, index: int, text: str, picture: Image
-    ) -> Iterator[tuple[str, Image, dict[str, Any]]]:
+    def files(self, index: int, picture: Image) -> Iterator[tuple[str, Image, dict[str, Any]]]:
         """(end of the name, picture, options of Pillow's encoder) of picture ``index``."""
         if self.arguments.save_steps:
             yield STEPS, self._strip(index, picture), {}
         if self.arguments.animation:
             yield ANIMATION, *self._animation(index, picture)
         if self.attention is not None:
-            yield WORDS, self._words(index, text, picture), {}
+            yield WORDS, self._words(index, picture), {}
 
     def _strip(self, index: int, picture: Image) -> Image:
         from ldm.images import to_pil
@@ -127,23 +142,26 @@ class Watch:
         ]
         each = max(FASTEST, SECONDS / max(len(frames), 1))
         durations = [int(1000 * each)] * len(frames) + [int(1000 * LAST)]
-        first, *rest = [*frames, picture]
+        frames.append(picture)
+        if self.arguments.animation == "gif":
+            frames = [few_colours(frame) for frame in frames]
+        first, *rest = frames
         options = {"save_all": True, "append_images": rest, "duration": durations, "loop": 0}
         return first, options
 
-    def _words(self, index: int, text: str, picture: Image) -> Image:
+    def _words(self, index: int, picture: Image) -> Image:
         from ldm.sheets import heat, sheet
 
-        words = self.attention.words(text, index) if self.steps else []
+        words = self.attention.words(picture=index) if self.steps else []
         shown = [heat(picture, values.numpy()) for _, values in words]
         labels = ["the picture", *(word for word, _ in words)]
         return sheet([picture, *shown], square(len(labels)), labels)
 
 
 @contextlib.contextmanager
-def watching(pipe: Pipeline, arguments: argparse.Namespace, pictures: int) -> Iterator[Watch]:
-    """A Watch while so many pictures are drawn at once."""
+def watching(pipe: Pipeline, arguments: argparse.Namespace) -> Iterator[Watch]:
+    """A Watch while pictures are drawn."""
     watch = Watch(pipe, arguments)
-    with pipe.explain(pictures) if arguments.explain else contextlib.nullcontext() as attention:
+    with pipe.explain() if arguments.explain else contextlib.nullcontext() as attention:
         watch.attention = attention
         yield watch

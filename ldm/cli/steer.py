@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -126,16 +127,26 @@ def masked(arguments: argparse.Namespace) -> bool:
     return arguments.mask is not None or arguments.outpaint is not None
 
 
-def read_mask(
-    image: Image | None, arguments: argparse.Namespace
+def given_pictures(arguments: argparse.Namespace) -> tuple[Image | None, Image | None]:
+    """The image to start from and the mask of what is drawn anew: as given, or of a wider canvas.
+
+    Raises ImageError for a file that cannot be read, ArgumentError for wrong margins.
+    """
+    return read_given(arguments.image, arguments.mask, arguments.outpaint)
+
+
+@functools.lru_cache(maxsize=2)  # the pictures of many jobs are the same
+def read_given(
+    image: str | None, mask: str | None, outpaint: tuple[int, ...] | None
 ) -> tuple[Image | None, Image | None]:
-    """The image and its mask: as given, or of a wider canvas."""
+    """As ``given_pictures``. Clear the cache before a run: files may have changed."""
     from ldm.canvas import widen
     from ldm.images import load_image
 
-    if arguments.outpaint is not None:
-        return widen(image, *arguments.outpaint)
-    return image, None if arguments.mask is None else load_image(arguments.mask)
+    picture = None if image is None else load_image(image)
+    if outpaint is not None:
+        return widen(picture, *outpaint)
+    return picture, None if mask is None else load_image(mask)
 
 
 def steering(arguments: argparse.Namespace) -> dict[str, Any]:
