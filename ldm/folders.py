@@ -65,6 +65,10 @@ def load_folder(
     scheduler = SchedulerConfig.from_file(place("scheduler") / "scheduler_config.json")
     if prediction_type:
         scheduler = replace(scheduler, prediction_type=prediction_type)
+    if scheduler.prediction_type == "mean" and dtype is not None:
+        dtype = (
+            torch.float32
+        )  # μ̃ differs from x_t by a thousandth, which half precision rounds away
     extra = folder / "generation_config.json"
     parts: dict[str, Any] = {
         "vae": None,

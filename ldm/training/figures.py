@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ldm.errors import TrainingError
 from ldm.likelihood import Predict
 from ldm.scheduler import DDPMScheduler
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+INSTALL = "matplotlib is not installed, so the run draws no figures; pip install 'ldm[train]'"
 SHOWN = 8  # noise levels, or moments of a run, side by side
 POINTS = 16  # of the error's curve
 
@@ -105,14 +107,18 @@ def evenly(total: int, count: int) -> list[int]:
     return sorted({round(i * (total - 1) / max(count - 1, 1)) for i in range(count)})
 
 
+def available() -> bool:
+    """Whether matplotlib is there. Warns, once, where it is not."""
+    if find_spec("matplotlib"):
+        return True
+    warnings.warn(INSTALL, stacklevel=2)
+    return False
+
+
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure, in inches. Raises TrainingError where matplotlib is missing."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise TrainingError(
-            "figures need matplotlib; pip install 'ldm[train]', or set options.figures = false"
-        ) from None
+    """An empty figure, in inches."""
+    from matplotlib.figure import Figure
+
     return Figure(figsize=(width, height), layout="compressed")
 
 

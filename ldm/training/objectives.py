@@ -28,6 +28,25 @@ def diffusion_weight(scheduler: DDPMScheduler, t: Tensor, gamma: float | None) -
     return snr.clamp(max=gamma) / divisor[scheduler.config.prediction_type]
 
 
+def check_zero_snr(scheduler: DDPMScheduler, min_snr_gamma: float | None) -> None:
+    """Raise ArgumentError where pure noise at the last level teaches nothing.
+
+    There the noise is its own input; and min-SNR weighs the error by the signal, which is none.
+    """
+    if not scheduler.config.rescale_betas_zero_snr:
+        return
+    if scheduler.config.prediction_type == "epsilon":
+        raise ArgumentError(
+            "scheduler.rescale_betas_zero_snr with prediction_type 'epsilon' cannot be learnt: the "
+            'last level is pure noise; set scheduler.prediction_type = "v_prediction"'
+        )
+    if min_snr_gamma is not None:
+        raise ArgumentError(
+            "min_snr_gamma gives the last level of scheduler.rescale_betas_zero_snr no weight; "
+            "leave one of them out"
+        )
+
+
 def simple_error(
     scheduler: DDPMScheduler, output: Tensor, x0: Tensor, noise: Tensor, t: Tensor
 ) -> Tensor:

@@ -25,7 +25,7 @@ from ldm.training.config import TrainConfig
 from ldm.training.data import Pictures, open_data
 from ldm.training.data.buckets import bucket_sizes
 from ldm.training.data.crops import Size
-from ldm.training.objectives import diffusion_weight
+from ldm.training.objectives import check_zero_snr, diffusion_weight
 from ldm.training.recipes.cached_latents import CachedLatents
 from ldm.training.tables import read_table, within
 from ldm.unet import UNet
@@ -183,22 +183,3 @@ def picture_sizes(data: Pictures, buckets: dict[str, Any] | None, multiple: int)
             "U-Net"
         )
     return bucket_sizes(side, step, buckets.get("max_ratio", 2.0))
-
-
-def check_zero_snr(scheduler: DDPMScheduler, min_snr_gamma: float | None) -> None:
-    """Raise ArgumentError where pure noise at the last level teaches nothing.
-
-    There the noise is its own input; and min-SNR weighs the error by the signal, which is none.
-    """
-    if not scheduler.config.rescale_betas_zero_snr:
-        return
-    if scheduler.config.prediction_type == "epsilon":
-        raise ArgumentError(
-            "scheduler.rescale_betas_zero_snr with prediction_type 'epsilon' cannot be learnt: the "
-            'last level is pure noise; set scheduler.prediction_type = "v_prediction"'
-        )
-    if min_snr_gamma is not None:
-        raise ArgumentError(
-            "min_snr_gamma gives the last level of scheduler.rescale_betas_zero_snr no weight; "
-            "leave one of them out"
-        )

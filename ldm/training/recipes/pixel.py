@@ -19,13 +19,13 @@ from ldm.pipeline import Defaults, Pipeline
 from ldm.scheduler import DDPMScheduler
 from ldm.training.config import TrainConfig
 from ldm.training.data import open_data
-from ldm.training.figures import draw_denoising, draw_noising, draw_through_time, evenly
+from ldm.training.figures import available, draw_denoising, draw_noising, draw_through_time, evenly
 from ldm.training.noised import check_classes, held_out_batch, noised_batch
-from ldm.training.objectives import OBJECTIVES, diffusion_loss
+from ldm.training.objectives import OBJECTIVES, check_zero_snr, diffusion_loss
 from ldm.training.tables import choice, read_table, within
 from ldm.unet import UNet
 
-MOMENTS = 8  # of drawing, in the figure through time
+MOMENTS, ROWS = 8, 10  # of the figure of drawing through time, at most
 FEW = 16  # held-out pictures whose error against t is drawn
 
 
@@ -57,6 +57,13 @@ class PixelRecipe:
         self.scheduler = DDPMScheduler(
             SchedulerConfig.from_dict(options.scheduler, "options.scheduler")
         )
+        check_zero_snr(self.scheduler, options.min_snr_gamma)
+        mean = self.scheduler.config.prediction_type == "mean"
+        if mean and config.mixed_precision != "no":
+            raise ArgumentError(
+                f"mixed_precision is {config.mixed_precision!r}, which rounds away what "
+                "prediction_type 'mean' says beyond x_t; set it to 'no'"
+            )
         self.classes: list[str] = []  # that the model is told
         if options.classes:
             self.classes = check_classes(self.data, config.data, "which options.classes needs")
@@ -133,7 +140,7 @@ class PixelRecipe:
         self.moments = []
         for progress in self.pipeline(model).stream(prompts, seed=0):
             if progress.step - 1 in evenly(progress.steps, MOMENTS):
-                moment = progress.latents[: min(len(names), MOMENTS)].cpu()
+                moment = progress.latents[:ROWS].cpu()
                 self.moments.append((f"step {progress.step}", moment))
         metrics = {}
         if self.shown is not None:
@@ -162,7 +169,7 @@ class PixelRecipe:
 
     def figures(self, model: nn.Module, folder: Path) -> None:
         """Noising, denoising, and the pictures of ``evaluate`` through time."""
-        if not self.options.figures:
+        if not self.options.figures or not available():
             return
         draw_through_time(folder / f"{self.step:08d}.png", self.moments)
         if self.shown is None:
