@@ -57,6 +57,8 @@ class Config:
                     )
         try:
             return cls(**kept)
+        except CheckpointError as error:
+            raise CheckpointError(f"{source}: {error}") from None
         except (TypeError, ZeroDivisionError) as error:
             raise CheckpointError(f"{source}: a value has the wrong type ({error})") from error
 

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-import ldm.loading
+import ldm.folders
 import ldm.pipeline
 from ldm.cli.common import FAILED, INTERRUPTED, USAGE
 from ldm.cli.generate import main
@@ -139,7 +139,7 @@ def test_cuda_where_there_is_none(command: Command) -> None:
 
 
 def test_not_enough_memory(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    def forward(*_: object) -> None:
+    def forward(*_: object, **__: object) -> None:
         torch.empty(2**60)
 
     monkeypatch.setattr(UNet, "forward", forward)
@@ -149,7 +149,7 @@ def test_not_enough_memory(command: Command, monkeypatch: pytest.MonkeyPatch) ->
 def test_debug_shows_where(
     command: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.setattr(UNet, "forward", lambda *_: 1 / 0)
+    monkeypatch.setattr(UNet, "forward", lambda *_, **__: 1 / 0)
     command.fails(FAILED, "ZeroDivisionError: division by zero (unexpected: --debug shows", "a")
     assert command("a", "--debug") == FAILED
     err = capsys.readouterr().err
@@ -224,7 +224,7 @@ def test_a_file_that_appears_while_drawing(
 ) -> None:
     forward = UNet.forward
     monkeypatch.setattr(
-        UNet, "forward", lambda *a: Path("a.png").write_text("theirs") and forward(*a)
+        UNet, "forward", lambda *a, **b: Path("a.png").write_text("theirs") and forward(*a, **b)
     )
     assert command("a", "-o", "a.png") == FAILED
     assert "a.png already exists" in capsys.readouterr().err
@@ -252,9 +252,9 @@ def after(calls: int, act: Callable[[], object], function: Callable) -> Callable
     """A function that does something else from its call number `calls` + 1 on."""
     counted: list[int] = []
 
-    def call(*arguments: object) -> object:
+    def call(*arguments: object, **named: object) -> object:
         counted.append(1)
-        return act() if len(counted) > calls else function(*arguments)
+        return act() if len(counted) > calls else function(*arguments, **named)
 
     return call
 
@@ -317,7 +317,7 @@ def ctrl_c() -> Iterator[Callable[..., None]]:
 @pytest.mark.parametrize(
     ("where", "name"),
     [
-        (ldm.loading, "load_component"),
+        (ldm.folders, "load_component"),
         (ldm.pipeline.CLIPTokenizer, "from_pretrained"),
         (UNet, "forward"),
         (ldm.pipeline.AutoencoderKL, "decode"),

@@ -228,8 +228,8 @@ def test_both_guidances_and_tiles_and_batches() -> None:
     pipe = judged(11)
     alone = pt(pipe, classifier_scale=20, sampler="ddim", seed=4)
     batch = pt(pipe, ["", "seven", "two"], sampler="ddim")
-    assert difference(batch[1:2], pt(pipe, sampler="ddim", seed=4)) <= 1e-5
-    assert difference(batch[:1], pt(pipe, "", sampler="ddim")) <= 1e-5
+    assert difference(batch[1:2], pt(pipe, sampler="ddim", seed=4)) <= 5e-5
+    assert difference(batch[:1], pt(pipe, "", sampler="ddim")) <= 5e-5
     assert difference(alone, batch[1:2]) > 1e-3
     assert difference(pt(pipe, classifier_scale=20, tiling=True, sampler="ddim", seed=4), alone) > 0
     assert pipe.classifier.conv_in.padding_mode == "zeros"

@@ -265,7 +265,7 @@ def test_strength_is_told_before_the_run(
     told = []
     forward = UNet.forward
     monkeypatch.setattr(
-        UNet, "forward", lambda *a: told.append(capsys.readouterr().err) or forward(*a)
+        UNet, "forward", lambda *a, **b: told.append(capsys.readouterr().err) or forward(*a, **b)
     )
     noise(64, 64).save("start.png")
     command("a", "--image", "start.png", "--steps", "50", "--seed", "1")

@@ -20,9 +20,13 @@ WHOLE = (
     "height width num_inference_steps num_images_per_prompt seed variation_seed clip_skip "
     "steps_before"
 ).split()
-REAL = "mask_blur strength guidance_scale guidance_rescale variation_strength eta".split()
+REAL = (
+    "mask_blur strength guidance_scale guidance_rescale variation_strength eta classifier_scale"
+).split()
 PAIR = ["guidance_interval"]
-NONE = "height width num_inference_steps seed variation_seed strength guidance_scale".split()
+NONE = (
+    "height width num_inference_steps seed variation_seed strength guidance_scale classifier_scale"
+).split()
 
 
 def test_every_argument_that_is_a_number_is_known() -> None:

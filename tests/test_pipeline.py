@@ -487,7 +487,7 @@ IMAGE: dict[str, Any] = {"image": Image.new("RGB", (64, 64))}
         ({"prompt": []}, "0 prompts"),
         ({"prompt": [3]}, r"prompt is \[3\]; expected a text or a list of texts"),
         ({"prompt": None}, "0 prompts"),
-        ({"width": 64.0}, r"width is 64\.0; it must be a positive multiple of 8"),
+        ({"width": 64.0}, r"width is 64\.0; it must be a whole number"),
         ({"seed": 1.5}, r"seed is 1\.5; it must be a whole number"),
         ({"negative_prompt": ["a", "b"]}, "negative_prompt has 2 texts for 1 prompts"),
         ({"seed": -1}, "seed is -1; it must be a whole number in"),

@@ -281,7 +281,7 @@ def test_the_command_stops_with_a_checkpoint(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    batch = TextRecipe.batch
+    batch, before = TextRecipe.batch, signal.getsignal(signal.SIGINT)
 
     def interrupted(self: TextRecipe, step: int, generator: torch.Generator) -> dict:
         if step == 1:
@@ -292,7 +292,7 @@ def test_the_command_stops_with_a_checkpoint(
     assert main(["--config", str(text_config)]) == 130
     assert "stopping after this step" in capsys.readouterr().err
     assert [path.name for path in checkpoints(tmp_path / "run")] == ["00000002"]
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
     monkeypatch.undo()
     assert main(["--config", str(text_config), "--set", "batch_size=2"]) == 2
     assert "batch_size was 4, now 2" in capsys.readouterr().err
