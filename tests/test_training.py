@@ -300,6 +300,31 @@ def test_the_command_stops_with_a_checkpoint(
     assert checkpoints(tmp_path / "run")[-1].name == "00000006"
 
 
+def vae_weights(data: Path, folder: Path, **options: Any) -> dict[str, torch.Tensor]:
+    config = settings("autoencoder", data, folder, max_grad_norm=1e9)
+    config.options |= {"phases": [{"until": 1.0, "size": 24, "batch_size": 2}]} | options
+    run(config)
+    return load_file(folder / "vae" / "diffusion_pytorch_model.safetensors")
+
+
+def test_the_autoencoder_learns_against_a_discriminator_when_its_time_has_come(
+    data: Path, tmp_path: Path
+) -> None:
+    alone = vae_weights(data, tmp_path / "alone")
+    never = vae_weights(data, tmp_path / "never", adversarial_weight=0.5, adversarial_from=0.99)
+    late = vae_weights(data, tmp_path / "late", adversarial_weight=0.5, adversarial_from=0.5)
+    assert alone.keys() == never.keys() == late.keys()  # the discriminator is not saved
+    assert all(torch.equal(alone[name], never[name]) for name in alone)
+    assert any(not torch.equal(alone[name], late[name]) for name in alone)
+
+
+def test_crops_too_small_for_the_discriminator(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match="crops of 16 px, too small for the discriminator"):
+        config = settings("autoencoder", data, tmp_path)
+        config.options |= {"adversarial_weight": 0.1}
+        run(config)
+
+
 def inline(value: Any) -> str:
     """As TOML: what JSON writes, but for tables."""
     if isinstance(value, dict):

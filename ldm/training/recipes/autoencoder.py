@@ -17,6 +17,7 @@ from ldm.errors import ArgumentError
 from ldm.images import image_grid, to_pil
 from ldm.training.config import TrainConfig
 from ldm.training.data import open_data
+from ldm.training.discriminator import SMALLEST, PatchDiscriminator, adversarial_terms
 from ldm.training.objectives import psnr, reconstruction_loss
 from ldm.training.tables import read_table, within
 from ldm.vae import AutoencoderKL
@@ -25,15 +26,22 @@ from ldm.vae import AutoencoderKL
 class Autoencoding(nn.Module):
     """The VAE as one function, the form that data-parallel training wraps."""
 
-    def __init__(self, vae: AutoencoderKL) -> None:
+    def __init__(self, vae: AutoencoderKL, judged: bool) -> None:
         super().__init__()
         self.vae = vae
+        self.discriminator = PatchDiscriminator(vae.config.in_channels) if judged else None
 
-    def forward(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Pixels (B,3,H,W), noise (B,4,H/8,W/8) → reconstruction like x, KL in nats per value."""
+    def forward(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        """Pixels (B,3,H,W), noise (B,4,H/8,W/8) → reconstruction like x, KL in nats per value.
+
+        With a discriminator, the two ``adversarial_terms``, too.
+        """
         q = self.vae.posterior(x)
-        scale = self.vae.config.scaling_factor
-        return self.vae.decode(q.sample(noise) * scale).float(), q.kl().float().mean()
+        reconstruction = self.vae.decode(q.sample(noise) * self.vae.config.scaling_factor).float()
+        terms = ()
+        if self.discriminator is not None:
+            terms = adversarial_terms(self.discriminator, x, reconstruction)
+        return reconstruction, q.kl().float().mean(), terms
 
 
 @dataclass
@@ -52,6 +60,8 @@ class AutoencoderOptions:
     phases: list[dict[str, Any]]  # see Phase
     kl_weight: float = within("[0, inf)")
     gradient_weight: float = within("[0, inf)")  # of the edges' error, beside L1 + MSE
+    adversarial_weight: float = within("[0, inf)", 0.0)  # of the patch discriminator's term …
+    adversarial_from: float = within("[0, 1)", 0.5)  # … from that fraction of the run on
     # How the pictures are read (see DataOptions); by default random crops, mirrored too.
     data: dict[str, Any] = field(default_factory=dict)
 
@@ -65,12 +75,17 @@ class AutoencoderRecipe:
         random = {"resize": 0, "crop": "random", "flip": True}
         self.data = open_data(config.data, random | options.data)
         # While training, latents are as they come; ``save`` finds the scale for unit variance.
-        self.model = Autoencoding(
-            AutoencoderKL(VAEConfig.from_dict({**config.model, "scaling_factor": 1.0}))
-        )
+        vae = AutoencoderKL(VAEConfig.from_dict({**config.model, "scaling_factor": 1.0}))
+        self.model, self.step = Autoencoding(vae, options.adversarial_weight > 0), 0
         self.phases = [read_table(Phase, phase, "options.phases.") for phase in options.phases]
         if not self.phases or self.phases[-1].until < 1:
             raise ArgumentError("options.phases ends before the run; the last needs until = 1.0")
+        smallest = min(phase.size for phase in self.phases)
+        if options.adversarial_weight and smallest < SMALLEST:
+            raise ArgumentError(
+                f"options.phases has crops of {smallest} px, too small for the discriminator; make "
+                f"them at least {SMALLEST}, or set options.adversarial_weight to 0"
+            )
 
     def prepare(self, accelerator: Accelerator) -> None:
         """Read the pictures of the evaluations: what is wrong with them shall not show at the end.
@@ -80,6 +95,7 @@ class AutoencoderRecipe:
         self.shown = self.data.pixels(examples(self.data.held_out, self.data.train, 64))
 
     def batch(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        self.step = step
         phase = next(p for p in self.phases if step < p.until * self.config.steps)
         x = self.data.batch(step, phase.batch_size, generator, phase.size).pixels
         return {"x": x, "noise": torch.randn(self._latent(x), generator=generator)}
@@ -95,14 +111,21 @@ class AutoencoderRecipe:
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         x = batch["x"].contiguous(memory_format=torch.channels_last)
-        reconstruction, kl = model(x, batch["noise"])
-        error = reconstruction_loss(reconstruction, x, self.options.gradient_weight)
-        return error + self.options.kl_weight * kl, {"kl": kl.detach()}
+        options = self.options
+        reconstruction, kl, terms = model(x, batch["noise"])
+        error = reconstruction_loss(reconstruction, x, options.gradient_weight)
+        loss, metrics = error + options.kl_weight * kl, {"kl": kl.detach()}
+        if terms:
+            fooling, telling = terms  # the discriminator learns from the start, to be ready
+            late = self.step >= options.adversarial_from * self.config.steps
+            loss = loss + late * options.adversarial_weight * fooling + telling
+            metrics |= {"fooling": fooling.detach(), "telling": telling.detach()}
+        return loss, metrics
 
     def evaluate(self, model: nn.Module) -> tuple[Image.Image | None, dict[str, float]]:
-        x = self.shown
+        x, device = self.shown, next(model.parameters()).device
         reconstruction = torch.cat(
-            [model.vae.decode(model.vae.encode(part)) for part in x.split(8)]
+            [model.vae.decode(model.vae.encode(part.to(device))).cpu() for part in x.split(8)]
         )
         pairs = torch.stack([x, reconstruction], dim=1)[:16].flatten(0, 1)
         return image_grid(to_pil(pairs), columns=8), {"psnr": psnr(reconstruction, x)}
@@ -110,8 +133,9 @@ class AutoencoderRecipe:
     def save(self, model: nn.Module, folder: Path) -> None:
         with torch.no_grad():
             sample = self.data.readable(examples(self.data.train, self.data.held_out, 256))
+            device = next(model.parameters()).device
             std = torch.cat(
-                [model.vae.encode(self.data.pixels(part)) for part in sample.split(16)]
+                [model.vae.encode(self.data.pixels(part).to(device)) for part in sample.split(16)]
             ).std()
         vae = AutoencoderKL(replace(model.vae.config, scaling_factor=round(1 / float(std), 5)))
         vae.load_state_dict(model.vae.state_dict())
