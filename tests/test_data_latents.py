@@ -137,6 +137,33 @@ def test_latents_are_kept_and_belong_to_what_made_them(
     assert batches[3]["x0"].shape == (8, 4, 6, 6)
 
 
+def test_a_run_killed_while_encoding_goes_on(
+    parts: Path, arrays: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is encoded is kept, and the latents are those of a run that was not killed."""
+    accelerator = Accelerator(cpu=True)
+    build(parts, arrays, tmp_path / "whole").prepare(accelerator)
+    calls = []
+
+    def killed(vae: AutoencoderKL, x: torch.Tensor) -> torch.Tensor:
+        calls.append(len(x))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return encode(vae, x)
+
+    encode = AutoencoderKL.encode
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(AutoencoderKL, "encode", killed)
+        build(parts, arrays, tmp_path / "killed").prepare(accelerator)
+    monkeypatch.setattr(AutoencoderKL, "encode", killed)
+    build(parts, arrays, tmp_path / "killed").prepare(accelerator)
+    assert calls == [8, 8, 8, 4]  # the first eight of twenty are not encoded again
+    whole, again = (
+        np.load(tmp_path / run / "latents" / "32x32.npy") for run in ("whole", "killed")
+    )
+    assert (whole == again).all()
+
+
 def test_buckets_batch_pictures_of_like_proportions(
     parts: Path, photos: Path, tmp_path: Path
 ) -> None:

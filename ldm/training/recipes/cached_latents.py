@@ -53,19 +53,22 @@ class CachedLatents:
     def prepare(self, accelerator: Accelerator) -> None:
         """Encode every picture, each process its share, unless the files are there.
 
+        What a process that was killed has encoded is kept.
         Raises DataError where no training picture can be read.
         """
         belongs = self._belongs()
-        if read_json(self.folder / "latents.json", optional=True) != belongs:
-            if accelerator.is_main_process:
+        begun, done = self.folder / "begun.json", self.folder / "latents.json"
+        if read_json(done, optional=True) != belongs:
+            if accelerator.is_main_process and read_json(begun, optional=True) != belongs:
                 self._create()
+                write_json(begun, belongs)
             accelerator.wait_for_everyone()
             for size, rows in self._rows_of_sizes():
                 share = rows.tensor_split(accelerator.num_processes)[accelerator.process_index]
                 self._encode(size, rows, share, accelerator.device)
             accelerator.wait_for_everyone()
             if accelerator.is_main_process:
-                write_json(self.folder / "latents.json", belongs)
+                write_json(done, belongs)
         self.groups = self._training_groups()
         self.shares = torch.stack([group.weights.sum() for group in self.groups])
 
@@ -98,7 +101,8 @@ class CachedLatents:
     def _create(self) -> None:
         """Make the files, still empty: which size each row has, which are readable, latents."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "latents.json").unlink(missing_ok=True)
+        for name in ("latents.json", "begun.json"):
+            (self.folder / name).unlink(missing_ok=True)
         np.save(self.folder / "bucket.npy", self._assign())
         np.save(self.folder / "readable.npy", np.zeros(len(self.data), bool))
         channels, scale = self.vae.config.latent_channels, self.vae.config.scale
@@ -130,12 +134,14 @@ class CachedLatents:
 
     @torch.no_grad()
     def _encode(self, size: Size, rows: Tensor, share: Tensor, device: torch.device) -> None:
-        """Fill in the latents of a share of the rows of one size."""
+        """Fill in the latents of a share of the rows of one size, where they are missing."""
         latents = np.lib.format.open_memmap(self._file(size), "r+")
         readable = np.lib.format.open_memmap(self.folder / "readable.npy", "r+")
         vae = self.vae.to(device, memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16):
             for part in share.split(8):  # 32 at once leave the cache: a quarter slower
+                if readable[part.numpy()].all():
+                    continue
                 part = self.data.readable(part, size)
                 if not len(part):
                     continue
