@@ -21,7 +21,7 @@ LAYERS = [
     {"errors"},
     {"assets", "config", "devices", "layers", "metadata", "noise", "preview", "prompts", "tiling"},
     {"checkpoints", "clip", "images", "scheduler", "tokenizer", "unet", "vae"},
-    {"canvas", "chunks", "inputs", "prompt_schedule", "samplers", "sheets"},
+    {"canvas", "chunks", "fast", "inputs", "prompt_schedule", "samplers", "sheets"},
     {"conditioning", "explain"},
     {"adapters", "guidance", "inpainting", "loading", "recipe"},
     {"pipeline"},
