@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +37,7 @@ from ldm.config import SchedulerConfig
 from ldm.devices import choose_device, choose_dtype
 from ldm.errors import ArgumentError, CheckpointError
 from ldm.explain import AttentionMaps, explain
-from ldm.fast import slow_down, speed_up
+from ldm.fast import decode_in_strips, decode_needs_strips, slow_down, speed_up
 from ldm.guidance import Denoiser, Guidance
 from ldm.inpainting import Blend, expand, paste, unchanged
 from ldm.inputs import HALF, check_size, read_pictures, shrink_masks, to_masks, to_pixels
@@ -490,7 +491,8 @@ class Pipeline:
     def decode(self, latents: Tensor) -> Tensor:
         """Scaled latents (B, C, h, w) → pixels (B, 3, 8h, 8w), float32 in [-1, 1].
 
-        One picture at a time, so that a batch needs no more memory than a picture.
+        One picture at a time, so that a batch needs no more memory than a picture; and that in
+        strips where memory would not do for it whole (see ``ldm.fast.strips``).
         A result that is not finite is computed once more in float32, with a warning, and the VAE
         stays so. Raises CheckpointError where that does not help: no black picture is ever
         returned instead.
@@ -501,9 +503,10 @@ class Pipeline:
             if dtype != first:
                 warnings.warn(f"the VAE overflows in {first}: decoding in float32", stacklevel=2)
                 vae.to(dtype)
-            parts = [
-                vae.decode(part.to(self.device, dtype)).float().cpu() for part in latents.split(1)
-            ]
+            decode = vae.decode
+            if decode_needs_strips(vae, latents):
+                decode = partial(decode_in_strips, vae)
+            parts = [decode(part.to(self.device, dtype)).float().cpu() for part in latents.split(1)]
             pixels = torch.cat(parts)
             if pixels.isfinite().all():
                 return pixels.clamp(-1, 1)

@@ -231,18 +231,19 @@ class PackedConv2d(nn.Conv2d):
     """``nn.Conv2d``, packed."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if isinstance(self.padding, str) or x.dim() != 4:
-            return super().forward(x)
-        packed = ready(self, x)
+        if self.padding_mode == "zeros":
+            return self.convolve(x, self.padding)
+        x = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+        return self.convolve(x, (0, 0))
+
+    def convolve(self, x: Tensor, padding: tuple[int, int]) -> Tensor:
+        """x ∗ W + b with other zeros around than the layer's own."""
+        packed = None if x.dim() != 4 or isinstance(padding, str) else ready(self, x)
         if packed is None:
-            return super().forward(x)
-        padding = self.padding
-        if self.padding_mode != "zeros":  # seamless tiles
-            x = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode)
-            padding = (0, 0)
-        return convolution(
-            x, packed[0], self.bias, padding, self.stride, self.dilation, self.groups
-        )
+            rest = (self.stride, padding, self.dilation, self.groups)
+            return F.conv2d(x, self.weight, self.bias, *rest)
+        rest = (padding, self.stride, self.dilation, self.groups)
+        return convolution(x, packed[0], self.bias, *rest)
 
 
 class PackedGEGLU(GEGLU):

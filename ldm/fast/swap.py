@@ -18,7 +18,9 @@ from ldm.fast.packed import (
     PackedLinear,
     Weights,
 )
+from ldm.fast.strips import StripAutoencoderKL
 from ldm.layers import GEGLU, Attention, GroupNorm
+from ldm.vae import AutoencoderKL
 
 FAST: dict[type[nn.Module], type[nn.Module]] = {
     nn.Linear: PackedLinear,
@@ -26,6 +28,7 @@ FAST: dict[type[nn.Module], type[nn.Module]] = {
     GEGLU: PackedGEGLU,
     GroupNorm: DirectGroupNorm,
     Attention: RememberingAttention,
+    AutoencoderKL: StripAutoencoderKL,
 }
 PLAIN = {fast: plain for plain, fast in FAST.items()} | {GEGLULinear: nn.Linear}
 
