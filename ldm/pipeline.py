@@ -38,6 +38,7 @@ from ldm.devices import choose_device, choose_dtype
 from ldm.errors import ArgumentError, CheckpointError
 from ldm.explain import AttentionMaps, explain
 from ldm.fast import decode_in_strips, decode_needs_strips, slow_down, speed_up
+from ldm.fast.deepcache import DeepCache
 from ldm.guidance import Denoiser, Guidance
 from ldm.inpainting import Blend, expand, paste, unchanged
 from ldm.inputs import HALF, check_size, read_pictures, shrink_masks, to_masks, to_pixels
@@ -326,6 +327,8 @@ class Pipeline:
         variation_seed: int | None = None,
         variation_strength: float = 0.0,
         latents: Tensor | None = None,
+        deep_cache: int = 1,
+        deep_cache_branch: int = 0,
         tiling: bool = False,
         sampler: str | None = None,
         schedule: str | None = None,
@@ -361,6 +364,10 @@ class Pipeline:
             variation_seed, variation_strength: in [0, 1], how far the first noise is turned towards
                 another seed's; then all pictures have ``seed``, and variation_seed counts up.
             latents: the first noise (B, C, h, w) instead of drawing it.
+            deep_cache: compute the coarse levels of the U-Net at every n-th step only: faster, and
+                another picture; 3 is usual, 1 is off.
+            deep_cache_branch: how many fine layers are computed at each step; see
+                ``ldm.fast.deepcache``.
             tiling: a picture that can be laid beside itself without a seam.
             sampler: "ddpm", "ddim", "dpmpp_2m", … , diffusers' class or A1111's label of one, with
                 or without a schedule ("dpmpp_2m_karras"); None as the model's
@@ -434,6 +441,7 @@ class Pipeline:
             self.xl,
             self._sizes(height, width),
         )
+        unet = DeepCache(self.unet, deep_cache, deep_cache_branch)
         told = [one for one in prompted for _ in range(num_images_per_prompt)]
 
         encode, decode = self._encode, self.decode
@@ -466,7 +474,7 @@ class Pipeline:
                     known = torch.cat([small, shown], dim=1)
                 else:
                     after = Blend(start, eps, small, steps[first:])
-            denoise = Denoiser(self.unet, self.scheduler, told, guidance, known)
+            denoise = Denoiser(unet, self.scheduler, told, guidance, known)
             ask = tiled(denoise, self.unet) if tiling else denoise
             progress = Progress(0, len(steps) - first, x_first, x_first)
             if progress.steps == 0:
@@ -477,6 +485,7 @@ class Pipeline:
             ):
                 progress = Progress(index + 1, len(steps) - first, x, x0)
                 denoise.step = progress.step + 1
+                unet.next_step()
                 last = progress.step == progress.steps
                 # At the ends only: on a GPU every look at the values makes the CPU wait.
                 if (index == 0 or last) and not x0.isfinite().all():

@@ -18,7 +18,7 @@ HIRES_STRENGTH, MASK_BLUR = 0.5, 4.0
 # Told in a picture only where they are not at their defaults.
 STEERING = frozenset(
     "mask_blur paste_back outpaint hires_scale hires_strength tiling variation_seed "
-    "variation_strength guidance_rescale guidance_interval".split()
+    "variation_strength guidance_rescale guidance_interval deep_cache".split()
 )
 
 
@@ -79,6 +79,14 @@ def add_steering_options(parser: Parser) -> None:
         metavar="LOW,HIGH",
         help="guide only at noise levels σ/α between these (default: at all)",
     )
+    add(
+        "--deep-cache",
+        type=int,
+        default=1,
+        metavar="N",
+        help="compute the coarse levels at every Nth step only: faster, another picture (3 is "
+        "usual; default: 1, off)",
+    )
 
 
 def margins(text: str) -> tuple[int, ...]:
@@ -133,7 +141,7 @@ def read_mask(
 
 def steering(arguments: argparse.Namespace) -> dict[str, Any]:
     """The arguments of ``Pipeline.stream`` that the options are."""
-    same = ("mask_blur", "paste_back", "tiling", "guidance_rescale", "guidance_interval")
+    same = "mask_blur paste_back tiling guidance_rescale guidance_interval deep_cache".split()
     return {name: getattr(arguments, name) for name in same} | {
         "variation_strength": arguments.variation_strength or 0.0
     }

@@ -8,6 +8,8 @@
 - ``strips``: the VAE's decoder from strip to strip, in a third of the memory, which also the
   pipeline takes where memory would not do otherwise (``memory``);
 - ``swap``: how layers get these and lose them again.
+
+And a mode that is asked for by itself, since it draws another picture: ``deepcache``.
 """
 
 from ldm.fast.memory import decode_needs_strips
