@@ -290,6 +290,12 @@ def test_gradients_autocast_and_inference_mode() -> None:
         layer(x.detach())
         assert count_packed(layer) == 1
     layer.weight.mul_(2)  # no inference tensor
+    with torch.inference_mode():
+        other = fast(nn.Linear(24, 48).requires_grad_(False), PackedLinear)
+        want = other(x.detach())
+        held = other.weight
+        held.mul_(2)
+        assert (other(x.detach()) - 2 * want + other.bias).abs().max() < 1e-5
     with pytest.raises(RuntimeError, match="dtype"):
         layer(x.detach().bfloat16())
 

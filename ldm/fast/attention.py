@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from ldm.fast.packed import version
 from ldm.layers import Attention
 
 
@@ -42,13 +43,13 @@ def marks(layer: nn.Linear) -> tuple[object, ...]:
     if packed is not None and parameters.ready() is not None:
         return packed
     weight = layer.weight
-    return weight, weight._version
+    return weight, version(weight)
 
 
 def same(a: tuple[object, ...], b: tuple[object, ...]) -> bool:
     """Whether two marks are of the same tensors at the same versions."""
     return len(a) == len(b) and all(
-        x is y or (isinstance(x, int) and x == y) for x, y in zip(a, b, strict=True)
+        x == y if isinstance(x, int | float) else x is y for x, y in zip(a, b, strict=True)
     )
 
 

@@ -44,7 +44,7 @@ class Weights(dict[str, Any]):
     def pack(self, packed: tuple[Tensor, ...]) -> None:
         """Keep these, of the present weight and in the order of its rows, in its place."""
         weight = super().__getitem__("weight")
-        self._plain, self._version = weakref.ref(weight), weight._version
+        self._plain, self._version = weakref.ref(weight), version(weight)
         self.packed = packed
         super().__setitem__("weight", None)
 
@@ -52,7 +52,7 @@ class Weights(dict[str, Any]):
         """What was packed, if the weight has not changed since."""
         if self.packed is not None:
             weight = self._plain()
-            if weight is not None and weight._version != self._version:
+            if weight is not None and version(weight) != self._version:
                 self.unpack()
         return self.packed
 
@@ -99,6 +99,11 @@ class Weights(dict[str, Any]):
 
     def __reduce__(self) -> tuple[type[Weights], tuple[dict[str, Any]]]:
         return Weights, (self.copy(),)
+
+
+def version(tensor: Tensor) -> float:
+    """How often a tensor was changed in place; NaN, equal to nothing, where that is not counted."""
+    return float("nan") if tensor.is_inference() else tensor._version
 
 
 def usable(layer: nn.Module, x: Tensor) -> bool:
