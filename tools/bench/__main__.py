@@ -54,14 +54,15 @@ def bench(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(arguments.threads)
     os.environ["OMP_NUM_THREADS"] = str(arguments.threads)  # of the processes, too
     load = os.getloadavg()[0]
-    where = machine(arguments.threads, load)
+    clock = time.process_time if arguments.cpu_time else time.perf_counter
+    where = machine(arguments.threads, load) | {"clock": clock.__name__}
     print(", ".join(f"{key} {value}" for key, value in where.items()), end="\n\n")
     print(race.HEAD, flush=True)
     results = []
     for name in arguments.only or SECTIONS:
         began = time.monotonic()
         with torch.no_grad():
-            result = race.run(name, SECTIONS[name](), arguments.turns)
+            result = race.run(name, SECTIONS[name](), arguments.turns, clock)
         gc.collect()
         if load > IDLE:
             result.problems.append(f"the load average was {load:.1f}")
@@ -112,6 +113,12 @@ def main() -> int:
     add("--only", action="append", choices=SECTIONS, metavar="NAME", help=", ".join(SECTIONS))
     add("--turns", type=int, metavar="N", help="measured runs of each (default: by section)")
     add("--threads", type=int, default=os.cpu_count(), metavar="N", help="of both (default: all)")
+    add(
+        "--cpu-time",
+        action="store_true",
+        help="time of the processor instead of the clock's, where a busy machine must do: of what "
+        "runs in this process, best with --threads 1",
+    )
     add("--json", type=Path, metavar="FILE", help="where to write the figures as JSON, too")
     add("--anyway", action="store_true", help="print figures that cannot be trusted, too")
     add("--debug", action="store_true", help="show the traceback of an error")

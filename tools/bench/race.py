@@ -67,16 +67,21 @@ class Result:
 HEAD = "| | what | against | ours | theirs | ratio | goal | spread |\n" + "|---" * 8 + "|"
 
 
-def run(name: str, race: Race, turns: int | None = None) -> Result:
+def run(
+    name: str,
+    race: Race,
+    turns: int | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Result:
     """Compare the outcomes, then time both in turns, after a warm-up each."""
     difference, allowed = race.check()
     taken: tuple[list[float], list[float]] = ([], [])
     for turn in range((turns or race.turns) + 1):
         for action, times in zip((race.ours, race.theirs), taken, strict=True):
             gc.collect()
-            began = time.perf_counter()
+            began = clock()
             result = action()
-            seconds = time.perf_counter() - began
+            seconds = clock() - began
             if turn:
                 times.append(float(result) if race.measured else seconds)
             del result
