@@ -21,6 +21,7 @@ from ldm.layers import ResnetBlock, Upsample
 from ldm.vae import AutoencoderKL, Block
 
 Strips = deque[Tensor]  # (1, C, rows, W) each, from top to bottom
+Before = Callable[..., Tensor]  # (x, out=None): what a convolution reads, and where to put it
 WHOLE = 32 << 20  # bytes of a layer's values up to which it is computed whole
 STRIP = 16 << 20  # bytes of a strip, about
 
@@ -93,8 +94,9 @@ def _upsampled(upsample: Upsample, strips: Strips) -> Strips:
     """``Upsample`` to the double: each strip as four."""
     result = deque()
 
-    def enlarge(x: Tensor) -> Tensor:
-        return F.interpolate(x, scale_factor=2, mode="nearest")
+    def enlarge(x: Tensor, out: Tensor | None = None) -> Tensor:
+        y = F.interpolate(x, scale_factor=2, mode="nearest")
+        return y if out is None else out.copy_(y)
 
     for y in _convolved(strips, enlarge, upsample.conv):
         result.extend(_split(y, max(1, y.shape[2] // 4)))
@@ -110,7 +112,7 @@ def _split(x: Tensor, rows: int) -> Strips:
 
 def _convolved(
     strips: Strips,
-    before: Callable[[Tensor], Tensor],
+    before: Before,
     conv: nn.Conv2d,
     seen: Callable[[Tensor], object] = lambda x: None,
 ) -> Iterator[Tensor]:
@@ -119,15 +121,19 @@ def _convolved(
     first, last = before(strips[0][:, :, :1]), before(strips[-1][:, :, -1:])
     above = last[:, :, -1:] if around else torch.zeros_like(first[:, :, :1])
     end = first[:, :, :1] if around else torch.zeros_like(above)
+    scale = first.shape[2]
     while strips:
         strip = strips.popleft()
         seen(strip)
-        middle = before(strip)
+        size = (1, strip.shape[1], scale * strip.shape[2] + 2, first.shape[3])
+        rows = torch.empty(
+            size, dtype=strip.dtype, device=strip.device, memory_format=torch.channels_last
+        )
+        rows[:, :, :1] = above
+        before(strip, rows[:, :, 1:-1])
+        rows[:, :, -1:] = before(strips[0][:, :, :1])[:, :, :1] if strips else end
+        above = rows[:, :, -2:-1].clone()
         del strip
-        below = before(strips[0][:, :, :1])[:, :, :1] if strips else end
-        rows = torch.cat([above, middle, below], dim=2)
-        above = middle[:, :, -1:].clone()
-        del middle
         if around:
             rows = F.pad(rows, (1, 1, 0, 0), mode="circular")
         padding = (0, 0) if around else (0, 1)
@@ -137,7 +143,7 @@ def _convolved(
             yield F.conv2d(rows, conv.weight, conv.bias, padding=padding)
 
 
-def _normalised(norm: nn.GroupNorm, strips: Strips) -> Callable[[Tensor], Tensor]:
+def _normalised(norm: nn.GroupNorm, strips: Strips) -> Before:
     """SiLU of the group norm, with the mean and variance of all strips together."""
     count, mean, squares = 0, 0.0, 0.0  # squares: the sum of squared differences from the mean
     groups, eps = norm.num_groups, norm.eps
@@ -157,8 +163,9 @@ def _normalised(norm: nn.GroupNorm, strips: Strips) -> Callable[[Tensor], Tensor
     mean, variance = ((y.float().repeat_interleave(each)) for y in (mean, squares / count))
     weight, bias = norm.weight.float(), norm.bias.float()
 
-    def apply(x: Tensor) -> Tensor:
+    def apply(x: Tensor, out: Tensor | None = None) -> Tensor:
         # With given statistics, batch and group norm are one.
-        return F.silu(F.batch_norm(x, mean, variance, weight, bias, eps=eps), inplace=True)
+        y = F.batch_norm(x, mean, variance, weight, bias, eps=eps)
+        return F.silu(y, inplace=True) if out is None else torch.ops.aten.silu.out(y, out=out)
 
     return apply

@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 
+from ldm.cli.allocator import OPT_OUT
 from ldm.cli.common import EXIT_CODES, Parser, run, tell
 from ldm.errors import LDMError
 from tools.bench import loops, networks, processes, race
@@ -123,6 +124,7 @@ def main() -> int:
     add("--anyway", action="store_true", help="print figures that cannot be trusted, too")
     add("--debug", action="store_true", help="show the traceback of an error")
     arguments = parser.parse_args()
+    os.environ.setdefault(OPT_OUT, "system")  # in this process, which is the peer's, too
     return run(lambda: bench(arguments), arguments.debug)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from ldm.assets import asset_path
+from ldm.cli.allocator import OPT_OUT
 from ldm.config import read_json
 from ldm.errors import LDMError
 from tools.bench.race import Race
@@ -55,6 +56,7 @@ print(json.dumps([taken, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 10
 def python(*arguments: str) -> str:
     """The last line that Python prints. Raises LDMError with the last that it complains of."""
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    environment.pop(OPT_OUT, None)
     command = [sys.executable, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
