@@ -5,10 +5,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from ldm.fast import decode_in_strips, decode_needs_strips
 from ldm.inputs import expand
 from ldm.noise import Noise
 from ldm.preview import fit_to
@@ -70,17 +72,19 @@ def encode(codec: Codec, pixels: Tensor, noise: Noise, device: torch.device) -> 
 def decode(codec: Codec, latents: Tensor, device: torch.device) -> Tensor | None:
     """Scaled latents (B, C, h, w) → pixels, float32 in [-1, 1] on the CPU; None: not finite.
 
-    One picture at a time, so that a batch needs no more memory than a picture. A result that is not
-    finite is computed once more in float32, with a warning, and the VAE stays so.
+    One picture at a time, so that a batch needs no more memory than a picture; and that in strips
+    where memory would not do for it whole (see ``ldm.fast.strips``). A result that is not finite is
+    computed once more in float32, with a warning, and the VAE stays so.
     """
     first = next((parameter.dtype for parameter in codec.parameters()), torch.float32)
     for dtype in dict.fromkeys([first, torch.float32]):
         if dtype != first:
             warnings.warn(f"the VAE overflows in {first}: decoding in float32", stacklevel=3)
-        parts = [
-            codec.to(dtype).decode(part.to(device, dtype)).float().cpu()
-            for part in latents.split(1)
-        ]
+            codec.to(dtype)
+        turn = codec.decode
+        if isinstance(codec, AutoencoderKL) and decode_needs_strips(codec, latents):
+            turn = partial(decode_in_strips, codec)
+        parts = [turn(part.to(device, dtype)).float().cpu() for part in latents.split(1)]
         pixels = torch.cat(parts)
         if pixels.isfinite().all():
             return pixels.clamp(-1, 1)

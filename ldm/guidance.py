@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ldm.conditioning import Conditioning, Prompted, Script
 from ldm.errors import ArgumentError
+from ldm.fast.deepcache import DeepCache
 from ldm.samplers import Told
 from ldm.scheduler import DDPMScheduler, Level
 from ldm.unet import UNet
@@ -83,7 +84,7 @@ class Denoiser:
 
     def __init__(
         self,
-        unet: UNet,
+        unet: UNet | DeepCache,
         scheduler: DDPMScheduler,
         prompted: Sequence[Prompted],
         guidance: Guidance,

@@ -42,6 +42,8 @@ from ldm.defaults import Defaults
 from ldm.devices import choose_device, choose_dtype
 from ldm.errors import ArgumentError
 from ldm.explain import AttentionMaps, explain
+from ldm.fast import slow_down, speed_up
+from ldm.fast.deepcache import DeepCache
 from ldm.fitting import blame, check_parts
 from ldm.folders import load_folder, save_folder
 from ldm.guidance import Denoiser, Guidance, Hear
@@ -292,6 +294,17 @@ class Pipeline:
         """Take all LoRAs off; the weights are those from before, to the bit."""
         self.loras.unload()
 
+    def optimize(self, on: bool = True) -> Pipeline:
+        """Have the parts compute faster on a CPU, or, off, as before; returns itself.
+
+        The results are the same but for rounding; see ``ldm.fast``. Weights stay single in memory,
+        and whatever reads or changes them (LoRA, ``save_pretrained``, ``state_dict``) sees them as
+        they are.
+        """
+        for part in (self.unet, self.vae):
+            (speed_up if on else slow_down)(part)
+        return self
+
     @property
     def device(self) -> torch.device:
         """Where the U-Net is."""
@@ -329,6 +342,8 @@ class Pipeline:
         variation_seed: int | None = None,
         variation_strength: float = 0.0,
         latents: Tensor | None = None,
+        deep_cache: int = 1,
+        deep_cache_branch: int = 0,
         tiling: bool = False,
         sampler: str | None = None,
         schedule: str | None = None,
@@ -368,6 +383,10 @@ class Pipeline:
             variation_seed, variation_strength: in [0, 1], how far the first noise is turned towards
                 another seed's; then all pictures have ``seed``, and variation_seed counts up.
             latents: the first noise (B, C, h, w) instead of drawing it.
+            deep_cache: compute the coarse levels of the U-Net at every n-th step only: faster, and
+                another picture; 3 is usual, 1 is off.
+            deep_cache_branch: how many fine layers are computed at each step; see
+                ``ldm.fast.deepcache``.
             tiling: a picture that can be laid beside itself without a seam.
             sampler: "ddpm", "ddim", "dpmpp_2m", … , diffusers' class or A1111's label of one, with
                 or without a schedule ("dpmpp_2m_karras"); None as the model's
@@ -460,6 +479,7 @@ class Pipeline:
                 self._sizes(height, width),
                 steps_before,
             )
+        unet = DeepCache(self.unet, deep_cache, deep_cache_branch)
         told = [one for one in prompted for _ in range(num_images_per_prompt)]
         advised = self.defaults.classifier_scale
         gradient = guided_by(self.classifier, labels, classifier_scale, advised, (height, width))
@@ -494,9 +514,7 @@ class Pipeline:
                     known = torch.cat([small, shown], dim=1)
                 else:
                     after = Blend(start, eps, small, steps[first:])
-            denoise = Denoiser(
-                self.unet, self.scheduler, told, guidance, known, self._hear, gradient
-            )
+            denoise = Denoiser(unet, self.scheduler, told, guidance, known, self._hear, gradient)
             if tiling:
                 denoise.tell = tiled(denoise.tell, *filter(None, (self.unet, self.classifier)))
             progress = Progress(0, len(steps) - first, x_first, x_first)
@@ -508,6 +526,7 @@ class Pipeline:
             ):
                 progress = Progress(index + 1, len(steps) - first, x, x0)
                 denoise.step = progress.step + 1
+                unet.next_step()
                 last = progress.step == progress.steps
                 # At the ends only: on a GPU every look at the values makes the CPU wait.
                 if (index == 0 or last) and not x0.isfinite().all():

@@ -128,7 +128,7 @@ def test_in_python(command: Command, folder: Path) -> None:
     command("a cat", "--seed", "4", "--steps", "2", "--dtype", "bfloat16", "-o", "a.png")
     recipe = read_recipe("a.png")
     assert recipe.model == folder.name
-    pipe = Pipeline.from_pretrained(folder, **recipe.loading)
+    pipe = Pipeline.from_pretrained(folder, **recipe.loading).optimize()  # as the command does
     assert (np.asarray(pipe(**recipe.arguments).images[0]) == pixels("a.png")).all()
 
 

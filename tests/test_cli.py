@@ -40,7 +40,7 @@ def command(
 
 @pytest.fixture(scope="module")
 def pipe(folder: Path) -> Pipeline:
-    return Pipeline.from_pretrained(folder)
+    return Pipeline.from_pretrained(folder).optimize()  # as the command does
 
 
 def pixels(image: Image.Image | str) -> np.ndarray:

@@ -23,7 +23,7 @@ LAYERS = [
     {"unet_blocks"},
     {"checkpoints", "classifier", "clip", "images", "scheduler", "tokenizer", "unet", "vae"},
     {"likelihood"},
-    {"canvas", "chunks", "inputs", "prompt_schedule", "samplers", "sheets"},
+    {"canvas", "chunks", "fast", "inputs", "prompt_schedule", "samplers", "sheets"},
     {"codec", "conditioning", "defaults", "explain"},
     {"adapters", "classes", "classifier_guidance", "fitting", "folders", "guidance", "inpainting"}
     | {"loading", "recipe"},

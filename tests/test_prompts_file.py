@@ -41,7 +41,7 @@ def command(
 
 @pytest.fixture(scope="module")
 def pipe(folder: Path) -> Pipeline:
-    return Pipeline.from_pretrained(folder)
+    return Pipeline.from_pretrained(folder).optimize()  # as the command does
 
 
 def same(path: str, pipe: Pipeline, prompt: str, **arguments: Any) -> bool:

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
+from ldm.cli.allocator import keep_memory
 from ldm.errors import ArgumentError, LDMError
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
@@ -45,6 +46,7 @@ def check_counts(arguments: argparse.Namespace, *names: str) -> None:
 
 def run(action: Callable[[], None], debug: bool, quiet: bool = False) -> int:
     """Do a command's work. Returns 0, or the exit code of what went wrong, told on stderr."""
+    keep_memory()
     if sys.stderr is None:  # closed by the caller: print() would take stdout in its place
         sys.stderr = open(os.devnull, "w")
     try:

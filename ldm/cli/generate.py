@@ -69,6 +69,7 @@ def generate(arguments: argparse.Namespace) -> None:
         dtype=arguments.dtype,
         **model_arguments(arguments),
     )
+    pipe.optimize(arguments.optimize)
     for embedding in arguments.embedding:
         say(f"{embedding}: use it as {pipe.load_textual_inversion(embedding)}")
     put_on(pipe, {use for job in jobs for use in job.loras}, say)

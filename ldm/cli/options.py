@@ -169,6 +169,12 @@ def parser(kind: type[Parser] = Parser) -> Parser:
         choices=("float32", "bfloat16", "float16"),
         help="number format (default: chosen by the device)",
     )
+    add(
+        "--optimize",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="compute faster on a CPU, with the same results but for rounding (default: yes)",
+    )
     add("--grid", action="store_true", help="save one picture with all of them side by side")
     for option, direction in (("--x", "columns"), ("--y", "rows")):
         add(

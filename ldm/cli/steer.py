@@ -19,7 +19,7 @@ HIRES_STRENGTH, MASK_BLUR = 0.5, 4.0
 # Told in a picture only where they are not at their defaults.
 STEERING = frozenset(
     "mask_blur paste_back outpaint hires_scale hires_strength tiling variation_seed "
-    "variation_strength guidance_rescale guidance_interval classifier_scale".split()
+    "variation_strength guidance_rescale guidance_interval classifier_scale deep_cache".split()
 )
 
 
@@ -87,6 +87,14 @@ def add_steering_options(parser: Parser) -> None:
         help="how much the model's classifier, if it has one, pushes towards the class; 0 is off "
         "(default: as the model advises)",
     )
+    add(
+        "--deep-cache",
+        type=int,
+        default=1,
+        metavar="N",
+        help="compute the coarse levels at every Nth step only: faster, another picture (3 is "
+        "usual; default: 1, off)",
+    )
 
 
 def margins(text: str) -> tuple[int, ...]:
@@ -152,7 +160,7 @@ def read_given(
 def steering(arguments: argparse.Namespace) -> dict[str, Any]:
     """The arguments of ``Pipeline.stream`` that the options are."""
     same = (
-        *("mask_blur", "paste_back", "tiling"),
+        *("mask_blur", "paste_back", "tiling", "deep_cache"),
         *("guidance_rescale", "guidance_interval", "classifier_scale"),
     )
     return {name: getattr(arguments, name) for name in same} | {

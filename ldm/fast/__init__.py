@@ -1,0 +1,19 @@
+"""Faster ways to compute what the readable modules do, with the same results but for rounding.
+
+``Pipeline.optimize()`` puts them on, ``Pipeline.optimize(False)`` takes them off; each is a file:
+
+- ``packed``: weights that lie in memory as oneDNN reads them, activations done with the products;
+- ``norm``: group normalisation without copies in channels_last memory;
+- ``attention``: the text's keys and values computed once for all steps;
+- ``strips``: the VAE's decoder from strip to strip, in a third of the memory, which also the
+  pipeline takes where memory would not do otherwise (``memory``);
+- ``swap``: how layers get these and lose them again.
+
+And a mode that is asked for by itself, since it draws another picture: ``deepcache``.
+"""
+
+from ldm.fast.memory import decode_needs_strips
+from ldm.fast.strips import decode_in_strips
+from ldm.fast.swap import slow_down, speed_up
+
+__all__ = ["decode_in_strips", "decode_needs_strips", "slow_down", "speed_up"]

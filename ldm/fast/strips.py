@@ -1,0 +1,171 @@
+"""The VAE's decoder on strips of rows: the same picture with a third of the memory.
+
+The wide layers go from strip to strip: a convolution reads one row beyond each edge of a strip, so
+nothing is computed twice, and strips are given up as soon as they have been read. A group norm
+needs the mean and variance of the whole picture: they are put together from the strips' own
+(Chan, Golub & LeVeque 1979, eq. 2.1). Unlike tiles that are decoded apart and blended, this is
+exact but for rounding.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ldm.fast.packed import PackedConv2d
+from ldm.layers import ResnetBlock, Upsample
+from ldm.vae import AutoencoderKL, Block
+
+Strips = deque[Tensor]  # (1, C, rows, W) each, from top to bottom
+Before = Callable[..., Tensor]  # (x, out=None): what a convolution reads, and where to put it
+WHOLE = 32 << 20  # bytes of a layer's values up to which it is computed whole
+STRIP = 6 << 20  # bytes of a strip, about
+
+
+class StripAutoencoderKL(AutoencoderKL):
+    """``AutoencoderKL`` that decodes large pictures in strips: the caches like that, too."""
+
+    def decode(self, z: Tensor) -> Tensor:
+        return decode_in_strips(self, z) if widest(self, z) > WHOLE else super().decode(z)
+
+
+def widest(vae: AutoencoderKL, z: Tensor) -> int:
+    """Bytes of the largest of the decoder's layers for one of the latents z (B, C, h, w)."""
+    pixels, largest, dtype = z.shape[2] * z.shape[3], 0, next(vae.parameters()).dtype
+    for block in vae.decoder.up_blocks:
+        for resnet in block.resnets:
+            channels = max(resnet.conv1.in_channels, resnet.conv1.out_channels)
+            largest = max(largest, channels * pixels)
+        pixels *= 4
+    return largest * dtype.itemsize
+
+
+def decode_in_strips(vae: AutoencoderKL, z: Tensor) -> Tensor:
+    """As ``vae.decode``: scaled latents (B, C, h, w) → pixels (B, 3, 8h, 8w), exactly."""
+    return torch.cat([_decode(vae, one) for one in z.split(1)])
+
+
+def _decode(vae: AutoencoderKL, z: Tensor) -> Tensor:
+    decoder = vae.decoder
+    x = decoder.mid_block(decoder.conv_in(vae.post_quant_conv(z / vae.config.scaling_factor)))
+    blocks = deque(decoder.up_blocks)
+    while blocks and 4 * x.nbytes <= WHOLE:  # an upsampling has four times as many values
+        x = blocks.popleft()(x)
+    count = -(-x.nbytes // STRIP)
+    strips = _split(x, -(-x.shape[2] // count))
+    del x
+    for block in blocks:
+        strips = _block(block, strips)
+    return torch.cat(
+        list(_convolved(strips, _normalised(decoder.conv_norm_out, strips), decoder.conv_out)),
+        dim=2,
+    )
+
+
+def _block(block: Block, strips: Strips) -> Strips:
+    for resnet in block.resnets:
+        strips = _resnet(resnet, strips)
+    for upsample in getattr(block, "upsamplers", ()):
+        strips = _upsampled(upsample, strips)
+    return strips
+
+
+def _resnet(block: ResnetBlock, strips: Strips) -> Strips:
+    """``ResnetBlock`` without a time."""
+    inner, result = deque(), deque()
+    shortcut = block.conv_shortcut or nn.Identity()
+    for y in _convolved(
+        strips,
+        _normalised(block.norm1, strips),
+        block.conv1,
+        lambda x: result.append(shortcut(x)),
+    ):
+        inner.append(y)
+    for i, y in enumerate(_convolved(inner, _normalised(block.norm2, inner), block.conv2)):
+        result[i] = y.add_(result[i])
+    return result
+
+
+def _upsampled(upsample: Upsample, strips: Strips) -> Strips:
+    """``Upsample`` to the double: each strip as four."""
+    result = deque()
+
+    def enlarge(x: Tensor, out: Tensor | None = None) -> Tensor:
+        y = F.interpolate(x, scale_factor=2, mode="nearest")
+        return y if out is None else out.copy_(y)
+
+    for y in _convolved(strips, enlarge, upsample.conv):
+        result.extend(_split(y, max(1, y.shape[2] // 4)))
+    return result
+
+
+def _split(x: Tensor, rows: int) -> Strips:
+    """Strips of so many rows, each in one piece of memory."""
+    parts = x.split(rows, dim=2)
+    last = torch.channels_last
+    return deque(y if y.is_contiguous(memory_format=last) else y.contiguous() for y in parts)
+
+
+def _convolved(
+    strips: Strips,
+    before: Before,
+    conv: nn.Conv2d,
+    seen: Callable[[Tensor], object] = lambda x: None,
+) -> Iterator[Tensor]:
+    """A 3×3 convolution of ``before(x)``; ``seen`` is told each strip before it is given up."""
+    around = conv.padding_mode == "circular"
+    first, last = before(strips[0][:, :, :1]), before(strips[-1][:, :, -1:])
+    above = last[:, :, -1:] if around else torch.zeros_like(first[:, :, :1])
+    end = first[:, :, :1] if around else torch.zeros_like(above)
+    scale = first.shape[2]
+    while strips:
+        strip = strips.popleft()
+        seen(strip)
+        size = (1, strip.shape[1], scale * strip.shape[2] + 2, first.shape[3])
+        rows = torch.empty(
+            size, dtype=strip.dtype, device=strip.device, memory_format=torch.channels_last
+        )
+        rows[:, :, :1] = above
+        before(strip, rows[:, :, 1:-1])
+        rows[:, :, -1:] = before(strips[0][:, :, :1])[:, :, :1] if strips else end
+        above = rows[:, :, -2:-1].clone()
+        del strip
+        if around:
+            rows = F.pad(rows, (1, 1, 0, 0), mode="circular")
+        padding = (0, 0) if around else (0, 1)
+        if isinstance(conv, PackedConv2d):
+            yield conv.convolve(rows, padding)
+        else:
+            yield F.conv2d(rows, conv.weight, conv.bias, padding=padding)
+
+
+def _normalised(norm: nn.GroupNorm, strips: Strips) -> Before:
+    """SiLU of the group norm, with the mean and variance of all strips together."""
+    count, mean, squares = 0, 0.0, 0.0  # squares: the sum of squared differences from the mean
+    groups, eps = norm.num_groups, norm.eps
+    ones, zeros = (f(norm.num_channels, device=strips[0].device) for f in (torch.ones, torch.zeros))
+    for strip in strips:
+        n = strip[0].numel() // groups
+        pixels = strip.shape[2] * strip.shape[3]
+        # The kernel of the norm itself has them as a by-product, in float32.
+        _, its_mean, rstd = torch.native_group_norm(
+            strip, ones, zeros, 1, norm.num_channels, pixels, groups, eps
+        )
+        its_mean, variance = its_mean[0].double(), rstd[0].double() ** -2 - eps
+        apart = its_mean - mean
+        squares = squares + n * variance + apart**2 * (count * n / (count + n))
+        mean, count = mean + apart * (n / (count + n)), count + n
+    each = norm.num_channels // groups
+    mean, variance = ((y.float().repeat_interleave(each)) for y in (mean, squares / count))
+    weight, bias = norm.weight.float(), norm.bias.float()
+
+    def apply(x: Tensor, out: Tensor | None = None) -> Tensor:
+        # With given statistics, batch and group norm are one.
+        y = F.batch_norm(x, mean, variance, weight, bias, eps=eps)
+        return F.silu(y, inplace=True) if out is None else torch.ops.aten.silu.out(y, out=out)
+
+    return apply

@@ -1,0 +1,60 @@
+"""Exchange the classes of a model's layers for faster ones of the same results, and back.
+
+A layer stays the object it is, with its parameters, hooks and name: only its ``forward`` becomes
+another's. So the readable modules know nothing of the fast ones.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from ldm.fast.attention import RememberingAttention
+from ldm.fast.norm import DirectGroupNorm
+from ldm.fast.packed import (
+    GEGLULinear,
+    Packed,
+    PackedConv2d,
+    PackedGEGLU,
+    PackedLinear,
+    Weights,
+)
+from ldm.fast.strips import StripAutoencoderKL
+from ldm.layers import GEGLU, Attention, GroupNorm
+from ldm.vae import AutoencoderKL
+
+FAST: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Linear: PackedLinear,
+    nn.Conv2d: PackedConv2d,
+    GEGLU: PackedGEGLU,
+    GroupNorm: DirectGroupNorm,
+    Attention: RememberingAttention,
+    AutoencoderKL: StripAutoencoderKL,
+}
+PLAIN = {fast: plain for plain, fast in FAST.items()} | {GEGLULinear: nn.Linear}
+
+
+def speed_up(model: nn.Module) -> None:
+    """Give every layer of a model its fast class; those that have none, or one, stay."""
+    for module in model.modules():
+        fast = FAST.get(type(module))
+        if fast is None:
+            continue
+        module.__class__ = fast
+        if isinstance(module, Packed):
+            module.__dict__["_parameters"] = Weights(module._parameters)
+    for module in model.modules():
+        if isinstance(module, PackedGEGLU):
+            module.proj.__class__ = GEGLULinear
+
+
+def slow_down(model: nn.Module) -> None:
+    """Have the plain layers back, with the weights they have now."""
+    for module in model.modules():
+        plain = PLAIN.get(type(module))
+        if plain is None:
+            continue
+        if isinstance(module, Packed):
+            module.__dict__["_parameters"] = module._parameters.copy()
+        if isinstance(module, RememberingAttention):
+            module.forget()
+        module.__class__ = plain

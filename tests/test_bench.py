@@ -1,0 +1,115 @@
+"""The benchmark's own rules: outcomes first, turns, the least of each, refusals."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tools.bench import __main__ as bench
+from tools.bench.race import Race, run
+
+
+class Clock:
+    """Time that passes only when an action says so."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.log: list[str] = []
+
+    def __call__(self) -> float:
+        return self.now
+
+    def action(self, name: str, *seconds: float) -> Any:
+        left = list(seconds)
+
+        def act() -> None:
+            self.log.append(name)
+            self.now += left.pop(0) if len(left) > 1 else left[0]
+
+        return act
+
+
+def race(clock: Clock, ours: Any, theirs: Any, difference: float = 0.0, **more: Any) -> Race:
+    def check() -> tuple[float, float]:
+        clock.log.append("check")
+        return difference, 0.1
+
+    return Race("a thing", ours, theirs, check, 2.0, **more)
+
+
+def test_turns_and_the_least_of_each() -> None:
+    clock = Clock()
+    ours, theirs = clock.action("A", 9, 1.05, 1.0, 1.02), clock.action("B", 90, 3.0, 3.1, 3.05)
+    result = run("name", race(clock, ours, theirs), clock=clock)
+    assert clock.log == ["check", *"ABABABAB"]
+    assert (result.ours, result.theirs) == pytest.approx((1.0, 3.0))
+    assert result.ratio == pytest.approx(3)
+    assert result.spread == pytest.approx(0.02)
+    assert result.problems == []
+    assert "**3.00** | 2: yes | 2% |" in result.row(anyway=False)
+
+
+@pytest.mark.parametrize("difference", [0.2, math.nan])
+def test_other_outcomes_are_refused(difference: float) -> None:
+    clock = Clock()
+    result = run("name", race(clock, clock.action("A", 1), clock.action("B", 1), difference))
+    assert "the outcomes differ" in result.problems[0]
+    assert "**" not in result.row(anyway=False)
+    assert "**no**" in result.row(anyway=True)
+
+
+def test_a_wide_spread_is_refused() -> None:
+    clock = Clock()
+    theirs = clock.action("B", 1, 1, 1.2, 1.3)
+    result = run("name", race(clock, clock.action("A", 1), theirs), clock=clock)
+    assert result.problems == ["the middle run is 20% longer than the shortest"]
+
+
+def test_measured_actions() -> None:
+    sizes = iter([5, 10, 5, 10, 4, 12, 5, 11])
+    clock = Clock()
+    act = lambda: next(sizes)  # noqa: E731
+    result = run("name", race(clock, act, act, measured=True))
+    assert (result.ours, result.theirs) == (4, 10)
+
+
+@pytest.mark.parametrize("load", [0.1, 2.0])
+def test_command(
+    load: float,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def section() -> Race:
+        clock = Clock()
+        return race(clock, lambda: 1.0, lambda: 3.0, measured=True)
+
+    monkeypatch.setattr(bench, "SECTIONS", {"one": section, "two": section})
+    monkeypatch.setattr("os.getloadavg", lambda: (load, 0, 0))
+    monkeypatch.setattr("os.environ", dict(bench.os.environ))
+    out = tmp_path / "runs" / "bench.json"
+    argv = ["bench", "--only", "two", "--json", str(out), "--threads", "1"]
+    monkeypatch.setattr(sys, "argv", argv)
+    threads = bench.torch.get_num_threads()
+    try:
+        code = bench.main()
+        assert code == (1 if load > bench.IDLE else 0)
+        printed = capsys.readouterr()
+        assert ("**3.00**" in printed.out) is (code == 0)
+        assert "| one |" not in printed.out
+        if code:
+            assert "refused: two; --anyway" in printed.err
+            monkeypatch.setattr(sys, "argv", [*argv, "--anyway"])
+            assert bench.main() == 0
+            assert "**3.00**" in capsys.readouterr().out
+    finally:
+        bench.torch.set_num_threads(threads)
+    report = json.loads(out.read_text())
+    assert report["machine"]["torch"] == bench.torch.__version__
+    assert {"processor", "load", "git", "diffusers"} <= set(report["machine"])
+    assert report["results"][0]["ratio"] == pytest.approx(3)

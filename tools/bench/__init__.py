@@ -1,0 +1,1 @@
+"""Speed and memory of ldm beside diffusers: `python -m tools.bench`."""

@@ -1,0 +1,132 @@
+"""Speed and memory of ldm beside diffusers, each section in about a minute on two cores.
+
+    python -m tools.bench                    # all sections
+    python -m tools.bench --only unet-fp32 --only sampler
+
+Ours and the peer's take turns after a warm-up each, on the same weights and inputs; the least of
+each counts. Outcomes are compared first. A line is refused where they differ, where the middle run
+is over 10 % longer than the shortest, or where the machine is busy at the start. Needs the extra
+`test`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ldm.cli.allocator import OPT_OUT
+from ldm.cli.common import EXIT_CODES, Parser, run, tell
+from ldm.errors import LDMError
+from tools.bench import loops, networks, processes, race
+
+SECTIONS: dict[str, Callable[[], race.Race]] = {
+    "import": processes.imports,
+    "cold": processes.cold,
+    "warm": loops.warm,
+    "warm-8": loops.warm_8,
+    "unet-bf16": networks.unet_bf16,
+    "unet-default": networks.unet_default,
+    "unet-fp32": networks.unet_fp32,
+    "vae": networks.vae,
+    "vae-memory": networks.vae_memory,
+    "load": processes.load,
+    "load-memory": processes.load_memory,
+    "sampler": loops.sampler,
+    "interval": loops.interval,
+    "deep-cache": loops.deep_cache,
+}
+IDLE = 0.3  # load average up to which a machine is quiet
+
+
+def bench(arguments: argparse.Namespace) -> None:
+    """Run sections, print the table as it grows, write JSON. Raises LDMError where one failed."""
+    torch.set_num_threads(arguments.threads)
+    os.environ["OMP_NUM_THREADS"] = str(arguments.threads)  # of the processes, too
+    load = os.getloadavg()[0]
+    clock = time.process_time if arguments.cpu_time else time.perf_counter
+    where = machine(arguments.threads, load) | {"clock": clock.__name__}
+    print(", ".join(f"{key} {value}" for key, value in where.items()), end="\n\n")
+    print(race.HEAD, flush=True)
+    results = []
+    for name in arguments.only or SECTIONS:
+        began = time.monotonic()
+        with torch.no_grad():
+            result = race.run(name, SECTIONS[name](), arguments.turns, clock)
+        gc.collect()
+        if load > IDLE:
+            result.problems.append(f"the load average was {load:.1f}")
+        results.append(result)
+        print(result.row(arguments.anyway), flush=True)
+        tell(f"{name}: {time.monotonic() - began:.0f} s")
+    if arguments.json:
+        report = {"machine": where, "results": [result.to_dict() for result in results]}
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.write_text(json.dumps(report, indent=1) + "\n")
+    refused = [result.name for result in results if result.problems]
+    if refused and not arguments.anyway:
+        raise LDMError(f"refused: {', '.join(refused)}; --anyway prints the figures nevertheless")
+
+
+def machine(threads: int, load: float) -> dict[str, Any]:
+    """What the figures depend on."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+    ).stdout.strip()
+    return {
+        "processor": names[0] if names else platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "amx": torch.cpu._is_amx_tile_supported(),
+        "load": round(load, 2),
+        "python": platform.python_version(),
+        "git": commit or None,
+        **{name: version(name) for name in ("torch", "diffusers", "transformers")},
+    }
+
+
+def main() -> int:
+    """Entry point; returns the exit code."""
+    parser = Parser(
+        prog="python -m tools.bench",
+        description=__doc__.splitlines()[0],
+        epilog=EXIT_CODES,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--only", action="append", choices=SECTIONS, metavar="NAME", help=", ".join(SECTIONS))
+    add("--turns", type=int, metavar="N", help="measured runs of each (default: by section)")
+    add("--threads", type=int, default=os.cpu_count(), metavar="N", help="of both (default: all)")
+    add(
+        "--cpu-time",
+        action="store_true",
+        help="time of the processor instead of the clock's, where a busy machine must do: of what "
+        "runs in this process, best with --threads 1",
+    )
+    add("--json", type=Path, metavar="FILE", help="where to write the figures as JSON, too")
+    add("--anyway", action="store_true", help="print figures that cannot be trusted, too")
+    add("--debug", action="store_true", help="show the traceback of an error")
+    arguments = parser.parse_args()
+    os.environ.setdefault(OPT_OUT, "system")  # in this process, which is the peer's, too
+    return run(lambda: bench(arguments), arguments.debug)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,149 @@
+"""The U-Net and the VAE of Stable Diffusion 1.5's size, one call each."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ldm.fast import decode_in_strips, speed_up
+from tools.bench.models import allowed_error, error, pair, share, told
+from tools.bench.race import Race
+
+SMALL = 16  # latents on which outcomes are compared
+PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+def guided_step(
+    what: str, size: int, ours_in: torch.dtype, theirs_in: torch.dtype, last: bool, goal: float
+) -> Race:
+    """A guided step; ``last``: diffusers' in channels_last, as its documentation advises."""
+    ours, theirs = pair("unet")
+    exact = theirs(*told(theirs, SMALL, torch.float32)).sample
+    theirs.to(theirs_in)
+    if ours_in == theirs_in:  # one memory again
+        ours = share(ours, theirs)
+    ours.to(ours_in)
+    if last:
+        theirs.to(memory_format=torch.channels_last)
+    speed_up(ours)
+
+    def call_ours(size: int = size) -> Tensor:
+        return ours(*told(ours, size, ours_in))
+
+    def call_theirs(size: int = size) -> Tensor:
+        x, t, context = told(theirs, size, theirs_in)
+        x = x.contiguous(memory_format=torch.channels_last) if last else x
+        return theirs(x, t, context).sample
+
+    def check() -> tuple[float, float]:
+        peer = error(call_theirs(SMALL), exact)
+        if ours_in != theirs_in:  # the peer's own error would be float32's
+            peer = 0.02
+        return error(call_ours(SMALL), exact), allowed_error(peer, ours_in)
+
+    return Race(what, call_ours, call_theirs, check, goal)
+
+
+def unet_bf16() -> Race:
+    """Both in bfloat16."""
+    bf16 = torch.bfloat16
+    return guided_step("SD 1.5 step, 64x64, bf16", 64, bf16, bf16, True, 1.25)
+
+
+def unet_default() -> Race:
+    """Each in what its library takes where the processor has bfloat16."""
+    what = "SD 1.5 step, 64x64, bf16 against diffusers' default (float32)"
+    return guided_step(what, 64, torch.bfloat16, torch.float32, False, 2.3)
+
+
+def unet_fp32() -> Race:
+    """Both in float32."""
+    fp32 = torch.float32
+    return guided_step("SD 1.5 step, 32x32, float32", 32, fp32, fp32, False, 1.3)
+
+
+def decoders() -> tuple[
+    Callable[..., Tensor], Callable[..., Tensor], Callable[..., Tensor], Tensor
+]:
+    """In bfloat16: ours with all that is on, ours in strips, diffusers'; and float32's picture."""
+    ours, theirs = pair("vae")
+    scale = ours.config.scaling_factor
+    exact = theirs.decode(latents(SMALL, torch.float32) / scale).sample
+    theirs.to(torch.bfloat16)
+    ours = share(ours, theirs)
+    theirs.to(memory_format=torch.channels_last)
+    speed_up(ours)
+
+    def strips(size: int = 64) -> Tensor:
+        return decode_in_strips(ours, latents(size))
+
+    def whole(size: int = 64) -> Tensor:
+        return ours.decode(latents(size))
+
+    def peer(size: int = 64) -> Tensor:
+        z = latents(size).contiguous(memory_format=torch.channels_last)
+        return theirs.decode(z / scale).sample
+
+    return whole, strips, peer, exact
+
+
+def latents(size: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """Of one picture."""
+    return torch.randn((1, 4, size, size), generator=torch.Generator().manual_seed(1)).to(dtype)
+
+
+def vae() -> Race:
+    """A picture of 512 pixels."""
+    whole, _, peer, exact = decoders()
+
+    def check() -> tuple[float, float]:
+        return error(whole(SMALL), exact), 1.5 * error(peer(SMALL), exact)
+
+    return Race("VAE decode, 512 px, bf16", whole, peer, check, 1.05)
+
+
+def vae_memory() -> Race:
+    """How much more memory the process holds at most while it decodes."""
+    _, strips, peer, exact = decoders()
+
+    def check() -> tuple[float, float]:
+        return error(strips(SMALL), exact), 1.5 * error(peer(SMALL), exact)
+
+    return Race(
+        "VAE decode in strips, 512 px, bf16: peak memory, MB",
+        lambda: peak(strips),
+        lambda: peak(peer),
+        check,
+        1 / 0.35,
+        measured=True,
+    )
+
+
+def peak(action: Callable[[], object]) -> float:
+    """MB by which the process grows at most during an action."""
+    before = most = resident()
+    done = threading.Event()
+
+    def watch() -> None:
+        nonlocal most
+        while not done.wait(0.002):
+            most = max(most, resident())
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        action()
+    finally:
+        done.set()
+        thread.join()
+    return (most - before) / 1e6
+
+
+def resident() -> int:
+    """Bytes of memory that the process has."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * PAGE

@@ -1,0 +1,150 @@
+"""Whole processes: import, load, and prompt to PNG from nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ldm.assets import asset_path
+from ldm.cli.allocator import OPT_OUT
+from ldm.config import read_json
+from ldm.errors import LDMError
+from tools.bench.race import Race
+
+ROOT = Path(__file__).parents[2]
+WORK = ROOT / "runs" / "bench"  # not in git
+PROMPT, SEED, STEPS = "a red car", 1, 20
+COLD = """
+import sys, torch
+from diffusers import StableDiffusionPipeline
+folder, prompt, steps, scale, seed, output = sys.argv[1:]
+pipe = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+pipe(prompt, num_inference_steps=int(steps), guidance_scale=float(scale),
+     generator=torch.Generator().manual_seed(int(seed))).images[0].save(output)
+"""
+LOAD_OURS = """
+from ldm.pipeline import Pipeline
+began = time.perf_counter()
+pipe = Pipeline.from_pretrained(sys.argv[1], device="cpu", dtype="bfloat16")
+"""
+LOAD_THEIRS = """
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import DDIMScheduler
+from transformers import CLIPTextModel, CLIPTokenizer
+began = time.perf_counter()
+pipe = StableDiffusionPipeline.from_pretrained(sys.argv[1], torch_dtype=torch.bfloat16)
+"""
+LOAD = """
+import json, resource, sys, time
+import torch
+{load}
+taken = time.perf_counter() - began
+total = sum(p.double().abs().sum().item() for m in (pipe.unet, pipe.vae, pipe.text_encoder)
+            for p in list(m.parameters())[:40])
+print(json.dumps([taken, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, total]))
+"""
+
+
+def python(*arguments: str) -> str:
+    """The last line that Python prints. Raises LDMError with the last that it complains of."""
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    environment.pop(OPT_OUT, None)
+    command = [sys.executable, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or ["it said nothing"]
+        raise LDMError(f"a run failed: {said[-1]}")
+    return (done.stdout.strip().splitlines() or [""])[-1]
+
+
+def imports() -> Race:
+    """The pipeline's class."""
+    return Race(
+        "import of the pipeline class",
+        lambda: python("-c", "from ldm.pipeline import Pipeline"),
+        lambda: python("-c", "from diffusers import StableDiffusionPipeline"),
+        lambda: (0.0, 0.0),
+        2.4,
+        turns=5,
+    )
+
+
+def cold() -> Race:
+    """Prompt to PNG, from nothing."""
+    folder = asset_path("weights")
+    work = Path(tempfile.mkdtemp())
+    ours, theirs = work / "ours.png", work / "theirs.png"
+    scale = str(read_json(folder / "generation_config.json")["guidance_scale"])
+
+    def call_ours() -> None:
+        python(
+            *("-m", "ldm.cli.generate", PROMPT, "--seed", str(SEED), "--steps", str(STEPS)),
+            *("--guidance-scale", scale, "--output", str(ours), "--force", "--quiet"),
+        )
+
+    def call_theirs() -> None:
+        python("-c", COLD, str(folder), PROMPT, str(STEPS), scale, str(SEED), str(theirs))
+
+    def check() -> tuple[float, float]:
+        call_ours()
+        call_theirs()
+        a, b = (np.asarray(Image.open(path)).astype(int) for path in (ours, theirs))
+        return float(np.abs(a - b).max()), 1.0
+
+    return Race(f"prompt to PNG, a process, {STEPS} steps", call_ours, call_theirs, check, 2.0)
+
+
+def loading(which: int, what: str, goal: float) -> Race:
+    """Half the width of Stable Diffusion 1.5, in float16 files, used in bfloat16."""
+    folder = WORK / "half"
+    if not (folder / "model_index.json").exists():
+        make(folder)
+    scripts = [LOAD.format(load=part) for part in (LOAD_OURS, LOAD_THEIRS)]
+
+    def measure(script: str, index: int = which) -> float:
+        return json.loads(python("-c", script, str(folder)))[index]
+
+    def check() -> tuple[float, float]:
+        ours, theirs = (measure(script, 2) for script in scripts)
+        return abs(ours - theirs) / theirs, 0.5  # the modules stand in another order
+
+    return Race(
+        what, lambda: measure(scripts[0]), lambda: measure(scripts[1]), check, goal, measured=True
+    )
+
+
+def load() -> Race:
+    """Seconds to ready, without imports."""
+    return loading(0, "load, SD 1.5 at half width, fp16 files as bf16", 2.0)
+
+
+def load_memory() -> Race:
+    """Peak memory of the process, with imports."""
+    return loading(1, "load, peak memory, MB", 1 / 0.7)
+
+
+def make(folder: Path) -> None:
+    """Save a model of random weights."""
+    import torch
+
+    from ldm.checkpoints.family import read_family
+    from ldm.clip import CLIPTextEncoder
+    from ldm.pipeline import Pipeline
+    from ldm.tokenizer import CLIPTokenizer
+    from ldm.unet import UNet
+    from ldm.vae import AutoencoderKL
+
+    family = read_family("sd1")
+    unet = replace(family.unet, block_out_channels=(160, 320, 640, 640))
+    words = CLIPTokenizer.from_pretrained(asset_path("weights") / "tokenizer")
+    text = CLIPTextEncoder(family.texts[0].config)
+    pipe = Pipeline(AutoencoderKL(family.vae), text, words, UNet(unet))
+    pipe.save_pretrained(folder, torch.float16)

@@ -1,0 +1,98 @@
+"""Two ways to do the same, timed in turns."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+MOST = 0.10  # by which the middle run may be longer than the shortest
+
+
+@dataclass
+class Race:
+    """What a section of the benchmark hands over: two actions of equal outcome, or nearly."""
+
+    what: str
+    ours: Callable[[], object]
+    theirs: Callable[[], object]
+    # What the outcomes differ by, and what they may; taken before the race.
+    check: Callable[[], tuple[float, float]]
+    goal: float  # how many times as fast ours shall be
+    peer: str = "diffusers"
+    turns: int = 3
+    # Where the actions measure something else than their wall time, they return it.
+    measured: bool = False
+    more: Callable[[], dict[str, Any]] = dict  # further figures, afterwards
+
+
+@dataclass
+class Result:
+    """A line of the table."""
+
+    name: str
+    what: str
+    peer: str
+    ours: float  # seconds (or bytes), the least of all turns
+    theirs: float
+    ratio: float
+    goal: float
+    spread: float
+    difference: float
+    allowed: float
+    problems: list[str] = field(default_factory=list)
+    more: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+    def row(self, anyway: bool) -> str:
+        """Of a Markdown table; without figures where they cannot be trusted."""
+        told = f"| {self.name} | {self.what} | {self.peer} |"
+        if self.problems and not anyway:
+            return f"{told} refused: {'; '.join(self.problems)} | | | | |"
+        met = "yes" if self.ratio >= self.goal else "**no**"
+        more = ", ".join(f"{key} {value}" for key, value in self.more.items())
+        doubt = f" ({'; '.join(self.problems)})" if self.problems else ""
+        return (
+            f"{told} {self.ours:.4g} | {self.theirs:.4g} | **{self.ratio:.2f}** "
+            f"| {self.goal:g}: {met} | {self.spread:.0%}{doubt}{'; ' * bool(more)}{more} |"
+        )
+
+
+HEAD = "| | what | against | ours | theirs | ratio | goal | spread |\n" + "|---" * 8 + "|"
+
+
+def run(
+    name: str,
+    race: Race,
+    turns: int | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Result:
+    """Compare the outcomes, then time both in turns, after a warm-up each."""
+    difference, allowed = race.check()
+    taken: tuple[list[float], list[float]] = ([], [])
+    for turn in range((turns or race.turns) + 1):
+        for action, times in zip((race.ours, race.theirs), taken, strict=True):
+            gc.collect()
+            began = clock()
+            result = action()
+            seconds = clock() - began
+            if turn:
+                times.append(float(result) if race.measured else seconds)
+            del result
+    spread = max(statistics.median(times) / min(times) - 1 for times in taken)
+    ours, theirs = map(min, taken)
+    problems = []
+    if not difference <= allowed:  # also where it is NaN
+        problems.append(f"the outcomes differ by {difference:.2g}, more than {allowed:.2g}")
+    if spread > MOST:
+        problems.append(f"the middle run is {spread:.0%} longer than the shortest")
+    return Result(
+        name, race.what, race.peer, ours, theirs, theirs / ours, race.goal, spread, difference,
+        allowed, problems, race.more(),
+    )  # fmt: skip
