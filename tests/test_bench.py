@@ -10,8 +10,16 @@ from typing import Any
 
 import pytest
 
+from ldm.errors import LDMError
 from tools.bench import __main__ as bench
+from tools.bench import samplers
 from tools.bench.race import Race, run
+
+
+@pytest.fixture(autouse=True)
+def without_collecting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes long among all that other tests have made."""
+    monkeypatch.setattr("gc.collect", lambda: 0)
 
 
 class Clock:
@@ -52,6 +60,30 @@ def test_turns_and_the_least_of_each() -> None:
     assert result.spread == pytest.approx(0.02)
     assert result.problems == []
     assert "**3.00** | 2: yes | 2% |" in result.row(anyway=False)
+
+
+def test_several_runs_a_turn() -> None:
+    clock = Clock()
+    ours = clock.action("A", 9, 9, 1.05, 1.0, 1.3, 1.01, 1.02, 7)
+    theirs = clock.action("B", 90, 9, 3.0, 3.5, 3.7, 3.1, 3.05, 4)
+    result = run("name", race(clock, ours, theirs, runs=2), clock=clock)
+    assert clock.log == ["check", *"AABBAABBAABBAABB"]
+    assert (result.ours, result.theirs) == pytest.approx((1.0, 3.0))
+    assert result.spread == pytest.approx(0.05 / 3)
+
+
+@pytest.mark.parametrize("prediction_type", samplers.PREDICTIONS)
+def test_samplers_do_the_same_work(prediction_type: str) -> None:
+    for name in ("dpmpp_2m", "euler", "ddim"):
+        section = samplers.sampler(name, prediction_type)
+        difference, allowed = section.check()
+        assert difference <= 1e-5 < allowed
+        assert ("Karras" in section.what) is (name != "ddim")
+
+
+def test_a_prediction_that_theirs_does_not_know() -> None:
+    with pytest.raises(LDMError, match="diffusers' PNDMScheduler: prediction_type given as sample"):
+        samplers.sampler("pndm", "sample").check()
 
 
 @pytest.mark.parametrize("difference", [0.2, math.nan])

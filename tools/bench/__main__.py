@@ -1,7 +1,7 @@
 """Speed and memory of ldm beside diffusers, each section in about a minute on two cores.
 
     python -m tools.bench                    # all sections
-    python -m tools.bench --only unet-fp32 --only sampler
+    python -m tools.bench --only unet-fp32 --only sampler-euler
 
 Ours and the peer's take turns after a warm-up each, on the same weights and inputs; the least of
 each counts. Outcomes are compared first. A line is refused where they differ, where the middle run
@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ import torch
 from ldm.cli.allocator import OPT_OUT
 from ldm.cli.common import EXIT_CODES, Parser, run, tell
 from ldm.errors import LDMError
-from tools.bench import loops, networks, processes, race
+from tools.bench import loops, networks, processes, race, samplers, training
 
 SECTIONS: dict[str, Callable[[], race.Race]] = {
     "import": processes.imports,
@@ -43,10 +44,14 @@ SECTIONS: dict[str, Callable[[], race.Race]] = {
     "vae-memory": networks.vae_memory,
     "load": processes.load,
     "load-memory": processes.load_memory,
-    "sampler": loops.sampler,
+    "sampler": partial(samplers.sampler, "dpmpp_2m"),
     "interval": loops.interval,
     "deep-cache": loops.deep_cache,
+    "training": training.training,
+    "training-default": training.training_default,
 }
+# Those that are run only where they are asked for; theirs of some are not quite ours.
+MORE = {f"sampler-{name}": partial(samplers.sampler, name) for name in samplers.NAMES}
 IDLE = 0.3  # load average up to which a machine is quiet
 
 
@@ -62,8 +67,11 @@ def bench(arguments: argparse.Namespace) -> None:
     results = []
     for name in arguments.only or SECTIONS:
         began = time.monotonic()
+        section = (SECTIONS | MORE)[name]
+        if name.startswith("sampler"):
+            section = partial(section, arguments.prediction_type)
         with torch.no_grad():
-            result = race.run(name, SECTIONS[name](), arguments.turns, clock)
+            result = race.run(name, section(), arguments.turns, clock)
         gc.collect()
         if load > IDLE:
             result.problems.append(f"the load average was {load:.1f}")
@@ -111,8 +119,15 @@ def main() -> int:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--only", action="append", choices=SECTIONS, metavar="NAME", help=", ".join(SECTIONS))
+    names = SECTIONS | MORE
+    add("--only", action="append", choices=names, metavar="NAME", help=", ".join(names))
     add("--turns", type=int, metavar="N", help="measured runs of each (default: by section)")
+    add(
+        "--prediction-type",
+        choices=samplers.PREDICTIONS,
+        default=samplers.PREDICTIONS[0],
+        help="what the network's output counts as, of samplers (default: epsilon)",
+    )
     add("--threads", type=int, default=os.cpu_count(), metavar="N", help="of both (default: all)")
     add(
         "--cpu-time",

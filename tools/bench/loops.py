@@ -1,8 +1,7 @@
-"""Whole runs: the sampler's loop alone, and pictures of the built-in model."""
+"""Whole runs: pictures of the built-in model."""
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -10,49 +9,10 @@ import torch
 from torch import Tensor
 
 from ldm.assets import asset_path
-from ldm.config import SchedulerConfig
 from ldm.pipeline import Pipeline
-from ldm.samplers import bind, plan, sample
-from ldm.scheduler import DDPMScheduler, Level
 from tools.bench.race import Race
 
 PROMPT, SEED, STEPS = "a red car", 1, 20
-SD: dict[str, Any] = {
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "steps_offset": 1,
-    "prediction_type": "sample",
-}
-
-
-def sampler() -> Race:
-    """50 steps of DPM++ 2M Karras, whose network returns what it gets."""
-    from diffusers import DPMSolverMultistepScheduler
-
-    ours = DDPMScheduler(SchedulerConfig.from_dict({**SD, "clip_sample": False}))
-    peer = DPMSolverMultistepScheduler.from_config({**SD, "use_karras_sigmas": True})
-    first = torch.randn((1, 4, 64, 64), generator=torch.Generator().manual_seed(1))
-
-    def network(x: Tensor, level: Level) -> Tensor:
-        return x
-
-    def call_ours() -> Tensor:
-        steps = plan(ours, "dpmpp_2m", 50, "karras")
-        run = sample(bind(ours, "dpmpp_2m", 0.0, steps), network, first, steps, None)
-        return deque(run, maxlen=1).pop()[0]
-
-    def call_theirs() -> Tensor:
-        peer.set_timesteps(50)
-        x = first
-        for t in peer.timesteps:
-            x = peer.step(x, t, x).prev_sample
-        return x
-
-    def check() -> tuple[float, float]:
-        return (call_ours() - call_theirs()).abs().max().item(), 1e-4
-
-    return Race("sampler loop, 50 steps", call_ours, call_theirs, check, 8.0, turns=25)
 
 
 def built_in(count: int, goal: float) -> Race:
