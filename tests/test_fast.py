@@ -82,7 +82,7 @@ def test_this_machine_has_the_operators(dtype: torch.dtype) -> None:
         pytest.skip("no packed weights here: all layers stay plain")
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(SIZES, SIZES, SIZES, SIZES, st.booleans(), st.sampled_from(DTYPES))
 def test_linear(a: int, b: int, rows: int, batch: int, bias: bool, dtype: torch.dtype) -> None:
     layer = nn.Linear(a, b, bias).to(dtype).requires_grad_(False)
@@ -94,7 +94,7 @@ def test_linear(a: int, b: int, rows: int, batch: int, bias: bool, dtype: torch.
     assert torch.equal(layer(x[:1, 0]), layer(x[:1, :1])[:, 0])  # of another shape than packed for
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     st.tuples(SIZES, SIZES, SIZES, SIZES),
     st.sampled_from([(1, 0, 1), (3, 1, 1), (3, 1, 2), (3, 0, 2)]),

@@ -67,7 +67,7 @@ class Peak(TorchDispatchMode):
         self.now -= size
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     st.integers(1, 14),
     st.integers(1, 9),

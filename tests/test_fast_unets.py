@@ -82,7 +82,7 @@ def converted(told: Asked, dtype: torch.dtype) -> Asked:
     return {k: v if k in ("t", "class_labels") else v.to(dtype) for k, v in told.items()}
 
 
-CASES = [(seed, 1 + seed % 3, ((8, 8), (5, 12), (12, 7), (16, 4))[seed % 4]) for seed in range(16)]
+CASES = [(seed, 1 + seed % 3, ((8, 8), (5, 12), (12, 7), (16, 4))[seed % 4]) for seed in range(10)]
 
 
 @pytest.mark.parametrize(("seed", "batch", "size"), CASES)
