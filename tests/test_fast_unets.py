@@ -82,7 +82,9 @@ def converted(told: Asked, dtype: torch.dtype) -> Asked:
     return {k: v if k in ("t", "class_labels") else v.to(dtype) for k, v in told.items()}
 
 
-CASES = [(seed, 1 + seed % 3, ((8, 8), (5, 12), (12, 7), (16, 4))[seed % 4]) for seed in range(10)]
+SEEDS = (0, 2, 3, 4, 5, 6, 7, 9, 11, 13)  # one to three levels, all kinds of blocks
+SIZES = [(8, 8), (5, 12), (12, 7), (16, 4)]
+CASES = [(seed, 1 + seed % 3, SIZES[seed % 4]) for seed in SEEDS]
 
 
 @pytest.mark.parametrize(("seed", "batch", "size"), CASES)
