@@ -66,9 +66,8 @@ def load_folder(
     if prediction_type:
         scheduler = replace(scheduler, prediction_type=prediction_type)
     if scheduler.prediction_type == "mean" and dtype is not None:
-        dtype = (
-            torch.float32
-        )  # μ̃ differs from x_t by a thousandth, which half precision rounds away
+        # μ̃ differs from x_t by a thousandth, which half precision rounds away.
+        dtype = torch.float32
     extra = folder / "generation_config.json"
     parts: dict[str, Any] = {
         "vae": None,
@@ -128,8 +127,15 @@ def save_pixels(
     if parts["id2label"]:
         index["id2label"] = dict(parts["id2label"])
     if parts["classifier"] is not None:
-        save_component(parts["classifier"], folder / "classifier", dtype)
-        index["classifier"] = ["ldm.classifier", "Classifier"]
+        save_classifier(parts["classifier"], folder, dtype, index)
+
+
+def save_classifier(
+    classifier: Classifier, folder: Path, dtype: torch.dtype | None, index: dict[str, Any]
+) -> None:
+    """Write the classifier that guides a model of pixels, and note it in the ``index``."""
+    save_component(classifier, folder / "classifier", dtype)
+    index["classifier"] = ["ldm.classifier", "Classifier"]
 
 
 def save_latents(

@@ -20,7 +20,6 @@ from ldm.samplers.names import find_sampler, find_schedule
 
 BUILT_IN = "ldm built-in"  # the model's name in a file
 LARGEST_BATCH = 1024
-OUR_VERSION = re.compile(r"ldm \d")
 # Settings of the web UI that name a thing, but do not change the picture.
 NAMES = re.compile(
     r"(Model|VAE|Lora|TI|Hypernet)? ?[Hh]ash(es)?|Version|User|Batch (size|pos)|Model|VAE|RNG|Size|"

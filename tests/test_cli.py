@@ -367,6 +367,17 @@ def test_loading_does_not_import_compilers(folder: Path) -> None:
     assert done.stdout == "set()\n"
 
 
+def test_a_reader_that_stops_listening() -> None:
+    """``ldm-generate --list-samplers | head -0``: told in a line."""
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "ldm.cli.generate", "--list-samplers"]
+    with os.fdopen(write, "w") as pipe:
+        result = subprocess.run(command, cwd=ROOT, stdout=pipe, stderr=subprocess.PIPE, text=True)
+    assert result.stderr == "error: standard output cannot be written (Broken pipe)\n"
+    assert result.returncode == 1
+
+
 def test_list_samplers(capsys: pytest.CaptureFixture[str]) -> None:
     """Without a prompt, and without PyTorch."""
     with pytest.raises(SystemExit) as stopped:

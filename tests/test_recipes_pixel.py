@@ -294,7 +294,23 @@ def test_the_reader_counts_what_it_reads(
     assert list(shares) == ["top", "left", "middle"]
     assert np.mean(list(shares.values())) == pytest.approx(report["read_as_asked"])
     assert Image.open(output / "grid.png").size == (32, 24)
-    assert "of 12 read as the class asked" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "of 12 read as the class asked" in out
+    # Four steps have taught the model nothing, and the reader can tell that from its features.
+    assert report["frechet"] > 3 * report["frechet_of_real"] > 0
+    assert f"{report['frechet']:.2f} of 12 drawn, {report['frechet_of_real']:.2f} of 12" in out
+
+
+def test_of_a_model_without_classes_the_reader_tells_the_distance(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(settings(data, tmp_path / "run", {}))
+    output = tmp_path / "read"
+    arguments = ["--model", str(tmp_path / "run"), "--output", str(output), "--count", "2"]
+    assert read_digits.main([*arguments, "--reader-steps", "60"]) == 0
+    report = json.loads((output / "report.json").read_text())
+    assert "by_class" not in report and report["frechet"] > 3 * report["frechet_of_real"]
+    assert "of 6 drawn" in capsys.readouterr().out
 
 
 def test_the_tools_refuse_on_one_line(guided: Path, capsys: pytest.CaptureFixture[str]) -> None:

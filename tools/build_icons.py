@@ -11,7 +11,6 @@ import argparse
 import dataclasses
 import json
 import os
-import shutil
 import sys
 import time
 from collections import Counter
@@ -20,8 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
+from building import build_whole
 from icons import nouns, sources, split, variants
-from icons.sources import BuildError
 
 # Pictures of an icon relative to --variants: of common things, other everyday things, the rest.
 COMMON, EVERYDAY, OTHER = 1.0, 0.6, 0.25
@@ -182,26 +181,13 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Build; returns the exit code."""
     args = parse(argv)
-    if args.output.exists() and not args.force:
-        print(f"{args.output} exists; choose another --output or pass --force", file=sys.stderr)
-        return 2
-    # Beside the output, so that the last step is a rename within one file system.
-    partial = args.output.with_name(f".{args.output.name}.partial-{os.getpid()}")
-    partial.mkdir(parents=True)
-    try:
-        tally = build(args, partial)
-        if args.output.exists():
-            shutil.rmtree(args.output)
-        partial.rename(args.output)
-    except BuildError as error:
-        print(error, file=sys.stderr)
-        return 1
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    for (name, part), n in sorted(tally.items()):
-        print(f"{name:18s} {part:9s} {n:6d}")
-    print(f"{sum(tally.values())} pictures in {args.output}")
-    return 0
+
+    def fill(folder: Path) -> str:
+        tally = build(args, folder)
+        lines = [f"{name:18s} {part:9s} {n:6d}" for (name, part), n in sorted(tally.items())]
+        return "\n".join([*lines, f"{sum(tally.values())} pictures in {args.output}"])
+
+    return build_whole(args.output, args.force, fill)
 
 
 if __name__ == "__main__":

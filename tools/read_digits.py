@@ -3,8 +3,10 @@
     python tools/read_digits.py --model runs/mnist --output runs/mnist/read
 
 The reader is a small network of our own. It learns from the real training digits of the run's data
-set (a minute or two on two cores) and is itself measured on the digits held out. Writes `grid.png`,
-a row for each class, and `report.json`. Any labelled set of small pictures will do.
+set (a minute or two on two cores) and is itself measured on the digits held out. The Fréchet
+distance between what it sees in the drawn digits and in those held out is printed too, which is all
+that there is to say of a model without classes; beside it that of as many training digits. Writes
+`grid.png`, a row for each class, and `report.json`. Any labelled set of small pictures will do.
 """
 
 import argparse
@@ -13,11 +15,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from evaluation import frechet
 from ldm.cli.common import EXIT_CODES, Parser, check_counts, run, tell
 from ldm.config import read_json, write_json
 from ldm.errors import ArgumentError
@@ -31,7 +35,7 @@ SHIFT = 2  # px that real digits are moved by, at most, to learn from
 COLUMNS = 10  # digits of a class in the grid
 
 
-def reader(channels: int, size: int, classes: int) -> nn.Module:
+def reader(channels: int, size: int, classes: int) -> nn.Sequential:
     """Pixels (B, C, size, size) in [-1, 1] → logits (B, classes): as LeNet-5, with more maps."""
     return nn.Sequential(
         nn.Conv2d(channels, 32, 5, stride=2, padding=2),
@@ -50,7 +54,7 @@ def reader(channels: int, size: int, classes: int) -> nn.Module:
     )
 
 
-def learn(data: Dataset, steps: int) -> nn.Module:
+def learn(data: Dataset, steps: int) -> nn.Sequential:
     """A reader of the data's training pictures."""
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
@@ -78,6 +82,12 @@ def read(model: nn.Module, pixels: Tensor) -> Tensor:
     return torch.cat([model(part).argmax(1) for part in pixels.split(500)])
 
 
+@torch.no_grad()
+def features(model: nn.Sequential, pixels: Tensor) -> np.ndarray:
+    """What the reader sees in each picture before it decides, (N, 128)."""
+    return torch.cat([model[:-1](part) for part in pixels.split(500)]).numpy()
+
+
 def accuracy(model: nn.Module, data: Dataset) -> float:
     """The share of held-out pictures that are read right. Raises ArgumentError without any."""
     if not len(data.held_out):
@@ -87,10 +97,36 @@ def accuracy(model: nn.Module, data: Dataset) -> float:
     )
 
 
+def distances(model: nn.Sequential, data: Dataset, drawn: Tensor) -> dict[str, float]:
+    """Fréchet distances to the held-out pictures: of the drawn ones, and of as many real ones."""
+    held_out = features(model, data.pixels(data.held_out))
+    real = data.pixels(data.train[: len(drawn)])
+    found = {
+        "frechet": frechet.distance(features(model, drawn), held_out),
+        "frechet_of_real": frechet.distance(features(model, real), held_out),
+    }
+    print(
+        f"Fréchet distance to {len(held_out)} held out: {found['frechet']:.2f} of {len(drawn)} "
+        f"drawn, {found['frechet_of_real']:.2f} of {len(real)} real ones"
+    )
+    return found
+
+
+def counted(model: nn.Module, drawn: Tensor, names: list[str]) -> dict[str, Any]:
+    """The shares of pictures, equally many of each class, that are read as asked for."""
+    asked = torch.arange(len(names)).repeat_interleave(len(drawn) // len(names))
+    right = (read(model, drawn) == asked).float().view(len(names), -1).mean(1)
+    shares = dict(zip(names, right.tolist(), strict=True))
+    for name, share in shares.items():
+        print(f"{name:>10} {share:.1%}")
+    print(f"{'all':>10} {right.mean():.1%} of {len(drawn)} read as the class asked")
+    return {"read_as_asked": float(right.mean()), "by_class": shares}
+
+
 def draw(
     pipe: Pipeline, names: list[str], arguments: argparse.Namespace
 ) -> tuple[list[Image.Image], float]:
-    """``arguments.count`` pictures of each class, class after class, and the seconds for one."""
+    """``arguments.count`` pictures of each name, name after name, and the seconds for one."""
     prompts = [name for name in names for _ in range(arguments.count)]
     pictures: list[Image.Image] = []
     started = time.monotonic()
@@ -123,12 +159,11 @@ def measure(arguments: argparse.Namespace) -> None:
     real = accuracy(model, data)
     print(f"reader: {real:.2%} of {len(data.held_out)} real digits right that it never saw")
 
-    pictures, seconds = draw(pipe, names, arguments)
-    pixels = to_tensor([picture.convert("RGB") for picture in pictures])
+    told = names if pipe.unet.config.class_conditional else [""] * len(names)
+    pictures, seconds = draw(pipe, told, arguments)
+    drawn = to_tensor([picture.convert("RGB") for picture in pictures])
     channels = data.pixels(data.train[:1]).shape[1]
-    found = read(model, pixels.mean(1, keepdim=True) if channels == 1 else pixels)
-    asked = torch.arange(len(names)).repeat_interleave(arguments.count)
-    right = (found == asked).float().view(len(names), -1).mean(1)
+    drawn = drawn.mean(1, keepdim=True) if channels == 1 else drawn
     given = {key: getattr(arguments, key) for key in vars(pipe.defaults)}
     report: dict[str, Any] = {
         "model": str(arguments.model),
@@ -139,12 +174,10 @@ def measure(arguments: argparse.Namespace) -> None:
         "reader_on_real": real,
         "count_per_class": arguments.count,
         "seconds_per_picture": seconds,
-        "read_as_asked": float(right.mean()),
-        "by_class": dict(zip(names, right.tolist(), strict=True)),
+        **distances(model, data, drawn),
     }
-    for name, share in report["by_class"].items():
-        print(f"{name:>10} {share:.1%}")
-    print(f"{'all':>10} {report['read_as_asked']:.1%} of {len(pictures)} read as the class asked")
+    if pipe.unet.config.class_conditional:
+        report |= counted(model, drawn, names)
     arguments.output.mkdir(parents=True, exist_ok=True)
     columns = min(COLUMNS, arguments.count)
     shown = [
@@ -159,7 +192,7 @@ def parser() -> Parser:
     """The command line."""
     parser = Parser(description=__doc__.splitlines()[0], epilog=EXIT_CODES, allow_abbrev=False)
     add = parser.add_argument
-    add("--model", type=Path, required=True, help="folder of a run of recipe pixel, by class")
+    add("--model", type=Path, required=True, help="folder of a run of recipe pixel")
     add("--data", help="the real pictures (default: what the run learnt from)")
     add("--output", type=Path, default=Path("runs/read"), help="folder (default: runs/read)")
     add("--count", type=int, default=50, metavar="N", help="drawn of each class (default: 50)")

@@ -100,6 +100,19 @@ def number(value: float) -> str:
     return repr(float(value)).removesuffix(".0")
 
 
+def put(text: bytes) -> None:
+    """Write on stdout at once, if it is there. Raises LDMError where that cannot be done."""
+    if sys.stdout is None:  # closed by the caller
+        return
+    try:
+        sys.stdout.buffer.write(text)
+        sys.stdout.buffer.flush()
+    except OSError as error:
+        # Python tries again when it ends; that must not fail once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise LDMError(f"standard output cannot be written ({error.strerror})") from None
+
+
 def fail(message: str, code: int) -> int:
     """Tell an error and return its exit code."""
     tell(f"error: {message}")

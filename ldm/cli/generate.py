@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ldm.cli import seeing
 from ldm.cli.again import parse, with_file
-from ldm.cli.common import FAILED, fail, importing_torch, run, tell
+from ldm.cli.common import FAILED, fail, importing_torch, put, run, tell
 from ldm.cli.grids import grid_columns, lay_out
 from ldm.cli.jobs import Job, batches, my_share, plan_jobs, processes
 from ldm.cli.loras import LoraUse
@@ -339,17 +339,10 @@ def save(
 
     parameters, settings = texts
     save_image(picture, path, parameters, overwrite, settings, **options)
-    if sys.stdout is None:  # closed by the caller
-        return
     try:
-        sys.stdout.buffer.write(os.fsencode(path) + b"\n")
-        sys.stdout.buffer.flush()
-    except OSError as error:
-        # Python tries again when it ends; that must not fail once more.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise LDMError(
-            f"stopped after {path}: standard output cannot be written ({error.strerror})"
-        ) from None
+        put(os.fsencode(path) + b"\n")
+    except LDMError as error:
+        raise LDMError(f"stopped after {path}: {error}") from None
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm import __version__
-from ldm.cli.common import EXIT_CODES, Parser, check_counts
+from ldm.cli.common import EXIT_CODES, Parser, check_counts, put, run
 from ldm.cli.steer import add_steering_options, check_steering, masked
 from ldm.errors import ArgumentError
 from ldm.samplers import read_names, start_index
@@ -240,8 +240,7 @@ class ListSamplers(argparse.Action):
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         """Print to stdout; exit code 0."""
-        print(listing())
-        parser.exit()
+        parser.exit(run(lambda: put(f"{listing()}\n".encode()), debug=False))
 
 
 def model_arguments(arguments: argparse.Namespace) -> dict[str, Any]:

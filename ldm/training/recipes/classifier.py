@@ -17,6 +17,7 @@ from ldm.checkpoints.folder import save_component
 from ldm.classifier import Classifier
 from ldm.config import ClassifierConfig, SchedulerConfig, UNetConfig, read_json, write_json
 from ldm.errors import ArgumentError
+from ldm.folders import save_classifier
 from ldm.scheduler import DDPMScheduler
 from ldm.training.config import TrainConfig
 from ldm.training.data import open_data
@@ -97,8 +98,7 @@ class ClassifierRecipe:
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """Into the run's folder, and as a part of the model that it guides."""
-        for home in (folder, self.guides):
-            save_component(model, home / "classifier")
+        save_component(model, folder / "classifier")
         index = read_json(self.guides / "model_index.json")
-        index["classifier"] = ["ldm.classifier", "Classifier"]
+        save_classifier(model, self.guides, None, index)
         write_json(self.guides / "model_index.json", index)
