@@ -13,6 +13,7 @@ from torch import Tensor
 from ldm.conditioning import Conditioning, Prompted, Script
 from ldm.errors import ArgumentError
 from ldm.fast.deepcache import DeepCache
+from ldm.fast.graphs import Graphs
 from ldm.samplers import Told
 from ldm.scheduler import DDPMScheduler, Level
 from ldm.unet import UNet
@@ -84,13 +85,14 @@ class Denoiser:
 
     def __init__(
         self,
-        unet: UNet | DeepCache,
+        unet: UNet | DeepCache | Graphs,
         scheduler: DDPMScheduler,
         prompted: Sequence[Prompted],
         guidance: Guidance,
         known: Tensor | None = None,
         hear: Hear | None = None,
         gradient: Gradient | None = None,
+        device: torch.device | None = None,
     ) -> None:
         """Networks that are told the scale (LCM) are asked once, but for texts that AND joins.
 
@@ -98,11 +100,13 @@ class Denoiser:
         known: (B, C', h, w), what an inpainting network is shown beside x.
         hear: see ``ldm.explain``.
         gradient: of a further guidance, such as ``ldm.classifier_guidance``.
+        device: where the U-Net computes; None is where it is.
         """
         self.hear = hear
         self.unet, self.scheduler, self.guidance, self.known = unet, scheduler, guidance, known
         self.gradient = gradient
-        self.like = next(unet.parameters())  # of its dtype, where it is
+        first = next(unet.parameters())
+        self.like = torch.empty(0, dtype=first.dtype, device=device or first.device)
         self.step = 1
         self.told_scale = None if unet.config.time_cond_proj_dim is None else guidance.scale
         self.negatives = [(i, one.negative) for i, one in enumerate(prompted)]

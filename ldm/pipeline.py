@@ -43,7 +43,10 @@ from ldm.devices import choose_device, choose_dtype
 from ldm.errors import ArgumentError
 from ldm.explain import AttentionMaps, explain
 from ldm.fast import slow_down, speed_up
+from ldm.fast.compiled import compile_regions, uncompile
 from ldm.fast.deepcache import DeepCache
+from ldm.fast.graphs import Graphs
+from ldm.fast.offload import Offload
 from ldm.fitting import blame, check_parts
 from ldm.folders import load_folder, save_folder
 from ldm.guidance import Denoiser, Guidance, Hear
@@ -173,6 +176,8 @@ class Pipeline:
 
         named = {"unet": unet, "text_encoder": text_encoder, "text_encoder_2": text_encoder_2}
         self._hear: Hear | None = None  # while explain() looks on
+        self._graphs: Graphs | None = None
+        self._offload: Offload | None = None
         self.loras = Loras(
             {name: part for name, part in named.items() if part is not None}, names_of(unet.config)
         )
@@ -294,21 +299,48 @@ class Pipeline:
         """Take all LoRAs off; the weights are those from before, to the bit."""
         self.loras.unload()
 
-    def optimize(self, on: bool = True) -> Pipeline:
-        """Have the parts compute faster on a CPU, or, off, as before; returns itself.
+    def optimize(
+        self, on: bool = True, *, compile: bool = False, offload: bool = False
+    ) -> Pipeline:
+        """Have the parts compute faster, or, off, as before; returns itself.
 
-        The results are the same but for rounding; see ``ldm.fast``. Weights stay single in memory,
-        and whatever reads or changes them (LoRA, ``save_pretrained``, ``state_dict``) sees them as
-        they are.
+        The results are the same but for rounding; see ``ldm.fast``. On a CPU, weights are packed:
+        they stay single in memory, and whatever reads or changes them (LoRA, ``save_pretrained``,
+        ``state_dict``) sees them as they are. On CUDA, steps are replayed as recorded.
+        compile: ``torch.compile`` the repeated blocks, which takes up to minutes at the first call,
+        in place of the packing.
+        offload: keep on the GPU only the part that computes; slower, in less memory, unrecorded.
+        Raises ArgumentError for offload without a GPU.
         """
+        device = self.device
+        if on and offload and device.type == "cpu":
+            raise ArgumentError("offload keeps parts off the GPU, but the device is the CPU")
+        if self._offload:
+            self._offload.end()
+        self._offload = self._graphs = None
         for part in (self.unet, self.vae):
-            (speed_up if on else slow_down)(part)
+            slow_down(part)
+            uncompile(part)
+        if not on:
+            return self
+        for part in (self.unet, self.vae):
+            if compile:
+                compile_regions(part)
+            elif device.type == "cpu":
+                speed_up(part)
+            if device.type == "cuda":  # its convolutions of half precision compute so
+                part.to(memory_format=torch.channels_last)
+        if offload:
+            parts = [self.unet, self.vae, self.classifier, *(m.encoder for m in self.text_models)]
+            self._offload = Offload([part for part in parts if part], device)
+        elif device.type == "cuda":
+            self._graphs = Graphs(self.unet)
         return self
 
     @property
     def device(self) -> torch.device:
-        """Where the U-Net is."""
-        return next(self.unet.parameters()).device
+        """Where the parts compute."""
+        return self._offload.device if self._offload else next(self.unet.parameters()).device
 
     def default_size(self) -> tuple[int, int]:
         """(height, width) in pixels that the model was trained for."""
@@ -479,7 +511,7 @@ class Pipeline:
                 self._sizes(height, width),
                 steps_before,
             )
-        unet = DeepCache(self.unet, deep_cache, deep_cache_branch)
+        cached = DeepCache(self.unet, deep_cache, deep_cache_branch)
         told = [one for one in prompted for _ in range(num_images_per_prompt)]
         advised = self.defaults.classifier_scale
         gradient = guided_by(self.classifier, labels, classifier_scale, advised, (height, width))
@@ -514,7 +546,12 @@ class Pipeline:
                     known = torch.cat([small, shown], dim=1)
                 else:
                     after = Blend(start, eps, small, steps[first:])
-            denoise = Denoiser(unet, self.scheduler, told, guidance, known, self._hear, gradient)
+            # A recording knows nothing of what is done to the layers from step to step.
+            plain = deep_cache == 1 and not tiling and self._hear is None
+            unet = self._graphs if self._graphs and plain else cached
+            denoise = Denoiser(
+                unet, self.scheduler, told, guidance, known, self._hear, gradient, self.device
+            )
             if tiling:
                 denoise.tell = tiled(denoise.tell, *filter(None, (self.unet, self.classifier)))
             progress = Progress(0, len(steps) - first, x_first, x_first)

@@ -25,8 +25,9 @@ LOADING = ("ema", "variant", "prediction_type", "dtype")  # arguments of Pipelin
 PICTURES = ("image", "mask")  # options that name a picture to draw from
 # Options that do not change what is drawn …
 AROUND = frozenset(
-    "from_file output force quiet debug lora_dir device optimize grid no_labels num_images "
-    "batch_size save_steps animation explain x y prompts skip_existing list_samplers".split()
+    "from_file output force quiet debug lora_dir device optimize compile offload grid no_labels "
+    "num_images batch_size save_steps animation explain x y prompts skip_existing "
+    "list_samplers".split()
 )
 # … and those that a file has in another form.
 TOLD_OTHERWISE = frozenset((*PICTURES, "prompt", "model", "vae", "lora", "embedding"))

@@ -69,7 +69,9 @@ def generate(arguments: argparse.Namespace) -> None:
         dtype=arguments.dtype,
         **model_arguments(arguments),
     )
-    pipe.optimize(arguments.optimize)
+    faster = pipe.device.type == "cpu" if arguments.optimize is None else arguments.optimize
+    asked = {"compile": arguments.compile, "offload": arguments.offload}
+    pipe.optimize(faster or any(asked.values()), **asked)
     for embedding in arguments.embedding:
         say(f"{embedding}: use it as {pipe.load_textual_inversion(embedding)}")
     put_on(pipe, {use for job in jobs for use in job.loras}, say)

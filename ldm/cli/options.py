@@ -172,8 +172,18 @@ def parser(kind: type[Parser] = Parser) -> Parser:
     add(
         "--optimize",
         action=argparse.BooleanOptionalAction,
-        default=True,
-        help="compute faster on a CPU, with the same results but for rounding (default: yes)",
+        help="compute faster, with the same results but for rounding (default: yes on a CPU, no "
+        "on CUDA, where it was never measured)",
+    )
+    add(
+        "--compile",
+        action="store_true",
+        help="compile the model's blocks first, by torch.compile: for many pictures",
+    )
+    add(
+        "--offload",
+        action="store_true",
+        help="keep only the part that computes in the GPU's memory: slower, in less of it",
     )
     add("--grid", action="store_true", help="save one picture with all of them side by side")
     for option, direction in (("--x", "columns"), ("--y", "rows")):

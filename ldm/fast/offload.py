@@ -1,0 +1,60 @@
+"""Parts of a model that wait in the CPU's memory, one of them on the GPU at a time.
+
+Weights are copied there from pinned memory and dropped after use, never copied back: what they
+are at home is what they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+
+
+class Offload:
+    """Brings each of ``parts`` to ``device`` when it, or a child of it, is called.
+
+    Meanwhile ``home`` holds the tensors of the part that is away. LoRAs change weights at home:
+    call ``send_home`` before anything but the parts themselves reads them.
+    """
+
+    def __init__(self, parts: Sequence[nn.Module], device: torch.device) -> None:
+        self.device, self.parts = device, parts
+        self.away: nn.Module | None = None
+        self.home: list[tuple[Tensor, Tensor]] = []  # (parameter or buffer, its data at home)
+        self.hooks = []
+        for part in parts:
+            part.to("cpu")
+            for module in (part, *part.children()):
+                hook = module.register_forward_pre_hook(lambda *_, part=part: self.bring(part))
+                self.hooks.append(hook)
+
+    def bring(self, part: nn.Module) -> None:
+        """Have a part on the device, and no other."""
+        if part is self.away:
+            return
+        self.send_home()
+        self.away = part
+        for tensor in chain(part.parameters(), part.buffers()):
+            data = tensor.data
+            if self.device.type == "cuda" and not data.is_pinned():
+                data = data.pin_memory()
+            self.home.append((tensor, data))
+            tensor.data = data.to(self.device, non_blocking=True, copy=True)
+
+    def send_home(self) -> None:
+        """Have no part on the device. Waits for nothing: CUDA frees memory in order."""
+        for tensor, data in self.home:
+            tensor.data = data
+        self.home.clear()
+        self.away = None
+
+    def end(self) -> None:
+        """Have all parts on the device, as without offloading."""
+        self.send_home()
+        for hook in self.hooks:
+            hook.remove()
+        for part in self.parts:
+            part.to(self.device)
