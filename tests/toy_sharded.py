@@ -36,6 +36,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-    # The layers hold gloo's groups, whose threads must end while the interpreter is there: one
-    # run in some twenty was aborted at its exit.
+    # The layers hold gloo's groups, whose threads should end while the interpreter is there: once,
+    # a run was aborted at its exit.
     gc.collect()
