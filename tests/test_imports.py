@@ -37,7 +37,8 @@ LAYER = {part: height for height, layer in enumerate(LAYERS) for part in layer}
 SAMPLERS_IMPORT = {"ldm.errors", "ldm.scheduler.Level"}
 # ldm is written from scratch: these are what the tests compare it with.
 REFERENCES = {"diffusers", "transformers"}
-PACKAGE_OF = {"PIL": "pillow"}  # where the import has another name than the package
+# Where the import has another name than the package.
+PACKAGE_OF = {"PIL": "pillow", "sklearn": "scikit_learn"}
 
 
 def imports(path: Path, root: Path) -> Iterator[tuple[int, bool, str, str]]:

@@ -150,7 +150,7 @@ def test_what_cannot_be_minimised_is_refused() -> None:
     x0, noise, t = batch()
     with pytest.raises(ArgumentError, match="objective is 'best'; expected one of simple"):
         diffusion_loss(scheduler(), noise, x0, noise, t, "best")
-    with pytest.raises(ArgumentError, match="set variance_type to 'learned_range'"):
+    with pytest.raises(ArgumentError, match="set it to 'learned_range'"):
         diffusion_loss(scheduler(), noise, x0, noise, t, "hybrid")
     with pytest.raises(ArgumentError, match="min_snr_gamma does not go with"):
         diffusion_weight(scheduler(prediction_type="mean"), t, 5.0)

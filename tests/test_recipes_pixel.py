@@ -195,6 +195,7 @@ def test_the_classifier_reads_noised_pictures_and_joins_the_model(
     [
         ({"options": {"clases": True}}, ArgumentError, "options.clases; did you mean 'classes'"),
         ({"options": {"objective": "vbl"}}, ArgumentError, "options.objective is 'vbl'"),
+        ({"options": {"objective": "hybrid"}}, ArgumentError, "variance_type is 'fixed_small'"),
         ({"options": {"label_dropout": 1.0}}, ArgumentError, r"it must be in \[0, 1\)"),
         ({"model": {"in_channels": 3}}, ArgumentError, "model.in_channels follows from the data"),
         ({"options": {"scheduler": {"beta_schedule": "x"}}}, LDMError, "beta_schedule is 'x'"),

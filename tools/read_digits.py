@@ -31,7 +31,7 @@ from ldm.training.data import Dataset, open_data
 from ldm.training.noised import check_classes
 
 STEPS, BATCH, LEARNING_RATE = 1000, 128, 2e-3
-SHIFT = 2  # px that real digits are moved by, at most, to learn from
+SHIFT = 1 / 16  # of the side, that real digits are moved by, at most, to learn from
 COLUMNS = 10  # digits of a class in the grid
 
 
@@ -62,9 +62,10 @@ def learn(data: Dataset, steps: int) -> nn.Sequential:
     model = reader(channels, size, len(data.classes))
     optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
+    shift = int(SHIFT * size)
     for step in range(steps):
         batch = data.batch(step, BATCH, generator)
-        moves = torch.randint(-SHIFT, SHIFT + 1, (2,), generator=generator).tolist()
+        moves = torch.randint(-shift, shift + 1, (2,), generator=generator).tolist()
         logits = model(batch.pixels.roll(moves, (2, 3)))
         loss = F.cross_entropy(logits, batch.labels)
         optimizer.zero_grad()
@@ -97,10 +98,20 @@ def accuracy(model: nn.Module, data: Dataset) -> float:
     )
 
 
-def distances(model: nn.Sequential, data: Dataset, drawn: Tensor) -> dict[str, float]:
-    """Fréchet distances to the held-out pictures: of the drawn ones, and of as many real ones."""
+def distances(
+    model: nn.Sequential, data: Dataset, drawn: Tensor, by_class: bool
+) -> dict[str, float]:
+    """Fréchet distances to the held-out pictures: of the drawn ones, and of as many real ones.
+
+    by_class: whether the drawn ones, and so the real ones, are equally many of each class.
+    """
     held_out = features(model, data.pixels(data.held_out))
-    real = data.pixels(data.train[: len(drawn)])
+    rows = data.train[: len(drawn)]
+    if by_class:
+        labels = data.labels(data.train)
+        count = len(drawn) // len(data.classes)
+        rows = torch.cat([data.train[labels == k][:count] for k in range(len(data.classes))])
+    real = data.pixels(rows)
     found = {
         "frechet": frechet.distance(features(model, drawn), held_out),
         "frechet_of_real": frechet.distance(features(model, real), held_out),
@@ -159,7 +170,8 @@ def measure(arguments: argparse.Namespace) -> None:
     real = accuracy(model, data)
     print(f"reader: {real:.2%} of {len(data.held_out)} real digits right that it never saw")
 
-    told = names if pipe.unet.config.class_conditional else [""] * len(names)
+    by_class = pipe.unet.config.class_conditional
+    told = names if by_class else [""] * len(names)
     pictures, seconds = draw(pipe, told, arguments)
     drawn = to_tensor([picture.convert("RGB") for picture in pictures])
     channels = data.pixels(data.train[:1]).shape[1]
@@ -174,9 +186,9 @@ def measure(arguments: argparse.Namespace) -> None:
         "reader_on_real": real,
         "count_per_class": arguments.count,
         "seconds_per_picture": seconds,
-        **distances(model, data, drawn),
+        **distances(model, data, drawn, by_class),
     }
-    if pipe.unet.config.class_conditional:
+    if by_class:
         report |= counted(model, drawn, names)
     arguments.output.mkdir(parents=True, exist_ok=True)
     columns = min(COLUMNS, arguments.count)

@@ -47,6 +47,17 @@ def check_zero_snr(scheduler: DDPMScheduler, min_snr_gamma: float | None) -> Non
         )
 
 
+def check_objective(scheduler: DDPMScheduler, objective: str) -> None:
+    """Raise ArgumentError for an unknown objective, or a "hybrid" without a variance to learn."""
+    if objective not in OBJECTIVES:
+        raise ArgumentError(f"objective is {objective!r}; expected one of {', '.join(OBJECTIVES)}")
+    if objective == "hybrid" and scheduler.config.variance_type != "learned_range":
+        raise ArgumentError(
+            "objective 'hybrid' teaches the variance, but scheduler.variance_type is "
+            f"{scheduler.config.variance_type!r}; set it to 'learned_range'"
+        )
+
+
 def simple_error(
     scheduler: DDPMScheduler, output: Tensor, x0: Tensor, noise: Tensor, t: Tensor
 ) -> Tensor:
@@ -77,10 +88,9 @@ def diffusion_loss(
 
     output: what the network said at ``scheduler.add_noise(x0, noise, t)``, (B, C or 2C, …).
     x0: (B, C, …) of 8-bit values in [-1, 1]; t: int64 (B,), drawn evenly from all T.
-    Raises ArgumentError for another objective, or a "hybrid" without a variance to learn.
+    Raises ArgumentError as ``check_objective`` does.
     """
-    if objective not in OBJECTIVES:
-        raise ArgumentError(f"objective is {objective!r}; expected one of {', '.join(OBJECTIVES)}")
+    check_objective(scheduler, objective)
     error = simple_error(scheduler, output, x0, noise, t)
     simple = (diffusion_weight(scheduler, t, gamma) * error).mean()
     metrics = {"mse": error.detach().mean()}
@@ -88,11 +98,6 @@ def diffusion_loss(
         return simple, metrics
     if objective == "hybrid":
         prediction, v = scheduler.split(output)
-        if v is None:
-            raise ArgumentError(
-                "objective 'hybrid' teaches the variance; set variance_type to 'learned_range' "
-                "in options.scheduler, and twice the in_channels as the model's out_channels"
-            )
         output = torch.cat([prediction.detach(), v], dim=1)
     x_t = scheduler.add_noise(x0, noise, t)
     vlb = len(scheduler.ratios) * BITS * term(scheduler, output.float(), x0, x_t, t).mean()

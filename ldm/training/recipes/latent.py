@@ -25,7 +25,7 @@ from ldm.training.config import TrainConfig
 from ldm.training.data import Pictures, open_data
 from ldm.training.data.buckets import bucket_sizes
 from ldm.training.data.crops import Size
-from ldm.training.objectives import check_zero_snr, diffusion_weight
+from ldm.training.objectives import check_zero_snr, diffusion_weight, simple_error
 from ldm.training.recipes.cached_latents import CachedLatents
 from ldm.training.tables import read_table, within
 from ldm.unet import UNet
@@ -125,11 +125,7 @@ class LatentRecipe:
         with torch.no_grad():
             context = self.text_encoder(batch["ids"].long()).context
         x_t = self.scheduler.add_noise(x0, noise, t).contiguous(memory_format=torch.channels_last)
-        error = (
-            (model(x_t, t, context).float() - self.scheduler.target(x0, noise, t))
-            .square()
-            .mean((1, 2, 3))
-        )
+        error = simple_error(self.scheduler, model(x_t, t, context), x0, noise, t)
         weight = diffusion_weight(self.scheduler, t, self.options.min_snr_gamma)
         return (weight * error).mean(), {"mse": error.detach().mean()}
 

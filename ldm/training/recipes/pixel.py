@@ -21,7 +21,12 @@ from ldm.training.config import TrainConfig
 from ldm.training.data import open_data
 from ldm.training.figures import available, draw_denoising, draw_noising, draw_through_time, evenly
 from ldm.training.noised import check_classes, held_out_batch, noised_batch
-from ldm.training.objectives import OBJECTIVES, check_zero_snr, diffusion_loss
+from ldm.training.objectives import (
+    OBJECTIVES,
+    check_objective,
+    check_zero_snr,
+    diffusion_loss,
+)
 from ldm.training.tables import choice, read_table, within
 from ldm.unet import UNet
 
@@ -57,6 +62,7 @@ class PixelRecipe:
         self.scheduler = DDPMScheduler(
             SchedulerConfig.from_dict(options.scheduler, "options.scheduler")
         )
+        check_objective(self.scheduler, options.objective)
         check_zero_snr(self.scheduler, options.min_snr_gamma)
         mean = self.scheduler.config.prediction_type == "mean"
         if mean and config.mixed_precision != "no":
