@@ -13,13 +13,18 @@ from torch import nn
 from ldm.layers import ResnetBlock, TransformerBlock
 
 REGIONS = (ResnetBlock, TransformerBlock)
+KINDS = 64  # widths of blocks, times shapes of inputs; Stable Diffusion 1.5 has 12 residual blocks
 
 
 def compile_regions(model: nn.Module, **options: Any) -> None:
     """Have each block compiled when it is first called; ``options`` are ``torch.compile``'s.
 
-    A block that cannot be compiled whole raises there: no slow half is hidden.
+    A block that cannot be compiled whole raises there: no slow half is hidden. PyTorch's limit of 8
+    kinds of a block, beyond which it would raise too, is raised for the process.
     """
+    import torch._dynamo.config as dynamo  # takes a second, which who does not compile need not wait
+
+    dynamo.recompile_limit = max(dynamo.recompile_limit, KINDS)
     for module in model.modules():
         if isinstance(module, REGIONS):
             module.compile(fullgraph=True, **options)
