@@ -22,7 +22,7 @@ def compile_regions(model: nn.Module, **options: Any) -> None:
     A block that cannot be compiled whole raises there: no slow half is hidden. PyTorch's limit of 8
     kinds of a block, beyond which it would raise too, is raised for the process.
     """
-    import torch._dynamo.config as dynamo  # takes a second, which who does not compile need not wait
+    import torch._dynamo.config as dynamo  # takes a second: not at the top
 
     dynamo.recompile_limit = max(dynamo.recompile_limit, KINDS)
     for module in model.modules():
