@@ -343,7 +343,7 @@ def test_the_text_is_remembered() -> None:
         layer.to_v.weight.mul_(0.5)
         assert (layer(x, other) - want).abs().max() < 1e-5
     slow_down(layer)
-    assert "remembered" not in vars(layer)
+    assert "kept" not in vars(layer)
 
 
 def test_pipeline(folder: Path, tmp_path: Path) -> None:

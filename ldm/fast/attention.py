@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import torch
 from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 
-from ldm.fast.packed import version
+from ldm.fast.kept import Keeping, marks, same
 from ldm.layers import Attention, attend
 
 
@@ -35,39 +35,15 @@ class Remembered:
         )
 
 
-def marks(layer: nn.Linear) -> tuple[object, ...]:
-    """What tells whether a layer's weights are those of before: its tensors and their versions."""
-    parameters = layer._parameters
-    packed = getattr(parameters, "packed", None)
-    if packed is not None and parameters.ready() is not None:
-        return packed
-    weight = layer.weight
-    return weight, version(weight)
-
-
-def same(a: tuple[object, ...], b: tuple[object, ...]) -> bool:
-    """Whether two marks are of the same tensors at the same versions."""
-    return len(a) == len(b) and all(
-        x == y if isinstance(x, int | float) else x is y for x, y in zip(a, b, strict=True)
-    )
-
-
-class RememberingAttention(Attention):
+class RememberingAttention(Keeping, Attention):
     """``Attention`` that keeps K and V for as long as the text and the weights stay."""
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         if context is None or torch.is_grad_enabled() or context.is_inference():
             return super().forward(x, context)
-        known: Remembered | None = self.__dict__.get("remembered")
+        known: Remembered | None = self.__dict__.get("kept")
         if known is None or not known.holds(self, context):
-            known = self.__dict__["remembered"] = Remembered(self, context)
+            known = self.__dict__["kept"] = Remembered(self, context)
         q = rearrange(self.to_q(x), "b n (h d) -> b h n d", h=self.heads)
         y = attend(q, known.keys, known.values)
         return self.to_out[0](rearrange(y, "b h n d -> b n (h d)"))
-
-    def forget(self) -> None:
-        """Give the memory back."""
-        self.__dict__.pop("remembered", None)
-
-    def __getstate__(self) -> dict[str, object]:
-        return {name: value for name, value in self.__dict__.items() if name != "remembered"}

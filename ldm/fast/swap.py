@@ -9,6 +9,8 @@ from __future__ import annotations
 from torch import nn
 
 from ldm.fast.attention import RememberingAttention
+from ldm.fast.int8 import Int8AfterSiLU, Int8Conv2d, Int8GEGLU
+from ldm.fast.kept import Keeping
 from ldm.fast.norm import DirectGroupNorm
 from ldm.fast.packed import (
     GEGLULinear,
@@ -30,7 +32,12 @@ FAST: dict[type[nn.Module], type[nn.Module]] = {
     Attention: RememberingAttention,
     AutoencoderKL: StripAutoencoderKL,
 }
-PLAIN = {fast: plain for plain, fast in FAST.items()} | {GEGLULinear: nn.Linear}
+PLAIN = {fast: plain for plain, fast in FAST.items()} | {
+    GEGLULinear: nn.Linear,
+    Int8Conv2d: nn.Conv2d,
+    Int8AfterSiLU: nn.Conv2d,
+    Int8GEGLU: GEGLU,
+}
 
 
 def speed_up(model: nn.Module) -> None:
@@ -55,6 +62,6 @@ def slow_down(model: nn.Module) -> None:
             continue
         if isinstance(module, Packed):
             module.__dict__["_parameters"] = module._parameters.copy()
-        if isinstance(module, RememberingAttention):
+        if isinstance(module, Keeping):
             module.forget()
         module.__class__ = plain

@@ -1,0 +1,209 @@
+"""Convolutions and gated layers in 8-bit integers, weights and activations: W8A8. Not exact.
+
+x ≈ s (q − z) with q in 0…255 (Jacob et al. 2018, eq. 1): weights have a scale s for each output
+channel, from their largest value; activations one for each picture, from the largest at this call,
+so that what becomes of a picture does not hang on its neighbours in the batch. The zero point z of
+a layer is fixed: after a SiLU, which is never below −0.2785, most of the 255 steps go upwards.
+
+Only layers whose products outweigh the rounding of what they read: the 3×3 convolutions of
+residual blocks and of changes of resolution, and the first layer of feed-forwards. The plain
+weights stay beside their 8 bits, so that taking the mode off gives them back.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ldm.errors import ArgumentError
+from ldm.fast.kept import Keeping, marks, same
+from ldm.fast.packed import PackedConv2d, PackedGEGLU, usable
+from ldm.layers import Downsample, ResnetBlock, Upsample
+
+log = logging.getLogger(__name__)
+LOWEST = 0.2785  # -SiLU is nowhere larger
+AFTER_SILU, SYMMETRIC = 16, 128  # zero points
+
+
+class Rounded(NamedTuple):
+    """Activations of 8 bits: x[i] ≈ scales[i] (q[i] − zero)."""
+
+    q: Tensor  # uint8, of the shape and memory format of x
+    scales: list[float]
+    zero: int
+
+
+class Weight(NamedTuple):
+    """A weight of 8 bits, as oneDNN reads it."""
+
+    packed: Tensor
+    scales: Tensor  # of its rows, float32
+    zeros: Tensor  # zero points of its rows, int32
+    marks: tuple[object, ...]  # of the weight that it was rounded from
+
+
+def rounded(x: Tensor, zero: int) -> Rounded:
+    """Round activations (B, …), each picture by its largest value."""
+    up, axes = 254 - zero, tuple(range(1, x.ndim))
+    scale = x.amax(axes).float() / up
+    if zero == AFTER_SILU:
+        down = torch.full_like(scale, LOWEST / zero)
+    else:
+        down = x.amin(axes).float() / -up
+    scales = torch.maximum(scale, down).clamp(min=1e-12).tolist()
+    y = torch.empty_like(x)
+    # oneDNN's convolutions read unsigned bytes, but PyTorch is five times as fast to signed ones.
+    shift = torch.tensor(zero - 128, dtype=x.dtype)
+    for i, scale in enumerate(scales):
+        torch.add(shift, x[i], alpha=1 / scale, out=y[i])
+    q = y.round_().to(torch.int8).bitwise_xor_(-128).view(torch.uint8)
+    return Rounded(q, scales, zero)
+
+
+def rounded_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """A weight (out, …) as int8, and a scale for each row."""
+    weight = weight.float()
+    scales = (weight.flatten(1).abs().amax(1) / 127).clamp(min=1e-12)
+    return (weight / scales.view(-1, *[1] * (weight.ndim - 1))).round().to(torch.int8), scales
+
+
+def pack_conv(layer: nn.Conv2d, zero: int, shape: torch.Size, padding: tuple[int, int]) -> Weight:
+    """A convolution's weight, for inputs of a shape."""
+    weight, scales = rounded_rows(layer.weight)
+    how = (layer.stride, padding, layer.dilation, 1, list(shape))
+    packed = torch.ops.onednn.qconv_prepack(weight, scales, 1.0, zero, *how)
+    return Weight(packed, scales, torch.zeros(len(scales), dtype=torch.int32), marks(layer))
+
+
+def pack_linear(layer: nn.Linear, parts: int, shape: torch.Size) -> list[Weight]:
+    """A linear layer's weight, in parts, for inputs of a shape."""
+    found, known = [], marks(layer)
+    for part in layer.weight.chunk(parts):
+        weight, scales = rounded_rows(part)
+        packed = torch.ops.onednn.qlinear_prepack(weight, list(shape))
+        zeros = torch.zeros(len(scales), dtype=torch.int32)
+        found.append(Weight(packed, scales, zeros, known))
+    return found
+
+
+def convolution(
+    layer: nn.Conv2d, x: Rounded, weight: Weight, padding: tuple[int, int], dtype: torch.dtype
+) -> Tensor:
+    """x ∗ W + b."""
+    y = torch.ops.onednn.qconv2d_pointwise(
+        x.q, 1.0, x.zero, weight.packed, weight.scales, weight.zeros, None, layer.stride, padding,
+        layer.dilation, 1, 1.0, 0, dtype, "none", [], "",
+    )  # fmt: skip
+    bias = y.new_zeros(()) if layer.bias is None else layer.bias[:, None, None]
+    for row, scale in zip(y, x.scales, strict=True):
+        torch.add(bias, row, alpha=scale, out=row)
+    return y
+
+
+def linear(
+    q: Tensor, scale: float, weight: Weight, bias: Tensor | None, dtype: torch.dtype, then: str
+) -> Tensor:
+    """x Wᵀ + b of symmetric 8 bits, and ``then`` "gelu" (the exact one) or "none" on it."""
+    return torch.ops.onednn.qlinear_pointwise(
+        q, scale, SYMMETRIC, weight.packed, weight.scales, weight.zeros, bias, 1.0, 0, dtype, then,
+        [], "none",
+    )  # fmt: skip
+
+
+class Int8Conv2d(Keeping, PackedConv2d):
+    """``nn.Conv2d`` in 8 bits."""
+
+    zero = SYMMETRIC  # point of what it reads
+
+    def convolve(self, x: Tensor, padding: tuple[int, int]) -> Tensor:
+        if self.groups != 1 or not usable(self, x):
+            return super().convolve(x, padding)
+        weight = self.__dict__.get("kept")
+        if weight is None or not same(weight.marks, marks(self)):
+            with torch.inference_mode(False), torch.no_grad():
+                weight = pack_conv(self, self.zero, x.shape, padding)
+            self.__dict__["kept"] = weight
+        q = rounded(x.contiguous(memory_format=torch.channels_last), self.zero)
+        return convolution(self, q, weight, padding, x.dtype)
+
+
+class Int8AfterSiLU(Int8Conv2d):
+    """``Int8Conv2d`` of what a SiLU gives."""
+
+    zero = AFTER_SILU
+
+
+class Int8GEGLU(Keeping, PackedGEGLU):
+    """``GEGLU`` in 8 bits."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not usable(self.proj, x):
+            return super().forward(x)
+        weights = self.__dict__.get("kept")
+        if weights is None or not same(weights[0].marks, marks(self.proj)):
+            with torch.inference_mode(False), torch.no_grad():
+                weights = pack_linear(self.proj, 2, x.shape[1:])
+            self.__dict__["kept"] = weights
+        value, gate = weights
+        b, c = (None, None) if self.proj.bias is None else self.proj.bias.float().chunk(2)
+        told = rounded(x.contiguous(), SYMMETRIC)
+        y = x.new_empty((*x.shape[:-1], len(value.scales)))
+        for row, q, scale in zip(y, told.q, told.scales, strict=True):
+            opened = linear(q, scale, gate, c, x.dtype, "gelu")
+            torch.mul(linear(q, scale, value, b, x.dtype, "none"), opened, out=row)
+        return y
+
+
+def quantize(unet: nn.Module) -> None:
+    """Have those layers of a U-Net that was sped up compute in 8 bits.
+
+    Raises ArgumentError where this PyTorch or processor does not.
+    """
+    if not supported():
+        raise ArgumentError(
+            "int8 needs PyTorch's oneDNN operators of 8 bits, which do not work here (--debug or "
+            "logging at debug level says why); leave it out"
+        )
+    for module in unet.modules():
+        if isinstance(module, ResnetBlock):
+            module.conv1.__class__ = module.conv2.__class__ = Int8AfterSiLU
+        elif isinstance(module, Downsample | Upsample):
+            module.conv.__class__ = Int8Conv2d
+        elif isinstance(module, PackedGEGLU):
+            module.__class__ = Int8GEGLU
+
+
+@functools.cache
+def supported() -> bool:
+    """Whether this PyTorch and processor have the private operators, with the right results."""
+    ok, problem = False, "other results than in float32"
+    try:
+        with torch.inference_mode(False), torch.no_grad():
+            ok = _right()
+    except (RuntimeError, AttributeError, NotImplementedError, TypeError) as error:
+        problem = str(error).splitlines()[0]
+    if not ok:
+        log.debug("8 bits cannot be used here: %s", problem)
+    return ok
+
+
+def _right() -> bool:
+    """Try each operator on small tensors."""
+    generator = torch.Generator().manual_seed(0)
+    image, x = (torch.randn(s, generator=generator) for s in ((2, 16, 5, 5), (1, 3, 16)))
+    conv, layer = nn.Conv2d(16, 8, 3, padding=1), nn.Linear(16, 8)
+    pairs = []
+    for zero, y in ((AFTER_SILU, F.silu(image)), (SYMMETRIC, image)):
+        weight = pack_conv(conv, zero, y.shape, (1, 1))
+        q = rounded(y.contiguous(memory_format=torch.channels_last), zero)
+        pairs.append((convolution(conv, q, weight, (1, 1), y.dtype), conv(y)))
+    q, (weight,) = rounded(x, SYMMETRIC), pack_linear(layer, 1, x.shape[1:])
+    for then, f in (("none", nn.Identity()), ("gelu", F.gelu)):
+        got = linear(q.q[0], q.scales[0], weight, layer.bias, x.dtype, then)
+        pairs.append((got, f(layer(x[0]))))
+    return all((a - b).abs().max().item() < 0.05 for a, b in pairs)

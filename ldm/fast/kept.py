@@ -1,0 +1,35 @@
+"""What layers compute from their weights once, and when it has to be computed anew."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from ldm.fast.packed import version
+
+
+class Keeping(nn.Module):
+    """A layer that has something in ``__dict__["kept"]``; copies and pickles leave it out."""
+
+    def forget(self) -> None:
+        """Give the memory back."""
+        self.__dict__.pop("kept", None)
+
+    def __getstate__(self) -> dict[str, object]:
+        return {name: value for name, value in self.__dict__.items() if name != "kept"}
+
+
+def marks(layer: nn.Linear | nn.Conv2d) -> tuple[object, ...]:
+    """What tells whether a layer's weights are those of before: its tensors and their versions."""
+    parameters = layer._parameters
+    packed = getattr(parameters, "packed", None)
+    if packed is not None and parameters.ready() is not None:
+        return packed
+    weight = layer.weight
+    return weight, version(weight)
+
+
+def same(a: tuple[object, ...], b: tuple[object, ...]) -> bool:
+    """Whether two marks are of the same tensors at the same versions."""
+    return len(a) == len(b) and all(
+        x == y if isinstance(x, int | float) else x is y for x, y in zip(a, b, strict=True)
+    )
