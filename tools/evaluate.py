@@ -146,7 +146,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     if arguments.vae_only:
         return
 
-    pipe = Pipeline.from_pretrained(folder)
+    pipe = Pipeline.from_pretrained(folder, dtype="float32")
     arguments.output.mkdir(parents=True, exist_ok=True)
     classifier = fit.trained(data, arguments.output, say)
     certainty = accuracy(classifier, data)

@@ -105,7 +105,7 @@ def steps(pipe: Pipeline) -> Image.Image:
 
 def draw(model: str | None, folder: Path) -> None:
     """Draw and write everything. Raises ArgumentError where the files are too large for a clone."""
-    pipe = Pipeline.from_pretrained(model)
+    pipe = Pipeline.from_pretrained(model, dtype="float32")
     start = sketch(128)
     pictures = {
         "grid.webp": grid(pipe),

@@ -21,7 +21,13 @@ if TYPE_CHECKING:
     from ldm.pipeline import Pipeline
     from ldm.recipe import Recipe
 
-LOADING = ("ema", "variant", "prediction_type", "dtype")  # arguments of Pipeline.from_pretrained
+LOADING = (
+    "ema",
+    "variant",
+    "prediction_type",
+    "dtype",
+    "int8",
+)  # arguments of Pipeline.from_pretrained
 PICTURES = ("image", "mask")  # options that name a picture to draw from
 # Options that do not change what is drawn …
 AROUND = frozenset(
@@ -92,6 +98,7 @@ def recipe_of(job: Job, pipe: Pipeline, picture: Image) -> Recipe:
     recorded |= {
         "prompt": job.prompt,
         "seed": job.seed,
+        "int8": pipe.int8,
         "sampler": choice.name,
         "schedule": choice.schedule,
     }

@@ -17,7 +17,7 @@ KEYS = (
     "prompt negative_prompt seed num_images width height num_inference_steps guidance_scale "
     "guidance_rescale guidance_interval sampler schedule eta clip_skip image mask mask_blur "
     "paste_back outpaint strength hires_scale hires_strength variation_seed variation_strength "
-    "classifier_scale tiling output"
+    "classifier_scale tiling deep_cache output"
 ).split()
 ALSO = {
     "steps": "num_inference_steps",

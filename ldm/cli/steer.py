@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ldm.cli.common import Parser
 
 HIRES_STRENGTH, MASK_BLUR = 0.5, 4.0
+FAST = {"guidance_interval": (0.28, 5.42), "deep_cache": 3, "int8": None}
 # Told in a picture only where they are not at their defaults.
 STEERING = frozenset(
     "mask_blur paste_back outpaint hires_scale hires_strength tiling variation_seed "
@@ -88,6 +89,13 @@ def add_steering_options(parser: Parser) -> None:
         "(default: as the model advises)",
     )
     add(
+        "--fast",
+        action=Fast,
+        nargs=0,
+        help="another picture, sooner: --guidance-interval 0.28,5.42 --deep-cache 3, and --int8 "
+        "where that gains; what follows on the line overrules it",
+    )
+    add(
         "--deep-cache",
         type=int,
         default=1,
@@ -95,6 +103,19 @@ def add_steering_options(parser: Parser) -> None:
         help="compute the coarse levels at every Nth step only: faster, another picture (3 is "
         "usual; default: 1, off)",
     )
+
+
+class Fast(argparse.Action):
+    """Sets the options that trade likeness to the exact picture for time."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings | {"dest": argparse.SUPPRESS})
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, *_: Any
+    ) -> None:
+        for name, value in FAST.items():
+            setattr(namespace, name, value)
 
 
 def margins(text: str) -> tuple[int, ...]:

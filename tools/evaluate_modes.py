@@ -1,0 +1,126 @@
+"""What each fast mode costs in quality: prompts drawn in every mode, judged as by evaluate.py.
+
+    python tools/evaluate_modes.py --data data/icons
+
+Every mode draws the same pictures as the exact one, in float32; the table says how near it comes to
+them (PSNR of all pixels together), whether the classifier still sees the thing and the colour that
+was asked for, and how long a picture takes. Prints the table and writes `modes.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+
+from evaluate import FORTY, read_data, say
+from evaluation import fit, judge, prompts
+from icons.nouns import read_everyday
+from ldm.cli.common import EXIT_CODES, Parser, check_counts, run
+from ldm.cli.steer import FAST
+from ldm.pipeline import Pipeline
+
+INTERVAL, CACHE = ({name: FAST[name]} for name in ("guidance_interval", "deep_cache"))
+
+
+class Mode(NamedTuple):
+    """How to draw."""
+
+    dtype: str
+    int8: bool
+    arguments: dict[str, Any]
+
+
+MODES = {
+    "exact, float32": Mode("float32", False, {}),
+    "exact, bfloat16": Mode("bfloat16", False, {}),
+    "guidance interval": Mode("float32", False, INTERVAL),
+    "DeepCache 3": Mode("float32", False, CACHE),
+    "int8": Mode("float32", True, {}),
+    "all three": Mode("float32", True, INTERVAL | CACHE),
+    "interval and DeepCache, bfloat16": Mode("bfloat16", False, INTERVAL | CACHE),
+}
+HEAD = "| mode | seconds a picture | PSNR, dB | thing | colour | both |\n" + "|---" * 6 + "|"
+
+
+def draw(mode: Mode, texts: list[str], arguments: argparse.Namespace) -> tuple[np.ndarray, float]:
+    """(N, H, W, 3) pictures, the i-th from the seed i, and the seconds for one."""
+    pipe = Pipeline.from_pretrained(arguments.model, device="cpu", dtype=mode.dtype)
+    pipe.optimize(int8=mode.int8)
+    began, pictures = time.monotonic(), []
+    for start in range(0, len(texts), arguments.batch_size):
+        some = texts[start : start + arguments.batch_size]
+        steps = arguments.num_inference_steps
+        output = pipe(some, seed=start, num_inference_steps=steps, **mode.arguments)
+        pictures += map(np.asarray, output.images)
+    return np.stack(pictures), (time.monotonic() - began) / len(texts)
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> float:
+    """In dB, of 8-bit pixels; infinite where they are the same."""
+    error = np.square(a.astype(float) - b).mean()
+    return 10 * np.log10(255**2 / error) if error else float("inf")
+
+
+def evaluate(arguments: argparse.Namespace) -> None:
+    """Everything that the command does; raises LDMError for whatever cannot work."""
+    check_counts(arguments, "batch_size", "num_inference_steps", "threads")
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    asked = prompts.prompts(arguments.prompts)
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    classifier = fit.trained(read_data(arguments.data), arguments.output, say)
+    blue_aside = frozenset(noun.noun for noun in read_everyday() if noun.blue_aside)
+    exact, rows = None, {}
+    print(HEAD, flush=True)
+    for name, mode in MODES.items():
+        pictures, seconds = draw(mode, [prompt.text for prompt in asked], arguments)
+        exact = pictures if exact is None else exact
+        seen = judge.judge(
+            classifier, asked, list(map(Image.fromarray, pictures)), FORTY, blue_aside
+        )
+        summary = judge.summary(seen)
+        rows[name] = {"seconds": seconds, "psnr": psnr(pictures, exact), **summary}
+        shares = (summary[key] for key in ("object_top1", "colour", "object_and_colour"))
+        told = " | ".join("–" if share is None else f"{share:.1%}" for share in shares)
+        print(f"| {name} | {seconds:.2f} | {rows[name]['psnr']:.1f} | {told} |", flush=True)
+    (arguments.output / "modes.json").write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure; returns the exit code: 0, 1 for a bad model, 2 for a bad argument."""
+    parser = Parser(description=__doc__.splitlines()[0], epilog=EXIT_CODES, allow_abbrev=False)
+    add = parser.add_argument
+    add("--data", type=Path, default=Path("data/icons"), help="data set (default: data/icons)")
+    add("--model", help="a diffusers folder or a hub id (default: the built-in model)")
+    add(
+        "--output",
+        type=Path,
+        default=Path("runs/evaluation"),
+        help="folder of the table and of the classifier (default: runs/evaluation)",
+    )
+    add("--prompts", type=int, default=240, metavar="N", help="how many, 1 to 480 (default: 240)")
+    add(
+        "--num-inference-steps",
+        "--steps",
+        type=int,
+        default=20,
+        metavar="N",
+        help="denoising steps (default: 20)",
+    )
+    add("--batch-size", type=int, default=8, metavar="N", help="pictures at once (default: 8)")
+    add("--threads", type=int, metavar="N", help="processor cores to use (default: torch's choice)")
+    add("--debug", action="store_true", help="show the traceback of an error")
+    arguments = parser.parse_args(argv)
+    return run(lambda: evaluate(arguments), arguments.debug)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
