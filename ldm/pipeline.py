@@ -48,6 +48,7 @@ from ldm.fast.deepcache import DeepCache
 from ldm.fast.graphs import Graphs
 from ldm.fast.int8 import quantize
 from ldm.fast.offload import Offload
+from ldm.fast.times import TimedUNet
 from ldm.fitting import blame, check_parts
 from ldm.folders import load_folder, save_folder
 from ldm.guidance import Denoiser, Guidance, Hear
@@ -530,6 +531,8 @@ class Pipeline:
                 self._sizes(height, width),
                 steps_before,
             )
+        if isinstance(self.unet, TimedUNet):
+            self.unet.expect([start.t for start, _ in steps[first:]])
         cached = DeepCache(self.unet, deep_cache, deep_cache_branch)
         told = [one for one in prompted for _ in range(num_images_per_prompt)]
         advised = self.defaults.classifier_scale

@@ -79,7 +79,7 @@ class UNet(nn.Module):
         config = self.config
         demand("context", context, config.cross_attention_dim is not None)
         demand("class_labels", class_labels, config.class_conditional)
-        temb = F.silu(self._embed(t, pooled, time_ids, guidance_scale, class_labels, x.dtype))
+        temb = self.embed(t, pooled, time_ids, guidance_scale, class_labels, dtype=x.dtype)
         x = self.conv_in(2 * x - 1 if config.center_input_sample else x)
         skips = [x]
         for block in self.down_blocks:
@@ -89,16 +89,20 @@ class UNet(nn.Module):
             x = block(x, temb, context, skips, going_up=True)
         return self.conv_out(F.silu(self.conv_norm_out(x)))
 
-    def _embed(
+    def embed(
         self,
         t: Tensor,
         pooled: Tensor | None,
         time_ids: Tensor | None,
         guidance_scale: Tensor | None,
         class_labels: Tensor | None,
+        *,
         dtype: torch.dtype,
     ) -> Tensor:
-        """Time, and whatever else the model is told besides the text: (B, 4 · first width)."""
+        """Time, and whatever else the model is told besides the text: (B, 4 · first width).
+
+        Activated: every residual block reads it so. Arguments are ``forward``'s.
+        """
         config = self.config
         order = {"flip_sin_to_cos": config.flip_sin_to_cos, "freq_shift": config.freq_shift}
         time = timestep_embedding(t, config.block_out_channels[0], **order).to(dtype)
@@ -121,7 +125,7 @@ class UNet(nn.Module):
             sizes = timestep_embedding(time_ids.flatten(), config.addition_time_embed_dim, **order)
             added = torch.cat([pooled, sizes.view(len(pooled), -1).to(dtype)], dim=-1)
             temb = temb + self.add_embedding(added)
-        return temb
+        return F.silu(temb)
 
 
 def demand(name: str, value: Tensor | None, needed: bool) -> None:

@@ -56,7 +56,7 @@ def short_step(
     handle.remove()
     deep = seen[0][:, : seen[0].shape[1] - 16]
     x, t, context = now
-    temb = nn.functional.silu(unet._embed(t, None, None, None, None, x.dtype))
+    temb = unet.embed(t, None, None, None, None, dtype=x.dtype)
     skips = [unet.conv_in(x)]
     for i in range(branch):
         skips.append(down.attentions[i](down.resnets[i](skips[-1], temb), context))

@@ -5,11 +5,14 @@
 - ``packed``: weights that lie in memory as oneDNN reads them, activations done with the products;
 - ``norm``: group normalisation without copies in channels_last memory;
 - ``attention``: the text's keys and values computed once for all steps;
+- ``times``: what depends on the time alone, once for all steps of a run;
 - ``strips``: the VAE's decoder from strip to strip, in a third of the memory, which also the
   pipeline takes where memory would not do otherwise (``memory``);
 - ``swap``: how layers get these and lose them again.
 
-And a mode that is asked for by itself, since it draws another picture: ``deepcache``.
+For CUDA, where nothing of it was ever measured: ``graphs``, ``compiled``, ``offload``.
+
+And modes that draw another picture, to be asked for by themselves: ``deepcache`` and ``int8``.
 """
 
 from ldm.fast.memory import decode_needs_strips

@@ -6,7 +6,6 @@ between neighbouring steps the coarse levels' output hardly changes. Not exact: 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -110,6 +109,6 @@ def _part(block: nn.Module, layers: slice) -> nn.Module:
 
 def _with(module: nn.Module, **children: nn.Module) -> nn.Module:
     """A module like another and with its children, but for these."""
-    result = copy.copy(module)
-    result._modules = module._modules | children
+    result = object.__new__(type(module))
+    result.__dict__ = vars(module) | {"_modules": module._modules | children}
     return result

@@ -21,7 +21,9 @@ from ldm.fast.packed import (
     Weights,
 )
 from ldm.fast.strips import StripAutoencoderKL
-from ldm.layers import GEGLU, Attention, GroupNorm
+from ldm.fast.times import TimedUNet, TimeLinear
+from ldm.layers import GEGLU, Attention, GroupNorm, ResnetBlock
+from ldm.unet import UNet
 from ldm.vae import AutoencoderKL
 
 FAST: dict[type[nn.Module], type[nn.Module]] = {
@@ -31,9 +33,11 @@ FAST: dict[type[nn.Module], type[nn.Module]] = {
     GroupNorm: DirectGroupNorm,
     Attention: RememberingAttention,
     AutoencoderKL: StripAutoencoderKL,
+    UNet: TimedUNet,
 }
 PLAIN = {fast: plain for plain, fast in FAST.items()} | {
     GEGLULinear: nn.Linear,
+    TimeLinear: nn.Linear,
     Int8Conv2d: nn.Conv2d,
     Int8AfterSiLU: nn.Conv2d,
     Int8GEGLU: GEGLU,
@@ -52,6 +56,8 @@ def speed_up(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, PackedGEGLU):
             module.proj.__class__ = GEGLULinear
+        if isinstance(module, ResnetBlock) and hasattr(module, "time_emb_proj"):
+            module.time_emb_proj.__class__ = TimeLinear
 
 
 def slow_down(model: nn.Module) -> None:
