@@ -533,7 +533,9 @@ class Pipeline:
             )
         if isinstance(self.unet, TimedUNet):
             self.unet.expect([start.t for start, _ in steps[first:]])
-        cached = DeepCache(self.unet, deep_cache, deep_cache_branch)
+        cached = None
+        if (deep_cache, deep_cache_branch) != (1, 0):
+            cached = DeepCache(self.unet, deep_cache, deep_cache_branch)
         told = [one for one in prompted for _ in range(num_images_per_prompt)]
         advised = self.defaults.classifier_scale
         gradient = guided_by(self.classifier, labels, classifier_scale, advised, (height, width))
@@ -569,8 +571,8 @@ class Pipeline:
                 else:
                     after = Blend(start, eps, small, steps[first:])
             # A recording knows nothing of what is done to the layers from step to step.
-            plain = deep_cache == 1 and not tiling and self._hear is None
-            unet = self._graphs if self._graphs and plain else cached
+            plain = cached is None and not tiling and self._hear is None
+            unet = (self._graphs if plain else cached) or self.unet
             denoise = Denoiser(
                 unet, self.scheduler, told, guidance, known, self._hear, gradient, self.device
             )
@@ -585,7 +587,8 @@ class Pipeline:
             ):
                 progress = Progress(index + 1, len(steps) - first, x, x0)
                 denoise.step = progress.step + 1
-                unet.next_step()
+                if cached:
+                    cached.next_step()
                 last = progress.step == progress.steps
                 # At the ends only: on a GPU every look at the values makes the CPU wait.
                 if (index == 0 or last) and not x0.isfinite().all():

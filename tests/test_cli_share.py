@@ -21,7 +21,8 @@ def prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run(folder: Path, *options: str) -> int:
     command = ["--prompts", "prompts.txt", "--model", str(folder), "--steps", "1", "--quiet"]
-    return generate.main([*command, "--batch-size", "2", *options])
+    # The default of another process may be another one.
+    return generate.main([*command, "--dtype", "float32", "--batch-size", "2", *options])
 
 
 def files() -> dict[str, bytes]:
@@ -85,7 +86,7 @@ def test_processes_need_a_seed(
 def test_accelerate_launches_it(folder: Path, whole: dict[str, bytes]) -> None:
     command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
     command += ["-m", "ldm.cli.generate", "--prompts", "prompts.txt", "--model", str(folder)]
-    command += ["--steps", "1", "--seed", "3", "--batch-size", "2"]
+    command += ["--steps", "1", "--seed", "3", "--batch-size", "2", "--dtype", "float32"]
     # Of as many threads as here: the processor's rounding depends on them.
     threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     done = subprocess.run(

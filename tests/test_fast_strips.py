@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import difference, randomize
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -80,6 +80,8 @@ class Peak(TorchDispatchMode):
 def test_the_same_picture(
     height: int, width: int, batch: int, strip: int, whole: int, fast: bool, around: bool
 ) -> None:
+    # Of one latent without edges all pixels are alike, and norms enlarge what is rounded.
+    assume(not around or height * width > 1)
     vae, z = small_vae(), latents(batch, 4, height, width)
     with torch.no_grad(), pytest.MonkeyPatch.context() as patch, seamless(*[vae] * around):
         want = vae.decode(z)

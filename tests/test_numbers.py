@@ -18,7 +18,7 @@ from ldm.pipeline import Pipeline
 
 WHOLE = (
     "height width num_inference_steps num_images_per_prompt seed variation_seed clip_skip "
-    "steps_before"
+    "deep_cache deep_cache_branch steps_before"
 ).split()
 REAL = (
     "mask_blur strength guidance_scale guidance_rescale variation_strength eta classifier_scale"

@@ -58,9 +58,6 @@ class Graphs:
         self.unet, self.config, self.record = unet, unet.config, record
         self.recordings: OrderedDict[tuple[object, ...], Recording] = OrderedDict()
 
-    def next_step(self) -> None:
-        """As of ``ldm.fast.deepcache``; here all steps are alike."""
-
     def parameters(self) -> Iterator[nn.Parameter]:
         """As ``UNet.parameters``."""
         return self.unet.parameters()
