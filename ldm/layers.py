@@ -280,7 +280,7 @@ class Downsample(nn.Module):
         if self.conv.padding[0] == 0:
             circular = self.conv.padding_mode == "circular"
             x = F.pad(x, (0, 1, 0, 1), mode="circular" if circular else "constant")
-        if x.dtype == torch.bfloat16 and x.device.type == "cpu" and x.shape[3] <= 3:
+        if x.dtype == torch.bfloat16 and x.device.type == "cpu" and x.shape[3] <= 4:
             # Where one column comes out, oneDNN reads past the end (torch 2.13 with AMX).
             weight, bias = self.conv.weight.float(), self.conv.bias.float()
             return self.conv._conv_forward(x.float(), weight, bias).to(x.dtype)
