@@ -47,6 +47,8 @@ SECTIONS: dict[str, Callable[[], race.Race]] = {
     "sampler": partial(samplers.sampler, "dpmpp_2m"),
     "interval": loops.interval,
     "deep-cache": loops.deep_cache,
+    "int8": networks.int8,
+    "int8-bf16": networks.int8_bf16,
     "training": training.training,
     "training-default": training.training_default,
 }

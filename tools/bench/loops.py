@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ldm.assets import asset_path
+from ldm.cli.steer import FAST
 from ldm.pipeline import Pipeline
 from tools.bench.race import Race
 
@@ -20,7 +21,7 @@ def built_in(count: int, goal: float) -> Race:
     from diffusers import StableDiffusionPipeline
 
     folder = asset_path("weights")
-    ours = Pipeline.from_pretrained(folder, device="cpu").optimize()
+    ours = Pipeline.from_pretrained(folder, device="cpu", dtype="float32").optimize()
     peer = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
     peer.set_progress_bar_config(disable=True)
     scale = ours.defaults.guidance_scale
@@ -43,7 +44,11 @@ def built_in(count: int, goal: float) -> Race:
         return (call_ours() - call_theirs()).abs().max().item(), 2e-3
 
     return Race(
-        f"built-in model, {STEPS} steps, batch {count}", call_ours, call_theirs, check, goal
+        f"built-in model, {STEPS} steps, batch {count}, float32",
+        call_ours,
+        call_theirs,
+        check,
+        goal,
     )
 
 
@@ -59,7 +64,8 @@ def warm_8() -> Race:
 
 def mode(what: str, goal: float, **arguments: Any) -> Race:
     """A mode that draws another picture, against our own exact one."""
-    pipe = Pipeline.from_pretrained(asset_path("weights"), device="cpu").optimize()
+    pipe = Pipeline.from_pretrained(asset_path("weights"), device="cpu", dtype="float32")
+    pipe.optimize()
 
     def call(**more: Any) -> Tensor:
         settings = {"num_inference_steps": STEPS, "seed": SEED, "output_type": "pt"}
@@ -87,11 +93,11 @@ def with_arguments(call: Callable[..., Tensor], arguments: dict[str, Any]) -> Ca
 
 def deep_cache() -> Race:
     """DeepCache, a whole step of three."""
-    return mode("DeepCache 3, built-in model", 2.3, deep_cache=3)
+    return mode("DeepCache 3, built-in model", 2.3, deep_cache=FAST["deep_cache"])
 
 
 def interval() -> Race:
     """Guidance at the middle levels only."""
-    return mode(
-        "guidance at 0.28 < σ/α ≤ 5.42, built-in model", 1.3, guidance_interval=(0.28, 5.42)
-    )
+    low, high = between = FAST["guidance_interval"]
+    what = f"guidance at {low} < σ/α ≤ {high}, built-in model"
+    return mode(what, 1.3, guidance_interval=between)

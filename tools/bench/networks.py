@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import threading
 from collections.abc import Callable
@@ -10,10 +11,12 @@ import torch
 from torch import Tensor
 
 from ldm.fast import decode_in_strips, speed_up
+from ldm.fast.int8 import quantize
 from tools.bench.models import allowed_error, error, pair, share, told
 from tools.bench.race import Race
 
 SMALL = 16  # latents on which outcomes are compared
+SIZE_OF_MODES = 32
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -64,6 +67,41 @@ def unet_fp32() -> Race:
     """Both in float32."""
     fp32 = torch.float32
     return guided_step("SD 1.5 step, 32x32, float32", 32, fp32, fp32, False, 1.3)
+
+
+def in_int8(dtype: torch.dtype, goal: float) -> Race:
+    """A guided step in 8 bits against our own exact one."""
+    exact, _ = pair("unet")
+    exact.to(dtype)
+    speed_up(exact)
+    ours = copy.deepcopy(exact)
+    quantize(ours)
+    x, t, context = told(exact, SIZE_OF_MODES, dtype)
+
+    def relative() -> dict[str, str]:
+        return {"error": f"{error(ours(x, t, context), exact(x, t, context)):.1%} of the spread"}
+
+    return Race(
+        f"int8, SD 1.5 step, {SIZE_OF_MODES}x{SIZE_OF_MODES}, against {dtype}".replace(
+            "torch.", ""
+        ),
+        lambda: ours(x, t, context),
+        lambda: exact(x, t, context),
+        lambda: (error(ours(x, t, context), exact(x, t, context)), 0.1),
+        goal,
+        "ldm exact",
+        more=relative,
+    )
+
+
+def int8() -> Race:
+    """Of the processors that have no fast bfloat16."""
+    return in_int8(torch.float32, 1.4)
+
+
+def int8_bf16() -> Race:
+    """Of those that have."""
+    return in_int8(torch.bfloat16, 1.4)
 
 
 def decoders() -> tuple[

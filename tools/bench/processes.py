@@ -87,7 +87,16 @@ def cold() -> Race:
     def call_ours() -> None:
         python(
             *("-m", "ldm.cli.generate", PROMPT, "--seed", str(SEED), "--steps", str(STEPS)),
-            *("--guidance-scale", scale, "--output", str(ours), "--force", "--quiet"),
+            *(
+                "--dtype",
+                "float32",
+                "--guidance-scale",
+                scale,
+                "--output",
+                str(ours),
+                "--force",
+                "--quiet",
+            ),
         )
 
     def call_theirs() -> None:
@@ -99,7 +108,9 @@ def cold() -> Race:
         a, b = (np.asarray(Image.open(path)).astype(int) for path in (ours, theirs))
         return float(np.abs(a - b).max()), 1.0
 
-    return Race(f"prompt to PNG, a process, {STEPS} steps", call_ours, call_theirs, check, 2.0)
+    return Race(
+        f"prompt to PNG, a process, {STEPS} steps, float32", call_ours, call_theirs, check, 2.0
+    )
 
 
 def loading(which: int, what: str, goal: float) -> Race:
