@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ldm.assets import asset_path
+from ldm.checkpoints.cast import cast
 from ldm.checkpoints.folder import load_component, save_component
 from ldm.checkpoints.names import OLD_ATTENTION, to_ours
 from ldm.checkpoints.source import choose_files, find_model
@@ -434,3 +435,15 @@ def test_what_is_downloaded(variant: str | None, weights: str) -> None:
     """Each part's weights once; neither other frameworks' files nor the safety checker."""
     small = ["model_index.json", "unet/config.json", "tokenizer/merges.txt"]
     assert sorted(choose_files(FILES, variant)) == sorted([*small, *weights.split()])
+
+
+@pytest.mark.parametrize("chunk", [7, 1 << 18])
+def test_casts_are_pytorchs(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ldm.checkpoints.cast.CHUNK", chunk)
+    every = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(torch.float16)
+    every = every[every.isfinite()]
+    for x in (every, every[:6150].view(5, 1230).t(), every[:0], every[3], every.float()):
+        for dtype in (torch.bfloat16, torch.float32, None):
+            got, want = cast(x, dtype), x.to(dtype or x.dtype)
+            assert got.dtype == want.dtype
+            assert torch.equal(got, want)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ldm.checkpoints.cast import cast
 from ldm.checkpoints.names import to_ours
 from ldm.checkpoints.tensors import read_tensors, to_save, write_tensors
 from ldm.config import Config, read_json, write_json
@@ -148,7 +149,7 @@ def fill(
     modules = dict(module.named_modules())
     for key in list(tensors):  # which load_state_dict takes three times as long for
         path, _, name = key.rpartition(".")
-        value = tensors.pop(key).to(device=device, dtype=dtype)
+        value = cast(tensors.pop(key).to(device), dtype)
         setattr(modules[path], name, nn.Parameter(value, requires_grad=False))
     module.eval()
 

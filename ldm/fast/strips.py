@@ -23,7 +23,7 @@ from ldm.vae import AutoencoderKL, Block
 Strips = deque[Tensor]  # (1, C, rows, W) each, from top to bottom
 Before = Callable[..., Tensor]  # (x, out=None): what a convolution reads, and where to put it
 WHOLE = 32 << 20  # bytes of a layer's values up to which it is computed whole
-STRIP = 6 << 20  # bytes of a strip, about
+STRIP = 1 << 20  # bytes of a strip, about
 
 
 class StripAutoencoderKL(AutoencoderKL):

@@ -4,9 +4,9 @@
     python -m tools.bench --only unet-fp32 --only sampler-euler
 
 Ours and the peer's take turns after a warm-up each, on the same weights and inputs; the least of
-each counts. Outcomes are compared first. A line is refused where they differ, where the middle run
-is over 10 % longer than the shortest, or where the machine is busy at the start. Needs the extra
-`test`.
+each counts. Outcomes are compared first. A line is refused where they differ, where the shortest
+runs do not agree within 10 % (up to a minute, it tries for more), or where the machine is busy at
+the start. Needs the extra `test`.
 """
 
 from __future__ import annotations

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-import os
-import threading
 from collections.abc import Callable
+from itertools import accumulate
 
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 from ldm.fast import decode_in_strips, speed_up
 from ldm.fast.int8 import quantize
@@ -17,7 +17,6 @@ from tools.bench.race import Race
 
 SMALL = 16  # latents on which outcomes are compared
 SIZE_OF_MODES = 32
-PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 def guided_step(
@@ -48,7 +47,7 @@ def guided_step(
             peer = 0.02
         return error(call_ours(SMALL), exact), allowed_error(peer, ours_in)
 
-    return Race(what, call_ours, call_theirs, check, goal)
+    return Race(what, call_ours, call_theirs, check, goal, turns=2)
 
 
 def unet_bf16() -> Race:
@@ -136,7 +135,7 @@ def latents(size: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
 
 def vae() -> Race:
     """A picture of 512 pixels."""
-    whole, _, peer, exact = decoders()
+    whole, _, peer, exact = decoders()  # which takes strips for such a picture by itself
 
     def check() -> tuple[float, float]:
         return error(whole(SMALL), exact), 1.5 * error(peer(SMALL), exact)
@@ -145,7 +144,7 @@ def vae() -> Race:
 
 
 def vae_memory() -> Race:
-    """How much more memory the process holds at most while it decodes."""
+    """How much memory tensors take at most while it decodes."""
     _, strips, peer, exact = decoders()
 
     def check() -> tuple[float, float]:
@@ -162,26 +161,11 @@ def vae_memory() -> Race:
 
 
 def peak(action: Callable[[], object]) -> float:
-    """MB by which the process grows at most during an action."""
-    before = most = resident()
-    done = threading.Event()
+    """MB of the tensors that an action makes and that are alive at once, at most.
 
-    def watch() -> None:
-        nonlocal most
-        while not done.wait(0.002):
-            most = max(most, resident())
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
+    What the process holds would tell of the C library, too: it keeps what is given up.
+    """
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         action()
-    finally:
-        done.set()
-        thread.join()
-    return (most - before) / 1e6
-
-
-def resident() -> int:
-    """Bytes of memory that the process has."""
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * PAGE
+    sizes = (e.nbytes() for e in seen.profiler.kineto_results.events() if e.name() == "[memory]")
+    return max(accumulate(sizes)) / 1e6
