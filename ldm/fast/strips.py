@@ -23,7 +23,7 @@ from ldm.vae import AutoencoderKL, Block
 Strips = deque[Tensor]  # (1, C, rows, W) each, from top to bottom
 Before = Callable[..., Tensor]  # (x, out=None): what a convolution reads, and where to put it
 WHOLE = 32 << 20  # bytes of a layer's values up to which it is computed whole
-STRIP = 1 << 20  # bytes of a strip, about
+STRIP = 3 << 20  # bytes of a strip, about
 
 
 class StripAutoencoderKL(AutoencoderKL):
@@ -91,16 +91,16 @@ def _resnet(block: ResnetBlock, strips: Strips) -> Strips:
 
 
 def _upsampled(upsample: Upsample, strips: Strips) -> Strips:
-    """``Upsample`` to the double: each strip as four."""
-    result = deque()
+    """``Upsample`` to the double: each strip as four, which are given up one by one later."""
+    rows = max(1, strips[0].shape[2] // 4)
+    parts = deque(part for strip in strips for part in strip.split(rows, dim=2))
+    strips.clear()
 
     def enlarge(x: Tensor, out: Tensor | None = None) -> Tensor:
         y = F.interpolate(x, scale_factor=2, mode="nearest")
         return y if out is None else out.copy_(y)
 
-    for y in _convolved(strips, enlarge, upsample.conv):
-        result.extend(_split(y, max(1, y.shape[2] // 4)))
-    return result
+    return deque(_convolved(parts, enlarge, upsample.conv))
 
 
 def _split(x: Tensor, rows: int) -> Strips:

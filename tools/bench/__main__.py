@@ -35,8 +35,8 @@ from tools.bench import loops, networks, processes, race, samplers, training
 SECTIONS: dict[str, Callable[[], race.Race]] = {
     "import": processes.imports,
     "cold": processes.cold,
-    "warm": loops.warm,
-    "warm-8": loops.warm_8,
+    **loops.warm(1, 2.0),
+    **loops.warm(8, 1.5),
     "unet-bf16": networks.unet_bf16,
     "unet-default": networks.unet_default,
     "unet-fp32": networks.unet_fp32,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,20 +12,24 @@ from torch import Tensor
 from ldm.assets import asset_path
 from ldm.cli.steer import FAST
 from ldm.pipeline import Pipeline
+from tools.bench.models import error
+from tools.bench.processes import sd15
 from tools.bench.race import Race
 
 PROMPT, SEED, STEPS = "a red car", 1, 20
+SIDE = 192  # pixels, of the modes at Stable Diffusion's size
 
 
-def built_in(count: int, goal: float) -> Race:
-    """Prompt to pictures in memory, models loaded."""
+def built_in(count: int, goal: float, dtype: str | None = None) -> Race:
+    """Prompt to pictures in memory, models loaded; dtype None: each library's default."""
     from diffusers import StableDiffusionPipeline
 
     folder = asset_path("weights")
-    ours = Pipeline.from_pretrained(folder, device="cpu", dtype="float32").optimize()
-    peer = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    ours = Pipeline.from_pretrained(folder, device="cpu", dtype=dtype).optimize()
+    theirs = getattr(torch, dtype or "float32")
+    peer = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=theirs)
     peer.set_progress_bar_config(disable=True)
-    scale = ours.defaults.guidance_scale
+    scale, mine = ours.defaults.guidance_scale, next(ours.unet.parameters()).dtype
 
     def call_ours() -> Tensor:
         prompts = [PROMPT] * count
@@ -41,63 +46,51 @@ def built_in(count: int, goal: float) -> Race:
         ).images
 
     def check() -> tuple[float, float]:
-        return (call_ours() - call_theirs()).abs().max().item(), 2e-3
+        if mine == torch.float32:
+            return (call_ours() - call_theirs()).abs().max().item(), 2e-3
+        return error(call_ours(), call_theirs()), 0.02  # some 40 dB
 
-    return Race(
-        f"built-in model, {STEPS} steps, batch {count}, float32",
-        call_ours,
-        call_theirs,
-        check,
-        goal,
-    )
+    told = dtype or f"{mine} against diffusers' default (float32)".removeprefix("torch.")
+    what = f"built-in model, {STEPS} steps, batch {count}, {told}"
+    return Race(what, call_ours, call_theirs, check, goal)
 
 
-def warm() -> Race:
-    """One picture."""
-    return built_in(1, 2.0)
-
-
-def warm_8() -> Race:
-    """Eight at once."""
-    return built_in(8, 1.5)
+def warm(count: int, goal: float) -> dict[str, Callable[[], Race]]:
+    """Of so many pictures at once, in the default number format and in equal ones."""
+    name = "warm" if count == 1 else f"warm-{count}"
+    dtypes = {"": None, "-fp32": "float32", "-bf16": "bfloat16"}
+    return {name + end: partial(built_in, count, goal, dtype) for end, dtype in dtypes.items()}
 
 
 def mode(what: str, goal: float, **arguments: Any) -> Race:
-    """A mode that draws another picture, against our own exact one."""
-    pipe = Pipeline.from_pretrained(asset_path("weights"), device="cpu", dtype="float32")
-    pipe.optimize()
+    """A mode that draws another picture, against our own exact one, at Stable Diffusion's size.
+
+    Of random weights, which take as long as others; ``tools/evaluate_modes.py`` tells the quality.
+    """
+    pipe = Pipeline.from_pretrained(sd15(), device="cpu", dtype="bfloat16").optimize()
 
     def call(**more: Any) -> Tensor:
-        settings = {"num_inference_steps": STEPS, "seed": SEED, "output_type": "pt"}
-        return pipe([PROMPT], **settings, **more).images
-
-    def psnr() -> dict[str, str]:
-        error = (call(**arguments) - call()).pow(2).mean()
-        return {"PSNR": f"{-10 * error.log10().item():.1f} dB"}
+        settings = {"num_inference_steps": STEPS, "seed": SEED, "output_type": "latent"}
+        size = {"height": SIDE, "width": SIDE, "sampler": "dpmpp_2m_karras"}
+        return pipe([PROMPT], **settings, **size, **more).images
 
     return Race(
-        what,
-        with_arguments(call, arguments),
+        f"{what}: {STEPS} steps at Karras levels, SD 1.5, {SIDE} px, bf16",
+        lambda: call(**arguments),
         call,
-        lambda: (0.0, 0.0),
+        lambda: (float(not call(**arguments).isfinite().all()), 0.0),
         goal,
         "ldm exact",
-        more=psnr,
+        turns=2,
     )
 
 
-def with_arguments(call: Callable[..., Tensor], arguments: dict[str, Any]) -> Callable[[], Tensor]:
-    """``call`` with its arguments."""
-    return lambda: call(**arguments)
-
-
 def deep_cache() -> Race:
-    """DeepCache, a whole step of three."""
-    return mode("DeepCache 3, built-in model", 2.3, deep_cache=FAST["deep_cache"])
+    """A whole step of three."""
+    return mode("DeepCache 3", 2.3, deep_cache=FAST["deep_cache"])
 
 
 def interval() -> Race:
     """Guidance at the middle levels only."""
     low, high = between = FAST["guidance_interval"]
-    what = f"guidance at {low} < σ/α ≤ {high}, built-in model"
-    return mode(what, 1.3, guidance_interval=between)
+    return mode(f"guidance at {low} < σ/α ≤ {high}", 1.3, guidance_interval=between)

@@ -115,9 +115,7 @@ def cold() -> Race:
 
 def loading(which: int, what: str, goal: float) -> Race:
     """Stable Diffusion 1.5's sizes, in float16 files, used in bfloat16."""
-    folder = WORK / "sd15"
-    if not (folder / "model_index.json").exists():
-        make(folder)
+    folder = sd15()
     scripts = [LOAD.format(load=part) for part in (LOAD_OURS, LOAD_THEIRS)]
 
     def measure(script: str, index: int = which) -> float:
@@ -142,8 +140,11 @@ def load_memory() -> Race:
     return loading(1, "load, peak memory, MB", 1 / 0.7)
 
 
-def make(folder: Path) -> None:
-    """Save a model of random weights."""
+def sd15() -> Path:
+    """A folder with a model of random weights of Stable Diffusion 1.5's sizes; made once."""
+    folder = WORK / "sd15"
+    if (folder / "model_index.json").exists():
+        return folder
     import torch
 
     from ldm.checkpoints.family import read_family
@@ -158,3 +159,4 @@ def make(folder: Path) -> None:
     text = CLIPTextEncoder(family.texts[0].config)
     pipe = Pipeline(AutoencoderKL(family.vae), text, words, UNet(family.unet))
     pipe.save_pretrained(folder, torch.float16)
+    return folder
