@@ -335,7 +335,7 @@ class Pipeline:
         if self._offload:
             self._offload.end()
         self._offload = self._graphs = None
-        self.int8 = on and int8
+        self.int8 = False
         for part in (self.unet, self.vae):
             slow_down(part)
             uncompile(part)
@@ -350,6 +350,7 @@ class Pipeline:
                 part.to(memory_format=torch.channels_last)
         if int8:
             quantize(self.unet)
+            self.int8 = True
         if offload:
             parts = [self.unet, self.vae, self.classifier, *(m.encoder for m in self.text_models)]
             self._offload = Offload([part for part in parts if part], device)
