@@ -84,6 +84,14 @@ def test_weights_that_change_are_seen(where: str) -> None:
     assert not any("kept" in vars(module) for module in unet.modules())
 
 
+def test_a_run_without_steps() -> None:
+    unet = small_unet()
+    speed_up(unet)
+    unet.expect(TIMES)
+    unet.expect([])
+    assert "kept" not in vars(unet)
+
+
 def test_unets_that_are_told_more_expect_nothing() -> None:
     unet = UNet(at_random(1))
     assert unet.config.class_conditional

@@ -52,6 +52,8 @@ class TimedUNet(Keeping, UNet):
         """Compute what depends on these times alone; nothing, where it depends on more."""
         config = self.config
         self.forget()
+        if not times:
+            return
         if config.class_conditional or config.addition_embed_type or config.time_cond_proj_dim:
             return
         t = torch.tensor(list(dict.fromkeys(times)))  # in float32, as the U-Net is told them
