@@ -181,9 +181,9 @@ def evaluate(arguments: argparse.Namespace) -> None:
     say(f"written to {arguments.output}: report.json, report.md, contact.png")
 
 
-def parser() -> Parser:
-    """The command line."""
-    parser = Parser(description=__doc__.splitlines()[0], epilog=EXIT_CODES, allow_abbrev=False)
+def shared_parser(description: str) -> Parser:
+    """The options that ``evaluate_modes.py`` has, too."""
+    parser = Parser(description=description, epilog=EXIT_CODES, allow_abbrev=False)
     add = parser.add_argument
     add("--data", type=Path, default=Path("data/icons"), help="data set (default: data/icons)")
     add("--model", help="a diffusers folder or a hub id (default: the built-in model)")
@@ -194,6 +194,15 @@ def parser() -> Parser:
         help="folder of the report and of the classifier (default: runs/evaluation)",
     )
     add("--prompts", type=int, default=240, metavar="N", help="how many, 1 to 480 (default: 240)")
+    add("--threads", type=int, metavar="N", help="processor cores to use (default: torch's choice)")
+    add("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def parser() -> Parser:
+    """The command line."""
+    parser = shared_parser(__doc__.splitlines()[0])
+    add = parser.add_argument
     add(
         "--num-inference-steps",
         "--steps",
@@ -205,9 +214,7 @@ def parser() -> Parser:
     add("--sampler", metavar="NAME", help="as of ldm-generate (default: the model's own)")
     add("--seed", type=int, default=0, help="of the first picture; the next count up (default: 0)")
     add("--batch-size", type=int, default=16, metavar="N", help="pictures at once (default: 16)")
-    add("--threads", type=int, metavar="N", help="processor cores to use (default: torch's choice)")
     add("--vae-only", action="store_true", help="only the PSNR; --model may hold only a vae/")
-    add("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
 

@@ -13,17 +13,16 @@ import argparse
 import json
 import sys
 import time
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 
-from evaluate import FORTY, read_data, say
+from evaluate import FORTY, read_data, say, shared_parser
 from evaluation import fit, judge, prompts
 from icons.nouns import read_everyday
-from ldm.cli.common import EXIT_CODES, Parser, check_counts, run
+from ldm.cli.common import check_counts, run
 from ldm.cli.steer import FAST
 from ldm.pipeline import Pipeline
 
@@ -96,17 +95,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Measure; returns the exit code: 0, 1 for a bad model, 2 for a bad argument."""
-    parser = Parser(description=__doc__.splitlines()[0], epilog=EXIT_CODES, allow_abbrev=False)
+    parser = shared_parser(__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--data", type=Path, default=Path("data/icons"), help="data set (default: data/icons)")
-    add("--model", help="a diffusers folder or a hub id (default: the built-in model)")
-    add(
-        "--output",
-        type=Path,
-        default=Path("runs/evaluation"),
-        help="folder of the table and of the classifier (default: runs/evaluation)",
-    )
-    add("--prompts", type=int, default=240, metavar="N", help="how many, 1 to 480 (default: 240)")
     add(
         "--num-inference-steps",
         "--steps",
@@ -116,8 +106,6 @@ def main(argv: list[str] | None = None) -> int:
         help="denoising steps (default: 20)",
     )
     add("--batch-size", type=int, default=8, metavar="N", help="pictures at once (default: 8)")
-    add("--threads", type=int, metavar="N", help="processor cores to use (default: torch's choice)")
-    add("--debug", action="store_true", help="show the traceback of an error")
     arguments = parser.parse_args(argv)
     return run(lambda: evaluate(arguments), arguments.debug)
 

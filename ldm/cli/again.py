@@ -21,13 +21,8 @@ if TYPE_CHECKING:
     from ldm.pipeline import Pipeline
     from ldm.recipe import Recipe
 
-LOADING = (
-    "ema",
-    "variant",
-    "prediction_type",
-    "dtype",
-    "int8",
-)  # arguments of Pipeline.from_pretrained
+# Arguments of Pipeline.from_pretrained.
+LOADING = ("ema", "variant", "prediction_type", "dtype", "int8")
 PICTURES = ("image", "mask")  # options that name a picture to draw from
 # Options that do not change what is drawn …
 AROUND = frozenset(
