@@ -1,6 +1,7 @@
 """Speed and memory of ldm beside diffusers, each section in about a minute on two cores.
 
-    python -m tools.bench                    # all sections
+    python -m tools.bench                    # all sections of the CPU
+    python -m tools.bench --device cuda      # all of CUDA
     python -m tools.bench --only unet-fp32 --only sampler-euler
 
 Ours and the peer's take turns after a warm-up each, on the same weights and inputs; the least of
@@ -30,7 +31,7 @@ import torch
 from ldm.cli.allocator import OPT_OUT
 from ldm.cli.common import EXIT_CODES, Parser, run, tell
 from ldm.errors import LDMError
-from tools.bench import loops, networks, processes, race, samplers, training
+from tools.bench import cuda, loops, networks, processes, race, samplers, training
 
 SECTIONS: dict[str, Callable[[], race.Race]] = {
     "import": processes.imports,
@@ -67,14 +68,16 @@ def bench(arguments: argparse.Namespace) -> None:
     print(", ".join(f"{key} {value}" for key, value in where.items()), end="\n\n")
     print(race.HEAD, flush=True)
     results = []
-    for name in arguments.only or SECTIONS:
+    sections = cuda.SECTIONS if arguments.device == "cuda" else SECTIONS
+    for name in arguments.only or sections:
         began = time.monotonic()
-        section = (SECTIONS | MORE)[name]
+        section = (SECTIONS | MORE | cuda.SECTIONS)[name]
         if name.startswith("sampler"):
             section = partial(section, arguments.prediction_type)
         with torch.no_grad():
             result = race.run(name, section(), arguments.turns, clock)
         gc.collect()
+        torch.cuda.empty_cache()
         if load > IDLE:
             result.problems.append(f"the load average was {load:.1f}")
         results.append(result)
@@ -104,6 +107,7 @@ def machine(threads: int, load: float) -> dict[str, Any]:
         "processor": names[0] if names else platform.machine(),
         "cores": os.cpu_count(),
         "threads": threads,
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "amx": torch.cpu._is_amx_tile_supported(),
         "load": round(load, 2),
         "python": platform.python_version(),
@@ -121,8 +125,9 @@ def main() -> int:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    names = SECTIONS | MORE
+    names = SECTIONS | MORE | cuda.SECTIONS
     add("--only", action="append", choices=names, metavar="NAME", help=", ".join(names))
+    add("--device", choices=("cpu", "cuda"), default="cpu", help="whose sections (default: cpu)")
     add("--turns", type=int, metavar="N", help="measured runs of each (default: by section)")
     add(
         "--prediction-type",
