@@ -49,7 +49,7 @@ class Embeddings(nn.Module):
             known = self.token_embedding.num_embeddings
             x = self.token_embedding(ids.clamp(max=known - 1))
             new = ids >= known
-            x[new] = self.extra[ids[new] - known]
+            x[new] = self.extra.to(x)[ids[new] - known]
         return x + self.position_embedding.weight[: ids.shape[1]]
 
 

@@ -138,6 +138,17 @@ def test_one_part_is_away_at_a_time_and_all_come_home(folder: Path) -> None:
     assert offload.away is None
 
 
+def test_what_an_offloaded_part_reads_follows_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Token ids are made where the text encoder was. "meta" stands for the GPU."""
+    monkeypatch.setattr(Offload, "bring", lambda self, part: part.to(self.device))
+    encoder = Pipeline.from_pretrained(folder, device="cpu").text_encoder
+    Offload([encoder], torch.device("meta"))
+    ids = torch.zeros(1, 77, dtype=torch.int64)
+    assert encoder(ids).context.device.type == "meta"
+
+
 def test_offload_needs_a_gpu(folder: Path) -> None:
     with pytest.raises(ArgumentError, match="the device is the CPU"):
         Pipeline.from_pretrained(folder, device="cpu").optimize(offload=True)

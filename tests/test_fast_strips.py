@@ -137,9 +137,10 @@ def test_large_pictures_only(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
     real = strips._decode
 
-    def watched(vae: AutoencoderKL, z: Tensor) -> Tensor:
+    def watched(vae: AutoencoderKL, z: Tensor, strip: int) -> Tensor:
         asked.append(z.shape[2])
-        return real(vae, z)
+        assert strip == strips.FAST
+        return real(vae, z, strip)
 
     monkeypatch.setattr(strips, "_decode", watched)
     monkeypatch.setattr(strips, "WHOLE", 24 * 16 * 16 * 16 * 4)

@@ -7,7 +7,9 @@ are at home is what they are.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,8 +30,12 @@ class Offload:
         for part in parts:
             part.to("cpu")
             for module in (part, *part.children()):
-                hook = module.register_forward_pre_hook(lambda *_, part=part: self.bring(part))
-                self.hooks.append(hook)
+                self.hooks.append(module.register_forward_pre_hook(partial(self._enter, part)))
+
+    def _enter(self, part: nn.Module, _: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Before a module of ``part`` computes; its inputs may come from where the part was."""
+        self.bring(part)
+        return tuple(x.to(self.device) if torch.is_tensor(x) else x for x in inputs)
 
     def bring(self, part: nn.Module) -> None:
         """Have a part on the device, and no other."""

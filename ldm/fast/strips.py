@@ -1,4 +1,4 @@
-"""The VAE's decoder on strips of rows: the same picture with a third of the memory.
+"""The VAE's decoder on strips of rows: the same picture in less memory, down to a third.
 
 The wide layers go from strip to strip: a convolution reads one row beyond each edge of a strip, so
 nothing is computed twice, and strips are given up as soon as they have been read. A group norm
@@ -23,14 +23,16 @@ from ldm.vae import AutoencoderKL, Block
 Strips = deque[Tensor]  # (1, C, rows, W) each, from top to bottom
 Before = Callable[..., Tensor]  # (x, out=None): what a convolution reads, and where to put it
 WHOLE = 32 << 20  # bytes of a layer's values up to which it is computed whole
-STRIP = 3 << 20  # bytes of a strip, about
+STRIP = 3 << 20  # bytes of a strip, about: the least memory
+FAST = 16 << 20  # of those that take the least time
 
 
 class StripAutoencoderKL(AutoencoderKL):
     """``AutoencoderKL`` that decodes large pictures in strips: the caches like that, too."""
 
     def decode(self, z: Tensor) -> Tensor:
-        return decode_in_strips(self, z) if widest(self, z) > WHOLE else super().decode(z)
+        large = widest(self, z) > WHOLE
+        return decode_in_strips(self, z, FAST) if large else super().decode(z)
 
 
 def widest(vae: AutoencoderKL, z: Tensor) -> int:
@@ -44,18 +46,21 @@ def widest(vae: AutoencoderKL, z: Tensor) -> int:
     return largest * dtype.itemsize
 
 
-def decode_in_strips(vae: AutoencoderKL, z: Tensor) -> Tensor:
-    """As ``vae.decode``: scaled latents (B, C, h, w) → pixels (B, 3, 8h, 8w), exactly."""
-    return torch.cat([_decode(vae, one) for one in z.split(1)])
+def decode_in_strips(vae: AutoencoderKL, z: Tensor, strip: int | None = None) -> Tensor:
+    """As ``vae.decode``: scaled latents (B, C, h, w) → pixels (B, 3, 8h, 8w), exactly.
+
+    strip: bytes of one, about; larger ones take less time and more memory.
+    """
+    return torch.cat([_decode(vae, one, strip or STRIP) for one in z.split(1)])
 
 
-def _decode(vae: AutoencoderKL, z: Tensor) -> Tensor:
+def _decode(vae: AutoencoderKL, z: Tensor, strip: int) -> Tensor:
     decoder = vae.decoder
     x = decoder.mid_block(decoder.conv_in(vae.post_quant_conv(z / vae.config.scaling_factor)))
     blocks = deque(decoder.up_blocks)
     while blocks and 4 * x.nbytes <= WHOLE:  # an upsampling has four times as many values
         x = blocks.popleft()(x)
-    count = -(-x.nbytes // STRIP)
+    count = -(-x.nbytes // strip)
     strips = _split(x, -(-x.shape[2] // count))
     del x
     for block in blocks:
