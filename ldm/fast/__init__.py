@@ -6,11 +6,11 @@
 - ``norm``: group normalisation without copies in channels_last memory;
 - ``attention``: the text's keys and values computed once for all steps;
 - ``times``: what depends on the time alone, once for all steps of a run;
-- ``strips``: the VAE's decoder from strip to strip, in a third of the memory, which also the
-  pipeline takes where memory would not do otherwise (``memory``);
+- ``strips``: the VAE's decoder from strip to strip, in less memory; in thin ones also the plain
+  pipeline decodes where memory would not do otherwise (``memory``);
 - ``swap``: how layers get these and lose them again.
 
-For CUDA, where nothing of it was ever measured: ``graphs``, ``compiled``, ``offload``.
+For CUDA, measured once, on an H100 (see the README): ``graphs``, ``compiled``, ``offload``.
 
 And modes that draw another picture, to be asked for by themselves: ``deepcache`` and ``int8``.
 """
