@@ -61,7 +61,6 @@ def peak(call: Callable[[], object]) -> float:
     return torch.cuda.max_memory_allocated() / 1e6
 
 
-@torch.no_grad()
 def step(compiled: bool) -> Race:
     """A guided step of one picture of 512 pixels; `compiled`: both by `torch.compile`."""
     exact = peer(torch.float32).unet.cpu()
@@ -115,7 +114,7 @@ def vae() -> Race:
 
     return Race(
         f"VAE decode, 512 px, bf16, {CALLS} times",
-        timed(torch.no_grad()(call_ours)), timed(torch.no_grad()(call_theirs)), check, 1.05,
+        timed(call_ours), timed(call_theirs), check, 1.05,
         turns=5,
     )  # fmt: skip
 
