@@ -42,6 +42,7 @@ class TrainConfig:
     mixed_precision: str = choice("bf16", "fp16", "no")  # "no" for float32
     gradient_accumulation_steps: int = within("[1, inf)", 1)  # parts of a batch, to save memory
     seed: int = within("[0, 9223372036854775808)", 0)
+    start: str = ""  # folder of a trained network to begin with, of the same kind: see start.py
     checkpoint_minutes: float = within("[0, inf)", 5.0)
     sample_every: int = within("[1, inf)", 500)  # steps
     log_every: int = within("[1, inf)", 20)  # steps

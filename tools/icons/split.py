@@ -19,6 +19,20 @@ HELD_OUT_PAIRS = frozenset(
         ("bird", "pink"), ("lemon", "red"),
     }
 )  # fmt: skip
+# Never in one picture of training: does the model draw two things together that it never saw so?
+HELD_OUT_TOGETHER = frozenset(
+    frozenset(pair)
+    for pair in (
+        ("car", "tree"), ("cat", "house"), ("apple", "banana"), ("dog", "bicycle"),
+        ("bird", "cactus"), ("fish", "umbrella"), ("star", "heart"), ("book", "key"),
+        ("pizza", "cake"), ("horse", "flower"), ("rocket", "mushroom"), ("frog", "guitar"),
+        ("owl", "bus"), ("train", "butterfly"), ("elephant", "airplane"), ("rabbit", "strawberry"),
+        ("turtle", "lemon"), ("pig", "shoe"), ("truck", "hamburger"), ("sailboat", "coffee"),
+        ("car", "dog"), ("house", "flower"), ("cat", "fish"), ("tree", "bird"),
+        ("apple", "book"), ("bus", "star"), ("heart", "key"), ("umbrella", "rabbit"),
+        ("cake", "coffee"), ("guitar", "horse"),
+    )
+)  # fmt: skip
 RANDOM_SHARE = 0.05
 
 

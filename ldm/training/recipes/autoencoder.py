@@ -19,6 +19,7 @@ from ldm.training.config import TrainConfig
 from ldm.training.data import open_data
 from ldm.training.discriminator import SMALLEST, PatchDiscriminator, adversarial_terms
 from ldm.training.objectives import psnr, reconstruction_loss
+from ldm.training.start import begin_with
 from ldm.training.tables import read_table, within
 from ldm.vae import AutoencoderKL
 
@@ -76,6 +77,7 @@ class AutoencoderRecipe:
         self.data = open_data(config.data, random | options.data)
         # While training, latents are as they come; ``save`` finds the scale for unit variance.
         vae = AutoencoderKL(VAEConfig.from_dict({**config.model, "scaling_factor": 1.0}))
+        begin_with(vae, config.start)
         self.model, self.step = Autoencoding(vae, options.adversarial_weight > 0), 0
         self.phases = [read_table(Phase, phase, "options.phases.") for phase in options.phases]
         if not self.phases or self.phases[-1].until < 1:

@@ -23,6 +23,7 @@ from ldm.training.config import TrainConfig
 from ldm.training.data import open_data
 from ldm.training.figures import evenly
 from ldm.training.noised import check_classes, held_out_batch, noised_batch
+from ldm.training.start import begin_with
 from ldm.training.tables import read_table, within
 
 LEVELS = 5  # at which its accuracy is told
@@ -62,6 +63,7 @@ class ClassifierRecipe:
                 f"and {unet.sample_size} px; give the options.data of its config"
             )
         self.model = Classifier(ClassifierConfig.from_dict({**follows, **config.model}, "model"))
+        begin_with(self.model, config.start)
 
     def prepare(self, accelerator: Accelerator) -> None:
         """Nothing to do."""

@@ -27,8 +27,8 @@ from ldm.training.data.buckets import bucket_sizes
 from ldm.training.data.crops import Size
 from ldm.training.objectives import check_zero_snr, diffusion_weight, simple_error
 from ldm.training.recipes.cached_latents import CachedLatents
+from ldm.training.start import new_unet
 from ldm.training.tables import read_table, within
-from ldm.unet import UNet
 from ldm.vae import AutoencoderKL
 
 
@@ -74,10 +74,7 @@ class LatentRecipe:
             SchedulerConfig.from_dict(options.scheduler, "options.scheduler")
         )
         check_zero_snr(self.scheduler, options.min_snr_gamma)
-        self.model = UNet(UNetConfig.from_dict(config.model))
-        # Start from the prediction 0, as Ho et al.'s code does.
-        nn.init.zeros_(self.model.conv_out.weight)
-        nn.init.zeros_(self.model.conv_out.bias)
+        self.model = new_unet(UNetConfig.from_dict(config.model), config.start)
 
         multiple = self.vae.config.scale * 2 ** (len(self.model.config.block_out_channels) - 1)
         self.latents = CachedLatents(

@@ -27,8 +27,8 @@ from ldm.training.objectives import (
     check_zero_snr,
     diffusion_loss,
 )
+from ldm.training.start import new_unet
 from ldm.training.tables import choice, read_table, within
-from ldm.unet import UNet
 
 MOMENTS, ROWS = 8, 10  # of the figure of drawing through time, at most
 FEW = 16  # held-out pictures whose error against t is drawn
@@ -73,10 +73,7 @@ class PixelRecipe:
         self.classes: list[str] = []  # that the model is told
         if options.classes:
             self.classes = check_classes(self.data, config.data, "which options.classes needs")
-        self.model = UNet(self.unet_config(config.model))
-        # Start from the prediction 0, as Ho et al.'s code does.
-        nn.init.zeros_(self.model.conv_out.weight)
-        nn.init.zeros_(self.model.conv_out.bias)
+        self.model = new_unet(self.unet_config(config.model), config.start)
 
     def unet_config(self, values: dict[str, Any]) -> UNetConfig:
         """The config's table ``[model]``, and what follows from the data and the objective.

@@ -21,6 +21,7 @@ from ldm.tokenizer import CLIPTokenizer
 from ldm.training.config import TrainConfig
 from ldm.training.data import EmbeddedTexts
 from ldm.training.objectives import distillation_loss
+from ldm.training.start import begin_with
 from ldm.training.tables import read_table, within
 
 
@@ -66,6 +67,7 @@ class TextRecipe:
         # As in Radford et al. 2021, section 2.5: PyTorch's N(0, 1) embeddings drown the rest.
         nn.init.normal_(encoder.text_model.embeddings.token_embedding.weight, std=0.02)
         nn.init.normal_(encoder.text_model.embeddings.position_embedding.weight, std=0.01)
+        begin_with(encoder, config.start)
         self.model = Student(encoder, self.data.embeddings.shape[1])
 
     def prepare(self, accelerator: Accelerator) -> None:

@@ -1,0 +1,82 @@
+"""Begin a run with trained weights: to go on with a model, or to widen its two ends.
+
+Stable Diffusion's inpainting models were made so, from ones without the mask's channels (Rombach et
+al. 2022, section 4.5): the inputs that are new begin with weights of zero.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ldm.checkpoints.folder import find_weights, read_weights
+from ldm.checkpoints.names import to_ours
+from ldm.config import UNetConfig
+from ldm.errors import ArgumentError
+from ldm.unet import UNet
+
+# Layers that may have got channels, and the dimensions that hold a mean and a log-variance.
+ENDS = {
+    "conv_in": (),
+    "conv_out": (),
+    "encoder.conv_in": (),
+    "encoder.conv_out": (0,),
+    "quant_conv": (0, 1),
+    "post_quant_conv": (),
+    "decoder.conv_in": (),
+    "decoder.conv_out": (),
+}
+
+
+def new_unet(config: UNetConfig, start: str) -> UNet:
+    """A U-Net that predicts 0, as Ho et al.'s code begins, or one with the weights of ``start``."""
+    unet = UNet(config)
+    nn.init.zeros_(unet.conv_out.weight)
+    nn.init.zeros_(unet.conv_out.bias)
+    begin_with(unet, start)
+    return unet
+
+
+@torch.no_grad()
+def begin_with(module: nn.Module, folder: str) -> None:
+    """Give ``module`` the weights of a component's folder; "" leaves it as it is.
+
+    The folder's may have fewer channels at its ends. What is computed from the channels that both have stays the same: weights of new inputs are
+    zero; those of new outputs stay as they are.
+    Raises ArgumentError for a folder that is no such component, naming what differs, and
+    CheckpointError for broken files.
+    """
+    if not folder:
+        return
+    if not Path(folder).is_dir():
+        raise ArgumentError(f"start is {folder!r}, which is no folder of a trained model")
+    path = find_weights(Path(folder), module.weight_stem)
+    own = module.state_dict()
+    found = to_ours(read_weights(path), own)
+    for name in sorted(own.keys() ^ found.keys()):
+        where = "lacks" if name in own else "has, unlike [model],"
+        raise ArgumentError(f"start is {folder!r}, which {where} {name}")
+    for name, new in own.items():
+        old, layer = found[name], name.rpartition(".")[0]
+        smaller = new.ndim == old.ndim and all(map(int.__le__, old.shape, new.shape))
+        if new.shape != old.shape and not (smaller and layer in ENDS):
+            raise ArgumentError(
+                f"start is {folder!r}, where {name} is {tuple(old.shape)}, but [model] makes "
+                f"it {tuple(new.shape)}; only the first and last layers may get more channels"
+            )
+        widen(new, old, ENDS.get(layer, ()) if new.shape != old.shape else ())
+
+
+def widen(new: Tensor, old: Tensor, halves: tuple[int, ...]) -> None:
+    """Write ``old`` (outputs, inputs, …) into the first channels of ``new``, in place.
+
+    halves: dimensions that are two lists of channels, one behind the other.
+    """
+    for dim in sorted(halves, reverse=True):
+        if dim < new.ndim:
+            new, old = (x.unflatten(dim, (2, -1)) for x in (new, old))
+    corner = tuple(map(slice, old.shape))
+    new[corner[: 2 if 0 in halves else 1]] = 0
+    new[corner] = old.to(new.dtype)
