@@ -10,8 +10,8 @@ import pytest
 from PIL import Image, ImageDraw
 
 import build_icons
-from icons import nouns, sources, split, variants
-from icons.captions import article, caption, takes_no_article, without_colour
+from icons import nouns, scenes, sources, split, variants, wording
+from icons.captions import article, takes_no_article, without_colour
 from icons.colour import (
     TONES,
     hue_distance,
@@ -159,27 +159,52 @@ def test_plurals_and_stuff_take_no_article():
     assert not takes_no_article("hearing glass")
 
 
-def test_caption_has_all_parts_and_mostly_the_plain_form():
+def captions(count: int, *things: tuple[wording.Thing, str, bool], **said) -> list[tuple]:
     rng = np.random.default_rng(0)
-    made = [
-        caption(rng, "car", bare=False, colour="orange", background="yellow", style="flat")
-        for _ in range(2000)
-    ]
-    stems = {text.removesuffix(", flat") for text in made}
-    end = "orange car on a yellow background"
-    assert stems == {end, f"an {end}", f"a picture of an {end}", f"an icon of an {end}"}
+    said = {"relation": None, "background": None, "style": "flat"} | said
+    return [wording.caption(rng, things, **said) for _ in range(count)]
+
+
+def test_caption_has_all_parts_and_mostly_the_plain_form():
+    thing = wording.Thing("car", "orange")
+    made = [text for text, _ in captions(2000, (thing, "car", False), background="yellow")]
+    assert all("orange" in text and "car" in text and "yellow" in text for text in made)
     assert 0.2 < np.mean([text.endswith(", flat") for text in made]) < 0.3
-    assert np.mean([text.startswith("an orange") for text in made]) > 0.6
+    plain = [text.removesuffix(", flat") == "an orange car on a yellow background" for text in made]
+    assert 0.4 < np.mean(plain) < 0.6
+    assert {text for text in made if text.startswith("a picture of ")}
 
 
 def test_caption_of_bare_words():
-    rng = np.random.default_rng(0)
-    made = {
-        caption(rng, "grapes", bare=True, colour=None, background=None, style="soft")
-        for _ in range(300)
-    }
+    made = {text for text, _ in captions(300, (wording.Thing("grapes"), "grapes", True))}
     assert made >= {"grapes", "a picture of grapes"}
     assert not any("a grapes" in text for text in made)
+
+
+def test_numbers_sizes_and_places_are_said_in_many_words():
+    thing = wording.Thing("coffee", "red", count=3, size="small", place="top left")
+    made = captions(200, (thing, "cup of coffee", False))
+    for text, said in made:
+        assert said == (thing,)
+        assert "cups of coffee" in text
+        assert any(word in text for word in wording.NUMBERS[3]), text
+        assert any(word in text for word in wording.SIZES["small"]), text
+        assert any(words in text for words in wording.PLACES["top left"][1]), text
+    assert len({text for text, _ in made}) > 20
+
+
+@pytest.mark.parametrize("relation", ["left", "right", "top", "bottom"])
+def test_a_relation_is_true_whichever_thing_is_named_first(relation):
+    cat, dog = wording.Thing("cat", "blue"), wording.Thing("dog")
+    for text, said in captions(80, (cat, "cat", False), (dog, "dog", False), relation=relation):
+        swapped = text.index("dog") < text.index("cat")
+        assert [t.noun for t in said] == (["dog", "cat"] if swapped else ["cat", "dog"])
+        assert said[swapped].place == relation
+        assert said[swapped].colour == "blue"
+        assert said[not swapped].place == wording.OPPOSITE[relation]
+        first = said[0].place
+        ways = [way.format(a="", b="").split()[0] for way in wording.RELATIONS[first]]
+        assert any(way in text for way in ways), text
 
 
 def test_colour_words_leave_a_recoloured_label():
@@ -215,6 +240,7 @@ def test_forty_measured_objects_and_all_held_out_pairs_are_everyday_nouns():
     assert len({row["noun"] for row in measured}) == len(measured) == 40
     assert all(row["word"] in table[row["noun"]].words for row in measured)
     assert all(noun in table and colour in TONES for noun, colour in split.HELD_OUT_PAIRS)
+    assert all(len(pair) == 2 and pair <= table.keys() for pair in split.HELD_OUT_TOGETHER)
 
 
 def drawing(set_name: str, name: str, code: str | None = None) -> Icon:
@@ -273,76 +299,164 @@ def test_one_icon_of_each_measured_object_is_held_out_and_nothing_vanishes():
 # Variants
 
 
+CAR = nouns.Noun("car", ("car", "automobile"), ("automobile",), common=True)
+CUP = nouns.Noun("cup", ("cup",), ("cup",))
+
+
 @pytest.fixture
 def drawn(monkeypatch):
-    """Every icon is a red car, drawn without the SVG renderer."""
+    """Every icon is a red car or, named "cup", a green square, without the SVG renderer."""
+    square = np.zeros((64, 64, 4), np.uint8)
+    square[8:56, 8:56] = (0, 160, 0, 255)
 
     def render(icon: Icon, size: int) -> Image.Image:
-        return Image.fromarray(car("#dd2e44")).resize((size, size))
+        pixels = square if icon.name == "cup" else car("#dd2e44")
+        return Image.fromarray(pixels).resize((size, size))
 
-    monkeypatch.setattr(variants, "render", render)
-
-
-CAR = nouns.Noun("car", ("car", "automobile"), ("automobile",))
+    for module in (variants, scenes):
+        monkeypatch.setattr(module, "render", render)
+    scenes.master_of.cache_clear()
 
 
 def subject(noun: nouns.Noun | None = CAR, name: str = "automobile") -> nouns.Subject:
     return nouns.Subject(drawing("noto", name), "car" if noun else "red envelope", noun)
 
 
-def test_variants_are_the_same_for_a_seed_only(drawn):
-    one, rows = variants.variants(subject(), 6, 64, 0, frozenset())
-    two, again = variants.variants(subject(), 6, 64, 0, frozenset())
+def pictures(what: nouns.Subject, count: int, seed: int = 0, size: int = 64):
+    stock = scenes.Stock([subject(), subject(CUP, "cup")])
+    return scenes.pictures(what, count, size, seed, stock)
+
+
+def test_pictures_are_the_same_for_a_seed_only(drawn):
+    one, rows = pictures(subject(), 12)
+    two, again = pictures(subject(), 12)
     np.testing.assert_array_equal(one, two)
     assert rows == again
-    other, others = variants.variants(subject(), 6, 64, 1, frozenset())
+    other, others = pictures(subject(), 12, seed=1)
     assert rows != others
     assert (one != other).any()
 
 
-def test_captions_are_true_of_the_pictures(drawn):
-    images, rows = variants.variants(subject(), 300, 64, 0, frozenset({("car", "pink")}))
+def test_captions_are_true_of_the_pictures(drawn, monkeypatch):
+    monkeypatch.setattr(variants, "HELD_OUT_PAIRS", frozenset({("car", "pink")}))
+    images, rows = pictures(subject(), 400)
     assert images.dtype == np.uint8
-    assert images.shape == (300, 64, 64, 3)
+    assert images.shape == (400, 64, 64, 3)
     for image, row in zip(images, rows, strict=True):
         corner = name_tone(*rgb_to_lch(image[0, 0]).tolist())
         assert corner == (row.background or "white"), row
-        assert (row.colour is None) or (row.colour in row.caption), row
-        assert row.colour is None or row.colour != row.background, row
-        assert (" background" in row.caption) == (row.background is not None)
+        for thing in row.things:
+            assert thing.colour is None or thing.colour in row.caption, row
+            assert thing.colour is None or thing.colour != row.background, row
+            assert ("car" in row.caption or "auto" in row.caption) or thing.noun == "cup"
+        assert (row.background or "") in row.caption
     names = [row.colour for row in rows]
     assert "pink" not in names
     assert set(names) == set(TONES) - {"pink"} | {None}
     # 35% keep their red, half of these without the word.
     assert 0.1 < np.mean([n is None for n in names]) < 0.27
     assert 0.5 < np.mean([row.background in (None, "white") for row in rows]) < 0.68
+    kinds = [row.kind for row in rows]
+    for kind, share in zip(scenes.KINDS, scenes.COMMON, strict=True):
+        assert abs(kinds.count(kind) / 400 - share) < 0.08, kind
+
+
+def middle(inside: np.ndarray) -> tuple[float, float]:
+    """Mean place (x, y) of the pixels that are True, in [0, 1]."""
+    y, x = np.nonzero(inside)
+    return x.mean() / inside.shape[1], y.mean() / inside.shape[0]
+
+
+def test_places_and_sizes_are_where_and_what_the_caption_says(drawn):
+    images, rows = pictures(subject(), 500)
+    seen = set()
+    for image, row in zip(images, rows, strict=True):
+        if row.kind != "placed":
+            continue
+        (thing,) = row.things
+        assert thing.place or thing.size == "small"
+        x, y = middle((image != image[0, 0]).any(-1))
+        for place in (thing.place or "").split():
+            seen.add(place)
+            there = {"left": x < 0.42, "right": x > 0.58, "top": y < 0.45, "bottom": y > 0.55}
+            assert there.get(place, abs(x - 0.5) < 0.15 and abs(y - 0.5) < 0.15), (row, x, y)
+    assert seen == {"left", "right", "top", "bottom", "middle"}
+
+
+def test_as_many_things_are_drawn_as_the_caption_says(drawn):
+    ndimage = pytest.importorskip("scipy.ndimage")
+    images, rows = pictures(subject(CUP, "cup"), 300)
+    counts = set()
+    for image, row in zip(images, rows, strict=True):
+        away = np.abs(image.astype(int) - image[0, 0]).sum(-1)  # reducing rings faintly at edges
+        found = ndimage.label(away > 40)[1]
+        if row.kind != "two":
+            counts.add((found, row.things[0].count))
+    assert counts == {(1, 1), (2, 2), (3, 3), (4, 4)}
+
+
+def test_two_things_are_where_the_caption_says(drawn):
+    images, rows = pictures(subject(CUP, "cup"), 600)
+    told = 0
+    for image, row in zip(images, rows, strict=True):
+        if row.kind != "two":
+            continue
+        assert {thing.noun for thing in row.things} == {"cup", "car"}
+        first = row.things[0]
+        # Only the cup is a square without holes: its row of pixels is of one colour.
+        halves = {"left": np.s_[:, :32], "right": np.s_[:, 32:], "top": np.s_[:32]}
+        halves["bottom"] = np.s_[32:]
+        if first.place is None:
+            continue
+        told += 1
+        part = image[halves[first.place]].reshape(-1, 3)
+        colours = len(np.unique(part, axis=0))
+        other = image[halves[wording.OPPOSITE[first.place]]].reshape(-1, 3)
+        assert (colours < len(np.unique(other, axis=0))) == (first.noun == "cup"), row
+    assert told > 20
+
+
+def test_what_is_held_out_together_is_never_drawn_together(drawn, monkeypatch):
+    dog = nouns.Noun("dog", ("dog",), ("dog",))
+    stock = scenes.Stock([subject(), subject(CUP, "cup"), subject(dog, "dog")])
+    monkeypatch.setattr(scenes, "HELD_OUT_TOGETHER", frozenset({frozenset({"car", "cup"})}))
+    _, rows = scenes.pictures(subject(), 100, 32, 0, stock)
+    assert {thing.noun for row in rows for thing in row.things} == {"car", "dog"}
 
 
 @pytest.mark.parametrize("how", [{"fixed": True}, {"keep": ("man",)}])
 def test_people_keep_their_colours_and_no_colour_is_named(drawn, how):
     fixed = nouns.Noun("man", ("man",), ("man",), **how)
-    _, rows = variants.variants(subject(fixed, "man"), 60, 32, 0, frozenset())
+    _, rows = pictures(subject(fixed, "man"), 60, size=32)
     assert {row.colour for row in rows} == {None}
 
 
 def test_colour_of_a_label_is_replaced_not_doubled(drawn):
-    _, rows = variants.variants(subject(None), 100, 32, 0, frozenset())
+    _, rows = pictures(subject(None), 100, size=32)
     for row in rows:
         assert row.noun is None
         assert ("red envelope" in row.caption) == (row.colour is None), row.caption
 
 
+def test_what_has_no_number_is_not_counted(drawn):
+    bread = nouns.Noun("bread", ("bread",), ("bread",), bare=frozenset({"bread"}), common=True)
+    _, rows = pictures(subject(bread, "bread"), 100, size=32)
+    assert {row.kind for row in rows} == {"one", "placed", "two"}
+
+
 def test_a_green_bus_with_blue_windows_can_become_blue(drawn, monkeypatch):
     picture = Image.fromarray(car("#5c913b", windows="#55acee"))
-    monkeypatch.setattr(variants, "render", lambda icon, size: picture.resize((size, size)))
+    monkeypatch.setattr(scenes, "render", lambda icon, size: picture.resize((size, size)))
     bus = nouns.Noun("bus", ("bus",), ("bus",), blue_aside=True)
-    _, rows = variants.variants(subject(bus), 150, 32, 0, frozenset())
+    _, rows = pictures(subject(bus), 150, size=32)
     assert "blue" in {row.colour for row in rows}
 
 
 def test_held_out_picture_is_plain(drawn):
     image, row = variants.held_out(subject(), 64)
-    assert row == variants.Row("a car", "held_out", "automobile", "noto", "car", None, None)
+    assert row == variants.Row(
+        "a car", "held_out", "one", "automobile", "noto", "car", None, None, (wording.Thing("car"),)
+    )
     assert (image[0] == 255).all()
     assert main_colour(np.dstack([image, (image != 255).any(-1) * np.uint8(255)])).name == "red"
 
@@ -430,6 +544,9 @@ def test_whole_build_is_the_same_with_one_process_or_two(archives, tmp_path, cap
     assert not {"raised-hand-dark", "a-button"} & {row["icon"] for row in rows}
     pairs = {(row["noun"], row["colour"]) for row in rows}
     assert not pairs & split.HELD_OUT_PAIRS
+    things = [row["things"] for row in rows]
+    assert not {(t["noun"], t["colour"]) for row in things for t in row} & split.HELD_OUT_PAIRS
+    assert not {frozenset(t["noun"] for t in row) for row in things} & split.HELD_OUT_TOGETHER
     licences = (one / "LICENSES.md").read_text()
     assert all(f"{p.name}@{p.version}" in licences for p in sources.SETS.values())
     assert sorted(p.name for p in tmp_path.iterdir()) == ["npm", "set-1", "set-2"]

@@ -16,16 +16,17 @@ import time
 from collections import Counter
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from building import build_whole
-from icons import nouns, sources, split, variants
+from icons import nouns, scenes, sources, split, variants
 
 # Pictures of an icon relative to --variants: of common things, other everyday things, the rest.
-COMMON, EVERYDAY, OTHER = 1.0, 0.6, 0.25
-# How often training draws a picture of each: common things first, so that they are learnt first.
-WEIGHTS = {COMMON: 4.0, EVERYDAY: 0.25, OTHER: 0.1}
+COMMON, EVERYDAY, OTHER = 1.0, 0.6, 0.2
+# How often training draws a picture of each: half of all are of common things.
+WEIGHTS = {COMMON: 1.0, EVERYDAY: 0.6, OTHER: 0.3}
 TYPICAL_ICONS = 5  # a noun drawn by every set has five; one with more gets fewer of each
 
 
@@ -72,22 +73,28 @@ def plan(subjects: list[nouns.Subject], per_icon: int, seed: int) -> list[Task]:
     return tasks
 
 
-def draw(task: Task, images: Path, size: int, seed: int) -> list[variants.Row]:
+def draw(task: Task, images: Path, size: int, seed: int, stock: scenes.Stock) -> list[variants.Row]:
     """Write the pictures of one task into their place in `images`; returns their rows."""
     if task.held_out:
         picture, row = variants.held_out(task.subject, size)
         pictures, rows = picture[None], [row]
     else:
-        pictures, rows = variants.variants(
-            task.subject, task.count, size, seed, split.HELD_OUT_PAIRS
-        )
+        pictures, rows = scenes.pictures(task.subject, task.count, size, seed, stock)
     array = np.load(images, mmap_mode="r+")
     array[task.start : task.start + task.count] = pictures
     return rows
 
 
-def _draw(arguments: tuple[Task, Path, int, int]) -> list[variants.Row]:
-    return draw(*arguments)
+_shared: tuple[Path, int, int, scenes.Stock]  # what a process of the pool is given once
+
+
+def _begin(*shared: Any) -> None:
+    global _shared
+    _shared = shared
+
+
+def _draw(task: Task) -> list[variants.Row]:
+    return draw(task, *_shared)
 
 
 def licences(archives: dict[str, Path]) -> str:
@@ -121,20 +128,22 @@ def build(args: argparse.Namespace, folder: Path) -> Counter:
     shape = (total, args.size, args.size, 3)
     np.lib.format.open_memmap(images, "w+", np.uint8, shape).flush()
 
-    tally: Counter = Counter()
+    tally, kinds = Counter(), Counter()
     started = time.monotonic()
-    work = ((task, images, args.size, args.seed) for task in tasks)
+    stock = scenes.Stock([task.subject for task in tasks if not task.held_out])
+    shared = (images, args.size, args.seed, stock)
     with (
         (folder / "metadata.jsonl").open("w") as metadata,
-        get_context("spawn").Pool(args.processes) as pool,
+        get_context("spawn").Pool(args.processes, _begin, shared) as pool,
     ):
         done = 0
-        for task, rows in zip(tasks, pool.imap(_draw, work, chunksize=8), strict=True):
+        for task, rows in zip(tasks, pool.imap(_draw, tasks, chunksize=8), strict=True):
             weight = WEIGHTS[share(task.subject)]
             for row in rows:
                 line = {**dataclasses.asdict(row), "weight": weight}
                 metadata.write(json.dumps(line) + "\n")
                 tally[row.set, row.split] += 1
+                kinds[row.kind] += 1
             done += len(rows)
             if sys.stderr.isatty():
                 seconds = time.monotonic() - started
@@ -150,7 +159,9 @@ def build(args: argparse.Namespace, folder: Path) -> Counter:
         "icons": len(subjects),
         "images": total,
         "counts": {f"{name}/{part}": n for (name, part), n in sorted(tally.items())},
+        "kinds": dict(kinds),
         "held_out_pairs": sorted([colour, noun] for noun, colour in split.HELD_OUT_PAIRS),
+        "held_out_together": sorted(map(sorted, split.HELD_OUT_TOGETHER)),
         "eval_objects": split.read_eval_objects(),
     }
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
@@ -163,7 +174,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=Path("data/icons"), help="new folder")
     parser.add_argument("--size", type=int, default=128, help="pixels of a side (128)")
     parser.add_argument(
-        "--variants", type=int, default=24, help="pictures of an icon of a common thing (24)"
+        "--variants", type=int, default=40, help="pictures of an icon of a common thing (40)"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(

@@ -43,8 +43,8 @@ def new_unet(config: UNetConfig, start: str) -> UNet:
 def begin_with(module: nn.Module, folder: str) -> None:
     """Give ``module`` the weights of a component's folder; "" leaves it as it is.
 
-    The folder's may have fewer channels at its ends. What is computed from the channels that both have stays the same: weights of new inputs are
-    zero; those of new outputs stay as they are.
+    The folder's may have fewer channels at its ends. What is computed from the channels that both
+    have stays the same: weights of new inputs are zero; those of new outputs stay as they are.
     Raises ArgumentError for a folder that is no such component, naming what differs, and
     CheckpointError for broken files.
     """

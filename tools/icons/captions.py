@@ -1,8 +1,6 @@
-"""Captions in plain English: articles, colours, backgrounds, styles."""
+"""Words of captions: articles, colours, styles."""
 
 import re
-
-import numpy as np
 
 from .colour import TONES
 
@@ -13,14 +11,6 @@ STYLES = {
     "twemoji": "bold",
     "emojione": "detailed",
 }
-# (probability, form); {the} is the thing with its article, {thing} without.
-TEMPLATES = (
-    (0.70, "{the}"),
-    (0.14, "{thing}"),
-    (0.08, "a picture of {the}"),
-    (0.08, "an icon of {the}"),
-)
-STYLE_PROBABILITY = 0.25
 
 # Words that sound other than they are spelt.
 _AN = re.compile(r"^(?:[aeio]|u(?!ni|fo|kulele|se)|hour|x-)")
@@ -55,30 +45,3 @@ def has_colour(label: str) -> bool:
 def the_thing(thing: str, bare: bool) -> str:
     """`thing` with its article, unless `bare`."""
     return thing if bare else f"{article(thing)} {thing}"
-
-
-def caption(
-    rng: np.random.Generator,
-    word: str,
-    *,
-    bare: bool,
-    colour: str | None,
-    background: str | None,
-    style: str,
-) -> str:
-    """One caption of a picture of `word`, such as "a red car on a yellow background, 3d".
-
-    Args:
-        rng: draws the form, and whether the style is named.
-        word: what the picture shows, in the singular unless `bare`.
-        bare: the word takes no article (plurals, "bread").
-        colour: named before the word, if any.
-        background: named after it, if any.
-        style: word for the look of the icon set, added to a quarter of the captions.
-    """
-    thing = f"{colour} {word}" if colour else word
-    form = rng.choice([form for _, form in TEMPLATES], p=[share for share, _ in TEMPLATES])
-    text = str(form).format(the=the_thing(thing, bare), thing=thing)
-    if background:
-        text += f" on {article(background)} {background} background"
-    return f"{text}, {style}" if rng.random() < STYLE_PROBABILITY else text

@@ -1,12 +1,13 @@
-"""Augmented pictures of one icon, each with a caption that is true of it."""
+"""Augmented pictures of icons, each with a caption that is true of it."""
 
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from .captions import STYLES, caption, has_colour, takes_no_article, the_thing, without_colour
+from .captions import STYLES, has_colour, takes_no_article, the_thing, without_colour
 from .colour import (
     ACHROMATIC,
     TONES,
@@ -18,11 +19,14 @@ from .colour import (
 )
 from .nouns import Subject
 from .sources import render
+from .split import HELD_OUT_PAIRS
+from .wording import Thing, caption
 
 RECOLOURED = 0.65  # share of pictures in other colours than the icon's own
 COLOURED_BACKGROUND = 0.38
 TRIES = 3  # colours to try before an icon keeps its own
 HELD_OUT_SCALE = 0.92
+BIG, SAID_BIG = 0.85, 0.06  # scale from which a thing may be called big; share so called
 
 # Object colours with their odds; people ask for hues more often than for grays.
 _ODDS = {name: 1.0 for name in TONES} | {"brown": 0.7, "black": 0.8, "white": 0.6, "gray": 0.6}
@@ -37,15 +41,28 @@ _ONE_WAY = frozenset(
 
 @dataclass(frozen=True)
 class Row:
-    """One line of `metadata.jsonl`."""
+    """One line of `metadata.jsonl`. Icon, set, noun and colour are those of the first thing."""
 
     caption: str
     split: str
+    kind: str  # "one" as large as fits, "placed", "two", "several"
     icon: str
     set: str
     noun: str | None
     colour: str | None
     background: str | None
+    things: tuple[Thing, ...]  # what the caption says
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """An icon in the colours that it gets, and the words for it."""
+
+    pixels: np.ndarray  # uint8 RGBA (side, side, 4)
+    main: MainColour
+    thing: Thing  # with its colour, where that is to be said
+    word: str
+    bare: bool  # the word takes no article
 
 
 def icon_rng(subject: Subject, seed: int) -> np.random.Generator:
@@ -56,61 +73,81 @@ def icon_rng(subject: Subject, seed: int) -> np.random.Generator:
 
 def held_out(subject: Subject, size: int) -> tuple[np.ndarray, Row]:
     """The icon as it is, on white, centred: uint8 (size, size, 3), and its plain caption."""
-    picture = render(subject.icon, round(size * HELD_OUT_SCALE))
-    canvas = _paste(np.asarray(picture), (255, 255, 255), size, (0.5, 0.5))
+    picture = np.asarray(render(subject.icon, round(size * HELD_OUT_SCALE)))
+    canvas = np.full((size, size, 3), 255, np.uint8)
+    paste(canvas, picture, (size - len(picture)) // 2, (size - len(picture)) // 2)
     word, bare = _first_word(subject)
     text = the_thing(word, bare)
+    return canvas, row(subject, "held_out", "one", text, None, None, (Thing(name_of(subject)),))
+
+
+def row(
+    subject: Subject,
+    split: str,
+    kind: str,
+    text: str,
+    colour: str | None,
+    background: str | None,
+    things: tuple[Thing, ...],
+) -> Row:
+    """The line of a picture whose first thing is `subject`."""
     noun = subject.noun.noun if subject.noun else None
-    return canvas, Row(text, "held_out", subject.icon.name, subject.icon.set, noun, None, None)
+    icon = subject.icon
+    return Row(text, split, kind, icon.name, icon.set, noun, colour, background, things)
 
 
-def variants(
-    subject: Subject, count: int, size: int, seed: int, forbidden: frozenset[tuple[str, str]]
-) -> tuple[np.ndarray, list[Row]]:
-    """`count` pictures uint8 (count, size, size, 3) and their rows.
-
-    `forbidden` are (noun, colour) pairs that are neither made nor named, kept for measuring.
-    """
-    rng = icon_rng(subject, seed)
-    # Drawn once, larger than any use, so that every scale is a sharp reduction.
-    master = render(subject.icon, size + size // 2)
-    images = np.empty((count, size, size, 3), np.uint8)
-    rows = []
-    for i in range(count):
-        images[i], row = _variant(subject, master, size, rng, forbidden)
-        rows.append(row)
-    return images, rows
+def name_of(subject: Subject) -> str:
+    """The noun that stands for all words of a thing, or its label where there is none."""
+    return subject.noun.noun if subject.noun else subject.label
 
 
-def _variant(
+def single(
+    subject: Subject, master: Image.Image, size: int, rng: np.random.Generator
+) -> tuple[np.ndarray, Row]:
+    """The icon as large as fits, or a little smaller: uint8 (size, size, 3), and its row."""
+    scale = rng.uniform(0.85, 0.98) if rng.random() < 0.8 else rng.uniform(0.72, 1.0)
+    big = scale > BIG and rng.random() < SAID_BIG
+    drawing = draw(subject, master, round(size * scale), rng, size="big" if big else None)
+    background, tone = choose_background([drawing.main], rng)
+    canvas = np.full((size, size, 3), tone, np.uint8)
+    room = size - len(drawing.pixels)
+    left, top = np.rint(room * (0.5 + rng.normal(0, 0.15, 2).clip(-0.5, 0.5))).astype(int)
+    paste(canvas, drawing.pixels, int(left), int(top))
+    text, said = caption(
+        rng, [(drawing.thing, drawing.word, drawing.bare)], None, background, style_of(subject)
+    )
+    return canvas, row(subject, "train", "one", text, drawing.thing.colour, background, said)
+
+
+def style_of(subject: Subject) -> str:
+    """The word for the look of its set."""
+    return STYLES[subject.icon.set]
+
+
+def draw(
     subject: Subject,
     master: Image.Image,
-    size: int,
+    side: int,
     rng: np.random.Generator,
-    forbidden: frozenset[tuple[str, str]],
-) -> tuple[np.ndarray, Row]:
-    scale = rng.uniform(0.85, 0.98) if rng.random() < 0.8 else rng.uniform(0.72, 1.0)
-    picture = _shrink(master, round(size * scale))
+    **said: str | int | None,
+) -> Drawing:
+    """The icon, maybe mirrored and in another colour, with `side` pixels a side.
+
+    `said` is what the caption shall say of it beside its colour: fields of Thing.
+    """
+    picture = _shrink(master, side)
     if rng.random() < 0.5 and not _ONE_WAY & set(subject.icon.name.split("-")):
         picture = ImageOps.mirror(picture)
-    pixels, main, changed = _colours(subject, np.asarray(picture), rng, forbidden)
-    named = _named_colour(subject, main, changed, rng, forbidden)
-    background, tone = _background(main, rng)
-    centre = 0.5 + rng.normal(0, 0.15, 2).clip(-0.5, 0.5)
-    image = _paste(pixels, tone, size, (float(centre[0]), float(centre[1])))
+    pixels, main, changed = _colours(subject, np.asarray(picture), rng)
+    named = _named_colour(subject, main, changed, rng)
     word, bare = _word(subject, named, changed, rng)
-    noun = subject.noun.noun if subject.noun else None
-    style = STYLES[subject.icon.set]
-    text = caption(rng, word, bare=bare, colour=named, background=background, style=style)
-    icon = subject.icon
-    return image, Row(text, "train", icon.name, icon.set, noun, named, background)
+    return Drawing(pixels, main, Thing(name_of(subject), named, **said), word, bare)
 
 
 def _colours(
     subject: Subject,
     pixels: np.ndarray,
     rng: np.random.Generator,
-    forbidden: frozenset[tuple[str, str]],
 ) -> tuple[np.ndarray, MainColour, bool]:
     """Pixels, their main colour and whether they were recoloured."""
     # Every second pixel each way is enough to measure and to try colours with.
@@ -120,8 +157,8 @@ def _colours(
     multicoloured = main.hue is None and main.chroma > 0
     if subject.fixed or multicoloured or rng.random() >= RECOLOURED:
         return pixels, main, False
-    noun = subject.noun.noun if subject.noun else subject.label
-    names = [n for n in TONES if n != main.name and (noun, n) not in forbidden]
+    noun = name_of(subject)
+    names = [n for n in TONES if n != main.name and (noun, n) not in HELD_OUT_PAIRS]
     odds = np.array([_ODDS[n] for n in names])
     for target in rng.choice(names, TRIES, replace=False, p=odds / odds.sum()):
         tone = jitter(str(target), rng)
@@ -150,28 +187,30 @@ def _named_colour(
     main: MainColour,
     changed: bool,
     rng: np.random.Generator,
-    forbidden: frozenset[tuple[str, str]],
 ) -> str | None:
     """The colour that the caption names: always of a recoloured icon, of others every second."""
     if changed:
         return main.name
-    if subject.noun is not None and (subject.noun.noun, main.name) in forbidden:
+    if subject.noun is not None and (subject.noun.noun, main.name) in HELD_OUT_PAIRS:
         return None  # the icon itself has it: shown, but never put together in words
     known = has_colour(subject.label)
     return None if known or subject.fixed or rng.random() < 0.5 else main.name
 
 
-def _background(
-    main: MainColour, rng: np.random.Generator
+def choose_background(
+    mains: Sequence[MainColour], rng: np.random.Generator
 ) -> tuple[str | None, tuple[int, int, int]]:
-    """Word for the background (None where it goes without saying) and its sRGB colour."""
-    pale = main.lightness > 0.9 and main.chroma < 0.04
+    """Word for the background (None where it goes without saying) and its sRGB colour.
+
+    All things of the main colours `mains` stand out from it.
+    """
+    pale = any(main.lightness > 0.9 and main.chroma < 0.04 for main in mains)
     if rng.random() >= COLOURED_BACKGROUND and not pale:
         return ("white" if rng.random() < 0.1 else None), (255, 255, 255)
     while True:
         name = str(rng.choice([n for n in TONES if n != "white"]))
         tone = background_tone(name, rng)
-        if name != main.name and _contrast(main, tone) > 0.16:
+        if all(name != main.name and _contrast(main, tone) > 0.16 for main in mains):
             return name, tone
 
 
@@ -219,17 +258,9 @@ def _shrink(picture: Image.Image, side: int) -> Image.Image:
     return picture.convert("RGBa").resize((side, side), Image.Resampling.LANCZOS).convert("RGBA")
 
 
-def _paste(
-    pixels: np.ndarray, background: tuple[int, int, int], size: int, centre: tuple[float, float]
-) -> np.ndarray:
-    """RGBA `pixels` over a plain canvas, uint8 (size, size, 3).
-
-    `centre` (x, y) in [0, 1] says where in the free room it lies: 0.5 is the middle.
-    """
+def paste(canvas: np.ndarray, pixels: np.ndarray, left: int, top: int) -> None:
+    """Lay uint8 RGBA `pixels` over a part of `canvas`, uint8 (H, W, 3), in place."""
     height, width = pixels.shape[:2]
-    left, top = round((size - width) * centre[0]), round((size - height) * centre[1])
-    canvas = np.full((size, size, 3), background, np.uint8)
     region = canvas[top : top + height, left : left + width]
     alpha = pixels[..., 3:].astype(np.float32) / 255
     region[:] = np.rint(pixels[..., :3] * alpha + region * (1 - alpha)).astype(np.uint8)
-    return canvas
