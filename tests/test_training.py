@@ -129,6 +129,18 @@ def test_saved_latents_have_unit_variance(trained: Path, data: Path) -> None:
     assert abs(float(vae.encode(x).std()) - 1) < 0.05
 
 
+def test_a_decoder_trained_alone_keeps_the_latents(trained: Path, data: Path, tmp_path: Path):
+    start = trained / "autoencoder" / "vae"
+    config = settings("autoencoder", data, tmp_path / "vae", start=str(start))
+    config.options["decoder_only"] = True
+    run(config)
+    old, new = (load_component(AutoencoderKL, p, None) for p in (start, tmp_path / "vae" / "vae"))
+    x = torch.randn(1, 3, 32, 32)
+    torch.testing.assert_close(new.encode(x), old.encode(x), atol=0, rtol=0)
+    assert new.config == old.config
+    assert (new.decode(old.encode(x)) - old.decode(old.encode(x))).abs().max() > 1e-4
+
+
 def test_the_text_encoder_is_saved_without_its_training_head(trained: Path) -> None:
     encoder = load_component(CLIPTextEncoder, trained / "text" / "text_encoder", torch.float32)
     ema = load_file(checkpoints(trained / "text")[-1] / "ema.safetensors")

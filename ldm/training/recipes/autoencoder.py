@@ -63,6 +63,8 @@ class AutoencoderOptions:
     gradient_weight: float = within("[0, inf)")  # of the edges' error, beside L1 + MSE
     adversarial_weight: float = within("[0, inf)", 0.0)  # of the patch discriminator's term …
     adversarial_from: float = within("[0, 1)", 0.5)  # … from that fraction of the run on
+    # Leave the encoder as ``start`` has it, so that latents, and U-Nets of them, stay what they are.
+    decoder_only: bool = False
     # How the pictures are read (see DataOptions); by default random crops, mirrored too.
     data: dict[str, Any] = field(default_factory=dict)
 
@@ -78,6 +80,14 @@ class AutoencoderRecipe:
         # While training, latents are as they come; ``save`` finds the scale for unit variance.
         vae = AutoencoderKL(VAEConfig.from_dict({**config.model, "scaling_factor": 1.0}))
         begin_with(vae, config.start)
+        self.scaling_factor = None  # to be found by ``save``
+        if options.decoder_only:
+            if not config.start:
+                raise ArgumentError("options.decoder_only needs start, the VAE with the encoder")
+            vae.encoder.requires_grad_(False)
+            vae.quant_conv.requires_grad_(False)
+            own = VAEConfig.from_file(Path(config.start) / "config.json")
+            self.scaling_factor = own.scaling_factor
         self.model, self.step = Autoencoding(vae, options.adversarial_weight > 0), 0
         self.phases = [read_table(Phase, phase, "options.phases.") for phase in options.phases]
         if not self.phases or self.phases[-1].until < 1:
@@ -133,15 +143,18 @@ class AutoencoderRecipe:
         return image_grid(to_pil(pairs), columns=8), {"psnr": psnr(reconstruction, x)}
 
     def save(self, model: nn.Module, folder: Path) -> None:
-        with torch.no_grad():
-            sample = self.data.readable(examples(self.data.train, self.data.held_out, 256))
-            device = next(model.parameters()).device
-            std = torch.cat(
-                [model.vae.encode(self.data.pixels(part).to(device)) for part in sample.split(16)]
-            ).std()
-        vae = AutoencoderKL(replace(model.vae.config, scaling_factor=round(1 / float(std), 5)))
+        scale = self.scaling_factor or self.unit_scale(model.vae)
+        vae = AutoencoderKL(replace(model.vae.config, scaling_factor=scale))
         vae.load_state_dict(model.vae.state_dict())
         save_component(vae, folder / "vae")
+
+    @torch.no_grad()
+    def unit_scale(self, vae: AutoencoderKL) -> float:
+        """The factor that gives the latents of some pictures a standard deviation of 1."""
+        sample = self.data.readable(examples(self.data.train, self.data.held_out, 256))
+        device = next(vae.parameters()).device
+        parts = [vae.encode(self.data.pixels(part).to(device)) for part in sample.split(16)]
+        return round(1 / float(torch.cat(parts).std()), 5)
 
 
 def examples(rows: Tensor, otherwise: Tensor, count: int) -> Tensor:
