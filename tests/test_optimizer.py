@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -16,6 +18,20 @@ def test_orthogonalise_keeps_the_directions_and_levels_the_lengths(shape: tuple[
     inner = u.T @ orthogonalise(matrix) @ vh.T  # diagonal where the directions are the SVD's
     assert (inner - inner.diag().diag()).abs().max() < 0.05
     assert 0.6 < inner.diag().min() and inner.diag().max() < 1.25
+
+
+def test_matrices_of_one_shape_move_as_each_would_alone() -> None:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(16, 24, 3), nn.Conv2d(16, 24, 3), nn.Linear(144, 24), nn.Linear(24, 40)]
+    for layer in layers:
+        layer.weight.grad = torch.randn_like(layer.weight)
+    alone = copy.deepcopy(layers)
+    for theirs, ours in zip(alone, layers, strict=True):
+        theirs.weight.grad = ours.weight.grad.clone()
+        Muon([theirs.weight], lr=0.1).step()
+    Muon([layer.weight for layer in layers], lr=0.1).step()
+    for theirs, ours in zip(alone, layers, strict=True):
+        torch.testing.assert_close(ours.weight, theirs.weight, atol=1e-5, rtol=0)
 
 
 def test_vectors_are_updated_as_by_adamw() -> None:

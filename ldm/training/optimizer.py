@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
 
 import torch
@@ -58,21 +59,31 @@ class Muon(torch.optim.Optimizer):
         if closure is not None:
             raise NotImplementedError("Muon takes no closure")
         for group in self.param_groups:
+            alike = defaultdict(list)  # matrices of one shape: one product of all takes less time
             for weight in group["params"]:
                 if weight.grad is None:
                     continue
-                state = self.state[weight]
-                rule = self._matrix if is_matrix(weight) else self._vector
-                update = rule(weight.grad, state, group)
-                weight.mul_(1 - group["lr"] * group["weight_decay"])
-                weight.sub_(update, alpha=group["lr"])
+                if is_matrix(weight):
+                    alike[len(weight), weight[0].numel()].append(weight)
+                else:
+                    self._move(weight, self._vector(weight.grad, self.state[weight], group), group)
+            for shape, weights in alike.items():
+                ahead = torch.stack([self._ahead(weight, group).view(shape) for weight in weights])
+                updates = orthogonalise(ahead) * (0.2 * max(shape) ** 0.5)
+                for weight, update in zip(weights, updates, strict=True):
+                    self._move(weight, update.view_as(weight), group)
 
-    def _matrix(self, grad: Tensor, state: dict, group: dict) -> Tensor:
+    @staticmethod
+    def _move(weight: Tensor, update: Tensor, group: dict) -> None:
+        weight.mul_(1 - group["lr"] * group["weight_decay"])
+        weight.sub_(update, alpha=group["lr"])
+
+    def _ahead(self, weight: Tensor, group: dict) -> Tensor:
+        """The momentum with Nesterov's look ahead, contiguous."""
+        state, grad = self.state[weight], weight.grad
         momentum = state.setdefault("momentum", torch.zeros_like(grad))
         momentum.lerp_(grad, 1 - group["momentum"])
-        ahead = grad.lerp(momentum, group["momentum"])  # Nesterov's look ahead
-        matrix = ahead.reshape(len(ahead), -1)
-        return orthogonalise(matrix).view_as(ahead) * (0.2 * max(matrix.shape) ** 0.5)
+        return grad.lerp(momentum, group["momentum"]).contiguous()
 
     def _vector(self, grad: Tensor, state: dict, group: dict) -> Tensor:
         beta1, beta2 = group["betas"]
@@ -95,16 +106,16 @@ def moments_size(model: nn.Module, config: TrainConfig) -> int:
     return sum(p.nbytes * (1 if muon and is_matrix(p) else 2) for p in model.parameters())
 
 
-def orthogonalise(matrix: Tensor) -> Tensor:
+def orthogonalise(matrices: Tensor) -> Tensor:
     """About U Vᵀ of the singular value decomposition U S Vᵀ, by a Newton–Schulz iteration in bf16.
 
-    (m, n) → (m, n), float32; singular values end in about [0.7, 1.2].
+    (…, m, n) → (…, m, n), float32; singular values end in about [0.7, 1.2].
     """
-    x = matrix.bfloat16()
-    if tall := len(x) > x.shape[1]:
-        x = x.T
-    x = x / (x.norm() + 1e-7)
+    x = matrices.bfloat16()
+    if tall := x.shape[-2] > x.shape[-1]:
+        x = x.mT
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(ROUNDS):
-        square = x @ x.T
+        square = x @ x.mT
         x = A * x + (B * square + C * square @ square) @ x
-    return (x.T if tall else x).float()
+    return (x.mT if tall else x).float()
