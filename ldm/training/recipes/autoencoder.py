@@ -63,7 +63,7 @@ class AutoencoderOptions:
     gradient_weight: float = within("[0, inf)")  # of the edges' error, beside L1 + MSE
     adversarial_weight: float = within("[0, inf)", 0.0)  # of the patch discriminator's term …
     adversarial_from: float = within("[0, 1)", 0.5)  # … from that fraction of the run on
-    # Leave the encoder as ``start`` has it, so that latents, and U-Nets of them, stay what they are.
+    # Leave the encoder as ``start`` has it, so that latents stay what a U-Net has learnt.
     decoder_only: bool = False
     # How the pictures are read (see DataOptions); by default random crops, mirrored too.
     data: dict[str, Any] = field(default_factory=dict)
