@@ -16,6 +16,7 @@ from ldm.training.config import TrainConfig
 from ldm.training.data import EmbeddedTexts
 from ldm.training.loop import train
 from ldm.training.reader import UNKNOWN, Reader, reading_figures, reading_loss
+from ldm.training.recipes import text
 from ldm.training.recipes.text import TextRecipe, mix
 
 THINGS = [(c, n) for c in ("red", "blue", "green", "") for n in ("car", "cat", "tree", "house")]
@@ -169,6 +170,23 @@ def test_what_stands_behind_the_end_is_not_read() -> None:
     assert ours.shape == (2, 2, 3) and torch.equal(ours, theirs)
     other[0, 3] += 9  # the end itself is read
     assert not torch.equal(torch.stack(reader(other, length))[:, 0], ours[:, 0])
+
+
+def test_texts_are_read_as_each_alone(
+    mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However they are grouped, in the batch's order."""
+    monkeypatch.setattr(text, "GROUP", 3)
+    recipe = TextRecipe(settings(mixed, tmp_path, caption_share=0.7))
+    rows = recipe.example(10)
+    assert rows["length"].unique().numel() > 2
+    with torch.no_grad():
+        vectors, read = recipe.model(rows["ids"], rows["length"])
+        for i, n in enumerate(rows["length"]):
+            alone, answers = recipe.model(rows["ids"][i : i + 1, :n], n[None])
+            torch.testing.assert_close(vectors[i], alone[0], atol=1e-5, rtol=0)
+            for ours, theirs in zip(read, answers, strict=True):
+                torch.testing.assert_close(ours[i], theirs[0], atol=1e-5, rtol=0)
 
 
 def test_figures_of_known_guesses() -> None:
