@@ -302,6 +302,20 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path: Path) -> N
         toy_run(toy_config(tmp_path / "3", gradient_accumulation_steps=3))
 
 
+def test_compile_is_asked_for_once_and_changes_no_result(tmp_path: Path, monkeypatch) -> None:
+    compiled = []
+
+    def compile(module: torch.nn.Module) -> None:  # the real one takes minutes
+        compiled.append(module)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile)
+    toy_run(toy_config(tmp_path / "plain"))
+    assert not compiled
+    toy_run(toy_config(tmp_path / "compiled", compile=True))
+    assert len(compiled) == 1
+    assert_same_state(tmp_path / "plain", tmp_path / "compiled")
+
+
 def test_pictures_and_trackers(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -18,7 +18,7 @@ else:
 # What may change when a run goes on; anything else would make it another run.
 CHANGEABLE = frozenset(
     "output steps learning_rate warmup decay_from weight_decay max_grad_norm checkpoint_minutes "
-    "sample_every log_every trackers gradient_accumulation_steps".split()
+    "sample_every log_every trackers gradient_accumulation_steps compile".split()
 )
 
 
@@ -40,6 +40,7 @@ class TrainConfig:
     max_grad_norm: float = within("(0, inf]", 1.0)
     ema_decay: float = within("[0, 1)", 0.999)  # reached by (1 + step) / (10 + step) from below
     mixed_precision: str = choice("bf16", "fp16", "no")  # "no" for float32
+    compile: bool = False  # the network by torch.compile: minutes at first; gains on CUDA only
     gradient_accumulation_steps: int = within("[1, inf)", 1)  # parts of a batch, to save memory
     seed: int = within("[0, 9223372036854775808)", 0)
     start: str = ""  # folder of a trained network to begin with, of the same kind: see start.py

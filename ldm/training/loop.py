@@ -111,6 +111,8 @@ def train(config: TrainConfig, recipe: Recipe, accept_changes: bool = False) -> 
             raise ArgumentError("optimizer 'muon' needs whole matrices; use 'adamw' with FSDP")
         learner = Learner(model, ema, optimizer, accelerator.scaler)
         start, spent = load_state(run, learner)
+        if config.compile:
+            model.compile()
         if main:
             write_json(run / "config.json", as_json(config))
             cut_log(run, start)
@@ -126,7 +128,7 @@ def train(config: TrainConfig, recipe: Recipe, accept_changes: bool = False) -> 
             batch = recipe.batch(step, step_generator(config.seed, step))
             parts = share(batch, rank, processes, config.gradient_accumulation_steps)
             for i, part in enumerate(parts, 1):
-                part = {key: value.to(accelerator.device) for key, value in part.items()}
+                part = {key: to_device(value, accelerator.device) for key, value in part.items()}
                 more = i < len(parts)  # processes exchange their gradients once a step
                 with accelerator.no_sync(parallel) if more else contextlib.nullcontext():
                     with accelerator.autocast(), fast_attention(accelerator.device):
@@ -220,6 +222,13 @@ def share(
             )
     own = {key: value.chunk(processes)[rank].chunk(parts) for key, value in batch.items()}
     return [{key: value[i] for key, value in own.items()} for i in range(parts)]
+
+
+def to_device(value: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU on ``device``; CUDA copies what is pinned while it computes."""
+    if device.type == "cuda":
+        return value.pin_memory().to(device, non_blocking=True)
+    return value.to(device)
 
 
 @torch.no_grad()
