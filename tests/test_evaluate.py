@@ -452,12 +452,14 @@ def test_nouns_of_too_few_single_icons_are_not_learnt(tmp_path):
     assert fit.single_rows(data) == [0, 1, 2, 3, 5, 6, 9, 10]
 
 
-def test_scenes_do_not_change_the_classifier(tmp_path):
+def test_scenes_and_more_pictures_of_an_icon_leave_the_classifier_valid(tmp_path):
     rows = [row("train", "car", "red"), row("train", "bus", None, kind="one")]
     pixels = [np.zeros((8, 8, 3), np.uint8)] * 3
     plain = fit.fingerprint(write_data(tmp_path, rows, pixels[:2]))
-    more = [*rows, row("train", "car", None, kind="two")]
-    assert fit.fingerprint(write_data(tmp_path, more, pixels)) == plain
+    for more in (row("train", "car", None, icon="b", kind="two"), row("train", "car", "blue")):
+        assert fit.fingerprint(write_data(tmp_path, [more, *rows], pixels)) == plain
+    more = [*rows, row("train", "car", None, icon="b")]
+    assert fit.fingerprint(write_data(tmp_path, more, pixels)) != plain
     other = [rows[0], {**rows[1], "split": "held_out"}]
     assert fit.fingerprint(write_data(tmp_path, other, pixels[:2])) != plain
 

@@ -54,10 +54,13 @@ def known_nouns(data: CaptionedImages) -> list[str]:
 
 
 def fingerprint(data: CaptionedImages) -> str:
-    """Changes whenever what a row shows, or whether it is held out, does; captions may change."""
+    """Changes whenever the icons, what they show, or which are held out, do.
+
+    Captions, scenes of several icons and the number of each icon's pictures may change.
+    """
     keys = ("split", "set", "icon", "noun")
-    rows = [[row.get(key) for key in keys] for row in data.rows if kind(row) == "one"]
-    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
+    icons = {tuple(row[key] for key in keys) for row in data.rows if kind(row) == "one"}
+    return hashlib.sha256(json.dumps(sorted(icons, key=str)).encode()).hexdigest()[:16]
 
 
 def trained(data: CaptionedImages, folder: Path, say: Callable[[str], None]) -> Classifier:
