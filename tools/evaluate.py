@@ -141,7 +141,7 @@ def settings(pipe: Pipeline, arguments: argparse.Namespace) -> dict[str, Any]:
         "guidance_scale": pipe.defaults.guidance_scale if scale is None else scale,
         "seed": arguments.seed,
         "batch_size": arguments.batch_size,
-        "dtype": str(pipe.unet.dtype).removeprefix("torch."),
+        "dtype": str(next(pipe.unet.parameters()).dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
     }
 
