@@ -66,8 +66,7 @@ def joined_to_edge(mask: np.ndarray) -> np.ndarray:
         found = grown
 
 
-def cut_out(rgb: np.ndarray) -> np.ndarray:
-    """The object of uint8 sRGB (H, W, 3), the rest transparent: uint8 (H, W, 4)."""
+def _cut_out(rgb: np.ndarray) -> np.ndarray:
     alpha = np.where(object_mask(rgb), 255, 0).astype(np.uint8)
     return np.dstack([rgb, alpha])
 
@@ -78,7 +77,7 @@ def object_colour(rgb: np.ndarray, blue_aside: bool = False) -> str | None:
     None where there is no object, or a person might call its colour something else. `blue_aside`:
     blue parts may be windows or water (`icons.nouns.Noun`).
     """
-    return main_colour(cut_out(rgb), blue_aside).name
+    return main_colour(_cut_out(rgb), blue_aside).name
 
 
 def repainted(rgb: np.ndarray, colour: str, blue_aside: bool = False) -> np.ndarray | None:
@@ -86,7 +85,7 @@ def repainted(rgb: np.ndarray, colour: str, blue_aside: bool = False) -> np.ndar
 
     A white object comes on blue. None where repainting does not give that colour: objects of many.
     """
-    cut = cut_out(rgb)
+    cut = _cut_out(rgb)
     main = main_colour(cut, blue_aside)
     if main.name != colour:
         if main.hue is None and main.chroma > 0:

@@ -5,11 +5,12 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from evaluation.colours import cut_out
+from evaluation.colours import from_background, joined_to_edge
 
 GAP = 0.05  # least distance between two things, in shares of the picture's side
 # Longer sides of the things, in shares of the picture's, by how many there are.
 LENGTHS = {1: (0.55, 0.9), 2: (0.36, 0.46), 3: (0.3, 0.4), 4: (0.26, 0.38)}
+ALIKE = 0.02  # distance in OKLab: the backgrounds of icons are all of one colour
 TRIES = 200
 
 
@@ -46,6 +47,12 @@ def _apart(a: np.ndarray, b: np.ndarray) -> bool:
     return bool((np.maximum(a[:2], b[:2]) - np.minimum(a[:2] + a[2], b[:2] + b[2]) >= GAP).any())
 
 
+def _cut_out(icon: np.ndarray) -> np.ndarray:
+    """The icon, RGBA: all that is not joined to the edge, so that white parts on white stay."""
+    inside = ~joined_to_edge(from_background(icon) < ALIKE)
+    return np.dstack([icon, np.where(inside, 255, 0).astype(np.uint8)])
+
+
 def paste(
     icons: Sequence[np.ndarray],
     boxes: Sequence[np.ndarray],
@@ -55,7 +62,7 @@ def paste(
     """Icons into squares (left, top, side), in shares of the side: uint8 (size, size, 3)."""
     canvas = Image.new("RGB", (size, size), background)
     for icon, (left, top, length) in zip(icons, boxes, strict=True):
-        picture = Image.fromarray(cut_out(icon))
+        picture = Image.fromarray(_cut_out(icon))
         picture = picture.crop(picture.getbbox())
         width, height = (max(round(length * size * s / max(picture.size)), 1) for s in picture.size)
         # Weighted by alpha, so that the old background does not shine through along the edge.

@@ -9,9 +9,7 @@ from scipy import ndimage
 from evaluation.colours import edge_colour, from_background, joined_to_edge
 
 SIDE = 64  # pixels at which things are found
-ALIKE = (
-    0.035  # distance in OKLab within which a pixel is background, where it is joined to the edge
-)
+ALIKE = 0.035  # distance in OKLab within which a pixel that is joined to the edge is background
 # Gaps, in those pixels, over which two parts are one thing: any two, or one much the smaller.
 TOUCHING, NEAR = 1.0, 3.0
 SMALLER = 0.3  # area of a part (a wisp of steam, a detached wheel) relative to its thing's
