@@ -2,7 +2,7 @@
 
     python tools/evaluate.py --data data/icons --output runs/evaluation
 
-A classifier, trained once on the real icons of the data set (a quarter of an hour on one core) and
+A classifier, trained once on the real icons of the data set (twenty minutes on one core) and
 kept in the output folder, names the things in every picture drawn; colours are measured from the
 pixels, and the things that stand apart are counted. The same figures for scenes of real icons that
 neither it nor the model has seen are the ceiling. Writes `report.json`, `report.md` and a contact

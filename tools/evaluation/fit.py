@@ -1,4 +1,4 @@
-"""Training of the classifier on real icons: a quarter of an hour, once for a data set."""
+"""Training of the classifier on real icons: twenty minutes, once for a data set."""
 
 import hashlib
 import json
@@ -22,7 +22,9 @@ from ldm.training.data import CaptionedImages
 
 MIN_ICONS = 2  # a noun with fewer in training cannot be learnt
 STEPS, BATCH, LEARNING_RATE, WEIGHT_DECAY = 4400, 128, 2e-3, 0.05
-SMALL, SMALL_SHARE = 32, 0.8  # the first steps see pictures of 32 pixels, at half the cost
+# The first steps see pictures of 32 pixels, at half the cost. To larger ones it must get used at a
+# high rate: begun after 0.8 of the steps, they left 84 % of a batch right, where 97 % had been.
+SMALL, SMALL_SHARE = 32, 0.4
 WARMUP = 0.05  # share of the steps
 COLOUR_WEIGHT, SMOOTHING = 0.5, 0.1
 NO_COLOUR = -100  # cross_entropy leaves these out
@@ -77,7 +79,7 @@ def trained(data: CaptionedImages, folder: Path, say: Callable[[str], None]) -> 
                 "delete it, or choose another --output"
             )
         return model
-    say(f"training the classifier on the icons of {data.folder}: a quarter of an hour, once")
+    say(f"training the classifier on the icons of {data.folder}: twenty minutes, once")
     started = time.monotonic()
     model = fit(data, Labels(tuple(known_nouns(data)), tuple(TONES)), STEPS, say)
     about = {"data": digest, "steps": STEPS, "seconds": round(time.monotonic() - started)}
