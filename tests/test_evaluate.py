@@ -11,14 +11,21 @@ from PIL import Image, ImageDraw
 from torch import nn
 
 import evaluate
-from evaluation import classifier, fit, judge, report, sheet
+from evaluation import classifier, copies, figures, fit, judge, report, scenes, sheet, things
 from evaluation.classifier import Classifier, Labels, Opinion
-from evaluation.colours import joined_to_edge, object_colour, object_mask, repainted
-from evaluation.judge import Judged
-from evaluation.prompts import Prompt, colour_order, prompts
+from evaluation.colours import (
+    background_colour,
+    joined_to_edge,
+    object_colour,
+    object_mask,
+    repainted,
+)
+from evaluation.judge import Judged, Seen
+from evaluation.prompts import FORTY, Asked, Prompt, colour_order, everything, many, prompts
+from evaluation.real import real
 from evaluation.reconstruction import psnr, reconstruct
-from icons.colour import TONES
-from icons.split import HELD_OUT_PAIRS
+from icons.colour import TONES, lch_to_rgb
+from icons.split import HELD_OUT_PAIRS, HELD_OUT_TOGETHER
 from ldm.errors import ArgumentError
 from ldm.training.data import CaptionedImages
 
@@ -40,41 +47,151 @@ def write_data(folder, rows: list[dict], images: list[np.ndarray]) -> CaptionedI
     return CaptionedImages(folder)
 
 
-def row(split: str, noun: str, colour: str | None, icon: str = "a") -> dict:
-    common = {"caption": f"a {noun}", "set": "s", "background": None}
+def row(split: str, noun: str, colour: str | None, icon: str = "a", **others) -> dict:
+    common = {"caption": f"a {noun}", "set": "s", "background": None, **others}
     return {**common, "split": split, "noun": noun, "colour": colour, "icon": icon}
 
 
 # Prompts
 
 
-def test_the_first_forty_prompts_name_no_colour():
-    rows = prompts(41)
-    assert [p.colour for p in rows[:40]] == [None] * 40
-    assert len({p.noun for p in rows[:40]}) == 40
-    assert (rows[0].text, rows[5].text) == ("a car", "an airplane")
-    assert rows[40].noun == "car" and rows[40].colour == "pink"  # kept apart in training
-    assert rows[40].text == "a pink car"
-
-
-def test_prompts_are_a_fixed_list_without_repeats():
-    rows = prompts(480)
-    assert rows[:240] == prompts(240)
-    assert len(set(rows)) == 480
-    assert {(p.noun, p.colour) for p in rows[:240]} >= HELD_OUT_PAIRS
-    counts = Counter(p.colour for p in rows[:240] if p.colour)
+def test_prompts_are_a_fixed_list_of_every_kind():
+    rows = prompts()
+    assert rows == prompts()
+    assert Counter(p.kind for p in rows) == {
+        "single": 80,
+        "colour": 200,
+        "new colour": 88,
+        "two": 180,
+        "count": 160,
+        "synonym": 19,
+        "background": 40,
+        "place": 40,
+        "size": 40,
+    }
+    coloured = [p for p in rows if p.kind == "colour"]
+    counts = Counter(p.colour for p in coloured)
     assert set(counts) == set(TONES) and max(counts.values()) <= 2 * min(counts.values())
+    assert not {(p.noun, p.colour) for p in coloured} & HELD_OUT_PAIRS
+    assert {(p.noun, p.colour) for p in rows if p.kind == "new colour"} == HELD_OUT_PAIRS
+    pairs = {frozenset(t.noun for t in p.things) for p in rows if p.kind == "two"}
+    assert pairs == HELD_OUT_TOGETHER
 
 
-def test_every_object_is_asked_for_in_every_colour():
-    for index in range(40):
-        assert sorted(colour_order(index, "car")) == sorted(TONES)
+def test_a_part_of_the_prompts_is_a_sample_of_every_kind():
+    part = prompts(85)
+    assert part == prompts()[:85]
+    every = Counter(p.kind for p in prompts())
+    for kind, count in Counter(p.kind for p in part).items():
+        assert abs(count - every[kind] * 85 / 847) <= 1
+    assert {p.kind for p in prompts(9)} == set(every)
 
 
-@pytest.mark.parametrize("count", [0, -3, 481])
+def test_what_prompts_say():
+    texts = {p.text: p for p in prompts(others=["grapes"])}
+    assert texts["an airplane"].things == (Asked("airplane"),)
+    assert texts["a pink car"].things == (Asked("car", "pink"),)
+    assert texts["a cat next to a house"].things == (Asked("cat"), Asked("house"))
+    assert texts["four cups of coffee"].count == 4
+    assert texts["a puppy"].noun == "dog" and texts["a puppy"].kind == "synonym"
+    assert texts["a small bus on the right"].place == "right"
+    assert texts["a bunch of grapes"].kind == "synonym" and texts["grapes"].kind == "single"
+    both = [p for p in texts.values() if p.kind == "two" and p.colour]
+    assert len(both) == 60 and all(t.colour in p.text for p in both for t in p.things)
+    assert many("red fish") == "red fish" and many("strawberry") == "strawberries"
+
+
+def test_no_object_is_asked_for_in_a_colour_of_its_held_out_pairs_but_there():
+    for prompt in everything(FORTY):
+        if prompt.kind != "new colour":
+            assert not {(t.noun, t.colour) for t in prompt.things} & HELD_OUT_PAIRS
+
+
+def test_every_object_has_an_order_of_the_colours_it_was_trained_in():
+    assert sorted(colour_order(7, "truck")) == sorted(TONES)
+    assert sorted(colour_order(0, "car")) == sorted(set(TONES) - {"pink"})
+
+
+@pytest.mark.parametrize("count", [0, -3, 848])
 def test_a_wrong_number_of_prompts_is_refused(count):
-    with pytest.raises(ArgumentError, match=f"--prompts is {count}; it must be in 1..480"):
+    with pytest.raises(ArgumentError, match=f"--prompts is {count}; it must be in 1..847"):
         prompts(count)
+
+
+# Things
+
+
+def scattered(*boxes: tuple[int, int, int, int], size: int = 128) -> np.ndarray:
+    """Red boxes (left, top, right, bottom) on white."""
+    picture = Image.new("RGB", (size, size), "white")
+    for box in boxes:
+        ImageDraw.Draw(picture).rectangle(box, fill="#d02020")
+    return np.asarray(picture)
+
+
+@pytest.mark.parametrize("background", ["white", "#f0c030", "black"])
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_as_many_things_are_found_as_there_are(count, background):
+    rng = np.random.default_rng(count)
+    colour = Image.new("RGB", (1, 1), background).getpixel((0, 0))
+    picture = scenes.scene([shape("ball", "#2050d0")] * count, colour, rng)
+    noisy = picture + rng.normal(0, 3, picture.shape)
+    for pixels in (picture, noisy.clip(0, 255).astype(np.uint8)):
+        assert len(things.find_things(pixels)) == count
+
+
+def test_a_small_part_is_of_the_thing_beside_it():
+    large, wisp = (20, 60, 90, 110), (40, 40, 70, 54)
+    assert len(things.find_things(scattered(large, wisp))) == 1
+    assert len(things.find_things(scattered(large, (40, 26, 70, 40)))) == 2
+
+
+def test_equal_neighbours_are_two_and_specks_are_none():
+    left, right = (10, 40, 58, 88), (66, 40, 114, 88)
+    found = things.find_things(scattered(left, right, (100, 5, 102, 7), (60, 5, 69, 14)))
+    assert len(found) == 2
+    assert found[0].length == pytest.approx(49 / 128, abs=0.02)
+    assert sorted(thing.centre[0] for thing in found) == pytest.approx([0.27, 0.705], abs=0.01)
+    assert things.find_things(np.full((32, 32, 3), 200, np.uint8)) == []
+    assert len(things.find_things(shape("box", "#e8e8e8"))) == 1  # pale, but there
+
+
+def test_a_thing_cut_out_is_alone_and_fills_the_picture():
+    picture = scattered((80, 84, 120, 124)).copy()
+    picture[20:60, 10:100] = (0x20, 0x50, 0xD0)
+    wide, square = things.find_things(picture)
+    alone = things.cut_out(picture, square, [wide])
+    assert alone.shape == picture.shape and object_colour(alone) == "red"
+    assert things.find_things(alone)[0].length == pytest.approx(1 / 1.12, abs=0.03)
+    assert object_colour(things.cut_out(picture, wide, [square])) == "blue"
+
+
+def test_real_things_lie_apart_and_inside():
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        picture = scenes.scene([shape("box", "#d02020")] * 4, (255, 255, 255), rng)
+        found = things.find_things(picture)
+        assert len(found) == 4
+        assert all(min(thing.box) > 0 and max(thing.box) < 1 for thing in found)
+
+
+# Near-copies
+
+
+def test_a_copy_is_found_wherever_it_lies_and_mirrored(tmp_path):
+    triangle = Image.new("RGB", (64, 64), "white")
+    ImageDraw.Draw(triangle).polygon([(8, 8), (56, 40), (8, 56)], fill="#d02020")
+    pixels = np.asarray(triangle)
+    rows = [row("train", "box", "red"), row("train", "ball", "red", background="yellow")]
+    rows.append(row("train", "car", None, kind="two"))
+    ball = shape("ball", "#d02020", "#f0c030", 64)
+    data = write_data(tmp_path, rows, [pixels, ball, shape("box", "#2050d0", size=64)])
+    icons = copies.plain_icons(data)
+    assert len(icons) == 1
+    moved = np.full((64, 64, 3), 255, np.uint8)
+    moved[:-6, :-5] = pixels[6:, 5:]
+    found = copies.nearest([pixels, moved, pixels[:, ::-1], ball], icons)
+    assert found[:3].max() < copies.NEAR < found[3]
 
 
 # Colours
@@ -108,6 +225,12 @@ def test_only_what_touches_the_edge_is_joined_to_it():
     expected = mask.copy()
     expected[5, 5] = False
     np.testing.assert_array_equal(joined_to_edge(mask), expected)
+
+
+@pytest.mark.parametrize("name", TONES)
+def test_the_background_has_a_name(name):
+    tone = tuple(lch_to_rgb(np.array(TONES[name])).tolist())
+    assert background_colour(shape("ball", "#123456", tone)) == name
 
 
 def test_an_empty_picture_has_no_colour():
@@ -169,53 +292,95 @@ def test_pixels_outside_the_range_are_clamped_before_they_are_compared(tmp_path)
 # Figures
 
 
-def judged(noun, colour, seen, measured=None, among=None, head="red") -> Judged:
-    opinion = Opinion((seen, "w", "x", "y", "cat"), among or seen, head)
-    return Judged(Prompt(f"a {noun}", noun, colour), opinion, measured)
+def seen(noun, colour="red", among=None) -> Seen:
+    """By the classifier a red thing, by the pixels of that colour."""
+    return Seen(Opinion((noun, "w", "x", "y", "cat"), among or noun, "red"), colour)
 
 
-def test_shares_count_colours_only_where_one_is_asked_for():
+def judged(kind, asked, *things, **others) -> Judged:
+    """Of the nouns and colours asked for, and what is seen; `others` are of Prompt or Judged."""
+    fields = {key: others.pop(key) for key in ("count", "place", "size") if key in others}
+    asked = tuple(Asked(*thing.split()[::-1]) for thing in asked)
+    return Judged(Prompt("a thing", kind, asked, **fields), things[0], things, **others)
+
+
+def test_shares_are_of_the_prompts_that_ask_for_it():
     items = [
-        judged("cat", None, "cat", measured="gray"),
-        judged("cat", "red", "dog", measured="red", among="cat"),
-        judged("dog", "blue", "dog", measured=None, head="blue"),
-        judged("dog", "red", "dog", measured="red"),
+        judged("single", ["cat"], seen("cat", "gray")),
+        judged("single", ["cat"], seen("dog")),
+        judged("colour", ["red cat"], seen("dog", "red")),
+        judged("colour", ["blue dog"], seen("dog", "gray")),
+        judged("new colour", ["red dog"], seen("dog", None)),  # the classifier decides
     ]
-    found = judge.summary(items)
-    assert found == {
-        "pictures": 4,
-        "object_top1": 0.75,
-        "object_top5": 1.0,
-        "object_top1_of_forty": 1.0,
-        "coloured_pictures": 3,
-        "colour": 1.0,
-        "colour_by_pixels": pytest.approx(2 / 3),
-        "colour_by_classifier": 1.0,
-        "object_and_colour": pytest.approx(2 / 3),
-    }
-    assert [item.right for item in items] == [True, False, True, True]
+    found = figures.shares(items)
+    assert found["object"] == 0.5 and found["object_top5"] == 1
+    assert found["colour"] == pytest.approx(2 / 3)
+    assert found["colour_by_pixels"] == pytest.approx(1 / 3)
+    assert found["object_and_colour"] == 0 and found["new_object_and_colour"] == 1
+    assert found["both"] is None and found["count_3"] is None
+    assert [item.right for item in items] == [True, False, False, False, True]
+    assert figures.by_kind(items)["colour"] == {"pictures": 2, "right": 0.0, "recognised": 0.5}
 
 
-def test_nothing_has_no_share():
-    assert judge.summary([])["object_top1"] is None
+def test_both_things_are_to_be_there():
+    asked = ["red cat", "blue dog"]
+    there = judged("two", asked, seen("dog", "blue"), seen("cat", "red"), seen("bus"))
+    swapped = judged("two", asked, seen("dog", "red"), seen("cat", "blue"))
+    narrow = judged("two", asked, seen("fox", "blue", among="dog"), seen("cat", "red"))
+    twice = judged("two", asked, seen("cat", "red"), seen("cat", "blue"))
+    assert [item.right for item in (there, swapped, narrow, twice)] == [True, True, False, False]
+    found = figures.shares([there, swapped, narrow, twice])
+    assert (found["both"], found["both_of_forty"], found["both_coloured"]) == (0.5, 0.75, 0.25)
+
+
+def test_things_are_counted_whatever_they_are():
+    three = judged("count", ["cat"], seen("cat"), seen("dog"), seen("cat"), count=3)
+    two = judged("count", ["cat"], seen("cat"), seen("cat"), count=2)
+    wrong = judged("count", ["cat"], seen("cat"), seen("cat"), count=3)
+    found = figures.shares([three, two, wrong])
+    assert found["count"] == pytest.approx(2 / 3) and found["count_3"] == 0.5
+    assert found["count_and_object"] == pytest.approx(1 / 3) and found["count_2"] == 1
+
+
+@pytest.mark.parametrize(
+    ("place", "centre", "right"),
+    [
+        ("left", (0.3, 0.5), True),
+        ("right", (0.3, 0.5), False),
+        ("right", (0.7, 0.5), True),
+        ("top", (0.5, 0.3), True),
+        ("bottom", (0.5, 0.55), False),
+        ("bottom", (0.2, 0.7), True),
+    ],
+)
+def test_places_are_measured_from_the_middle(place, centre, right):
+    assert judged("place", ["cat"], seen("cat"), place=place, centre=centre).right == right
+
+
+def test_small_and_big_are_told_apart():
+    for size, length, right in (("small", 0.4, True), ("small", 0.8, False), ("big", 0.8, True)):
+        assert judged("size", ["cat"], seen("cat"), size=size, length=length).right == right
 
 
 def test_an_object_is_recognised_in_more_than_half_of_its_pictures():
-    items = [judged("cat", None, seen) for seen in ("cat", "cat", "dog", "dog")]
-    assert not judge.by_object(items)["cat"]["majority"]
-    found = judge.by_object([*items, judged("cat", None, "cat"), judged("dog", None, "dog")])
-    assert found["cat"] == {
-        "pictures": 5,
-        "recognised": 3,
-        "recognised_of_forty": 3,
-        "majority": True,
-    }
-    assert found["dog"]["majority"]
+    items = [judged("single", ["cat"], seen(noun)) for noun in ("cat", "cat", "dog", "dog")]
+    items.append(judged("two", ["cat", "dog"], seen("cat")))  # which is not of one thing
+    assert not figures.by_object(items)["cat"]["majority"]
+    found = figures.by_object([*items, judged("colour", ["red cat"], seen("cat"))])
+    assert found == {"cat": {"pictures": 5, "recognised": 3, "majority": True}}
 
 
-def test_report_shows_shares_and_objects():
-    items = [judged("cat", "red", "cat", measured="red"), judged("dog", None, "cat")]
-    figures = judge.summary(items)
+def test_the_aim_for_objects_follows_the_real_icons():
+    drawn = dict.fromkeys(report.BARS) | {"object": 0.7, "colour": 0.89, "count": 0.7}
+    rows = {r["name"]: r for r in report.bars(drawn, dict.fromkeys(report.BARS) | {"object": 0.8})}
+    assert rows["object"]["aim"] == pytest.approx(0.68) and rows["object"]["reached"] is True
+    assert rows["colour"]["reached"] is False and rows["count"]["reached"] is True
+    assert rows["both"]["reached"] is None and rows["frechet"]["aim"] is None
+
+
+def test_report_shows_bars_kinds_and_objects():
+    items = [judged("single", ["cat"], seen("cat")), judged("single", ["dog"], seen("cat"))]
+    shares = figures.shares(items) | {"frechet": 12.5, "near_copies": 0.05}
     text = report.markdown(
         {
             "settings": {
@@ -226,32 +391,41 @@ def test_report_shows_shares_and_objects():
                 "seed": 0,
                 "threads": 1,
                 "batch_size": 2,
+                "dtype": "float32",
             },
             "vae": {"images": 255, "psnr_mean": 26.5, "psnr_of_mean_error": 25.25},
             "classifier": {"classes": 600, "held_out": 200, "top1": 0.875, "top5": 1.0},
             "seconds_per_picture": 1.5,
-            "drawn": figures,
-            "drawn_captioned": figures,
-            "drawn_never_captioned": judge.summary([]),
-            "real": figures,
-            "objects": judge.by_object(items),
+            "bars": report.bars(shares, shares),
+            "kinds": figures.by_kind(items),
+            "real_kinds": {},
+            "objects": figures.by_object(items),
+            "pictures": items,
         }
     )
-    assert "| object recognised (top 1 of all things) | 50.0% | 50.0% | – | 50.0% |" in text
-    assert "**1 of 2 objects are recognised**" in text
-    assert "| dog | 0/1 | no |" in text
+    assert "| object recognised, top 1 of all nouns | 50.0% | 50.0% | ≥ 42.5% | yes |" in text
+    assert "features | 12.50 | 12.50 |  |  |" in text
+    assert "| single | 2 | 50.0% | 50.0% | – | – |" in text
+    assert "**1 of 2 objects are recognised**" in text and "| dog | 0/1 | no |" in text
     assert "26.50 dB" in text and "87.5%" in text
 
 
 def test_contact_sheet_frames_tell_right_from_wrong():
     picture = Image.new("RGB", (64, 64), "white")
-    items = [judged("cat", "red", "cat", measured="red"), judged("dog", None, "cat")]
+    items = [judged("colour", ["red cat"], seen("cat")), judged("single", ["dog"], seen("cat"))]
     found = sheet.contact_sheet(items, [picture] * 2, columns=2)
     tile = sheet.tile(picture, "", lines=3)
     assert found.size == (2 * tile.width, tile.height)
     edge = sheet.GAP - 2
     assert found.getpixel((edge, edge)) == (0x2C, 0x9C, 0x3E)
     assert found.getpixel((tile.width + edge, edge)) == (0xD2, 0x3B, 0x2F)
+
+
+def test_a_wrong_picture_is_described():
+    things = seen("cat"), seen("dog", "blue")
+    assert judged("two", ["cat", "bus"], *things).description == "red cat, blue dog"
+    assert judged("place", ["cat"], *things, centre=(0.5, 0.25)).description == "at 50%, 25%"
+    assert judged("single", ["bus"], *things).description == "red cat"
 
 
 # Classifier
@@ -267,13 +441,28 @@ def test_turned_hues_keep_grays_and_go_all_the_way_round():
     assert (turned[2] - x[2]).abs().max() > 0.1
 
 
-def test_rare_nouns_and_those_of_too_few_icons_are_not_learnt(tmp_path):
-    rows = [row("train", "car", None, icon) for icon in "aabbc"]
-    rows += [row("train", "bus", None, icon) for icon in "aabb"]
-    rows += [row("held_out", "bus", None, "c")]
-    rows += [row("train", "mammoth", None, icon) for icon in "abc"]  # not a common thing
-    data = write_data(tmp_path, rows, [np.zeros((8, 8, 3), np.uint8)] * 13)
-    assert fit.known_nouns(data) == ["car"]
+def test_nouns_of_too_few_single_icons_are_not_learnt(tmp_path):
+    rows = [row("train", "car", None, icon) for icon in "aab"]
+    rows += [row("train", "bus", None, "a"), row("held_out", "bus", None, "b")]
+    rows += [row("train", "mammoth", None, icon, kind="one") for icon in "ab"]
+    rows += [row("train", "tree", None, icon, kind="two") for icon in "ab"]
+    rows += [row("train", "no such thing", None, icon) for icon in "ab"]
+    rows.append(row("train", None, None))
+    data = write_data(tmp_path, rows, [np.zeros((8, 8, 3), np.uint8)] * len(rows))
+    assert fit.known_nouns(data) == ["car", "mammoth"]
+    assert fit.single_rows(data) == [0, 1, 2, 3, 5, 6, 9, 10]
+
+
+def test_scenes_and_more_pictures_of_an_icon_leave_the_classifier_valid(tmp_path):
+    rows = [row("train", "car", "red"), row("train", "bus", None, kind="one")]
+    pixels = [np.zeros((8, 8, 3), np.uint8)] * 3
+    plain = fit.fingerprint(write_data(tmp_path, rows, pixels[:2]))
+    for more in (row("train", "car", None, icon="b", kind="two"), row("train", "car", "blue")):
+        assert fit.fingerprint(write_data(tmp_path, [more, *rows], pixels)) == plain
+    more = [*rows, row("train", "car", None, icon="b")]
+    assert fit.fingerprint(write_data(tmp_path, more, pixels)) != plain
+    other = [rows[0], {**rows[1], "split": "held_out"}]
+    assert fit.fingerprint(write_data(tmp_path, other, pixels[:2])) != plain
 
 
 @pytest.fixture(scope="module")
@@ -307,6 +496,35 @@ def test_classifier_learns_shape_and_colour(learnt):
     assert all(len(set(o.nouns)) == 5 for o in opinions)
 
 
+def test_features_are_averages_of_the_last_map(learnt):
+    data, model = learnt
+    pictures = np.array(data.images)
+    found = model.features(pictures, batch=5)
+    assert found.shape == (12, 32)
+    with torch.no_grad():
+        body = model.eval().body(classifier.to_float(classifier.shrink(pictures)))
+    np.testing.assert_allclose(found, body.view(12, 32, 4).mean(2), atol=1e-5)
+
+
+class ByTint:
+    """In the place of a classifier: what is redder than it is blue is a ball."""
+
+    def opinions(self, pictures, among):
+        nouns = ["ball" if red > blue else "box" for red, _, blue in pictures.mean((1, 2))]
+        return [Opinion((noun,), among[0], "green") for noun in nouns]
+
+
+def test_things_of_a_scene_are_judged_one_by_one():
+    icons = [shape("ball", "#d02020"), shape("box", "#2050d0")]
+    rng = np.random.default_rng(0)
+    pictures = [scenes.scene(icons, (255, 255, 255), rng), np.full((128, 128, 3), 255, np.uint8)]
+    asked = Prompt("", "two", (Asked("ball", "red"), Asked("box", "blue")))
+    pair, empty = judge.judge(ByTint(), [asked] * 2, pictures, ["ball", "box"], frozenset())
+    assert pair.both and pair.both_coloured and len(pair.things) == 2
+    assert pair.background == "white"
+    assert empty.things == () and not empty.right and empty.description == "nothing"
+
+
 def test_saved_classifier_is_the_same(learnt, tmp_path):
     data, model = learnt
     classifier.save(model, {"data": "x"}, tmp_path)
@@ -329,31 +547,43 @@ def test_a_classifier_of_other_data_is_refused(learnt, tmp_path):
 # The ceiling and the command
 
 
-def test_real_icons_are_repainted_as_the_prompts_ask(tmp_path):
+def test_real_icons_are_put_together_as_the_prompts_ask(tmp_path):
     rows = [row("train", "box", "red"), row("held_out", "box", None), row("held_out", "ball", None)]
     many = Image.new("RGB", (128, 128), "white")
     for x, colour in zip((20, 50, 80), ("#d02020", "#20a030", "#2050d0"), strict=True):
         ImageDraw.Draw(many).rectangle((x, 20, x + 29, 100), fill=colour)
     first = shape("box", "#d02020")
     data = write_data(tmp_path, rows, [first, first, np.asarray(many)])
+    box, ball = Asked("box"), Asked("ball")
     asked = [
-        Prompt("a box", "box", None),
-        Prompt("a blue box", "box", "blue"),
-        Prompt("a ball", "ball", None),
-        Prompt("a blue ball", "ball", "blue"),
+        Prompt("a box", "single", (box,)),
+        Prompt("a blue box", "colour", (Asked("box", "blue"),)),
+        Prompt("a blue ball", "colour", (Asked("ball", "blue"),)),
+        Prompt("three boxes", "count", (box,), count=3),
+        Prompt("a box and a ball", "two", (box, ball)),
+        Prompt("a small box on the right", "place", (box,), place="right"),
+        Prompt("a big box", "size", (box,), size="big"),
+        Prompt("a box on a green background", "background", (box,), background="green"),
     ]
-    kept, pictures = evaluate.real(data, asked, frozenset())
-    assert kept == asked[:3]
-    assert [object_colour(np.asarray(p)) for p in pictures[:2]] == ["red", "blue"]
+    kept, pictures = real(data, asked, frozenset())
+    assert kept == asked[:2] + asked[3:]  # nothing makes the striped ball blue
+    np.testing.assert_array_equal(pictures[0], first)
+    assert object_colour(pictures[1]) == "blue"
+    three, two, right, big, green = pictures[2:]
+    assert [len(things.find_things(p)) for p in (three, two, right, big)] == [3, 2, 1, 1]
+    thing = things.find_things(right)[0]
+    assert thing.length < judge.SMALL and thing.centre[0] > 1 - judge.ASIDE
+    assert things.find_things(big)[0].length > judge.SMALL
+    assert background_colour(green) == "green" and object_colour(green) == "red"
     with pytest.raises(ArgumentError, match="no icon of cone out of training"):
-        evaluate.real(data, [Prompt("a cone", "cone", None)], frozenset())
+        real(data, [Prompt("a cone", "single", (Asked("cone"),))], frozenset())
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
         (["--data", "nowhere"], 2, "error: --data nowhere has no images.npy; tools/build_icons"),
-        (["--prompts", "0"], 2, "error: --prompts is 0; it must be in 1..480"),
+        (["--data", "DATA", "--prompts", "0"], 2, "error: --prompts is 0; it must be in 1..847"),
         (["--steps", "0"], 2, "error: --num-inference-steps is 0; it must be at least 1"),
         (["--data", "DATA", "--model", "./nowhere"], 1, "nowhere"),
     ],

@@ -2,10 +2,11 @@
 
     python tools/evaluate.py --data data/icons --output runs/evaluation
 
-A classifier, trained once on the real icons of the data set (minutes on one core) and kept in the
-output folder, names the object of every picture drawn; the colour is measured from the pixels. The
-same figures for real icons that neither it nor the model has seen are the ceiling. Writes
-`report.json`, `report.md` and `contact.png` over those of an earlier run.
+A classifier, trained once on the real icons of the data set (twenty minutes on one core) and
+kept in the output folder, names the things in every picture drawn; colours are measured from the
+pixels, and the things that stand apart are counted. The same figures for scenes of real icons that
+neither it nor the model has seen are the ceiling. Writes `report.json`, `report.md` and a contact
+sheet of each kind of prompt over those of an earlier run.
 """
 
 import argparse
@@ -19,14 +20,15 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
-from evaluation import fit, judge, prompts, reconstruction, report, sheet
+from evaluation import copies, figures, fit, judge, prompts, reconstruction, report, sheet
 from evaluation.classifier import Classifier
-from evaluation.colours import repainted
+from evaluation.frechet import distance
 from evaluation.judge import Judged
 from evaluation.prompts import Prompt
+from evaluation.real import real
 from icons.nouns import read_everyday
-from icons.split import read_eval_objects
 from ldm.checkpoints.folder import load_component
 from ldm.checkpoints.source import find_model
 from ldm.cli.common import EXIT_CODES, Parser, check_counts, run
@@ -35,8 +37,6 @@ from ldm.images import save_image
 from ldm.pipeline import Pipeline
 from ldm.training.data import CaptionedImages
 from ldm.vae import AutoencoderKL
-
-FORTY = [row["noun"] for row in read_eval_objects()]
 
 
 def say(text: str) -> None:
@@ -73,40 +73,60 @@ def draw(
     return pictures, (time.monotonic() - started) / len(asked)
 
 
-def real(
-    data: CaptionedImages, asked: list[Prompt], blue_aside: frozenset[str]
-) -> tuple[list[Prompt], list[Image.Image]]:
-    """The held-out icon of each prompt's object, in the colour asked for.
-
-    Prompts that no repainting answers (icons of many colours) are left out.
-    """
-    icon_of = {data.rows[i]["noun"]: i for i in reversed(data.held_out.tolist())}
-    kept, pictures = [], []
-    for prompt in asked:
-        if prompt.noun not in icon_of:
-            raise ArgumentError(f"{data.folder} holds no icon of {prompt.noun} out of training")
-        pixels = np.asarray(data.images[icon_of[prompt.noun]])
-        if prompt.colour:
-            pixels = repainted(pixels, prompt.colour, prompt.noun in blue_aside)
-        if pixels is not None:
-            kept.append(prompt)
-            pictures.append(Image.fromarray(pixels))
-    return kept, pictures
-
-
 def accuracy(classifier: Classifier, data: CaptionedImages) -> dict[str, Any]:
     """How often the classifier names the held-out icons, as they are, of all nouns it knows."""
-    known = set(classifier.labels.nouns)
-    indices = [i for i in data.held_out.tolist() if data.rows[i]["noun"] in known]
+    indices = measured(classifier, data)
     nouns = [data.rows[i]["noun"] for i in indices]
-    opinions = classifier.opinions(np.asarray(data.images[indices]), FORTY)
+    opinions = classifier.opinions(np.asarray(data.images[indices]), prompts.FORTY)
     pairs = list(zip(opinions, nouns, strict=True))
     return {
-        "classes": len(known),
+        "classes": len(classifier.labels.nouns),
         "held_out": len(pairs),
         "top1": sum(o.nouns[0] == noun for o, noun in pairs) / len(pairs),
         "top5": sum(noun in o.nouns for o, noun in pairs) / len(pairs),
     }
+
+
+def measured(classifier: Classifier, data: CaptionedImages) -> list[int]:
+    """Rows of the held-out icons whose noun the classifier knows."""
+    known = set(classifier.labels.nouns)
+    return [i for i in data.held_out.tolist() if data.rows[i]["noun"] in known]
+
+
+def distances(
+    classifier: Classifier, data: CaptionedImages, judged: list[Judged], pictures: list[Any]
+) -> dict[str, float | None]:
+    """Fréchet distances of single objects, drawn and of training, to the held-out icons.
+
+    Of training, as many pictures of the same nouns, each the first that is plain.
+    """
+    held_out = measured(classifier, data)
+    single = [np.asarray(p) for j, p in zip(judged, pictures, strict=True) if is_single(j)]
+    if min(len(held_out), len(single)) < 2:
+        return {"drawn": None, "real": None}
+    wanted = {data.rows[i]["noun"] for i in held_out}
+    first = {}
+    for i in fit.single_rows(data):
+        row = data.rows[i]
+        if row["noun"] in wanted and not row["colour"] and not row["background"]:
+            first.setdefault(row["noun"], i)
+    target = classifier.features(np.asarray(data.images[held_out]))
+    known = classifier.features(np.asarray(data.images[sorted(first.values())]))
+    drawn = classifier.features(np.stack(single))
+    return {"drawn": distance(drawn, target), "real": distance(known, target)}
+
+
+def is_single(item: Judged) -> bool:
+    """Whether the prompt asks for one object and no more."""
+    return item.prompt.kind == "single"
+
+
+def near_copies(pictures: list[Any], judged: list[Judged], icons: Tensor) -> float | None:
+    """The share of pictures that are near-copies, where a colour or composition was asked for."""
+    composed = [np.asarray(p) for j, p in zip(judged, pictures, strict=True) if j.prompt.composed]
+    if not composed:
+        return None
+    return float((copies.nearest(composed, icons) < copies.NEAR).mean())
 
 
 def settings(pipe: Pipeline, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -121,14 +141,15 @@ def settings(pipe: Pipeline, arguments: argparse.Namespace) -> dict[str, Any]:
         "guidance_scale": pipe.defaults.guidance_scale if scale is None else scale,
         "seed": arguments.seed,
         "batch_size": arguments.batch_size,
+        "dtype": str(next(pipe.unet.parameters()).dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
     }
 
 
 def described(item: Judged, seed: int) -> dict[str, Any]:
     """One picture in `report.json`."""
-    asked, seen = dataclasses.asdict(item.prompt), dataclasses.asdict(item.opinion)
-    return {"seed": seed, **asked, "seen": seen, "measured_colour": item.measured}
+    row = dataclasses.asdict(item)
+    return {"seed": seed, **row.pop("prompt"), "right": item.right, **row}
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
@@ -136,8 +157,10 @@ def evaluate(arguments: argparse.Namespace) -> None:
     check_counts(arguments, "batch_size", "num_inference_steps", "threads")
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    asked = prompts.prompts(arguments.prompts)
     data = read_data(arguments.data)
+    known = set(fit.known_nouns(data))
+    others = {data.rows[i]["noun"] for i in data.held_out.tolist()} & known
+    asked = prompts.prompts(arguments.prompts, sorted(others))
     folder = find_model(arguments.model)
     vae = load_component(AutoencoderKL, folder / "vae", torch.float32)
     say(f"reconstructing {len(data.held_out)} held-out icons")
@@ -146,39 +169,44 @@ def evaluate(arguments: argparse.Namespace) -> None:
     if arguments.vae_only:
         return
 
-    pipe = Pipeline.from_pretrained(folder, dtype="float32")
+    pipe = Pipeline.from_pretrained(folder, dtype=arguments.dtype)
     arguments.output.mkdir(parents=True, exist_ok=True)
     classifier = fit.trained(data, arguments.output, say)
     certainty = accuracy(classifier, data)
     say(f"classifier: {certainty['top1']:.1%} of {certainty['held_out']} held-out icons right")
 
     blue_aside = frozenset(noun.noun for noun in read_everyday() if noun.blue_aside)
-    ceiling = judge.judge(classifier, *real(data, asked, blue_aside), FORTY, blue_aside)
+    answered, icons = real(data, asked, blue_aside)
+    ceiling = judge.judge(classifier, answered, icons, prompts.FORTY, blue_aside)
     pictures, seconds = draw(pipe, asked, arguments)
-    judged = judge.judge(classifier, asked, pictures, FORTY, blue_aside)
-    captioned = {(row["noun"], row["colour"]) for row in data.rows if row["split"] == "train"}
-    paired = [j for j in judged if j.prompt.colour]
-    known = [j for j in paired if (j.prompt.noun, j.prompt.colour) in captioned]
-    new = [j for j in paired if (j.prompt.noun, j.prompt.colour) not in captioned]
+    judged = judge.judge(classifier, asked, pictures, prompts.FORTY, blue_aside)
+    say("comparing with the icons of training")
+    plain = copies.plain_icons(data)
+    frechet = distances(classifier, data, judged, pictures)
+    drawn, best = figures.shares(judged), figures.shares(ceiling)
+    drawn |= {"frechet": frechet["drawn"], "near_copies": near_copies(pictures, judged, plain)}
+    best |= {"frechet": frechet["real"], "near_copies": near_copies(icons, ceiling, plain)}
     result = {
         "settings": settings(pipe, arguments),
         "vae": psnr,
         "classifier": certainty,
         "seconds_per_picture": seconds,
-        "drawn": judge.summary(judged),
-        "drawn_captioned": judge.summary(known),
-        "drawn_never_captioned": judge.summary(new),
-        "real": judge.summary(ceiling),
-        "objects": judge.by_object(judged),
-        "real_objects": judge.by_object(ceiling),
+        "bars": report.bars(drawn, best),
+        "kinds": figures.by_kind(judged),
+        "real_kinds": figures.by_kind(ceiling),
+        "objects": figures.by_object(judged),
+        "real_objects": figures.by_object(ceiling),
         "pictures": [described(item, arguments.seed + i) for i, item in enumerate(judged)],
     }
     page = report.markdown(result)
     (arguments.output / "report.json").write_text(json.dumps(result, indent=1) + "\n")
     (arguments.output / "report.md").write_text(page)
-    save_image(sheet.contact_sheet(judged, pictures), arguments.output / "contact.png", None, True)
+    for kind in result["kinds"]:
+        pairs = [(j, p) for j, p in zip(judged, pictures, strict=True) if j.prompt.kind == kind]
+        path = arguments.output / f"contact-{kind.replace(' ', '-')}.png"
+        save_image(sheet.contact_sheet(*zip(*pairs, strict=True)), path, None, True)
     print(page)
-    say(f"written to {arguments.output}: report.json, report.md, contact.png")
+    say(f"written to {arguments.output}: report.json, report.md, contact-*.png")
 
 
 def shared_parser(description: str) -> Parser:
@@ -193,7 +221,7 @@ def shared_parser(description: str) -> Parser:
         default=Path("runs/evaluation"),
         help="folder of the report and of the classifier (default: runs/evaluation)",
     )
-    add("--prompts", type=int, default=240, metavar="N", help="how many, 1 to 480 (default: 240)")
+    add("--prompts", type=int, metavar="N", help="only so many, of all kinds (default: all)")
     add("--threads", type=int, metavar="N", help="processor cores to use (default: torch's choice)")
     add("--debug", action="store_true", help="show the traceback of an error")
     return parser
@@ -214,6 +242,7 @@ def parser() -> Parser:
     add("--sampler", metavar="NAME", help="as of ldm-generate (default: the model's own)")
     add("--seed", type=int, default=0, help="of the first picture; the next count up (default: 0)")
     add("--batch-size", type=int, default=16, metavar="N", help="pictures at once (default: 16)")
+    add("--dtype", help="of the model, as of ldm-generate (default: by the device)")
     add("--vae-only", action="store_true", help="only the PSNR; --model may hold only a vae/")
     return parser
 

@@ -2,9 +2,9 @@
 
     python tools/evaluate_modes.py --data data/icons
 
-Every mode draws the same pictures as the exact one, in float32; the table says how near it comes to
-them (PSNR of all pixels together), whether the classifier still sees the thing and the colour that
-was asked for, and how long a picture takes. Prints the table and writes `modes.json`.
+Every mode draws the same pictures of one thing as the exact one, in float32; the table says how
+near it comes to them (PSNR of all pixels together), whether the judges still see the thing and the
+colour that were asked for, and how long a picture takes. Prints it and writes `modes.json`.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 
-from evaluate import FORTY, read_data, say, shared_parser
-from evaluation import fit, judge, prompts
+from evaluate import read_data, say, shared_parser
+from evaluation import figures, fit, judge, prompts
 from icons.nouns import read_everyday
 from ldm.cli.common import check_counts, run
 from ldm.cli.steer import FAST
+from ldm.errors import ArgumentError
 from ldm.pipeline import Pipeline
 
 INTERVAL, CACHE = ({name: FAST[name]} for name in ("guidance_interval", "deep_cache"))
@@ -73,7 +73,10 @@ def evaluate(arguments: argparse.Namespace) -> None:
     check_counts(arguments, "batch_size", "num_inference_steps", "threads")
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    asked = prompts.prompts(arguments.prompts)
+    asked = [prompt for prompt in prompts.prompts() if prompt.kind in figures.NAMED]
+    if not 1 <= arguments.prompts <= len(asked):
+        raise ArgumentError(f"--prompts is {arguments.prompts}; it must be in 1..{len(asked)}")
+    asked = asked[: arguments.prompts]
     arguments.output.mkdir(parents=True, exist_ok=True)
     classifier = fit.trained(read_data(arguments.data), arguments.output, say)
     blue_aside = frozenset(noun.noun for noun in read_everyday() if noun.blue_aside)
@@ -82,13 +85,15 @@ def evaluate(arguments: argparse.Namespace) -> None:
     for name, mode in MODES.items():
         pictures, seconds = draw(mode, [prompt.text for prompt in asked], arguments)
         exact = pictures if exact is None else exact
-        seen = judge.judge(
-            classifier, asked, list(map(Image.fromarray, pictures)), FORTY, blue_aside
-        )
-        summary = judge.summary(seen)
-        rows[name] = {"seconds": seconds, "psnr": psnr(pictures, exact), **summary}
-        shares = (summary[key] for key in ("object_top1", "colour", "object_and_colour"))
-        told = " | ".join("–" if share is None else f"{share:.1%}" for share in shares)
+        seen = judge.judge(classifier, asked, pictures, prompts.FORTY, blue_aside)
+        coloured = [item for item in seen if item.prompt.colour]
+        shares = {
+            "object": figures.share(seen, lambda j: j.recognised),
+            "colour": figures.share(coloured, lambda j: j.coloured),
+            "object_and_colour": figures.share(coloured, lambda j: j.right),
+        }
+        rows[name] = {"seconds": seconds, "psnr": psnr(pictures, exact), **shares}
+        told = " | ".join("–" if share is None else f"{share:.1%}" for share in shares.values())
         print(f"| {name} | {seconds:.2f} | {rows[name]['psnr']:.1f} | {told} |", flush=True)
     (arguments.output / "modes.json").write_text(json.dumps(rows, indent=1) + "\n")
 
@@ -96,6 +101,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Measure; returns the exit code: 0, 1 for a bad model, 2 for a bad argument."""
     parser = shared_parser(__doc__.splitlines()[0])
+    parser.set_defaults(prompts=240)
     add = parser.add_argument
     add(
         "--num-inference-steps",

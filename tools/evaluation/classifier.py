@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ldm.checkpoints.tensors import read_tensors, write_tensors
 
 SIZE = 48  # pixels of a side that it looks at
-WIDTHS = (64, 128, 256)
+WIDTHS = (96, 192, 384)
 POOLED = 2  # side of the last map
 
 
@@ -70,6 +70,13 @@ class Classifier(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = self.body(x.contiguous(memory_format=torch.channels_last)).float()
         return self.nouns(x), self.colours(x)
+
+    @torch.no_grad()
+    def features(self, pictures: np.ndarray, batch: int = 64) -> np.ndarray:
+        """uint8 (N, H, W, 3) → the last map, averaged over the picture: (N, WIDTHS[-1])."""
+        self.eval()
+        parts = [self.body(x) for x in to_float(shrink(pictures)).split(batch)]
+        return torch.cat(parts).unflatten(1, (-1, POOLED**2)).mean(2).numpy()
 
     @torch.no_grad()
     def opinions(self, pictures: np.ndarray, among: list[str], batch: int = 64) -> list[Opinion]:

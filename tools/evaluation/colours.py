@@ -6,10 +6,11 @@ background is taken away again first.
 
 import numpy as np
 
-from icons.colour import ACHROMATIC, TONES, lch_to_rgb, main_colour, recolour, rgb_to_lch
+from icons.colour import ACHROMATIC, TONES, lch_to_rgb, main_colour, name_tone, recolour, rgb_to_lch
 
 # Distances in OKLab within which a pixel is background: of icons it is exactly 0, drawn ones vary.
 BACKGROUND, ALIKE = 0.1, 0.025
+DIM = 24
 LITTLE = 0.35  # an object of which less than this share differs by more than BACKGROUND is alike
 
 
@@ -20,13 +21,33 @@ def object_mask(rgb: np.ndarray) -> np.ndarray:
     bicycle's spokes) are background as well. Of an object in nearly that colour (a white rabbit on
     white), all is taken that is not joined to the edge.
     """
-    lightness, chroma, hue = np.moveaxis(rgb_to_lch(rgb), -1, 0)
-    plane = chroma * np.exp(1j * np.radians(hue))
-    lab = np.stack([lightness, plane.real, plane.imag], -1)
-    edge = np.concatenate([lab[0], lab[-1], lab[1:-1, 0], lab[1:-1, -1]])
-    distance = np.linalg.norm(lab - np.median(edge, axis=0), axis=-1)
+    distance = from_background(rgb)
     different, enclosed = distance >= BACKGROUND, ~joined_to_edge(distance < ALIKE)
     return enclosed if different.sum() < LITTLE * enclosed.sum() else different
+
+
+def from_background(rgb: np.ndarray) -> np.ndarray:
+    """How far each pixel of uint8 sRGB (H, W, 3) is from the background, in OKLab: (H, W)."""
+    # Below DIM, OKLab tells apart what nobody sees: a black background is never drawn all alike.
+    lightness, chroma, hue = np.moveaxis(rgb_to_lch(np.maximum(rgb, DIM)), -1, 0)
+    plane = chroma * np.exp(1j * np.radians(hue))
+    lab = np.stack([lightness, plane.real, plane.imag], -1)
+    return np.linalg.norm(lab - np.median(edge(lab), axis=0), axis=-1)
+
+
+def edge(pixels: np.ndarray) -> np.ndarray:
+    """The outermost pixels of (H, W, 3): (2H + 2W - 4, 3)."""
+    return np.concatenate([pixels[0], pixels[-1], pixels[1:-1, 0], pixels[1:-1, -1]])
+
+
+def edge_colour(rgb: np.ndarray) -> np.ndarray:
+    """The background of uint8 sRGB (H, W, 3): the median along the edge, uint8 (3,)."""
+    return np.median(edge(rgb), axis=0).astype(np.uint8)
+
+
+def background_colour(rgb: np.ndarray) -> str | None:
+    """The colour word for the background; None between two words."""
+    return name_tone(*rgb_to_lch(edge_colour(rgb)).tolist())
 
 
 def joined_to_edge(mask: np.ndarray) -> np.ndarray:

@@ -36,9 +36,8 @@ def contact_sheet(
     """Every picture over its prompt; framed green if right, else red and over what was seen."""
     tiles = []
     for item, picture in zip(judged, pictures, strict=True):
-        seen = item.opinion.nouns[0]
-        if item.prompt.colour:
-            seen = f"{item.colour}, {seen}"
-        caption = item.prompt.text if item.right else f"{item.prompt.text}\n({seen})"
+        caption = item.prompt.text
+        if not item.right:
+            caption += f"\n({item.description})"
         tiles.append(tile(picture, caption, frame=GREEN if item.right else RED, lines=3))
     return image_grid(tiles, columns)

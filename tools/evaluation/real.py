@@ -1,0 +1,59 @@
+"""Real icons out of training, as every prompt asks for them: the ceiling of all figures."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from evaluation import scenes
+from evaluation.colours import repainted
+from evaluation.prompts import Prompt
+from icons.colour import TONES, lch_to_rgb
+from ldm.errors import ArgumentError
+from ldm.training.data import CaptionedImages
+
+WHITE = (255, 255, 255)
+LENGTHS = {"small": 0.4, "big": 0.9, None: 0.85}  # of one thing, in shares of the picture's side
+# Left and top corner of a small thing.
+CORNERS = {"left": (0.05, 0.3), "right": (0.55, 0.3), "top": (0.3, 0.05), "bottom": (0.3, 0.55)}
+
+
+def real(
+    data: CaptionedImages, prompts: Sequence[Prompt], blue_aside: frozenset[str]
+) -> tuple[list[Prompt], list[np.ndarray]]:
+    """A picture of held-out icons for each prompt: uint8 (H, W, 3), as large as those of the data.
+
+    Prompts that no repainting answers (icons of many colours) are left out. Raises ArgumentError
+    for a noun without an icon.
+    """
+    icon_of = {data.rows[i]["noun"]: i for i in reversed(data.held_out.tolist())}
+    rng = np.random.default_rng(0)
+    kept, pictures = [], []
+    for prompt in prompts:
+        icons = []
+        for asked in prompt.things:
+            if asked.noun not in icon_of:
+                raise ArgumentError(f"{data.folder} holds no icon of {asked.noun} out of training")
+            icon = np.asarray(data.images[icon_of[asked.noun]])
+            if asked.colour:
+                icon = repainted(icon, asked.colour, asked.noun in blue_aside)
+            icons.append(icon)
+        if all(icon is not None for icon in icons):
+            kept.append(prompt)
+            pictures.append(_picture(prompt, icons, rng))
+    return kept, pictures
+
+
+def _picture(prompt: Prompt, icons: list[np.ndarray], rng: np.random.Generator) -> np.ndarray:
+    """The icons as the prompt asks for them; a white thing brings a background of its own."""
+    size = len(icons[0])
+    if prompt.kind not in ("two", "count", "background", "place", "size"):
+        return icons[0]
+    backgrounds = [tuple(icon[0, 0].tolist()) for icon in icons]
+    background = next((colour for colour in backgrounds if colour != WHITE), WHITE)
+    if prompt.background:
+        background = tuple(lch_to_rgb(np.array(TONES[prompt.background])).tolist())
+    if prompt.kind in ("two", "count"):
+        return scenes.scene(icons * prompt.count, background, rng, size)
+    length = LENGTHS["small" if prompt.place else prompt.size]
+    left, top = CORNERS.get(prompt.place, ((1 - length) / 2,) * 2)
+    return scenes.paste(icons, [np.array([left, top, length])], background, size)
