@@ -23,8 +23,8 @@ from icons.captions import the_thing
 from icons.colour import TONES
 from icons.nouns import read_everyday
 from icons.split import HELD_OUT_PAIRS, HELD_OUT_TOGETHER, read_eval_objects
+from icons.wording import many
 from ldm.errors import ArgumentError
-from phrases import plural
 
 COLOURS = 5  # asked of every object
 NEW_SEEDS = 4  # pictures of each pair held out
@@ -162,12 +162,6 @@ def colour_order(index: int, noun: str) -> list[str]:
     # Steps of 4 and 3 go round all eleven colours.
     order = [names[(4 * i + 3 * index) % len(names)] for i in range(len(names))]
     return [colour for colour in order if (noun, colour) not in HELD_OUT_PAIRS]
-
-
-def many(word: str) -> str:
-    """The plural: "cars", "cups of coffee"."""
-    head, of, rest = word.partition(" of ")
-    return plural(head) + of + rest
 
 
 def _one(noun: str, kind: str, colour: str) -> Prompt:
