@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import tarfile
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from ldm.scheduler import DDPMScheduler
 from ldm.training.config import TrainConfig
 from ldm.training.data import step_generator
 from ldm.training.data.buckets import bucket_sizes, nearest_bucket
+from ldm.training.recipes.cached_contexts import CachedContexts
 from ldm.training.recipes.cached_latents import CachedLatents
 from ldm.training.recipes.latent import LatentRecipe, check_zero_snr
 from ldm.vae import AutoencoderKL
@@ -118,6 +120,38 @@ def test_a_batch_of_one_size_is_what_the_first_trainings_drew(
     assert any(dropped) and not all(dropped)
     expected = encoded(recipe, rows)
     assert (batch["x0"] - expected).abs().max() < 0.03 * expected.abs().max()  # bf16 and float16
+
+
+def test_contexts_are_kept_and_are_those_of_the_captions(
+    parts: Path, arrays: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    encode = CachedContexts._encode
+    monkeypatch.setattr(CachedContexts, "_encode", lambda *a: (calls.append(a), encode(*a)))
+    accelerator = Accelerator(cpu=True)
+    plain = build(parts, arrays, tmp_path / "plain")
+    plain.prepare(accelerator)
+    ids = plain.batch(3, step_generator(1, 3))["ids"].long()
+    with torch.no_grad():
+        expected = plain.text_encoder(ids).context
+    for _ in range(2):
+        recipe = build(parts, arrays, tmp_path / "kept", keep_contexts=True)
+        recipe.prepare(accelerator)
+        batch = recipe.batch(3, step_generator(1, 3))
+        torch.testing.assert_close(batch["context"], expected, atol=2e-3, rtol=0)
+    assert len(calls) == 1  # not again for the second
+    assert recipe.example(2).keys() == batch.keys()
+    plain.model.conv_out.weight.data.normal_()
+    recipe.model.load_state_dict(plain.model.state_dict())
+    both = (r.loss(r.model, r.batch(3, step_generator(1, 3)))[0] for r in (plain, recipe))
+    torch.testing.assert_close(*both, atol=1e-4, rtol=1e-4)
+
+    changed = tmp_path / "changed"
+    shutil.copytree(arrays, changed)
+    text = (changed / "metadata.jsonl").read_text().replace("no 3", "no 8")
+    (changed / "metadata.jsonl").write_text(text)
+    build(parts, changed, tmp_path / "kept", keep_contexts=True).prepare(accelerator)
+    assert len(calls) == 2
 
 
 def test_latents_are_kept_and_belong_to_what_made_them(

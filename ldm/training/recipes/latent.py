@@ -26,6 +26,7 @@ from ldm.training.data import Pictures, open_data
 from ldm.training.data.buckets import bucket_sizes
 from ldm.training.data.crops import Size
 from ldm.training.objectives import check_zero_snr, diffusion_weight, simple_error
+from ldm.training.recipes.cached_contexts import CachedContexts
 from ldm.training.recipes.cached_latents import CachedLatents
 from ldm.training.start import new_unet
 from ldm.training.tables import read_table, within
@@ -48,6 +49,9 @@ class LatentOptions:
     # {multiple, max_ratio} for batches of several proportions, of about ``data.size``² px each,
     # see bucket_sizes; without it, all pictures are cropped to squares.
     buckets: dict[str, Any] | None = None
+    # Whether the text encoder's states of all captions are computed once and kept on the disk, too:
+    # 2·77·D bytes each, which a small encoder of width D and a small set of captions are worth.
+    keep_contexts: bool = False
     caption_dropout: float = within("[0, 1]", 0.1)  # share of captions made "", for guidance
     # Strength of noise that is one number for each channel of a picture, so that the model learns
     # to change its mean (Guttenberg 2023).
@@ -95,6 +99,10 @@ class LatentRecipe:
         self.caption = torch.tensor([ids[text] for text in texts])
         self.empty = ids[""]
         self.text_encoder.to(accelerator.device)
+        if self.options.keep_contexts:
+            folder = Path(self.config.output) / "contexts"
+            self.contexts = CachedContexts(folder, self.text_encoder, self.tokens)
+            self.contexts.prepare(accelerator)
 
     def batch(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         count = self.config.batch_size
@@ -109,18 +117,27 @@ class LatentRecipe:
         t = t[torch.randperm(count, generator=generator)]
         if offset := self.options.offset_noise:
             noise += offset * torch.randn((*x0.shape[:2], 1, 1), generator=generator)
-        return {"x0": x0, "noise": noise, "t": t, "ids": self.tokens[caption]}
+        batch = {"x0": x0, "noise": noise, "t": t}
+        if self.options.keep_contexts:
+            return batch | {"context": self.contexts.of(caption)}
+        return batch | {"ids": self.tokens[caption]}
 
     def example(self, count: int) -> dict[str, Tensor]:
         height, width = (side // self.vae.config.scale for side in self.latents.sizes[0])
         x0 = torch.zeros(count, self.vae.config.latent_channels, height, width)
+        batch = {"x0": x0, "noise": x0, "t": torch.zeros(count, dtype=torch.int64)}
         ids = torch.tensor(self.tokenizer([""] * count))
-        return {"x0": x0, "noise": x0, "t": torch.zeros(count, dtype=torch.int64), "ids": ids}
+        if self.options.keep_contexts:
+            width = self.text_encoder.config.hidden_size
+            return batch | {"context": torch.zeros(*ids.shape, width)}
+        return batch | {"ids": ids}
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         x0, noise, t = batch["x0"], batch["noise"], batch["t"]
-        with torch.no_grad():
-            context = self.text_encoder(batch["ids"].long()).context
+        context = batch.get("context")
+        if context is None:
+            with torch.no_grad():
+                context = self.text_encoder(batch["ids"].long()).context
         x_t = self.scheduler.add_noise(x0, noise, t).contiguous(memory_format=torch.channels_last)
         error = simple_error(self.scheduler, model(x_t, t, context), x0, noise, t)
         weight = diffusion_weight(self.scheduler, t, self.options.min_snr_gamma)
