@@ -8,6 +8,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+# Before torch loads MKL: else its products depend, on some processors, on where in memory the
+# weights lie, which is not the same for a file that is mapped and for a model that was just made.
+os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
+
 import numpy as np
 import pytest
 import torch

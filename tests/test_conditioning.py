@@ -395,7 +395,7 @@ def test_each_picture_is_the_one_drawn_alone(sd: tuple[Pipeline, Any]) -> None:
         draw(sd[0], prompt, seed=4 + i, negative_prompt="[blue|red]", **arguments)[0]
         for i, prompt in enumerate(prompts)
     ]
-    assert difference(batch, torch.cat(alone)) < 1e-5
+    assert difference(batch, torch.cat(alone)) < 1e-5 * batch.abs().max()
     plain = draw(sd[0], ["a red car", "cat " * 75, "a"], seed=4, **arguments)[0]
     assert (batch - plain).abs().amax((1, 2, 3)).min() > 1e-2
 

@@ -205,7 +205,10 @@ def difference(name: str, settings: dict[str, Any], n: int, start: int, eta: flo
     """Largest difference of the final latents; the calls and the generator must agree exactly."""
     ours, told, state = run_ours(name, settings, n, start, eta)
     theirs, expected, their_state = run_theirs(name, settings, n, start, eta)
-    assert told == pytest.approx(expected, abs=1e-3), CALLS_AT
+    # diffusers takes the σ of DPM2's ancestral step from a float32 difference that may cancel to
+    # nothing: which time near 0 it then tells depends on the processor.
+    within = 2e-2 if name == "dpm2_a" else 1e-3
+    assert told == pytest.approx(expected, abs=within), CALLS_AT
     assert torch.equal(state, their_state), "random numbers drawn"
     return (ours - theirs).abs().max().item()
 
