@@ -123,8 +123,11 @@ def pixels(images: list[Image.Image]) -> Tensor:
 
 
 def assert_same(got: Drawn, want: Drawn) -> None:
-    """Latents within 1e-4, pixels within 1/255, of pictures that have something on them."""
-    assert difference(got[0], want[0]) <= 1e-4
+    """Latents within 1e-4, pixels within 1/255, of pictures that have something on them.
+
+    Random weights give latents of up to a hundred: there, within 5e-6 of the largest.
+    """
+    assert difference(got[0], want[0]) <= max(1e-4, 5e-6 * float(want[0].abs().max()))
     assert pixels(want[1]).std() > 20
     assert difference(pixels(got[1]), pixels(want[1])) <= 1
 
