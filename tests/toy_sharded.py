@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import sys
 from pathlib import Path
@@ -36,6 +35,3 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-    # The layers hold gloo's groups, whose threads should end while the interpreter is there: once,
-    # a run was aborted at its exit.
-    gc.collect()

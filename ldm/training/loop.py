@@ -7,6 +7,7 @@ on (seed, step) alone, and each process takes its share of the batch.
 from __future__ import annotations
 
 import contextlib
+import gc
 import time
 import warnings
 from collections.abc import Iterator
@@ -178,6 +179,11 @@ def train(config: TrainConfig, recipe: Recipe, accept_changes: bool = False) -> 
                     metrics.check()
                     keep(recipe, learner, run, state)
                 break
+        # Processes' groups have threads, which must end while the interpreter is there, or they
+        # abort a process that is done ("terminate called"): so nothing may hold the groups.
+        parallel = loss = None
+        accelerator.free_memory()
+        gc.collect()
         accelerator.end_training()
 
 
