@@ -24,13 +24,24 @@ def noised_batch(
     return batch if rows.labels is None else {**batch, "labels": rows.labels}
 
 
-def draw_times(scheduler: DDPMScheduler, count: int, generator: torch.Generator) -> Tensor:
-    """Times of a batch, int64 (count,): one from each of ``count`` equal spans, in random order.
+def draw_times(
+    scheduler: DDPMScheduler,
+    count: int,
+    generator: torch.Generator,
+    logit_mean: float = 0.0,
+    logit_std: float | None = None,
+) -> Tensor:
+    """Times of a batch, int64 (count,): one from each of ``count`` equal shares, in random order.
 
-    Each is drawn evenly from all T, and every batch sees every level of noise.
+    Every batch sees every level of noise. All T times are as likely; or, with ``logit_std``, the
+    logit of t / T is normal (Esser et al. 2024, section 3.1), for fewer of the times at the ends,
+    where little is left to learn.
     """
-    spread = (torch.arange(count) + torch.rand(count, generator=generator)) / count
-    t = (spread * len(scheduler.ratios)).long()
+    share = (torch.arange(count) + torch.rand(count, generator=generator)) / count
+    if logit_std is not None:
+        share = torch.sigmoid(logit_mean + logit_std * torch.special.ndtri(share.double()))
+    times = len(scheduler.ratios)
+    t = (share * times).long().clamp(max=times - 1)
     return t[torch.randperm(count, generator=generator)]
 
 

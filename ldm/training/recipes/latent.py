@@ -25,6 +25,7 @@ from ldm.training.config import TrainConfig
 from ldm.training.data import Pictures, open_data
 from ldm.training.data.buckets import bucket_sizes
 from ldm.training.data.crops import Size
+from ldm.training.noised import draw_times
 from ldm.training.objectives import check_zero_snr, diffusion_weight, simple_error
 from ldm.training.recipes.cached_contexts import CachedContexts
 from ldm.training.recipes.cached_latents import CachedLatents
@@ -57,6 +58,10 @@ class LatentOptions:
     # to change its mean (Guttenberg 2023).
     offset_noise: float = within("[0, inf)", 0.0)
     min_snr_gamma: float | None = within("(0, inf)", None)  # see ``diffusion_weight``
+    # Times are drawn more often where shapes are learnt, see ``draw_times``; without
+    # ``logit_std``, all equally often.
+    logit_mean: float = 0.0
+    logit_std: float | None = within("(0, inf)", None)
 
 
 class LatentRecipe:
@@ -110,15 +115,13 @@ class LatentRecipe:
         caption = self.caption[indices]
         dropped = torch.rand(count, generator=generator) < self.options.caption_dropout
         caption[dropped] = self.empty
-        # Stratified times: one from each of B equal spans, so that every batch sees every level.
-        spread = (torch.arange(count) + torch.rand(count, generator=generator)) / count
-        t = (spread * len(self.scheduler.alphas_cumprod)).long()
+        options = self.options
+        t = draw_times(self.scheduler, count, generator, options.logit_mean, options.logit_std)
         noise = torch.randn(x0.shape, generator=generator)
-        t = t[torch.randperm(count, generator=generator)]
-        if offset := self.options.offset_noise:
+        if offset := options.offset_noise:
             noise += offset * torch.randn((*x0.shape[:2], 1, 1), generator=generator)
         batch = {"x0": x0, "noise": noise, "t": t}
-        if self.options.keep_contexts:
+        if options.keep_contexts:
             return batch | {"context": self.contexts.of(caption)}
         return batch | {"ids": self.tokens[caption]}
 
