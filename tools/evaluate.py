@@ -14,6 +14,7 @@ import dataclasses
 import json
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from evaluation import copies, figures, fit, judge, prompts, reconstruction, report, sheet
 from evaluation.classifier import Classifier
-from evaluation.frechet import distance
+from evaluation.frechet import distance, principal
 from evaluation.judge import Judged
 from evaluation.prompts import Prompt
 from evaluation.real import real
@@ -37,6 +38,9 @@ from ldm.images import save_image
 from ldm.pipeline import Pipeline
 from ldm.training.data import CaptionedImages
 from ldm.vae import AutoencoderKL
+
+DIRECTIONS = 32  # of the classifier's 384 features, see ``distances``
+SAMPLE = 1000  # icons that say which
 
 
 def say(text: str) -> None:
@@ -98,21 +102,28 @@ def distances(
 ) -> dict[str, float | None]:
     """Fréchet distances of single objects, drawn and of training, to the held-out icons.
 
-    Of training, as many pictures of the same nouns, each the first that is plain.
+    In the DIRECTIONS in which training's plain icons differ most: 62 % of their variance. In all of
+    the features, two samples as small as these are far apart whatever they show (10.6 for real
+    icons, where these directions have 1.0). Of training, as many pictures of the same nouns, each
+    the first that is plain.
     """
     held_out = measured(classifier, data)
     single = [np.asarray(p) for j, p in zip(judged, pictures, strict=True) if is_single(j)]
     if min(len(held_out), len(single)) < 2:
         return {"drawn": None, "real": None}
+    rows = [(i, data.rows[i]) for i in fit.single_rows(data)]
+    plain = [(i, row["noun"]) for i, row in rows if not row["colour"] and not row["background"]]
     wanted = {data.rows[i]["noun"] for i in held_out}
-    first = {}
-    for i in fit.single_rows(data):
-        row = data.rows[i]
-        if row["noun"] in wanted and not row["colour"] and not row["background"]:
-            first.setdefault(row["noun"], i)
-    target = classifier.features(np.asarray(data.images[held_out]))
-    known = classifier.features(np.asarray(data.images[sorted(first.values())]))
-    drawn = classifier.features(np.stack(single))
+    first = {noun: i for i, noun in reversed(plain) if noun in wanted}
+
+    def features(rows: Iterable[int]) -> np.ndarray:
+        return classifier.features(np.asarray(data.images[sorted(rows)]))
+
+    some = [i for i, _ in plain[:: max(1, len(plain) // SAMPLE)]]
+    directions = principal(features(some), DIRECTIONS)
+    target = features(held_out) @ directions
+    drawn = classifier.features(np.stack(single)) @ directions
+    known = features(first.values()) @ directions
     return {"drawn": distance(drawn, target), "real": distance(known, target)}
 
 

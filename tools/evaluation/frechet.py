@@ -17,6 +17,16 @@ def distance(a: np.ndarray, b: np.ndarray) -> float:
     return float(shift + np.trace(first) + np.trace(second) - 2 * np.sqrt(cross).sum())
 
 
+def principal(features: np.ndarray, count: int) -> np.ndarray:
+    """The orthonormal directions in which features (N, D) vary most: (D, count), largest first.
+
+    The distance of few samples in many dimensions is mostly their number's; in these directions
+    alone (``features @ principal(…)``) it is less so.
+    """
+    centred = features - features.mean(0)
+    return np.linalg.svd(centred, full_matrices=False)[2][:count].T
+
+
 def root(matrix: np.ndarray) -> np.ndarray:
     """The square root of a symmetric (D, D) without negative eigenvalues."""
     values, vectors = np.linalg.eigh(matrix)

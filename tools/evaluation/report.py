@@ -25,7 +25,10 @@ BARS: dict[str, tuple[str, float | None]] = {
     "place": ("place as asked", None),
     "size": ("size as asked", None),
     "near_copies": ("near-copies of training icons, where a colour or composition is asked", None),
-    "frechet": ("Fréchet distance to held-out icons, of the classifier's features", None),
+    "frechet": (
+        "Fréchet distance to held-out icons, classifier's features (32 directions)",
+        None,
+    ),
 }
 OF_CEILING = 0.85
 SHOWN = ("right", "recognised")
