@@ -404,7 +404,7 @@ def test_report_shows_bars_kinds_and_objects():
         }
     )
     assert "| object recognised, top 1 of all nouns | 50.0% | 50.0% | ≥ 42.5% | yes |" in text
-    assert "features | 12.50 | 12.50 |  |  |" in text
+    assert "features (32 directions) | 12.50 | 12.50 |  |  |" in text
     assert "| single | 2 | 50.0% | 50.0% | – | – |" in text
     assert "**1 of 2 objects are recognised**" in text and "| dog | 0/1 | no |" in text
     assert "26.50 dB" in text and "87.5%" in text
