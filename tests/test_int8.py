@@ -205,9 +205,11 @@ def test_pipeline(folder: Path) -> None:
 
 def test_the_built_in_model_draws_nearly_the_same() -> None:
     pipe = Pipeline.from_pretrained(asset_path("weights"), device="cpu", dtype="float32")
-    want = pipe("a red car", **SETTINGS).images
-    got = pipe.optimize(int8=True)("a red car", **SETTINGS).images
-    assert -10 * (got - want).pow(2).mean().log10() > 40  # dB; 48 measured
+    prompts = ["a red car", "a green apple", "two red apples", "an owl"]
+    want = pipe(prompts, **SETTINGS).images
+    got = pipe.optimize(int8=True)(prompts, **SETTINGS).images
+    errors = (got - want).pow(2).flatten(1).mean(1)
+    assert (-10 * errors.log10()).mean() > 35  # dB; 42 measured; other drawings differ by 20
 
 
 def test_what_does_not_go_together(folder: Path) -> None:
