@@ -27,6 +27,8 @@ from icons import nouns, scenes, sources, split, variants
 COMMON, EVERYDAY, OTHER = 1.0, 0.6, 0.2
 # How often training draws a picture of each: half of all are of common things.
 WEIGHTS = {COMMON: 1.0, EVERYDAY: 0.6, OTHER: 0.3}
+# … and of each kind: things in company are small, and their shapes are learnt last.
+OF_KIND = {"one": 1.0, "placed": 1.0, "several": 2.0, "two": 3.0}
 TYPICAL_ICONS = 5  # a noun drawn by every set has five; one with more gets fewer of each
 
 
@@ -140,7 +142,7 @@ def build(args: argparse.Namespace, folder: Path) -> Counter:
         for task, rows in zip(tasks, pool.imap(_draw, tasks, chunksize=8), strict=True):
             weight = WEIGHTS[share(task.subject)]
             for row in rows:
-                line = {**dataclasses.asdict(row), "weight": weight}
+                line = {**dataclasses.asdict(row), "weight": round(weight * OF_KIND[row.kind], 3)}
                 metadata.write(json.dumps(line) + "\n")
                 tally[row.set, row.split] += 1
                 kinds[row.kind] += 1
