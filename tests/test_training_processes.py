@@ -11,12 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from share_muon import moved
 from toy_training import toy_config, toy_run
 
 from ldm.training.checkpoint import checkpoints
 
 TESTS = Path(__file__).parent
 PATIENCE = 300  # seconds; it takes about ten
+DDP = ("--multi_gpu", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no")
 PLAIN = {"dropout": 0.0}  # each process draws its own dropout
 
 
@@ -62,17 +64,21 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_two_processes_learn_as_one(whole: Path, tmp_path: Path) -> None:
     """Also with accumulated gradients; the kept figures are those of the whole batch."""
     run = tmp_path / "run"
-    options = ("--multi_gpu", "--num_machines", "1", "--mixed_precision", "no")
-    launch(
-        "toy_training.py",
-        run,
-        *(*options, "--dynamo_backend", "no"),
-        gradient_accumulation_steps=2,
-        options=PLAIN,
-    )
+    launch("toy_training.py", run, *DDP, gradient_accumulation_steps=2, options=PLAIN)
     assert losses(run) == pytest.approx(losses(whole), rel=1e-5)
     assert_near(run, whole, 1e-5)
     assert len(list((run / "samples").iterdir())) == 1 and (run / "toy.safetensors").exists()
+
+
+def test_two_processes_share_the_work_of_muon(tmp_path: Path) -> None:
+    """Matrices of two shapes, an odd number of each, so that either process gets some of both."""
+    launch("share_muon.py", tmp_path, *DDP)
+    weights = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+    alone = moved()
+    assert len(alone) == 6
+    for one, other, want in zip(*weights, alone, strict=True):
+        assert torch.equal(one, other)
+        assert (one - want).abs().max() < 2e-3  # matrices move by up to 0.06
 
 
 @pytest.mark.filterwarnings("ignore:the run goes on")

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from ldm.training.config import TrainConfig
@@ -67,11 +68,13 @@ class Muon(torch.optim.Optimizer):
                     alike[len(weight), weight[0].numel()].append(weight)
                 else:
                     self._move(weight, self._vector(weight.grad, self.state[weight], group), group)
+            first = 0
             for shape, weights in alike.items():
                 ahead = torch.stack([self._ahead(weight, group).view(shape) for weight in weights])
-                updates = orthogonalise(ahead) * (0.2 * max(shape) ** 0.5)
+                updates = orthogonalise_together(ahead, first).float() * (0.2 * max(shape) ** 0.5)
                 for weight, update in zip(weights, updates, strict=True):
                     self._move(weight, update.view_as(weight), group)
+                first += len(weights)
 
     @staticmethod
     def _move(weight: Tensor, update: Tensor, group: dict) -> None:
@@ -106,10 +109,25 @@ def moments_size(model: nn.Module, config: TrainConfig) -> int:
     return sum(p.nbytes * (1 if muon and is_matrix(p) else 2) for p in model.parameters())
 
 
+def orthogonalise_together(matrices: Tensor, first: int) -> Tensor:
+    """What ``orthogonalise`` makes of (N, m, n), which all processes have; each does its share.
+
+    Process r of P takes the matrices whose number, counted from ``first``, leaves r when divided
+    by P, and all exchange what they found.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return orthogonalise(matrices)
+    mine = slice((dist.get_rank() - first) % dist.get_world_size(), None, dist.get_world_size())
+    found = torch.zeros_like(matrices, dtype=torch.bfloat16)
+    found[mine] = orthogonalise(matrices[mine])
+    dist.all_reduce(found)  # each has one summand that is not zero, so this is exact
+    return found
+
+
 def orthogonalise(matrices: Tensor) -> Tensor:
     """About U Vᵀ of the singular value decomposition U S Vᵀ, by a Newton–Schulz iteration in bf16.
 
-    (…, m, n) → (…, m, n), float32; singular values end in about [0.7, 1.2].
+    (…, m, n) → (…, m, n), bfloat16; singular values end in about [0.7, 1.2].
     """
     x = matrices.bfloat16()
     if tall := x.shape[-2] > x.shape[-1]:
@@ -118,4 +136,4 @@ def orthogonalise(matrices: Tensor) -> Tensor:
     for _ in range(ROUNDS):
         square = x @ x.mT
         x = A * x + (B * square + C * square @ square) @ x
-    return (x.mT if tall else x).float()
+    return x.mT if tall else x
