@@ -209,7 +209,7 @@ def test_the_built_in_model_draws_nearly_the_same() -> None:
     want = pipe(prompts, **SETTINGS).images
     got = pipe.optimize(int8=True)(prompts, **SETTINGS).images
     errors = (got - want).pow(2).flatten(1).mean(1)
-    assert (-10 * errors.log10()).mean() > 35  # dB; 42 measured; other drawings differ by 20
+    assert (-10 * errors.log10()).mean() > 40  # dB; 42 measured
 
 
 def test_what_does_not_go_together(folder: Path) -> None:

@@ -15,9 +15,8 @@ from ldm.training.optimizer import Muon, orthogonalise
 def test_orthogonalise_keeps_the_directions_and_levels_the_lengths(shape: tuple[int, int]) -> None:
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     u, _, vh = torch.linalg.svd(matrix, full_matrices=False)
-    inner = (
-        u.T @ orthogonalise(matrix).float() @ vh.T
-    )  # diagonal where the directions are the SVD's
+    # Diagonal where the directions are the SVD's.
+    inner = u.T @ orthogonalise(matrix).float() @ vh.T
     assert (inner - inner.diag().diag()).abs().max() < 0.05
     assert 0.6 < inner.diag().min() and inner.diag().max() < 1.25
 

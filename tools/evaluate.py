@@ -25,7 +25,7 @@ from torch import Tensor
 
 from evaluation import copies, figures, fit, judge, prompts, reconstruction, report, sheet
 from evaluation.classifier import Classifier
-from evaluation.frechet import distance, principal
+from evaluation.frechet import DIRECTIONS, distance, principal
 from evaluation.judge import Judged
 from evaluation.prompts import Prompt
 from evaluation.real import real
@@ -39,8 +39,7 @@ from ldm.pipeline import Pipeline
 from ldm.training.data import CaptionedImages
 from ldm.vae import AutoencoderKL
 
-DIRECTIONS = 32  # of the classifier's 384 features, see ``distances``
-SAMPLE = 1000  # icons that say which
+SAMPLE = 1000  # icons that say which directions of the features matter, see ``distances``
 
 
 def say(text: str) -> None:

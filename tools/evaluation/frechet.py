@@ -2,6 +2,8 @@
 
 import numpy as np
 
+DIRECTIONS = 32  # in which the evaluation compares a classifier's features
+
 
 def distance(a: np.ndarray, b: np.ndarray) -> float:
     """‖μₐ − μ_b‖² + tr(Σₐ + Σ_b − 2·(Σₐ Σ_b)^½) of features (N, D) and (M, D), N and M ≥ 2.

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from evaluation.frechet import DIRECTIONS
+
 # Name of a figure → what it is, and the least that is wanted of it, if anything.
 BARS: dict[str, tuple[str, float | None]] = {
     "object": ("object recognised, top 1 of all nouns", None),  # OF_CEILING of that of real icons
@@ -26,7 +28,7 @@ BARS: dict[str, tuple[str, float | None]] = {
     "size": ("size as asked", None),
     "near_copies": ("near-copies of training icons, where a colour or composition is asked", None),
     "frechet": (
-        "Fréchet distance to held-out icons, classifier's features (32 directions)",
+        f"Fréchet distance to held-out icons, classifier's features ({DIRECTIONS} directions)",
         None,
     ),
 }
