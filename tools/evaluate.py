@@ -2,11 +2,11 @@
 
     python tools/evaluate.py --data data/icons --output runs/evaluation
 
-A classifier, trained once on the real icons of the data set (twenty minutes on one core) and
-kept in the output folder, names the things in every picture drawn; colours are measured from the
-pixels, and the things that stand apart are counted. The same figures for scenes of real icons that
-neither it nor the model has seen are the ceiling. Writes `report.json`, `report.md` and a contact
-sheet of each kind of prompt over those of an earlier run.
+A classifier, trained once on the real icons of the data set and of five more sets (an hour on one
+core) and kept in the output folder, names the things in every picture drawn; colours are measured
+from the pixels, and the things that stand apart are counted. The same figures for scenes of real
+icons that neither it nor the model has seen are the ceiling. Writes `report.json`, `report.md` and
+a contact sheet of each kind of prompt over those of an earlier run.
 """
 
 import argparse
@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from evaluation import copies, figures, fit, judge, prompts, reconstruction, report, sheet
+from evaluation import copies, examples, figures, fit, judge, prompts, reconstruction, report, sheet
 from evaluation.classifier import Classifier
 from evaluation.frechet import DIRECTIONS, distance, principal
 from evaluation.judge import Judged
@@ -110,7 +110,7 @@ def distances(
     single = [np.asarray(p) for j, p in zip(judged, pictures, strict=True) if is_single(j)]
     if min(len(held_out), len(single)) < 2:
         return {"drawn": None, "real": None}
-    rows = [(i, data.rows[i]) for i in fit.single_rows(data)]
+    rows = [(i, data.rows[i]) for i in examples.single_rows(data)]
     plain = [(i, row["noun"]) for i, row in rows if not row["colour"] and not row["background"]]
     wanted = {data.rows[i]["noun"] for i in held_out}
     first = {noun: i for i, noun in reversed(plain) if noun in wanted}
@@ -168,7 +168,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     data = read_data(arguments.data)
-    known = set(fit.known_nouns(data))
+    known = set(examples.known_nouns(data))
     others = {data.rows[i]["noun"] for i in data.held_out.tolist()} & known
     asked = prompts.prompts(arguments.prompts, sorted(others))
     folder = find_model(arguments.model)
@@ -181,7 +181,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
     pipe = Pipeline.from_pretrained(folder, dtype=arguments.dtype)
     arguments.output.mkdir(parents=True, exist_ok=True)
-    classifier = fit.trained(data, arguments.output, say)
+    classifier = fit.trained(data, arguments.output, arguments.archives, say)
     certainty = accuracy(classifier, data)
     say(f"classifier: {certainty['top1']:.1%} of {certainty['held_out']} held-out icons right")
 
@@ -230,6 +230,12 @@ def shared_parser(description: str) -> Parser:
         type=Path,
         default=Path("runs/evaluation"),
         help="folder of the report and of the classifier (default: runs/evaluation)",
+    )
+    add(
+        "--archives",
+        type=Path,
+        default=Path("data/npm"),
+        help="folder of npm .tgz files, for the classifier's training (default: data/npm)",
     )
     add("--prompts", type=int, metavar="N", help="only so many, of all kinds (default: all)")
     add("--threads", type=int, metavar="N", help="processor cores to use (default: torch's choice)")

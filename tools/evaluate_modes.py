@@ -78,7 +78,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         raise ArgumentError(f"--prompts is {arguments.prompts}; it must be in 1..{len(asked)}")
     asked = asked[: arguments.prompts]
     arguments.output.mkdir(parents=True, exist_ok=True)
-    classifier = fit.trained(read_data(arguments.data), arguments.output, say)
+    classifier = fit.trained(read_data(arguments.data), arguments.output, arguments.archives, say)
     blue_aside = frozenset(noun.noun for noun in read_everyday() if noun.blue_aside)
     exact, rows = None, {}
     print(HEAD, flush=True)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ldm.checkpoints.tensors import read_tensors, write_tensors
 
 SIZE = 48  # pixels of a side that it looks at
-WIDTHS = (96, 192, 384)
+WIDTHS = (96, 224, 448)
 POOLED = 2  # side of the last map
 
 

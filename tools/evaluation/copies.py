@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from evaluation.fit import single_rows
+from evaluation.examples import single_rows
 from evaluation.things import find_things, together
 from ldm.training.data import CaptionedImages
 

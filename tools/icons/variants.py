@@ -105,6 +105,17 @@ def single(
     subject: Subject, master: Image.Image, size: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, Row]:
     """The icon as large as fits, or a little smaller: uint8 (size, size, 3), and its row."""
+    canvas, drawing, background = alone(subject, master, size, rng)
+    text, said = caption(
+        rng, [(drawing.thing, drawing.word, drawing.bare)], None, background, style_of(subject)
+    )
+    return canvas, row(subject, "train", "one", text, drawing.thing.colour, background, said)
+
+
+def alone(
+    subject: Subject, master: Image.Image, size: int, rng: np.random.Generator
+) -> tuple[np.ndarray, Drawing, str | None]:
+    """The picture of ``single``, what is drawn on it, and the background's colour if it has one."""
     scale = rng.uniform(0.85, 0.98) if rng.random() < 0.8 else rng.uniform(0.72, 1.0)
     big = scale > BIG and rng.random() < SAID_BIG
     drawing = draw(subject, master, round(size * scale), rng, size="big" if big else None)
@@ -113,10 +124,7 @@ def single(
     room = size - len(drawing.pixels)
     left, top = np.rint(room * (0.5 + rng.normal(0, 0.15, 2).clip(-0.5, 0.5))).astype(int)
     paste(canvas, drawing.pixels, int(left), int(top))
-    text, said = caption(
-        rng, [(drawing.thing, drawing.word, drawing.bare)], None, background, style_of(subject)
-    )
-    return canvas, row(subject, "train", "one", text, drawing.thing.colour, background, said)
+    return canvas, drawing, background
 
 
 def style_of(subject: Subject) -> str:
