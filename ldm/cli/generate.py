@@ -24,6 +24,7 @@ from ldm.cli.plots import Plot, read_plot
 from ldm.cli.prompts_file import Line
 from ldm.cli.recording import picture_texts
 from ldm.cli.seeing import Watch
+from ldm.cli.sizes import image_size, size_advice
 from ldm.cli.steer import given_pictures, hires_strength, masked, read_given, steering
 from ldm.errors import LDMError
 
@@ -83,6 +84,9 @@ def generate(arguments: argparse.Namespace) -> None:
         if own.image is not None:
             own.width, own.height = image_size(pipe, given_pictures(own)[0], own)
     todo = checked(pipe, todo, plot, arguments, bad)
+    for advice in {size_advice(pipe, job.line.arguments): None for batch in todo for job in batch}:
+        if advice:
+            say(advice)
     pictures: list[Image] = []
     done = 0
     for batch, drawn, watch in draw_all(pipe, todo, arguments, say, bad):
@@ -167,30 +171,6 @@ def use_only(pipe: Pipeline, loras: Sequence[LoraUse]) -> None:
         scales[str(path)] = scales.get(str(path), 0.0) + scale
     if pipe.loras.loaded:
         pipe.set_adapters(list(scales), list(scales.values()))
-
-
-def image_size(pipe: Pipeline, image: Image, arguments: argparse.Namespace) -> tuple[int, int]:
-    """(width, height) to draw: a side that is not given keeps the image's shape.
-
-    With no side given, an image larger than what the model was trained for is drawn smaller, unless
-    a part of it is to stay as it is.
-    """
-    width, height = arguments.width, arguments.height
-    if width and height:
-        return width, height
-    if masked(arguments) and not (width or height):
-        scale = 1.0
-    elif width or height:
-        scale = width / image.width if width else height / image.height
-    else:
-        own_height, own_width = pipe.default_size()
-        scale = min(1.0, (own_width * own_height / (image.width * image.height)) ** 0.5)
-    factor = pipe.vae.config.scale
-
-    def fit(side: int) -> int:
-        return max(factor, int(side * scale + 0.5) // factor * factor)
-
-    return width or fit(image.width), height or fit(image.height)
 
 
 def checked(
