@@ -84,9 +84,6 @@ def generate(arguments: argparse.Namespace) -> None:
         if own.image is not None:
             own.width, own.height = image_size(pipe, given_pictures(own)[0], own)
     todo = checked(pipe, todo, plot, arguments, bad)
-    for advice in {size_advice(pipe, job.line.arguments): None for batch in todo for job in batch}:
-        if advice:
-            say(advice)
     pictures: list[Image] = []
     done = 0
     for batch, drawn, watch in draw_all(pipe, todo, arguments, say, bad):
@@ -284,7 +281,9 @@ def draw(
     """The pictures of a batch, with progress on stderr; and what was seen on the way."""
     from tqdm import tqdm
 
-    stream = open_stream(pipe, batch, arguments)
+    stream = open_stream(pipe, batch, arguments)  # which refuses what cannot be drawn
+    if advice := size_advice(pipe, arguments):
+        say(advice)
     first, last = batch[0].seed, batch[-1].seed
     seeds = f"seed {first}" if first == last else f"seeds {first} to {last}"
     steps, start = run_levels(pipe, arguments)
