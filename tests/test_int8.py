@@ -208,14 +208,13 @@ def test_the_built_in_model_draws_nearly_the_same() -> None:
     prompts = [
         "a red car", "a green apple", "a blue cat", "two dogs", "an owl", "a pizza", "a rocket",
         "a house on a yellow background", "three stars", "a tree next to a house", "a pink flower",
-        "a purple fish", "a cup of coffee", "a black bird", "a guitar",
+        "a purple fish", "a cup of coffee", "a black bird", "a guitar, 3d",
         "a small key on the left",
     ]  # fmt: skip
     want = pipe(prompts, seed=0, output_type="pt").images
     got = pipe.optimize(int8=True)(prompts, seed=0, output_type="pt").images
     errors = (got - want).pow(2).flatten(1).mean(1)
-    # A step's difference may tip a shape over, in two of these (25 and 27 dB): not their mean.
-    assert (-10 * errors.log10()).median() > 40  # dB; 43 measured
+    assert (-10 * errors.log10()).mean() > 40  # dB; 42 measured
 
 
 def test_what_does_not_go_together(folder: Path) -> None:
