@@ -60,6 +60,25 @@ def test_two_passes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "Hires upscale: 1.5, Hires upscaler: Lanczos, Denoising strength: 0.5" in told
 
 
+def test_a_size_that_the_model_does_not_know(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = []
+    for options in (
+        ["-W", "128", "-H", "64"],
+        ["-W", "136", "-H", "64"],
+        ["-W", "32", "-H", "56"],
+        ["-W", "136", "-H", "64", "--hires-scale", "1"],
+        ["-W", "136", "-H", "64", "--image", "picture.png"],
+    ):
+        assert run(folder, *options, "--num-images", "2", "--force", "-o", "out.png") == 0
+        lines = capsys.readouterr().err.splitlines()
+        told.append([line for line in lines if "is far from the 64x64" in line])
+    assert [len(lines) for lines in told] == [0, 1, 1, 0, 0]
+    assert told[1][0].startswith("136x64 is far") and "--hires-scale" in told[1][0]
+    assert "expect a part" in told[2][0]
+
+
 def test_variations(folder: Path) -> None:
     options = ("--variation-seed", "8", "--variation-strength", "0.3")
     assert run(folder, *options, "--num-images", "3", "--batch-size", "2") == 0

@@ -24,6 +24,7 @@ from ldm.cli.plots import Plot, read_plot
 from ldm.cli.prompts_file import Line
 from ldm.cli.recording import picture_texts
 from ldm.cli.seeing import Watch
+from ldm.cli.sizes import image_size, size_advice
 from ldm.cli.steer import given_pictures, hires_strength, masked, read_given, steering
 from ldm.errors import LDMError
 
@@ -169,30 +170,6 @@ def use_only(pipe: Pipeline, loras: Sequence[LoraUse]) -> None:
         pipe.set_adapters(list(scales), list(scales.values()))
 
 
-def image_size(pipe: Pipeline, image: Image, arguments: argparse.Namespace) -> tuple[int, int]:
-    """(width, height) to draw: a side that is not given keeps the image's shape.
-
-    With no side given, an image larger than what the model was trained for is drawn smaller, unless
-    a part of it is to stay as it is.
-    """
-    width, height = arguments.width, arguments.height
-    if width and height:
-        return width, height
-    if masked(arguments) and not (width or height):
-        scale = 1.0
-    elif width or height:
-        scale = width / image.width if width else height / image.height
-    else:
-        own_height, own_width = pipe.default_size()
-        scale = min(1.0, (own_width * own_height / (image.width * image.height)) ** 0.5)
-    factor = pipe.vae.config.scale
-
-    def fit(side: int) -> int:
-        return max(factor, int(side * scale + 0.5) // factor * factor)
-
-    return width or fit(image.width), height or fit(image.height)
-
-
 def checked(
     pipe: Pipeline,
     todo: list[list[Job]],
@@ -304,7 +281,9 @@ def draw(
     """The pictures of a batch, with progress on stderr; and what was seen on the way."""
     from tqdm import tqdm
 
-    stream = open_stream(pipe, batch, arguments)
+    stream = open_stream(pipe, batch, arguments)  # which refuses what cannot be drawn
+    if advice := size_advice(pipe, arguments):
+        say(advice)
     first, last = batch[0].seed, batch[-1].seed
     seeds = f"seed {first}" if first == last else f"seeds {first} to {last}"
     steps, start = run_levels(pipe, arguments)

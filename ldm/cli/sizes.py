@@ -1,0 +1,54 @@
+"""How large to draw, and what to expect of a size that the model does not know."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from ldm.cli.steer import masked
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from ldm.pipeline import Pipeline
+
+FAR = 2  # times as many pixels as the model was trained for, or as few, from where on it shows
+
+
+def image_size(pipe: Pipeline, image: Image, arguments: argparse.Namespace) -> tuple[int, int]:
+    """(width, height) to draw: a side that is not given keeps the image's shape.
+
+    With no side given, an image larger than what the model was trained for is drawn smaller, unless
+    a part of it is to stay as it is.
+    """
+    width, height = arguments.width, arguments.height
+    if width and height:
+        return width, height
+    if masked(arguments) and not (width or height):
+        scale = 1.0
+    elif width or height:
+        scale = width / image.width if width else height / image.height
+    else:
+        own_height, own_width = pipe.default_size()
+        scale = min(1.0, (own_width * own_height / (image.width * image.height)) ** 0.5)
+    factor = pipe.vae.config.scale
+
+    def fit(side: int) -> int:
+        return max(factor, int(side * scale + 0.5) // factor * factor)
+
+    return width or fit(image.width), height or fit(image.height)
+
+
+def size_advice(pipe: Pipeline, arguments: argparse.Namespace) -> str | None:
+    """What to expect of a size far from the model's own; None of others and over pictures."""
+    if arguments.image is not None or arguments.hires_scale is not None:
+        return None
+    own_height, own_width = pipe.default_size()
+    width, height = arguments.width or own_width, arguments.height or own_height
+    ratio = width * height / (own_width * own_height)
+    if 1 / FAR <= ratio <= FAR:
+        return None
+    told = f"{width}x{height} is far from the {own_width}x{own_height} the model was trained for: "
+    if ratio < 1:
+        return told + "expect a part of what is asked for"
+    return told + "expect repetitions; --hires-scale draws small first, then larger over it"
