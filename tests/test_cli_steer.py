@@ -71,7 +71,8 @@ def test_a_size_that_the_model_does_not_know(
         ["-W", "136", "-H", "64", "--hires-scale", "1"],
         ["-W", "136", "-H", "64", "--image", "picture.png"],
     ):
-        assert run(folder, *options, "--num-images", "2", "--force", "-o", "out.png") == 0
+        two = ("--num-images", "2", "--batch-size", "1", "--force")
+        assert run(folder, *options, *two, "-o", "out.png") == 0
         lines = capsys.readouterr().err.splitlines()
         told.append([line for line in lines if "is far from the 64x64" in line])
     assert [len(lines) for lines in told] == [0, 1, 1, 0, 0]

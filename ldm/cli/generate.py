@@ -9,6 +9,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -131,12 +132,13 @@ def draw_all(
 ) -> Iterator[tuple[list[Job], list[Image], Watch]]:
     """Batches with their pictures and what was seen; a bad line of ``--prompts`` is left out."""
     left = deque(todo)
+    advise = cache(say)  # what is so of many batches is said once
     while left:
         batch = left.popleft()
         line = batch[0].line
         use_only(pipe, batch[0].loras)
         try:
-            drawn, watch = draw(pipe, batch, line.arguments, say)
+            drawn, watch = draw(pipe, batch, line.arguments, say, advise)
         except LDMError as error:
             if not line.number:
                 raise
@@ -277,13 +279,14 @@ def draw(
     batch: list[Job],
     arguments: argparse.Namespace,
     say: Callable[[str], None],
+    advise: Callable[[str], None],
 ) -> tuple[list[Image], Watch]:
     """The pictures of a batch, with progress on stderr; and what was seen on the way."""
     from tqdm import tqdm
 
     stream = open_stream(pipe, batch, arguments)  # which refuses what cannot be drawn
     if advice := size_advice(pipe, arguments):
-        say(advice)
+        advise(advice)
     first, last = batch[0].seed, batch[-1].seed
     seeds = f"seed {first}" if first == last else f"seeds {first} to {last}"
     steps, start = run_levels(pipe, arguments)
