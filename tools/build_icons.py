@@ -123,8 +123,8 @@ def licences(archives: dict[str, Path]) -> str:
 def build(args: argparse.Namespace, folder: Path) -> Counter:
     """Write the whole data set into `folder`, which exists; returns counts by set and split."""
     archives = {name: sources.fetch(p, args.archives) for name, p in sources.SETS.items()}
-    labels = sources.read_labels(sources.fetch(sources.EMOJIBASE, args.archives))
-    subjects = nouns.choose(sources.read_icons(archives, labels), labels, nouns.read_everyday())
+    emojibase = sources.fetch(sources.EMOJIBASE, args.archives)
+    subjects = nouns.read_subjects(archives, emojibase)
     tasks = plan(subjects, args.variants, args.seed)
     total = tasks[-1].start + tasks[-1].count
     images = folder / "images.npy"

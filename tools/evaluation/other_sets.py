@@ -50,10 +50,9 @@ def read(archives: Path) -> list[nouns.Subject]:
     packages = {**sources.SETS, **SETS}
     try:
         paths = {name: sources.fetch(package, archives) for name, package in packages.items()}
-        labels = sources.read_labels(sources.fetch(sources.EMOJIBASE, archives))
+        return nouns.read_subjects(paths, sources.fetch(sources.EMOJIBASE, archives))
     except sources.BuildError as error:
         raise ArgumentError(f"--archives {archives}: {error}") from None
-    return nouns.choose(sources.read_icons(paths, labels), labels, nouns.read_everyday())
 
 
 def held_out(data: CaptionedImages) -> set[tuple[str, str]]:

@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from .sources import BuildError, Icon, Label
+from .sources import BuildError, Icon, Label, read_icons, read_labels
 
 HERE = Path(__file__).parent
 
@@ -69,6 +69,12 @@ def read_everyday(path: Path = HERE / "everyday.json") -> list[Noun]:
             owner[name] = noun.noun
         nouns.append(noun)
     return nouns
+
+
+def read_subjects(archives: dict[str, Path], emojibase: Path) -> list[Subject]:
+    """What the sets in `archives` show, of what is kept; names and codes are of `emojibase`."""
+    labels = read_labels(emojibase)
+    return choose(read_icons(archives, labels), labels, read_everyday())
 
 
 def choose(icons: list[Icon], labels: dict[str, Label], nouns: list[Noun]) -> list[Subject]:
