@@ -23,6 +23,7 @@ from evaluation import (
     report,
     scenes,
     sheet,
+    styles,
     things,
 )
 from evaluation.classifier import Classifier, Labels, Opinion
@@ -34,10 +35,21 @@ from evaluation.colours import (
     repainted,
 )
 from evaluation.judge import Judged, Seen
-from evaluation.prompts import FORTY, Asked, Prompt, colour_order, everything, many, prompts
+from evaluation.prompts import (
+    FORTY,
+    KINDS,
+    Asked,
+    Prompt,
+    choose,
+    colour_order,
+    everything,
+    many,
+    prompts,
+)
 from evaluation.real import real
 from evaluation.reconstruction import psnr, reconstruct
 from icons import sources
+from icons.captions import STYLES
 from icons.colour import TONES, lch_to_rgb
 from icons.nouns import Noun, Subject
 from icons.sources import Icon
@@ -71,9 +83,17 @@ def row(split: str, noun: str, colour: str | None, icon: str = "a", **others) ->
 # Prompts
 
 
+STYLED = [("car", "noto"), ("cat", "twemoji"), ("car", "noto")]
+
+
+def texts_of(kinds=KINDS, count=None, **asked) -> list[Prompt]:
+    """The prompts alone."""
+    return [prompt for _, prompt in choose(prompts(**asked), kinds, count)]
+
+
 def test_prompts_are_a_fixed_list_of_every_kind():
-    rows = prompts()
-    assert rows == prompts()
+    rows = texts_of()
+    assert rows == texts_of()
     assert Counter(p.kind for p in rows) == {
         "single": 80,
         "colour": 200,
@@ -95,16 +115,35 @@ def test_prompts_are_a_fixed_list_of_every_kind():
 
 
 def test_a_part_of_the_prompts_is_a_sample_of_every_kind():
-    part = prompts(85)
-    assert part == prompts()[:85]
-    every = Counter(p.kind for p in prompts())
+    part = texts_of(count=85)
+    assert part == texts_of()[:85]
+    every = Counter(p.kind for p in texts_of())
     for kind, count in Counter(p.kind for p in part).items():
         assert abs(count - every[kind] * 85 / 847) <= 1
-    assert {p.kind for p in prompts(9)} == set(every)
+    assert {p.kind for p in texts_of(count=9)} == set(every)
+
+
+def test_styles_leave_the_numbers_of_the_other_prompts():
+    every = prompts(styled=STYLED)
+    assert [number for number, _ in every] == list(range(849))
+    assert every[:847] == prompts()
+    last = [prompt for _, prompt in every[847:]]
+    assert [p.text for p in last] == ["a car, soft", "a cat, bold"]
+    assert [p.style for p in last] == ["soft", "bold"] and not last[0].composed
+
+
+def test_chosen_kinds_keep_their_numbers():
+    every = prompts(styled=STYLED)
+    chosen = choose(every, ("two", "style"), 182)
+    assert {p.kind for _, p in chosen} == {"two", "style"}
+    assert all(every[number] == (number, prompt) for number, prompt in chosen)
+    assert choose(every, ("two", "style"), 3) == chosen[:3]
+    with pytest.raises(ArgumentError, match=r"--prompts is 183; it must be in 1\.\.182"):
+        choose(every, ("two", "style"), 183)
 
 
 def test_what_prompts_say():
-    texts = {p.text: p for p in prompts(others=["grapes"])}
+    texts = {p.text: p for p in texts_of(others=["grapes"], styled=[("grapes", "fluent-emoji")])}
     assert texts["an airplane"].things == (Asked("airplane"),)
     assert texts["a pink car"].things == (Asked("car", "pink"),)
     assert texts["a cat next to a house"].things == (Asked("cat"), Asked("house"))
@@ -112,6 +151,7 @@ def test_what_prompts_say():
     assert texts["a puppy"].noun == "dog" and texts["a puppy"].kind == "synonym"
     assert texts["a small bus on the right"].place == "right"
     assert texts["a bunch of grapes"].kind == "synonym" and texts["grapes"].kind == "single"
+    assert texts["grapes, 3d"].style == "3d" and texts["grapes, 3d"].things == (Asked("grapes"),)
     both = [p for p in texts.values() if p.kind == "two" and p.colour]
     assert len(both) == 60 and all(t.colour in p.text for p in both for t in p.things)
     assert many("red fish") == "red fish" and many("strawberry") == "strawberries"
@@ -131,7 +171,7 @@ def test_every_object_has_an_order_of_the_colours_it_was_trained_in():
 @pytest.mark.parametrize("count", [0, -3, 848])
 def test_a_wrong_number_of_prompts_is_refused(count):
     with pytest.raises(ArgumentError, match=f"--prompts is {count}; it must be in 1..847"):
-        prompts(count)
+        choose(prompts(), count=count)
 
 
 # Things
@@ -314,10 +354,15 @@ def seen(noun, colour="red", among=None) -> Seen:
 
 
 def judged(kind, asked, *things, **others) -> Judged:
-    """Of the nouns and colours asked for, and what is seen; `others` are of Prompt or Judged."""
+    """Of the nouns and colours asked for, and what is seen; `others` are of Prompt or Judged.
+
+    `style` is a pair: the one asked for, and the one seen.
+    """
+    style, seen_style = others.pop("style", (None, None))
     fields = {key: others.pop(key) for key in ("count", "place", "size") if key in others}
     asked = tuple(Asked(*thing.split()[::-1]) for thing in asked)
-    return Judged(Prompt("a thing", kind, asked, **fields), things[0], things, **others)
+    prompt = Prompt("a thing", kind, asked, style=style, **fields)
+    return Judged(prompt, things[0], things, style=seen_style, **others)
 
 
 def test_shares_are_of_the_prompts_that_ask_for_it():
@@ -376,6 +421,20 @@ def test_places_are_measured_from_the_middle(place, centre, right):
 def test_small_and_big_are_told_apart():
     for size, length, right in (("small", 0.4, True), ("small", 0.8, False), ("big", 0.8, True)):
         assert judged("size", ["cat"], seen("cat"), size=size, length=length).right == right
+
+
+def test_a_style_is_right_whatever_the_thing():
+    items = [
+        judged("style", ["cat"], seen("dog"), style=("flat", "flat")),
+        judged("style", ["cat"], seen("cat"), style=("flat", "3d")),
+        judged("style", ["cat"], seen("cat"), style=("3d", "3d")),
+        judged("single", ["cat"], seen("cat")),
+    ]
+    found = figures.shares(items)
+    assert found["style"] == pytest.approx(2 / 3)
+    assert (found["style_flat"], found["style_3d"], found["style_soft"]) == (0.5, 1, None)
+    assert [item.right for item in items] == [True, False, True, True]
+    assert items[1].description == "cat, 3d"
 
 
 def test_an_object_is_recognised_in_more_than_half_of_its_pictures():
@@ -607,6 +666,66 @@ def test_things_of_a_scene_are_judged_one_by_one():
     assert empty.things == () and not empty.right and empty.description == "nothing"
 
 
+# Styles
+
+
+class ByShade:
+    """In the place of a judge of styles: dark pictures are bold."""
+
+    def seen(self, pictures):
+        return ["bold" if picture.mean() < 128 else "flat" for picture in pictures]
+
+
+def test_styles_are_judged_of_the_prompts_that_ask_for_one():
+    dark, pale = np.full((64, 64, 3), 10, np.uint8), np.full((64, 64, 3), 240, np.uint8)
+    things = (Asked("ball"),)
+    asked = [
+        Prompt("", "style", things, style="flat"),
+        Prompt("", "single", things),
+        Prompt("", "style", things, style="flat"),
+    ]
+    found = judge.judge(
+        ByTint(), asked, [dark, dark, pale], ["ball", "box"], frozenset(), ByShade()
+    )
+    assert [item.style for item in found] == ["bold", None, "flat"]
+    assert [item.right for item in found if item.prompt.style] == [False, True]
+
+
+def striped(word: str, rng: np.random.Generator) -> np.ndarray:
+    """A box somewhere, with stripes twice as wide as those of the style before."""
+    width = 2 << styles.WORDS.index(word)
+    x, y = rng.integers(5, 40, 2)
+    picture = Image.new("RGB", (128, 128), "white")
+    draw = ImageDraw.Draw(picture)
+    draw.rectangle((x, y, x + 80, y + 80), fill="#d02020")
+    for left in range(0, 80, 2 * width):
+        draw.rectangle((x + left, y, x + min(left + width - 1, 80), y + 80), fill="#2050d0")
+    return np.asarray(picture)
+
+
+def test_a_judge_of_styles_learns_from_plain_icons_and_is_kept(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    sets = {word: name for name, word in STYLES.items()}
+    words = list(styles.WORDS) * 6
+    rows = [row("train", "ball", None, str(i)) | {"set": sets[w]} for i, w in enumerate(words)]
+    others = [row("train", "ball", "red"), row("train", "ball", None, background="blue")]
+    others += [row("train", "ball", None, kind="two"), row("held_out", "ball", None)]
+    images = [striped(word, rng) for word in words]
+    data = write_data(tmp_path / "data", rows + others, images + images[:4])
+    assert styles.plain_rows(data) == list(range(30))  # others are of a set without a style
+    monkeypatch.setattr(styles, "STEPS", 50)
+    monkeypatch.setattr(styles, "BATCH", 16)
+    judge_of_styles = styles.trained(data, tmp_path, lambda text: None)
+    fresh = np.stack([striped(word, rng) for word in words])
+    assert np.mean(np.array(judge_of_styles.seen(fresh)) == words) > 0.9
+    kept = styles.trained(data, tmp_path, pytest.fail)  # which says nothing, as it need not train
+    assert kept.seen(fresh) == judge_of_styles.seen(fresh)
+    assert kept.seen(fresh[:, :, ::-1].copy()) == kept.seen(fresh)
+    other = write_data(tmp_path / "other", rows[:-1], images[:29])
+    with pytest.raises(ArgumentError, match=r"styles\.safetensors is of other icons than"):
+        styles.trained(other, tmp_path, pytest.fail)
+
+
 def test_saved_classifier_is_the_same(learnt, tmp_path):
     data, model = learnt
     classifier.save(model, {"data": "x"}, tmp_path)
@@ -634,6 +753,7 @@ def test_a_classifier_of_other_data_is_refused(learnt, tmp_path):
 
 def test_real_icons_are_put_together_as_the_prompts_ask(tmp_path):
     rows = [row("train", "box", "red"), row("held_out", "box", None), row("held_out", "ball", None)]
+    rows[1]["set"] = "noto"
     many = Image.new("RGB", (128, 128), "white")
     for x, colour in zip((20, 50, 80), ("#d02020", "#20a030", "#2050d0"), strict=True):
         ImageDraw.Draw(many).rectangle((x, 20, x + 29, 100), fill=colour)
@@ -660,6 +780,10 @@ def test_real_icons_are_put_together_as_the_prompts_ask(tmp_path):
     assert thing.length < judge.SMALL and thing.centre[0] > 1 - judge.ASIDE
     assert things.find_things(big)[0].length > judge.SMALL
     assert background_colour(green) == "green" and object_colour(green) == "red"
+    noto, twemoji = (Prompt("", "style", (box,), style=STYLES[s]) for s in ("noto", "twemoji"))
+    np.testing.assert_array_equal(real(data, [noto], frozenset())[1], [first])
+    with pytest.raises(ArgumentError, match="no icon of box, bold out of training"):
+        real(data, [twemoji], frozenset())
     with pytest.raises(ArgumentError, match="no icon of cone out of training"):
         real(data, [Prompt("a cone", "single", (Asked("cone"),))], frozenset())
 
@@ -670,6 +794,7 @@ def test_real_icons_are_put_together_as_the_prompts_ask(tmp_path):
         (["--data", "nowhere"], 2, "error: --data nowhere has no images.npy; tools/build_icons"),
         (["--data", "DATA", "--prompts", "0"], 2, "error: --prompts is 0; it must be in 1..847"),
         (["--steps", "0"], 2, "error: --num-inference-steps is 0; it must be at least 1"),
+        (["--data", "DATA", "--judge", "n"], 2, "error: --judge n has no classifier.json; the"),
         (["--data", "DATA", "--model", "./nowhere"], 1, "nowhere"),
     ],
 )

@@ -4,9 +4,12 @@
 
 A classifier, trained once on the real icons of the data set and of five more sets (an hour on one
 core) and kept in the output folder, names the things in every picture drawn; colours are measured
-from the pixels, and the things that stand apart are counted. The same figures for scenes of real
+from the pixels, the things that stand apart are counted, and a second network, kept there too,
+names the style. The same figures for scenes of real
 icons that neither it nor the model has seen are the ceiling. Writes `report.json`, `report.md` and
-a contact sheet of each kind of prompt over those of an earlier run.
+a contact sheet of each kind of prompt over those of an earlier run. `--kinds two style` draws only
+the prompts of these kinds, each from the seed that it has in the whole list; `--judge` names the
+folder of an earlier run's networks where the report is to lie elsewhere.
 """
 
 import argparse
@@ -23,7 +26,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from evaluation import copies, examples, figures, fit, judge, prompts, reconstruction, report, sheet
+from evaluation import (
+    copies,
+    examples,
+    figures,
+    fit,
+    judge,
+    prompts,
+    reconstruction,
+    report,
+    sheet,
+    styles,
+)
 from evaluation.classifier import Classifier
 from evaluation.frechet import DIRECTIONS, distance, principal
 from evaluation.judge import Judged
@@ -39,6 +53,7 @@ from ldm.pipeline import Pipeline
 from ldm.training.data import CaptionedImages
 from ldm.vae import AutoencoderKL
 
+JUDGE = "classifier.json"  # is written last
 SAMPLE = 1000  # icons that say which directions of the features matter, see ``distances``
 
 
@@ -58,16 +73,16 @@ def read_data(folder: Path) -> CaptionedImages:
 
 
 def draw(
-    pipe: Pipeline, asked: list[Prompt], arguments: argparse.Namespace
+    pipe: Pipeline, asked: list[Prompt], seeds: list[int], arguments: argparse.Namespace
 ) -> tuple[list[Image.Image], float]:
-    """A picture of each prompt, the i-th from seed + i, and the seconds for one."""
+    """A picture of each prompt, each from its seed, and the seconds for one."""
     pictures: list[Image.Image] = []
     started = time.monotonic()
     for start in range(0, len(asked), arguments.batch_size):
-        texts = [p.text for p in asked[start : start + arguments.batch_size]]
+        some = slice(start, start + arguments.batch_size)
         pictures += pipe(
-            texts,
-            seed=arguments.seed + start,
+            [prompt.text for prompt in asked[some]],
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds[some]],
             num_inference_steps=arguments.num_inference_steps,
             guidance_scale=arguments.guidance_scale,
             sampler=arguments.sampler,
@@ -162,15 +177,29 @@ def described(item: Judged, seed: int) -> dict[str, Any]:
     return {"seed": seed, **row.pop("prompt"), "right": item.right, **row}
 
 
+def asked_for(
+    data: CaptionedImages, arguments: argparse.Namespace
+) -> tuple[list[int], list[Prompt]]:
+    """The seeds and the prompts; raises ArgumentError for a number of them that there is not."""
+    known = set(examples.known_nouns(data))
+    held_out = [row for i in data.held_out.tolist() if (row := data.rows[i])["noun"] in known]
+    every = prompts.prompts(
+        [row["noun"] for row in held_out], [(row["noun"], row["set"]) for row in held_out]
+    )
+    chosen = prompts.choose(every, arguments.kinds, arguments.prompts)
+    return [arguments.seed + number for number, _ in chosen], [prompt for _, prompt in chosen]
+
+
 def evaluate(arguments: argparse.Namespace) -> None:
     """Everything that the command does; raises LDMError for whatever cannot work."""
     check_counts(arguments, "batch_size", "num_inference_steps", "threads")
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
+    kept = arguments.judge or arguments.output
+    if arguments.judge and not (kept / JUDGE).is_file():
+        raise ArgumentError(f"--judge {kept} has no {JUDGE}; the --output of an earlier run has")
     data = read_data(arguments.data)
-    known = set(examples.known_nouns(data))
-    others = {data.rows[i]["noun"] for i in data.held_out.tolist()} & known
-    asked = prompts.prompts(arguments.prompts, sorted(others))
+    seeds, asked = asked_for(data, arguments)
     folder = find_model(arguments.model)
     vae = load_component(AutoencoderKL, folder / "vae", torch.float32)
     say(f"reconstructing {len(data.held_out)} held-out icons")
@@ -181,15 +210,17 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
     pipe = Pipeline.from_pretrained(folder, dtype=arguments.dtype)
     arguments.output.mkdir(parents=True, exist_ok=True)
-    classifier = fit.trained(data, arguments.output, arguments.archives, say)
+    classifier = fit.trained(data, kept, arguments.archives, say)
     certainty = accuracy(classifier, data)
     say(f"classifier: {certainty['top1']:.1%} of {certainty['held_out']} held-out icons right")
 
     blue_aside = frozenset(noun.noun for noun in read_everyday() if noun.blue_aside)
+    styled = any(prompt.style for prompt in asked)
+    style_judge = styles.trained(data, kept, say) if styled else None
     answered, icons = real(data, asked, blue_aside)
-    ceiling = judge.judge(classifier, answered, icons, prompts.FORTY, blue_aside)
-    pictures, seconds = draw(pipe, asked, arguments)
-    judged = judge.judge(classifier, asked, pictures, prompts.FORTY, blue_aside)
+    ceiling = judge.judge(classifier, answered, icons, prompts.FORTY, blue_aside, style_judge)
+    pictures, seconds = draw(pipe, asked, seeds, arguments)
+    judged = judge.judge(classifier, asked, pictures, prompts.FORTY, blue_aside, style_judge)
     say("comparing with the icons of training")
     plain = copies.plain_icons(data)
     frechet = distances(classifier, data, judged, pictures)
@@ -206,7 +237,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         "real_kinds": figures.by_kind(ceiling),
         "objects": figures.by_object(judged),
         "real_objects": figures.by_object(ceiling),
-        "pictures": [described(item, arguments.seed + i) for i, item in enumerate(judged)],
+        "pictures": [described(*pair) for pair in zip(judged, seeds, strict=True)],
     }
     page = report.markdown(result)
     (arguments.output / "report.json").write_text(json.dumps(result, indent=1) + "\n")
@@ -229,7 +260,7 @@ def shared_parser(description: str) -> Parser:
         "--output",
         type=Path,
         default=Path("runs/evaluation"),
-        help="folder of the report and of the classifier (default: runs/evaluation)",
+        help="folder of the report and of the judges (default: runs/evaluation)",
     )
     add(
         "--archives",
@@ -237,7 +268,7 @@ def shared_parser(description: str) -> Parser:
         default=Path("data/npm"),
         help="folder of npm .tgz files, for the classifier's training (default: data/npm)",
     )
-    add("--prompts", type=int, metavar="N", help="only so many, of all kinds (default: all)")
+    add("--prompts", type=int, metavar="N", help="only so many, the first (default: all)")
     add("--threads", type=int, metavar="N", help="processor cores to use (default: torch's choice)")
     add("--debug", action="store_true", help="show the traceback of an error")
     return parser
@@ -258,6 +289,15 @@ def parser() -> Parser:
     add("--sampler", metavar="NAME", help="as of ldm-generate (default: the model's own)")
     add("--seed", type=int, default=0, help="of the first picture; the next count up (default: 0)")
     add("--batch-size", type=int, default=16, metavar="N", help="pictures at once (default: 16)")
+    add("--judge", type=Path, metavar="DIR", help="folder of the judges (default: --output)")
+    add(
+        "--kinds",
+        nargs="+",
+        default=prompts.KINDS,
+        choices=prompts.KINDS,
+        metavar="KIND",
+        help=f"only prompts of these: {', '.join(prompts.KINDS)} (default: all)",
+    )
     add("--dtype", help="of the model, as of ldm-generate (default: by the device)")
     add("--vae-only", action="store_true", help="only the PSNR; --model may hold only a vae/")
     return parser

@@ -23,7 +23,6 @@ from evaluation import figures, fit, judge, prompts
 from icons.nouns import read_everyday
 from ldm.cli.common import check_counts, run
 from ldm.cli.steer import FAST
-from ldm.errors import ArgumentError
 from ldm.pipeline import Pipeline
 
 INTERVAL, CACHE = ({name: FAST[name]} for name in ("guidance_interval", "deep_cache"))
@@ -73,10 +72,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
     check_counts(arguments, "batch_size", "num_inference_steps", "threads")
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    asked = [prompt for prompt in prompts.prompts() if prompt.kind in figures.NAMED]
-    if not 1 <= arguments.prompts <= len(asked):
-        raise ArgumentError(f"--prompts is {arguments.prompts}; it must be in 1..{len(asked)}")
-    asked = asked[: arguments.prompts]
+    chosen = prompts.choose(prompts.prompts(), figures.NAMED, arguments.prompts)
+    asked = [prompt for _, prompt in chosen]
     arguments.output.mkdir(parents=True, exist_ok=True)
     classifier = fit.trained(read_data(arguments.data), arguments.output, arguments.archives, say)
     blue_aside = frozenset(noun.noun for noun in read_everyday() if noun.blue_aside)

@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 
 from evaluation.judge import Judged
+from icons.captions import STYLES
 
 Verdict = Callable[[Judged], bool]
 COLOURED = ("colour", "new colour")
@@ -26,6 +27,7 @@ SHARES: dict[str, tuple[tuple[str, ...], Verdict]] = {
     "background": (("background",), lambda j: j.on_background),
     "place": (("place",), lambda j: j.in_place),
     "size": (("size",), lambda j: j.sized),
+    "style": (("style",), lambda j: j.styled),
 }
 
 
@@ -46,6 +48,9 @@ def shares(judged: Sequence[Judged]) -> dict[str, float | None]:
     for count in (1, 2, 3, 4):
         items = [j for j in judged if j.prompt.kind == "count" and j.prompt.count == count]
         result[f"count_{count}"] = share(items, lambda j: j.counted)
+    for style in STYLES.values():
+        items = [j for j in judged if j.prompt.style == style]
+        result[f"style_{style}"] = share(items, lambda j: j.styled)
     return result
 
 

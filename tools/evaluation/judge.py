@@ -9,6 +9,7 @@ from PIL import Image
 from evaluation.classifier import Classifier, Opinion
 from evaluation.colours import background_colour, object_colour
 from evaluation.prompts import Asked, Prompt
+from evaluation.styles import StyleJudge
 from evaluation.things import cut_out, find_things, together
 
 SMALL = 0.6  # the longer side, in shares of the picture's, from which on a thing is big
@@ -43,6 +44,7 @@ class Judged:
     background: str | None = None  # the colour's word
     centre: tuple[float, float] = (0.5, 0.5)  # of the foreground's box, x and y in [0, 1]
     length: float = 1.0  # of its longer side, in shares of the picture's
+    style: str | None = None  # a word of STYLES, where one was asked for
 
     @property
     def recognised(self) -> bool:
@@ -99,6 +101,11 @@ class Judged:
         return self.prompt.size == ("small" if self.length < SMALL else "big")
 
     @property
+    def styled(self) -> bool:
+        """It is in the style of the set asked for."""
+        return self.style == self.prompt.style
+
+    @property
     def right(self) -> bool:
         """What this kind of prompt is there for is as asked."""
         return {
@@ -111,6 +118,7 @@ class Judged:
             "background": self.on_background,
             "place": self.in_place,
             "size": self.sized,
+            "style": self.styled,
         }[self.prompt.kind]
 
     @property
@@ -122,6 +130,7 @@ class Judged:
             "background": f"on {self.background}",
             "place": "at {:.0%}, {:.0%}".format(*self.centre),
             "size": f"{self.length:.0%} long",
+            "style": f"{self.whole.noun}, {self.style}",
         }.get(self.prompt.kind, f"{self.whole.colour} {self.whole.noun}")
 
 
@@ -131,9 +140,16 @@ def judge(
     pictures: Sequence[np.ndarray | Image.Image],
     among: list[str],
     blue_aside: frozenset[str],
+    style_judge: StyleJudge | None = None,
 ) -> list[Judged]:
-    """A verdict for each picture. `blue_aside`: nouns whose blue parts may be windows."""
+    """A verdict for each picture.
+
+    `among` are the nouns of the narrower choice, `blue_aside` those whose blue parts may be
+    windows; `style_judge` is needed where prompts ask for a style.
+    """
     arrays = [np.asarray(picture) for picture in pictures]
+    styled = [array for prompt, array in zip(prompts, arrays, strict=True) if prompt.style]
+    words = iter(style_judge.seen(np.stack(styled)) if styled else [])
     found = [find_things(array) for array in arrays]
     crops, aside = [], []
     for prompt, array, things in zip(prompts, arrays, found, strict=True):
@@ -155,5 +171,7 @@ def judge(
         all_of_it, whole = together(things), next(seen)
         box = {"centre": all_of_it.centre, "length": all_of_it.length} if all_of_it else {}
         parts = tuple(next(seen) for _ in things)
-        result.append(Judged(prompt, whole, parts, background_colour(array), **box))
+        style = next(words) if prompt.style else None
+        background = background_colour(array)
+        result.append(Judged(prompt, whole, parts, background, style=style, **box))
     return result

@@ -1,4 +1,4 @@
-"""The fixed list of prompts that a model is measured with: 1,052 for the data set of seed 0.
+"""The fixed list of prompts that a model is measured with: 1,261 for the data set of seed 0.
 
 | kind | asks for | prompts |
 | --- | --- | --- |
@@ -11,6 +11,7 @@
 | background | the forty, each on a colour | 40 |
 | place | the forty, on the left, on the right, at the top or at the bottom | 40 |
 | size | the forty, small and big by turns | 40 |
+| style | every thing in the style that its held-out icon has | 209 |
 """
 
 from collections import defaultdict
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from icons.captions import the_thing
+from icons.captions import STYLES, the_thing
 from icons.colour import TONES
 from icons.nouns import read_everyday
 from icons.split import HELD_OUT_PAIRS, HELD_OUT_TOGETHER, read_eval_objects
@@ -41,6 +42,8 @@ TOGETHER = (
 PLACES = {"left": "on the left", "right": "on the right", "top": "at the top"}
 PLACES["bottom"] = "at the bottom"
 SIZES = ("small", "big")
+KINDS = ("single", "colour", "new colour", "two", "count")
+KINDS += ("synonym", "background", "place", "size", "style")
 WORDS = {row["noun"]: row["word"] for row in read_eval_objects()}
 FORTY = list(WORDS)
 
@@ -64,6 +67,7 @@ class Prompt:
     background: str | None = None  # a colour
     place: str | None = None  # a key of PLACES
     size: str | None = None  # one of SIZES
+    style: str | None = None  # a word of STYLES
 
     @property
     def noun(self) -> str:
@@ -78,40 +82,57 @@ class Prompt:
     @property
     def composed(self) -> bool:
         """Whether no icon answers the prompt as it is: colours, numbers, pairs, places."""
-        return self.kind not in ("single", "synonym")
+        return self.kind not in ("single", "synonym", "style")
 
 
-def prompts(count: int | None = None, others: Sequence[str] = ()) -> list[Prompt]:
-    """`count` of the prompts, a fair sample of every kind, or all of them.
+def prompts(
+    others: Sequence[str] = (), styled: Sequence[tuple[str, str]] = ()
+) -> list[tuple[int, Prompt]]:
+    """All prompts with their numbers, which are their seeds' places from the first one's.
+
+    By turns of all kinds, so that the first are a fair sample, but for those of styles: the last.
 
     Args:
-        count: how many; the first are of all kinds by turns, so that fewer are still a sample.
         others: nouns to ask for beside the forty, in `single` and `synonym`.
-
-    Raises ArgumentError for a count below 1 or above what there is.
+        styled: nouns and the icon sets in whose style to ask for them, in `style`.
     """
     kinds = defaultdict(list)
-    for prompt in everything([*FORTY, *sorted(set(others) - set(FORTY))]):
+    for prompt in everything([*FORTY, *sorted(set(others) - set(FORTY))], sorted(set(styled))):
         kinds[prompt.kind].append(prompt)
+    last = kinds.pop("style", [])
     placed = []
     for rows in kinds.values():
         # Every kind's own order is shuffled once, so that no part of it comes last.
         order = np.random.default_rng(0).permutation(len(rows))
         placed += [(i / len(rows), rows[j]) for i, j in enumerate(order)]
     found = [prompt for _, prompt in sorted(placed, key=lambda pair: pair[0])]
+    return list(enumerate(found + last))
+
+
+def choose(
+    rows: list[tuple[int, Prompt]], kinds: Sequence[str] = KINDS, count: int | None = None
+) -> list[tuple[int, Prompt]]:
+    """The first `count` of these kinds, or all.
+
+    Raises ArgumentError for a count below 1 or above what there is.
+    """
+    found = [(number, prompt) for number, prompt in rows if prompt.kind in kinds]
     if count is not None and not 1 <= count <= len(found):
         raise ArgumentError(f"--prompts is {count}; it must be in 1..{len(found)}")
     return found[:count]
 
 
-def everything(nouns: Sequence[str]) -> list[Prompt]:
+def everything(nouns: Sequence[str], styled: Sequence[tuple[str, str]] = ()) -> list[Prompt]:
     """All prompts, kind after kind; `nouns` are those of `single` and `synonym`."""
     table = {noun.noun: noun for noun in read_everyday()}
+
+    def called(noun: str) -> str:
+        word = WORDS.get(noun, table[noun].words[0])
+        return the_thing(word, noun not in WORDS and word in table[noun].bare)
+
     rows = []
     for noun in [*nouns, *FORTY]:  # the forty twice, from two seeds
-        word = WORDS.get(noun, table[noun].words[0])
-        text = the_thing(word, noun not in WORDS and word in table[noun].bare)
-        rows.append(Prompt(text, "single", (Asked(noun),)))
+        rows.append(Prompt(called(noun), "single", (Asked(noun),)))
     for index, noun in enumerate(FORTY):
         for colour in colour_order(index, noun)[:COLOURS]:
             rows.append(_one(noun, "colour", colour))
@@ -144,6 +165,9 @@ def everything(nouns: Sequence[str]) -> list[Prompt]:
         size = SIZES[index % len(SIZES)]
         text = the_thing(f"{size} {WORDS[noun]}", bare=False)
         rows.append(Prompt(text, "size", (Asked(noun),), size=size))
+    for noun, icon_set in styled:
+        style = STYLES[icon_set]
+        rows.append(Prompt(f"{called(noun)}, {style}", "style", (Asked(noun),), style=style))
     return rows
 
 

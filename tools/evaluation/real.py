@@ -7,6 +7,7 @@ import numpy as np
 from evaluation import scenes
 from evaluation.colours import repainted
 from evaluation.prompts import Prompt
+from icons.captions import STYLES
 from icons.colour import TONES, lch_to_rgb
 from ldm.errors import ArgumentError
 from ldm.training.data import CaptionedImages
@@ -23,17 +24,21 @@ def real(
     """A picture of held-out icons for each prompt: uint8 (H, W, 3), as large as those of the data.
 
     Prompts that no repainting answers (icons of many colours) are left out. Raises ArgumentError
-    for a noun without an icon.
+    for a noun without an icon, or without one in the style asked for.
     """
-    icon_of = {data.rows[i]["noun"]: i for i in reversed(data.held_out.tolist())}
+    icon_of = {}
+    for i in reversed(data.held_out.tolist()):
+        noun, style = data.rows[i]["noun"], STYLES.get(data.rows[i]["set"])
+        icon_of[noun, None] = icon_of[noun, style] = i
     rng = np.random.default_rng(0)
     kept, pictures = [], []
     for prompt in prompts:
         icons = []
         for asked in prompt.things:
-            if asked.noun not in icon_of:
-                raise ArgumentError(f"{data.folder} holds no icon of {asked.noun} out of training")
-            icon = np.asarray(data.images[icon_of[asked.noun]])
+            if (asked.noun, prompt.style) not in icon_of:
+                what = f"{asked.noun}, {prompt.style}" if prompt.style else asked.noun
+                raise ArgumentError(f"{data.folder} holds no icon of {what} out of training")
+            icon = np.asarray(data.images[icon_of[asked.noun, prompt.style]])
             if asked.colour:
                 icon = repainted(icon, asked.colour, asked.noun in blue_aside)
             icons.append(icon)

@@ -3,6 +3,7 @@
 from typing import Any
 
 from evaluation.frechet import DIRECTIONS
+from icons.captions import STYLES
 
 # Name of a figure → what it is, and the least that is wanted of it, if anything.
 BARS: dict[str, tuple[str, float | None]] = {
@@ -26,6 +27,8 @@ BARS: dict[str, tuple[str, float | None]] = {
     "background": ("background as asked", None),
     "place": ("place as asked", None),
     "size": ("size as asked", None),
+    "style": ("style as asked, of five", None),
+    **{f"style_{style}": (f"… {style}", None) for style in STYLES.values()},
     "near_copies": ("near-copies of training icons, where a colour or composition is asked", None),
     "frechet": (
         f"Fréchet distance to held-out icons, classifier's features ({DIRECTIONS} directions)",
@@ -76,9 +79,10 @@ def judge_line(judge: dict[str, Any]) -> str:
         f"{judge['held_out']} held-out icons it names {judge['top1']:.1%} right at once and "
         f"{judge['top5']:.1%} within five guesses. Things are what stands apart on the plain "
         "background. The data builder's code measures colours by the pixels; where these lie "
-        "between two words, the classifier decides. The real column is of held-out icons, "
-        "repainted and put together as the prompts ask (unless their many colours leave nothing "
-        "to repaint): no model can be expected to do better."
+        "between two words, the classifier decides. Styles are told apart by a second network, "
+        "which learnt from training's icons. The real column is of held-out icons, repainted and "
+        "put together as the prompts ask (unless their many colours leave nothing to repaint): no "
+        "model can be expected to do better."
     )
 
 
