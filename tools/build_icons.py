@@ -27,9 +27,9 @@ from icons import nouns, scenes, sources, split, variants
 COMMON, EVERYDAY, OTHER = 1.0, 0.6, 0.2
 # How often training draws a picture of each: half of all are of common things.
 WEIGHTS = {COMMON: 1.0, EVERYDAY: 0.6, OTHER: 0.3}
-# … and of each kind: things in company are small, and their shapes are learnt last. Three of five
+# … and of each kind: things in company are small, and their shapes are learnt last. Half of the
 # pictures are of two things.
-OF_KIND = {"one": 1.0, "placed": 1.0, "several": 2.0, "two": 7.0}
+OF_KIND = {"one": 1.0, "placed": 1.0, "several": 3.0, "two": 5.0}
 TYPICAL_ICONS = 5  # a noun drawn by every set has five; one with more gets fewer of each
 
 

@@ -2,9 +2,10 @@
 
     python tools/readme_pictures.py
 
-`grid.webp` (many prompts), `colours.webp` (one object, many colours), `sketch.png` with
-`image_to_image.webp` (what becomes of it) and `steps.webp` (the model's guess of the picture as the
-noise goes). The prompts and seeds are fixed, so the same model draws the same pictures.
+`grid.webp` (many prompts), `colours.webp` (one object, many colours), `styles.webp` (one object,
+all styles), `sketch.png` with `image_to_image.webp` (what becomes of it) and `steps.webp` (the
+model's guess of the picture as the noise goes). The prompts and seeds are fixed, so the same model
+draws the same pictures.
 """
 
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from evaluation.sheet import tile
-from icons.captions import the_thing
+from icons.captions import STYLES, the_thing
 from ldm.cli.common import EXIT_CODES, Parser, run
 from ldm.errors import ArgumentError
 from ldm.images import image_grid, save_image, to_pil
@@ -57,6 +58,7 @@ GRID = [  # prompt, seed
 ]
 COLOURS = ["red", "orange", "yellow", "green", "blue", "purple", "black", "white"]
 COLOURED, COLOURED_SEED = "car", 1
+STYLED, STYLED_SEED = "a mushroom", 1
 SKETCHED, SKETCH_SEED, STRENGTHS = "a red house", 1, [0.5, 0.8]
 STEPPED, STEPS_SEED, STEPS_SHOWN = "a red apple", 1, 6
 
@@ -78,10 +80,9 @@ def grid(pipe: Pipeline) -> Image.Image:
     return image_grid(tiles, GRID_COLUMNS)
 
 
-def colours(pipe: Pipeline) -> Image.Image:
-    """One object from one seed in every colour, side by side."""
-    texts = [the_thing(f"{colour} {COLOURED}", bare=False) for colour in COLOURS]
-    tiles = [tile(pipe(text, seed=COLOURED_SEED).images[0], text, lines=1) for text in texts]
+def side_by_side(pipe: Pipeline, texts: list[str], seed: int) -> Image.Image:
+    """Every text from one seed."""
+    tiles = [tile(pipe(text, seed=seed).images[0], text, lines=1) for text in texts]
     return image_grid(tiles, len(tiles))
 
 
@@ -113,9 +114,12 @@ def draw(model: str | None, folder: Path) -> None:
     """Draw and write everything. Raises ArgumentError where the files are too large for a clone."""
     pipe = Pipeline.from_pretrained(model, dtype="float32")
     start = sketch(128)
+    coloured = [the_thing(f"{colour} {COLOURED}", bare=False) for colour in COLOURS]
+    styled = [f"{STYLED}, {style}" for style in STYLES.values()]
     pictures = {
         "grid.webp": grid(pipe),
-        "colours.webp": colours(pipe),
+        "colours.webp": side_by_side(pipe, coloured, COLOURED_SEED),
+        "styles.webp": side_by_side(pipe, styled, STYLED_SEED),
         "image_to_image.webp": image_to_image(pipe, start),
         "steps.webp": steps(pipe),
         "sketch.png": start,

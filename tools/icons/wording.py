@@ -37,7 +37,7 @@ OPPOSITE = {"left": "right", "right": "left", "top": "bottom", "bottom": "top", 
 
 BARE_WORD = 0.14  # share of captions without the article
 FRAMES = ("a picture of {}", "an icon of {}", "a drawing of {}", "an emoji of {}")
-FRAMED, STYLED = 0.15, 0.25
+FRAMED, STYLED = 0.15, 0.5
 GROUNDS = (
     (0.7, "{} on {the} background"), (0.1, "{} with {the} background"),
     (0.1, "{}, {colour} background"), (0.05, "{} on {colour}"),
@@ -101,7 +101,7 @@ def caption(
         things: one or two, each with the word for it and whether that takes no article.
         relation: where the first of two is, seen from the second, if that is to be said.
         background: its colour, if that is to be said.
-        style: word for the look of the icon set, added to a quarter of the captions.
+        style: word for the look of the icon set, added to half of the captions.
     """
     if len(things) == 2:
         if rng.random() < 0.5:
