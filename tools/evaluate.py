@@ -5,11 +5,13 @@
 A classifier, trained once on the real icons of the data set and of five more sets (an hour on one
 core) and kept in the output folder, names the things in every picture drawn; colours are measured
 from the pixels, the things that stand apart are counted, and a second network, kept there too,
-names the style. The same figures for scenes of real
-icons that neither it nor the model has seen are the ceiling. Writes `report.json`, `report.md` and
-a contact sheet of each kind of prompt over those of an earlier run. `--kinds two style` draws only
-the prompts of these kinds, each from the seed that it has in the whole list; `--judge` names the
-folder of an earlier run's networks where the report is to lie elsewhere.
+tells the style. The same figures for scenes of real icons that neither they nor the model have seen
+are the ceiling. Writes `report.json`, `report.md` and a contact sheet of each kind of prompt over
+those of an earlier run.
+
+`--kinds two style` draws only the prompts of these kinds, each from the seed that it has in the
+whole list; `--judge` names the folder of an earlier run's networks where the report is to lie
+elsewhere.
 """
 
 import argparse
