@@ -503,6 +503,15 @@ def test_a_wrong_picture_is_described():
     assert judged("single", ["bus"], *things).description == "red cat"
 
 
+def test_the_report_says_what_was_asked_for_and_what_is_seen():
+    item = judged("style", ["cat"], seen("dog"), style=("flat", "3d"))
+    found = evaluate.described(item, 7)
+    assert (found["seed"], found["right"]) == (7, False)
+    assert (found["prompt"]["style"], found["style"]) == ("flat", "3d")
+    assert found["prompt"]["things"] == ({"noun": "cat", "colour": None},)
+    assert found["things"][0]["opinion"]["nouns"][0] == "dog"
+
+
 # Classifier
 
 

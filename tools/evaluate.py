@@ -175,8 +175,7 @@ def settings(pipe: Pipeline, arguments: argparse.Namespace) -> dict[str, Any]:
 
 def described(item: Judged, seed: int) -> dict[str, Any]:
     """One picture in `report.json`."""
-    row = dataclasses.asdict(item)
-    return {"seed": seed, **row.pop("prompt"), "right": item.right, **row}
+    return {"seed": seed, "right": item.right, **dataclasses.asdict(item)}
 
 
 def asked_for(

@@ -51,14 +51,14 @@ GRID = [  # prompt, seed
     ("a banana and a strawberry", 1),
     ("two red apples", 1),
     ("three blue birds", 1),
-    ("four yellow stars on a purple background", 1),
+    ("four yellow stars on purple", 1),
     ("three rockets", 1),
     ("a small tree on the left", 1),
     ("a tiny red balloon at the top right", 1),
 ]
 COLOURS = ["red", "orange", "yellow", "green", "blue", "purple", "black", "white"]
 COLOURED, COLOURED_SEED = "car", 1
-STYLED, STYLED_SEED = "a mushroom", 1
+STYLED, STYLED_SEED = "a cake", 2
 SKETCHED, SKETCH_SEED, STRENGTHS = "a red house", 1, [0.5, 0.8]
 STEPPED, STEPS_SEED, STEPS_SHOWN = "a red apple", 1, 6
 
