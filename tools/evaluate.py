@@ -40,7 +40,7 @@ from evaluation import (
     sheet,
     styles,
 )
-from evaluation.classifier import Classifier
+from evaluation.classifier import ABOUT, Classifier
 from evaluation.frechet import DIRECTIONS, distance, principal
 from evaluation.judge import Judged
 from evaluation.prompts import Prompt
@@ -55,7 +55,6 @@ from ldm.pipeline import Pipeline
 from ldm.training.data import CaptionedImages
 from ldm.vae import AutoencoderKL
 
-JUDGE = "classifier.json"  # is written last
 SAMPLE = 1000  # icons that say which directions of the features matter, see ``distances``
 
 
@@ -197,8 +196,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     kept = arguments.judge or arguments.output
-    if arguments.judge and not (kept / JUDGE).is_file():
-        raise ArgumentError(f"--judge {kept} has no {JUDGE}; the --output of an earlier run has")
+    if arguments.judge and not (kept / ABOUT).is_file():
+        raise ArgumentError(f"--judge {kept} has no {ABOUT}; the --output of an earlier run has")
     data = read_data(arguments.data)
     seeds, asked = asked_for(data, arguments)
     folder = find_model(arguments.model)

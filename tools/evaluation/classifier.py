@@ -14,6 +14,7 @@ from ldm.checkpoints.tensors import read_tensors, write_tensors
 SIZE = 48  # pixels of a side that it looks at
 WIDTHS = (96, 224, 448)
 POOLED = 2  # side of the last map
+ABOUT = "classifier.json"  # is written last
 
 
 @dataclass(frozen=True)
@@ -115,12 +116,12 @@ def save(classifier: Classifier, about: dict, folder: Path) -> None:
     """Write `classifier.safetensors` and, last, `classifier.json` with `about` and the labels."""
     write_tensors(classifier.state_dict(), folder / "classifier.safetensors")
     labels = {"nouns": classifier.labels.nouns, "colours": classifier.labels.colours}
-    (folder / "classifier.json").write_text(json.dumps(about | labels, indent=1) + "\n")
+    (folder / ABOUT).write_text(json.dumps(about | labels, indent=1) + "\n")
 
 
 def load(folder: Path) -> tuple[Classifier, dict]:
     """What `save` wrote. Raises CheckpointError for a broken weight file."""
-    about = json.loads((folder / "classifier.json").read_text())
+    about = json.loads((folder / ABOUT).read_text())
     labels = Labels(tuple(about.pop("nouns")), tuple(about.pop("colours")))
     classifier = Classifier(labels)
     classifier.load_state_dict(read_tensors(folder / "classifier.safetensors"))

@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from evaluation.examples import single_rows
+from evaluation.examples import on_white, single_rows
 from evaluation.things import find_things, together
 from ldm.training.data import CaptionedImages
 
@@ -21,7 +21,7 @@ CANDIDATES = 16  # nearest by squares, which are faster to compute, among which 
 
 def plain_icons(data: CaptionedImages) -> Tensor:
     """All training pictures of one icon on white, in whatever colour: float32 (N, SIDE²·3)."""
-    rows = [i for i in single_rows(data) if data.rows[i]["background"] in (None, "white")]
+    rows = [i for i in single_rows(data) if on_white(data.rows[i])]
     return as_rows([_framed(np.asarray(data.images[i])) for i in rows])
 
 

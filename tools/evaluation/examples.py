@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections import defaultdict
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from evaluation import classifier
 from icons.nouns import read_everyday
+from ldm.errors import ArgumentError
 from ldm.training.data import CaptionedImages
 
 MIN_ICONS = 2  # a noun with fewer in training cannot be learnt
@@ -45,6 +47,11 @@ def kind(row: dict[str, Any]) -> str:
     return row.get("kind", "one")
 
 
+def on_white(row: dict[str, Any]) -> bool:
+    """Whether the background is white, said or not."""
+    return row["background"] in (None, "white")
+
+
 def single_rows(data: CaptionedImages) -> list[int]:
     """Rows of the training split that show one icon, and know which thing it is."""
     rows = data.train.tolist()
@@ -68,3 +75,11 @@ def fingerprint(data: CaptionedImages) -> str:
     keys = ("split", "set", "icon", "noun")
     icons = {tuple(row[key] for key in keys) for row in data.rows if kind(row) == "one"}
     return hashlib.sha256(json.dumps(sorted(icons, key=str)).encode()).hexdigest()[:16]
+
+
+def other_icons(path: Path, data: CaptionedImages) -> ArgumentError:
+    """The error for a network at `path` that learnt from other icons than those of `data`."""
+    return ArgumentError(
+        f"{path} is of other icons than {data.folder}; delete it, or choose another folder "
+        "(--output, --judge)"
+    )

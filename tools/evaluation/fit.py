@@ -11,9 +11,8 @@ import torch.nn.functional as F
 from evaluation import classifier, other_sets
 from evaluation.augment import augment, mix
 from evaluation.classifier import SIZE, Classifier, Labels
-from evaluation.examples import Examples, fingerprint, known_nouns, of_training
+from evaluation.examples import Examples, fingerprint, known_nouns, of_training, other_icons
 from icons.colour import TONES
-from ldm.errors import ArgumentError
 from ldm.training.data import CaptionedImages
 
 STEPS, BATCH, LEARNING_RATE, WEIGHT_DECAY = 8000, 128, 2e-3, 0.05
@@ -34,13 +33,10 @@ def trained(
     Raises ArgumentError where the one there was trained on other icons, or a package cannot be had.
     """
     about = {"data": fingerprint(data), "more": [p.archive for p in other_sets.SETS.values()]}
-    if (folder / "classifier.json").exists():
+    if (folder / classifier.ABOUT).exists():
         model, found = classifier.load(folder)
         if {key: found.get(key) for key in about} != about:
-            raise ArgumentError(
-                f"{folder / 'classifier.json'} is of other icons than {data.folder}; delete it, "
-                "or choose another --output"
-            )
+            raise other_icons(folder / classifier.ABOUT, data)
         return model
     say(f"training the classifier on the icons of {data.folder} and more: an hour, once")
     nouns = known_nouns(data)

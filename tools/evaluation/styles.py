@@ -9,11 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from evaluation.classifier import convolution, to_float
-from evaluation.examples import fingerprint, kind
+from evaluation.examples import fingerprint, kind, on_white, other_icons
 from evaluation.fit import rate
 from icons.captions import STYLES
 from ldm.checkpoints.tensors import read_checkpoint, write_tensors
-from ldm.errors import ArgumentError
 from ldm.training.data import CaptionedImages
 
 WORDS = tuple(STYLES.values())
@@ -75,10 +74,7 @@ def trained(data: CaptionedImages, folder: Path, say: Callable[[str], None]) -> 
     if path.exists():
         found = read_checkpoint(path)
         if found.metadata.get("data") != digest:
-            raise ArgumentError(
-                f"{path} is of other icons than {data.folder}; delete it, or choose another "
-                "--output"
-            )
+            raise other_icons(path, data)
         model = StyleJudge()
         model.load_state_dict(found.tensors)
         return model.eval()
@@ -90,13 +86,8 @@ def trained(data: CaptionedImages, folder: Path, say: Callable[[str], None]) -> 
 
 def plain_rows(data: CaptionedImages) -> list[int]:
     """Training's pictures of one icon on white of which no colour is said: mostly its own."""
-    return [
-        i
-        for i in data.train.tolist()
-        if kind(data.rows[i]) == "one"
-        and not data.rows[i]["colour"]
-        and data.rows[i]["background"] in (None, "white")
-    ]
+    rows = ((i, data.rows[i]) for i in data.train.tolist())
+    return [i for i, row in rows if kind(row) == "one" and not row["colour"] and on_white(row)]
 
 
 def fit(data: CaptionedImages, say: Callable[[str], None]) -> StyleJudge:
