@@ -1,0 +1,56 @@
+"""The configuration of the text encoder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+from ldm.config.base import Config
+from ldm.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class CLIPTextConfig(Config):
+    """``CLIPTextModel``: transformers' defaults (CLIP ViT-B/32's text side)."""
+
+    vocab_size: int = 49408
+    hidden_size: int = 512
+    intermediate_size: int = 2048
+    projection_dim: int = 512
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 8
+    max_position_embeddings: int = 77
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+    eos_token_id: int = 49407
+    # "CLIPTextModel" has no text_projection, "CLIPTextModelWithProjection" has one.
+    architectures: tuple[str, ...] = ("CLIPTextModel",)
+
+    EXTRA: ClassVar[dict[str, Any]] = {
+        "model_type": "clip_text_model",
+        "bos_token_id": 49406,
+        "pad_token_id": 1,
+    }
+    IGNORED: ClassVar[frozenset[str]] = frozenset(
+        "model_type bos_token_id pad_token_id dtype torch_dtype transformers_version "
+        "initializer_factor initializer_range attention_dropout dropout".split()
+    )
+
+    def __post_init__(self) -> None:
+        if self.hidden_act not in ("quick_gelu", "gelu"):
+            raise CheckpointError(
+                f"hidden_act is {self.hidden_act!r}; expected 'quick_gelu' or 'gelu'"
+            )
+        if self.hidden_size % self.num_attention_heads:
+            raise CheckpointError(
+                f"hidden_size {self.hidden_size} is not divisible by "
+                f"num_attention_heads {self.num_attention_heads}"
+            )
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], source: str = "config") -> CLIPTextConfig:
+        """As ``Config.from_dict``, without the generation settings that old transformers wrote."""
+        known = {field.name for field in fields(cls)} | cls.IGNORED
+        return super().from_dict(
+            {k: v for k, v in values.items() if k in known and v is not None}, source
+        )
