@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import torch
 
-from ldm.conditioning import Conditioning, Prompted, Script
 from ldm.config import ClassifierConfig, UNetConfig
 from ldm.errors import ArgumentError, CheckpointError
+from ldm.text.conditioning import Conditioning, Prompted, Script
 
 NEAR, SHOWN = 4, 12  # names that an error offers, for a wrong one and for none
 

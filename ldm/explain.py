@@ -22,10 +22,10 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from ldm.chunks import cut
 from ldm.errors import ArgumentError
 from ldm.layers import Attention, SpatialTransformer
-from ldm.tokenizer import CLIPTokenizer
+from ldm.text.chunks import cut
+from ldm.text.tokenizer import CLIPTokenizer
 from ldm.unet import UNet
 
 COARSEST = 4  # of the latents' pixels in one of the layer's: DAAM leaves out the layers below

@@ -19,7 +19,7 @@ from ldm.devices import vae_dtype
 from ldm.errors import CheckpointError
 from ldm.preview import LinearPreview
 from ldm.scheduler import DDPMScheduler
-from ldm.tokenizer import CLIPTokenizer
+from ldm.text.tokenizer import CLIPTokenizer
 from ldm.unet import UNet
 from ldm.vae import AutoencoderKL
 

@@ -10,12 +10,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ldm.conditioning import Conditioning, Prompted, Script
 from ldm.errors import ArgumentError
 from ldm.fast.deepcache import DeepCache
 from ldm.fast.graphs import Graphs
 from ldm.samplers import Told
 from ldm.scheduler import DDPMScheduler, Level
+from ldm.text.conditioning import Conditioning, Prompted, Script
 from ldm.unet import UNet
 
 # (x, level) → the gradient at x, like it, of the log-probability that a guidance raises; None: of

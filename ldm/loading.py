@@ -38,7 +38,7 @@ from ldm.config import Config, UNetConfig, VAEConfig
 from ldm.devices import vae_dtype
 from ldm.errors import CheckpointError
 from ldm.scheduler import DDPMScheduler
-from ldm.tokenizer import CLIPTokenizer
+from ldm.text.tokenizer import CLIPTokenizer
 from ldm.unet import UNet
 from ldm.vae import AutoencoderKL
 

@@ -29,14 +29,6 @@ from ldm.classifier import Classifier
 from ldm.classifier_guidance import guided_by
 from ldm.clip import CLIPTextEncoder
 from ldm.codec import Codec, Pixels
-from ldm.conditioning import (
-    AESTHETIC_SCORE,
-    NEGATIVE_AESTHETIC_SCORE,
-    TextModel,
-    encode_prompts,
-    spread,
-    time_ids,
-)
 from ldm.config import SchedulerConfig
 from ldm.defaults import Defaults
 from ldm.devices import choose_device, choose_dtype
@@ -78,8 +70,16 @@ from ldm.samplers import (
 )
 from ldm.samplers.spacing import lcm_levels
 from ldm.scheduler import DDPMScheduler
+from ldm.text.conditioning import (
+    AESTHETIC_SCORE,
+    NEGATIVE_AESTHETIC_SCORE,
+    TextModel,
+    encode_prompts,
+    spread,
+    time_ids,
+)
+from ldm.text.tokenizer import CLIPTokenizer
 from ldm.tiling import tiled
-from ldm.tokenizer import CLIPTokenizer
 from ldm.unet import UNet
 from ldm.vae import AutoencoderKL
 
@@ -410,7 +410,7 @@ class Pipeline:
 
         Args:
             prompt: one text or several; "" draws without a text. Words are weighted, joined and
-                changed from step to step in the grammar of ``ldm.prompts``: brackets that are text
+                changed from step to step in the grammar of ``ldm.text.grammar``: brackets that are text
                 are written ``\\(`` and ``\\[``. Steps count from the first that is run; in
                 image-to-image, too, fractions are of all ``num_inference_steps``, as in A1111.
                 Of a model without text: a class's name or number (see ``ldm.classes``).

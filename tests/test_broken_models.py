@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from ldm.assets import asset_path
 from ldm.errors import LDMError
 from ldm.pipeline import Pipeline
-from ldm.tokenizer import CLIPTokenizer
+from ldm.text.tokenizer import CLIPTokenizer
 
 STRANGE: list[Any] = [
     None, True, False, -1, 0, 1, 2, 3, 7, 2**20, 2**31, 10**30, -0.5, 1e-30, 1e308, math.nan,

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from ldm.classifier import Classifier
 from ldm.classifier_guidance import ClassifierGuidance
-from ldm.conditioning import Conditioning, Prompted, Script
 from ldm.config import ClassifierConfig, SchedulerConfig
 from ldm.errors import ArgumentError, CheckpointError
 from ldm.guidance import Denoiser, Guidance
 from ldm.pipeline import Pipeline
 from ldm.samplers import bind, plan, sample
 from ldm.scheduler import DDPMScheduler, Level
+from ldm.text.conditioning import Conditioning, Prompted, Script
 
 M, S = 0.8, 0.3  # class 0 is N(−M, S²), class 1 N(M, S²)
 COUNT = 4000

@@ -12,13 +12,13 @@ from conftest import difference, draw
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ldm.chunks import BACKTRACK, MAX_CHUNKS, Chunk, cut
-from ldm.conditioning import Conditioning, Prompted, Script, encode_prompts
 from ldm.errors import ArgumentError
 from ldm.guidance import Denoiser, Guidance
 from ldm.pipeline import Pipeline
 from ldm.scheduler import CLEAN, Level
-from ldm.tokenizer import CLIPTokenizer
+from ldm.text.chunks import BACKTRACK, MAX_CHUNKS, Chunk, cut
+from ldm.text.conditioning import Conditioning, Prompted, Script, encode_prompts
+from ldm.text.tokenizer import CLIPTokenizer
 
 
 @pytest.fixture(scope="module")

@@ -11,13 +11,13 @@ from conftest import randomize
 from torch import Tensor
 
 from ldm import Pipeline
-from ldm.conditioning import encode_prompts
 from ldm.errors import ArgumentError
 from ldm.explain import AttentionMaps, probabilities
 from ldm.guidance import Denoiser, Guidance
 from ldm.hires import hires_fix
 from ldm.layers import Attention, SpatialTransformer
-from ldm.tokenizer import CLIPTokenizer
+from ldm.text.conditioning import encode_prompts
+from ldm.text.tokenizer import CLIPTokenizer
 
 
 @pytest.fixture(scope="module")

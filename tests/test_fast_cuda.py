@@ -14,7 +14,6 @@ from conftest import difference, randomize
 from test_fast_unets import CASES, Asked, asked, at_random
 from torch import Tensor
 
-from ldm.conditioning import Conditioning, Prompted, Script
 from ldm.config import SchedulerConfig
 from ldm.errors import ArgumentError
 from ldm.fast.compiled import REGIONS, compile_regions, uncompile
@@ -23,6 +22,7 @@ from ldm.fast.offload import Offload
 from ldm.guidance import Denoiser, Guidance
 from ldm.pipeline import Pipeline
 from ldm.scheduler import DDPMScheduler
+from ldm.text.conditioning import Conditioning, Prompted, Script
 from ldm.unet import UNet
 
 SETTINGS = {"num_inference_steps": 3, "seed": 5, "output_type": "pt"}

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ldm.errors import ArgumentError
-from ldm.prompt_schedule import schedule
-from ldm.prompts import MAX_OPEN, Span, split, weigh
+from ldm.text.editing import schedule
+from ldm.text.grammar import MAX_OPEN, Span, split, weigh
 
 # The examples of A1111's parser, with weights to the last bit.
 WEIGHTS = {

@@ -10,7 +10,7 @@ import transformers
 
 from ldm.assets import asset_path
 from ldm.errors import ArgumentError, CheckpointError
-from ldm.tokenizer import CLIPTokenizer
+from ldm.text.tokenizer import CLIPTokenizer
 
 FOLDER = asset_path("weights") / "tokenizer"
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from ldm.assets import asset_path
 from ldm.checkpoints.folder import load_component
 from ldm.clip import CLIPTextEncoder
-from ldm.tokenizer import CLIPTokenizer
+from ldm.text.tokenizer import CLIPTokenizer
 
 Alike = Callable[[list[str], list[str]], Tensor]
 

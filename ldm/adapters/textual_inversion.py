@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ldm.checkpoints.tensors import read_embedding
-from ldm.conditioning import TextModel
 from ldm.errors import ArgumentError, CheckpointError
+from ldm.text.conditioning import TextModel
 
 # SDXL's files have vectors for both encoders.
 XL_KEYS = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}

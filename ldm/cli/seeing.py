@@ -70,8 +70,8 @@ def check_sizes(
 
 def count_words(prompt: str, steps: int) -> int:
     """About how many words ``--explain`` shows of a prompt: of all texts that are heard."""
-    from ldm.prompt_schedule import schedule
-    from ldm.prompts import split
+    from ldm.text.editing import schedule
+    from ldm.text.grammar import split
 
     texts = {text for part, _ in split(prompt) for _, text in schedule(part, max(steps, 1))}
     return sum(len(text.split()) for text in texts)

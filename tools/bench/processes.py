@@ -150,7 +150,7 @@ def sd15() -> Path:
     from ldm.checkpoints.family import read_family
     from ldm.clip import CLIPTextEncoder
     from ldm.pipeline import Pipeline
-    from ldm.tokenizer import CLIPTokenizer
+    from ldm.text.tokenizer import CLIPTokenizer
     from ldm.unet import UNet
     from ldm.vae import AutoencoderKL
 

@@ -20,7 +20,7 @@ from ldm.errors import ArgumentError
 from ldm.images import image_grid
 from ldm.pipeline import Defaults, Pipeline
 from ldm.scheduler import DDPMScheduler
-from ldm.tokenizer import CLIPTokenizer
+from ldm.text.tokenizer import CLIPTokenizer
 from ldm.training.config import TrainConfig
 from ldm.training.data import Pictures, open_data
 from ldm.training.data.buckets import bucket_sizes

@@ -18,7 +18,7 @@ from ldm.assets import asset_path
 from ldm.checkpoints.folder import save_component
 from ldm.clip import CLIPTextEncoder
 from ldm.config import CLIPTextConfig
-from ldm.tokenizer import CLIPTokenizer
+from ldm.text.tokenizer import CLIPTokenizer
 from ldm.training.config import TrainConfig
 from ldm.training.data import EmbeddedTexts
 from ldm.training.objectives import distillation_loss

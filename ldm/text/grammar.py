@@ -9,7 +9,7 @@ r"""A1111's prompt grammar: text → which words count how much, and at which st
 Brackets nest, and weights then multiply. A bracket that is never closed counts up to the end, in
 weights; everything that is no well-formed ``[a:b:0.5]`` or ``[a|b]`` is left to the weights.
 
-A prompt is read in this order: ``split`` at AND, ``schedule`` each text (ldm.prompt_schedule),
+A prompt is read in this order: ``split`` at AND, ``schedule`` each text (ldm.text.editing),
 ``weigh`` each result.
 Source: AUTOMATIC1111's stable-diffusion-webui, as its documentation and its examples have it. Two
 differences: a BREAK within brackets is a BREAK there, too (A1111 then draws the word), and a

@@ -133,7 +133,7 @@ class CLIPTokenizer:
     def __call__(self, texts: Sequence[str]) -> list[list[int]]:
         """Texts → (B, 77) ids: start, at most 75 tokens of the text, end, padding.
 
-        The rest of a longer text is left out; prompts are cut into chunks by ``ldm.chunks``.
+        The rest of a longer text is left out; prompts are cut into chunks by ``ldm.text.chunks``.
         """
         if isinstance(texts, str):
             raise ArgumentError(f"texts is {texts!r}; it must be a list of strings: [{texts!r}]")

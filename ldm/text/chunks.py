@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from ldm.errors import ArgumentError
-from ldm.prompts import Span, weigh
-from ldm.tokenizer import CLIPTokenizer
+from ldm.text.grammar import Span, weigh
+from ldm.text.tokenizer import CLIPTokenizer
 
 BACKTRACK = 20  # tokens after a comma that go to the next chunk rather than be torn from the rest
 MAX_CHUNKS = 100  # of a prompt; a U-Net's time and memory grow with each

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ldm.chunks import Chunk, cut
 from ldm.clip import CLIPTextEncoder
 from ldm.errors import ArgumentError
-from ldm.prompt_schedule import schedule
-from ldm.prompts import split
-from ldm.tokenizer import CLIPTokenizer
+from ldm.text.chunks import Chunk, cut
+from ldm.text.editing import schedule
+from ldm.text.grammar import split
+from ldm.text.tokenizer import CLIPTokenizer
 
 # The refiner of SDXL is told how pleasing its pictures are to be, of 10; diffusers' values.
 AESTHETIC_SCORE, NEGATIVE_AESTHETIC_SCORE = 6.0, 2.5
@@ -86,7 +86,7 @@ def encode_prompts(
 ) -> list[Prompted]:
     """The states of the prompts' tokens, in the encoders' dtype and device, prompt by prompt.
 
-    Prompts are in the grammar of ``ldm.prompts``; in negative ones, AND is a word, as in A1111.
+    Prompts are in the grammar of ``ldm.text.grammar``; in negative ones, AND is a word, as in A1111.
     A prompt's texts, its negative one and its parts are filled up with empty chunks to the same
     number, on which other prompts have no influence: each picture is the one drawn alone.
 

@@ -1,4 +1,4 @@
-"""``[a:b:0.5]`` and ``[a|b]`` in prompts: what a text is at each step; see ``ldm.prompts``."""
+"""``[a:b:0.5]`` and ``[a|b]`` in prompts: what a text is at each step; see ``ldm.text.grammar``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from ldm.errors import ArgumentError
-from ldm.prompts import NUMBER, check_depth
+from ldm.text.grammar import NUMBER, check_depth
 
 MAX_LENGTH = 100_000  # characters of a prompt; a context of a hundred chunks is far shorter
 TOKEN = re.compile(r"(?P<text>(?:[^\\\[\]():|]|\\.)+)|(?P<sign>[\[\]():|])")

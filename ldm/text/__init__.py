@@ -1,0 +1,1 @@
+"""Text to what the U-Net reads: tokens, prompt grammar, conditioning."""
