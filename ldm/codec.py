@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from ldm.fast import decode_in_strips, decode_needs_strips
 from ldm.inputs import expand
-from ldm.noise import Noise
 from ldm.preview import fit_to
+from ldm.samplers.noise import Noise
 from ldm.vae import AutoencoderKL
 
 

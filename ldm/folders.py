@@ -14,7 +14,7 @@ from ldm.classifier import Classifier
 from ldm.clip import CLIPTextEncoder
 from ldm.codec import Pixels
 from ldm.config import SchedulerConfig, read_json, write_json
-from ldm.defaults import Defaults
+from ldm.config.generation import Defaults
 from ldm.devices import vae_dtype
 from ldm.errors import CheckpointError
 from ldm.preview import LinearPreview

@@ -30,7 +30,7 @@ from ldm.classifier_guidance import guided_by
 from ldm.clip import CLIPTextEncoder
 from ldm.codec import Codec, Pixels
 from ldm.config import SchedulerConfig
-from ldm.defaults import Defaults
+from ldm.config.generation import Defaults
 from ldm.devices import choose_device, choose_dtype
 from ldm.errors import ArgumentError
 from ldm.explain import AttentionMaps, explain
@@ -57,7 +57,6 @@ from ldm.inputs import (
     to_pixels,
 )
 from ldm.loading import load_file, load_vae, names_of, save_file
-from ldm.noise import Noise
 from ldm.samplers import (
     Choice,
     Pair,
@@ -68,6 +67,7 @@ from ldm.samplers import (
     sample,
     start_index,
 )
+from ldm.samplers.noise import Noise
 from ldm.samplers.spacing import lcm_levels
 from ldm.scheduler import DDPMScheduler
 from ldm.text.conditioning import (
@@ -427,7 +427,7 @@ class Pipeline:
             height, width: pixels, multiples of 8 where there is a VAE; None is the image's size,
                 rounded down to such a multiple, without an image the model's own.
             num_inference_steps, guidance_scale: None as the model advises, else 50 and 7.5
-                (XL: 50 and 5, LCM: 4 and 8.5, of pixels: see ``ldm.defaults``) as in diffusers.
+                (XL: 50 and 5, LCM: 4 and 8.5, of pixels: see ``ldm.config.generation``) as in diffusers.
                 Guidance is off for scales up to 1.
             guidance_rescale, guidance_interval: see ``ldm.guidance.Guidance``.
             num_images_per_prompt: pictures of each prompt.

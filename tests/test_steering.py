@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from ldm.errors import ArgumentError
-from ldm.noise import Noise, slerp
+from ldm.samplers.noise import Noise, slerp
 from ldm.tiling import seamless
 
 ARGUMENTS = {"num_inference_steps": 3, "guidance_scale": 3.0, "seed": 5}

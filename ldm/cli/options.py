@@ -15,7 +15,7 @@ from ldm.samplers.names import listing
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 STRENGTH = 0.8
-MAX_SEED = 2**63 - 1  # as PyTorch's generators and ldm.noise take it
+MAX_SEED = 2**63 - 1  # as PyTorch's generators and ldm.samplers.noise take it
 MAX_PICTURES = 100_000  # of one command; more is a slip of the finger
 
 
