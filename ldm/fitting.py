@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
-from ldm.codec import PixelConfig
 from ldm.config import ClassifierConfig, CLIPTextConfig, SchedulerConfig, UNetConfig, VAEConfig
 from ldm.errors import CheckpointError
+from ldm.latents import PixelConfig
 
 
 def check_parts(

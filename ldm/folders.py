@@ -12,11 +12,11 @@ from ldm import __version__
 from ldm.checkpoints.folder import M, load_component, save_component
 from ldm.classifier import Classifier
 from ldm.clip import CLIPTextEncoder
-from ldm.codec import Pixels
 from ldm.config import SchedulerConfig, read_json, write_json
 from ldm.config.generation import Defaults
 from ldm.devices import vae_dtype
 from ldm.errors import CheckpointError
+from ldm.latents import Pixels
 from ldm.preview import LinearPreview
 from ldm.scheduler import DDPMScheduler
 from ldm.text.tokenizer import CLIPTokenizer

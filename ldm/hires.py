@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from ldm.errors import ArgumentError
-from ldm.inputs import check_numbers, check_size
+from ldm.images.inputs import check_numbers, check_size
 from ldm.pipeline import Pipeline, Progress
 
 STRENGTH = 0.5

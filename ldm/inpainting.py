@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ldm.inputs import expand
+from ldm.images.inputs import expand
 from ldm.samplers import Pair
 from ldm.scheduler import CLEAN, Level
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ldm import codec, images
+from ldm import latents as codec
 from ldm.adapters.lora import Lora, Loras
 from ldm.adapters.textual_inversion import TextualInversions
 from ldm.checkpoints.source import find_model
@@ -28,7 +28,6 @@ from ldm.classes import Classes
 from ldm.classifier import Classifier
 from ldm.classifier_guidance import guided_by
 from ldm.clip import CLIPTextEncoder
-from ldm.codec import Codec, Pixels
 from ldm.config import SchedulerConfig
 from ldm.config.generation import Defaults
 from ldm.devices import choose_device, choose_dtype
@@ -44,8 +43,8 @@ from ldm.fast.times import TimedUNet
 from ldm.fitting import blame, check_parts
 from ldm.folders import load_folder, save_folder
 from ldm.guidance import Denoiser, Guidance, Hear
-from ldm.inpainting import Blend, paste, unchanged
-from ldm.inputs import (
+from ldm.images import to_pil
+from ldm.images.inputs import (
     HALF,
     Picture,
     check_numbers,
@@ -56,6 +55,8 @@ from ldm.inputs import (
     to_masks,
     to_pixels,
 )
+from ldm.inpainting import Blend, paste, unchanged
+from ldm.latents import Codec, Pixels
 from ldm.loading import load_file, load_vae, names_of, save_file
 from ldm.samplers import (
     Choice,
@@ -410,8 +411,8 @@ class Pipeline:
 
         Args:
             prompt: one text or several; "" draws without a text. Words are weighted, joined and
-                changed from step to step in the grammar of ``ldm.text.grammar``: brackets that are text
-                are written ``\\(`` and ``\\[``. Steps count from the first that is run; in
+                changed from step to step in the grammar of ``ldm.text.grammar``: brackets that are
+                text are written ``\\(`` and ``\\[``. Steps count from the first that is run; in
                 image-to-image, too, fractions are of all ``num_inference_steps``, as in A1111.
                 Of a model without text: a class's name or number (see ``ldm.classes``).
             negative_prompt: what to steer away from; one for all prompts, or one for each.
@@ -427,8 +428,8 @@ class Pipeline:
             height, width: pixels, multiples of 8 where there is a VAE; None is the image's size,
                 rounded down to such a multiple, without an image the model's own.
             num_inference_steps, guidance_scale: None as the model advises, else 50 and 7.5
-                (XL: 50 and 5, LCM: 4 and 8.5, of pixels: see ``ldm.config.generation``) as in diffusers.
-                Guidance is off for scales up to 1.
+                (XL: 50 and 5, LCM: 4 and 8.5, of pixels: see ``ldm.config.generation``) as in
+                diffusers. Guidance is off for scales up to 1.
             guidance_rescale, guidance_interval: see ``ldm.guidance.Guidance``.
             num_images_per_prompt: pictures of each prompt.
             seed: picture i is drawn from seed + i, alone or in a batch; None picks one.
@@ -604,7 +605,7 @@ class Pipeline:
     def decode(self, latents: Tensor) -> Tensor:
         """Scaled latents (B, C, h, w) → pixels (B, 3, 8h, 8w), float32 in [-1, 1].
 
-        See ``ldm.codec.decode``. Raises CheckpointError for what is not finite in any number
+        See ``ldm.latents.decode``. Raises CheckpointError for what is not finite in any number
         format: no black picture is ever returned instead.
         """
         pixels = codec.decode(self.vae, latents, self.device)
@@ -639,7 +640,7 @@ class Pipeline:
     def _output(self, result: Tensor, noise: Noise, output_type: str) -> Output:
         """``result`` is latents where they are asked for, else pixels in [-1, 1]."""
         if output_type == "pil":
-            return Output(images.to_pil(result), noise.seeds)
+            return Output(to_pil(result), noise.seeds)
         return Output(result if output_type == "latent" else result / 2 + 0.5, noise.seeds)
 
     def choose_sampler(self, sampler: str | None, schedule: str | None = None) -> Choice:

@@ -21,8 +21,8 @@ from ldm.cli.options import parser
 from ldm.cli.steer import STEERING
 from ldm.errors import ImageError
 from ldm.images import read_parameters, read_settings, save_image
-from ldm.metadata import parse_parameters
-from ldm.recipe import Recipe, from_settings, from_text, read_recipe
+from ldm.images.generation_info import Recipe, from_settings, from_text, read_recipe
+from ldm.images.metadata import parse_parameters
 
 Command = Callable[..., list[str]]
 

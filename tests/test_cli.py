@@ -15,7 +15,7 @@ from PIL import Image
 from ldm import Pipeline, __version__
 from ldm.cli.generate import main
 from ldm.images import read_parameters
-from ldm.metadata import parse_parameters
+from ldm.images.metadata import parse_parameters
 from ldm.samplers import SAMPLERS, SCHEDULES
 from ldm.unet import UNet
 

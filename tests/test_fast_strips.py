@@ -166,7 +166,7 @@ def test_where_memory_is_short(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
         calls.append("strips")
         return decode_in_strips(vae, z)
 
-    monkeypatch.setattr("ldm.codec.decode_in_strips", watched)
+    monkeypatch.setattr("ldm.latents.decode_in_strips", watched)
     pipe.decode(z)
     assert calls == []
     monkeypatch.setattr(memory, "available_memory", lambda device: 100_000)

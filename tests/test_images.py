@@ -18,10 +18,10 @@ import torch
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
-from ldm import images
 from ldm.errors import ArgumentError, ImageError
 from ldm.images import (
     check_output,
+    files,
     image_grid,
     load_image,
     read_parameters,
@@ -373,7 +373,7 @@ def test_file_that_appears_during_the_write_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "a.png"
-    monkeypatch.setattr(images, "check_output", lambda *_: path.write_text("mine"))
+    monkeypatch.setattr(files, "check_output", lambda *_: path.write_text("mine"))
     with pytest.raises(ImageError, match="already exists"):
         save_image(noise(), path)
     assert path.read_text() == "mine"
@@ -386,7 +386,7 @@ def test_of_many_writers_one_wins(
 ) -> None:
     if not hard_links:
         monkeypatch.setattr(os, "link", fail(errno.EPERM))
-    monkeypatch.setattr(images, "check_output", lambda *_: None)
+    monkeypatch.setattr(files, "check_output", lambda *_: None)
     won, refused, barrier = [], [], threading.Barrier(8)
 
     def write(seed: int) -> None:
@@ -652,7 +652,7 @@ def test_files_are_handled_without_torch(tmp_path: Path) -> None:
         "read_parameters('a.png'); image_grid([resize(load_image('a.png'), 4, 4)]); "
         "print('torch' in sys.modules)"
     )
-    root = str(Path(images.__file__).parents[1])
+    root = str(Path(files.__file__).parents[2])
     environment = os.environ | {"PYTHONPATH": root}
     command = [sys.executable, "-c", code]
     result = subprocess.run(

@@ -22,9 +22,9 @@ from ldm.fast import int8, slow_down, speed_up
 from ldm.fast.int8 import AFTER_SILU, SYMMETRIC, Int8AfterSiLU, Int8Conv2d, Int8GEGLU
 from ldm.fast.packed import PackedConv2d, PackedGEGLU
 from ldm.images import read_settings
+from ldm.images.generation_info import read_recipe
 from ldm.layers import GEGLU
 from ldm.pipeline import Pipeline
-from ldm.recipe import read_recipe
 
 DTYPES = [torch.float32, torch.bfloat16]
 SETTINGS = {"num_inference_steps": 4, "seed": 5, "output_type": "pt"}

@@ -5,7 +5,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from ldm.errors import ArgumentError
-from ldm.metadata import format_parameters, parse_parameters
+from ldm.images.metadata import format_parameters, parse_parameters
 
 WRITTEN = """a red car,
 on a road

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from ldm.errors import ArgumentError
-from ldm.inputs import check_numbers
+from ldm.images.inputs import check_numbers
 from ldm.pipeline import Pipeline
 
 WHOLE = (

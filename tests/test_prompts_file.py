@@ -16,7 +16,7 @@ from ldm.canvas import widen
 from ldm.cli.generate import main
 from ldm.hires import hires_fix
 from ldm.images import read_parameters
-from ldm.metadata import parse_parameters
+from ldm.images.metadata import parse_parameters
 
 Command = Callable[..., tuple[int, list[str], list[str]]]
 

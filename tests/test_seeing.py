@@ -8,15 +8,15 @@ import pytest
 from PIL import Image
 from PIL.ImageFilter import BoxBlur
 
-import ldm.sheets
+import ldm.images.sheets
 from ldm import Pipeline
 from ldm.cli.common import FAILED, USAGE
 from ldm.cli.generate import main
 from ldm.cli.seeing import chosen, few_colours
 from ldm.hires import hires_fix
 from ldm.images import read_parameters, resize, to_pil
-from ldm.metadata import parse_parameters
-from ldm.sheets import GAP, heat
+from ldm.images.metadata import parse_parameters
+from ldm.images.sheets import GAP, heat
 from ldm.unet import UNet
 
 Command = Callable[..., tuple[list[str], list[str]]]
@@ -308,7 +308,7 @@ def test_too_large_or_wrong(
     command: Command, monkeypatch: pytest.MonkeyPatch, argv: list[str], message: str
 ) -> None:
     monkeypatch.delattr(UNet, "forward")  # nothing is drawn
-    monkeypatch.setattr(ldm.sheets, "MOST_PIXELS", 60_000)
+    monkeypatch.setattr(ldm.images.sheets, "MOST_PIXELS", 60_000)
     names, (told,) = command(*argv, code=USAGE)
     assert names == []
     assert message in told

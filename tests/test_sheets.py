@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from ldm.errors import ArgumentError
-from ldm.sheets import GAP, check_size, heat, sheet, sheet_size
+from ldm.images.sheets import GAP, check_size, heat, sheet, sheet_size
 
 WIDTH, HEIGHT = 40, 24
 

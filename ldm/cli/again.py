@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from ldm.cli.jobs import Job
+    from ldm.images.generation_info import Recipe
     from ldm.pipeline import Pipeline
-    from ldm.recipe import Recipe
 
 # Arguments of Pipeline.from_pretrained.
 LOADING = ("ema", "variant", "prediction_type", "dtype", "int8")
@@ -56,7 +56,7 @@ def with_file(arguments: argparse.Namespace, argv: Sequence[str]) -> argparse.Na
         return arguments
     if arguments.prompts is not None:
         raise ArgumentError("--prompts takes all texts from a file; leave --from out")
-    from ldm.recipe import read_recipe
+    from ldm.images.generation_info import read_recipe
 
     path = Path(arguments.from_file)
     recipe = read_recipe(path)
@@ -78,7 +78,7 @@ def with_file(arguments: argparse.Namespace, argv: Sequence[str]) -> argparse.Na
 def recipe_of(job: Job, pipe: Pipeline, picture: Image) -> Recipe:
     """The recipe of a picture that was drawn alone."""
     from ldm.images import digest, load_image
-    from ldm.recipe import Recipe
+    from ldm.images.generation_info import Recipe
 
     arguments = job.line.arguments
     choice = pipe.choose_sampler(arguments.sampler, arguments.schedule)
@@ -128,7 +128,7 @@ def drawn_on(pipe: Pipeline) -> dict[str, str]:
 
 def model_name(path: str | None) -> str:
     """What a model is called in metadata: a file's name without its ending, a folder's in full."""
-    from ldm.recipe import BUILT_IN
+    from ldm.images.generation_info import BUILT_IN
 
     if path is None:
         return BUILT_IN
@@ -184,7 +184,7 @@ def _from_recipe(recipe: Recipe, path: Path) -> argparse.Namespace:
 def _check_inputs(recipe: Recipe, arguments: argparse.Namespace, path: Path) -> None:
     """What is not in the file: model, VAE, embeddings, and the images that it was drawn from."""
     from ldm.images import digest, load_image
-    from ldm.recipe import BUILT_IN
+    from ldm.images.generation_info import BUILT_IN
 
     used = model_name(arguments.model)
     if recipe.model is None:

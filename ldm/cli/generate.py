@@ -203,7 +203,7 @@ def checked(
 def check_sizes(pipe: Pipeline, jobs: list[Job], plot: Plot | None, count: int) -> None:
     """Raise ArgumentError for what some of a line's jobs could not do; ``count``: of all lines."""
     from ldm.hires import hires_size
-    from ldm.sheets import check_size, sheet_size
+    from ldm.images.sheets import check_size, sheet_size
 
     height, width = pipe.default_size()
     own = jobs[0].line.arguments

@@ -24,7 +24,7 @@ def lay_out(
 ) -> tuple[Image, int]:
     """All pictures on one, with words to them; and how many stand side by side."""
     from ldm.images import image_grid
-    from ldm.sheets import sheet
+    from ldm.images.sheets import sheet
 
     columns = plot.columns if plot else grid_columns(arguments, len(jobs))
     if arguments.no_labels:

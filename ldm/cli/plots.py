@@ -65,7 +65,7 @@ class Plot:
     @property
     def metadata(self) -> dict[str, str]:
         """The axes, as the web UI's script of that name writes them."""
-        from ldm.recipe import PLOT
+        from ldm.images.generation_info import PLOT
 
         told = {"Script": PLOT}
         for letter, axis in (("X", self.x), ("Y", self.y)):

@@ -29,7 +29,7 @@ def picture_texts(
     plot: Plot | None = None,
 ) -> tuple[str, dict[str, Any]]:
     """How a picture was made: as A1111 writes it into the file, and all of it exactly."""
-    from ldm.metadata import format_parameters
+    from ldm.images.metadata import format_parameters
 
     arguments = job.line.arguments
     choice = pipe.choose_sampler(arguments.sampler, arguments.schedule)

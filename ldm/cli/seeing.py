@@ -51,7 +51,7 @@ def check_sizes(
     arguments: argparse.Namespace, width: int, height: int, steps: int, texts: Sequence[str]
 ) -> None:
     """Raise ArgumentError where a file would be too large, before anything is drawn."""
-    from ldm.sheets import MOST_PIXELS, check_size, sheet_size
+    from ldm.images.sheets import MOST_PIXELS, check_size, sheet_size
 
     if arguments.save_steps:
         shown = len(chosen(steps))
@@ -127,7 +127,7 @@ class Watch:
 
     def _strip(self, index: int, picture: Image) -> Image:
         from ldm.images import to_pil
-        from ldm.sheets import sheet
+        from ldm.images.sheets import sheet
 
         shown = [to_pil(self.pipe.decode(x0[index : index + 1]))[0] for _, x0 in self.guesses]
         labels = [f"step {step}" for step, _ in self.guesses] + [f"step {self.steps}"]
@@ -150,7 +150,7 @@ class Watch:
         return first, options
 
     def _words(self, index: int, picture: Image) -> Image:
-        from ldm.sheets import heat, sheet
+        from ldm.images.sheets import heat, sheet
 
         words = self.attention.words(picture=index) if self.steps else []
         shown = [heat(picture, values.numpy()) for _, values in words]

@@ -86,7 +86,8 @@ def encode_prompts(
 ) -> list[Prompted]:
     """The states of the prompts' tokens, in the encoders' dtype and device, prompt by prompt.
 
-    Prompts are in the grammar of ``ldm.text.grammar``; in negative ones, AND is a word, as in A1111.
+    Prompts are in the grammar of ``ldm.text.grammar``; in negative ones, AND is a word, as in
+    A1111.
     A prompt's texts, its negative one and its parts are filled up with empty chunks to the same
     number, on which other prompts have no influence: each picture is the one drawn alone.
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.fast import decode_in_strips, decode_needs_strips
-from ldm.inputs import expand
+from ldm.images.inputs import expand
 from ldm.preview import fit_to
 from ldm.samplers.noise import Noise
 from ldm.vae import AutoencoderKL

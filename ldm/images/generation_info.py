@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ldm import images, metadata
 from ldm.errors import ArgumentError, ImageError
+from ldm.images import metadata, read_parameters, read_settings
 from ldm.samplers import SAMPLERS
 from ldm.samplers.names import find_sampler, find_schedule
 
@@ -68,10 +68,10 @@ def read_recipe(path: str | Path) -> Recipe:
     Raises ImageError for a file without, and for values of a wrong type.
     """
     try:
-        settings = images.read_settings(path)
+        settings = read_settings(path)
         if settings is not None:
             return from_settings(settings)
-        text = images.read_parameters(path)
+        text = read_parameters(path)
         if text is None:
             raise ValueError(
                 "it does not say how it was made; only what ldm-generate or A1111's web UI wrote, "

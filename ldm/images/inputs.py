@@ -13,8 +13,8 @@ from PIL import ImageFilter
 from PIL.Image import Image
 from torch import Tensor
 
-from ldm import images
 from ldm.errors import ArgumentError
+from ldm.images import load_image, resize, to_tensor
 
 # Of one picture; more is a slip of the finger.
 MAX_SIDE, MAX_PIXELS = 8192, 4096 * 4096
@@ -105,7 +105,7 @@ def read_pictures(
         raise ArgumentError(
             f"{name} holds {len(sources)} pictures for {prompts} prompts; give one, or one for each"
         )
-    pictures = [images.load_image(source) for source in sources]
+    pictures = [load_image(source) for source in sources]
     if len(pictures) == 1:
         return pictures
     return [picture for picture in pictures for _ in range(repeats)]
@@ -115,8 +115,8 @@ def to_pixels(pictures: Sequence[Image], height: int, width: int, channels: int 
     """Stretched to one size: float32 (B, channels, H, W) in [-1, 1]; one channel is grey."""
     if channels == 1:
         pictures = [picture.convert("L").convert("RGB") for picture in pictures]
-    resized = [images.resize(picture, height, width) for picture in pictures]
-    return images.to_tensor(resized)[:, :channels]
+    resized = [resize(picture, height, width) for picture in pictures]
+    return to_tensor(resized)[:, :channels]
 
 
 def to_masks(pictures: Sequence[Image], height: int, width: int, blur: float = 0.0) -> Tensor:
@@ -127,10 +127,10 @@ def to_masks(pictures: Sequence[Image], height: int, width: int, blur: float = 0
     """
     if not 0 <= blur <= MAX_BLUR:
         raise ArgumentError(f"mask_blur is {blur}; it must be in [0, {MAX_BLUR}] pixels")
-    resized = [images.resize(picture, height, width).convert("L") for picture in pictures]
+    resized = [resize(picture, height, width).convert("L") for picture in pictures]
     if blur:
         resized = [picture.filter(ImageFilter.GaussianBlur(blur)) for picture in resized]
-    masks = images.to_tensor([picture.convert("RGB") for picture in resized])[:, :1] / 2 + 0.5
+    masks = to_tensor([picture.convert("RGB") for picture in resized])[:, :1] / 2 + 0.5
     for index, mask in enumerate(masks):
         if not (mask >= HALF).any():
             blurred = f", and mask_blur is {blur:g} pixels" if blur else ""

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from ldm import metadata
 from ldm.errors import ArgumentError, ImageError
+from ldm.images import metadata
 
 if TYPE_CHECKING:  # reading and writing files must not wait for torch
     import torch
