@@ -45,16 +45,14 @@ from ldm.folders import load_folder, save_folder
 from ldm.guidance import Denoiser, Guidance, Hear
 from ldm.images import to_pil
 from ldm.images.inputs import (
-    HALF,
     Picture,
     check_numbers,
     expand,
     fit_size,
     read_pictures,
-    shrink_masks,
-    to_masks,
     to_pixels,
 )
+from ldm.images.masks import HALF, shrink_masks, to_masks
 from ldm.inpainting import Blend, paste, unchanged
 from ldm.latents import Codec, Pixels
 from ldm.loading import load_file, load_vae, names_of, save_file

@@ -1,4 +1,4 @@
-"""Sizes, pictures and masks that a user gives → tensors that the pipeline can work with."""
+"""Sizes and pictures that a user gives → tensors that the pipeline can work with."""
 
 from __future__ import annotations
 
@@ -8,18 +8,14 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
-import torch.nn.functional as F
-from PIL import ImageFilter
 from PIL.Image import Image
 from torch import Tensor
 
 from ldm.errors import ArgumentError
-from ldm.images import load_image, resize, to_tensor
+from ldm.images.files import load_image, resize, to_tensor
 
 # Of one picture; more is a slip of the finger.
 MAX_SIDE, MAX_PIXELS = 8192, 4096 * 4096
-MAX_BLUR = 256
-HALF = 0.5  # masks that are brighter are drawn anew
 
 Picture = str | Path | Image
 
@@ -117,33 +113,6 @@ def to_pixels(pictures: Sequence[Image], height: int, width: int, channels: int 
         pictures = [picture.convert("L").convert("RGB") for picture in pictures]
     resized = [resize(picture, height, width) for picture in pictures]
     return to_tensor(resized)[:, :channels]
-
-
-def to_masks(pictures: Sequence[Image], height: int, width: int, blur: float = 0.0) -> Tensor:
-    """Where to draw anew: float32 (B, 1, H, W) in [0, 1], 1 where a picture is white.
-
-    blur: radius in pixels by which the edges are softened.
-    Raises ArgumentError for a mask in which nothing is to be drawn, and for a blur out of range.
-    """
-    if not 0 <= blur <= MAX_BLUR:
-        raise ArgumentError(f"mask_blur is {blur}; it must be in [0, {MAX_BLUR}] pixels")
-    resized = [resize(picture, height, width).convert("L") for picture in pictures]
-    if blur:
-        resized = [picture.filter(ImageFilter.GaussianBlur(blur)) for picture in resized]
-    masks = to_tensor([picture.convert("RGB") for picture in resized])[:, :1] / 2 + 0.5
-    for index, mask in enumerate(masks):
-        if not (mask >= HALF).any():
-            blurred = f", and mask_blur is {blur:g} pixels" if blur else ""
-            raise ArgumentError(
-                f"mask_image {index + 1} has no white: nothing would be drawn anew; "
-                f"white is drawn, black stays{blurred}"
-            )
-    return masks
-
-
-def shrink_masks(masks: Tensor, factor: int) -> Tensor:
-    """(B, 1, H, W) → (B, 1, H/factor, W/factor): of each square, its first value, as diffusers."""
-    return F.interpolate(masks, scale_factor=1 / factor, mode="nearest")
 
 
 def expand(rows: Tensor, count: int) -> Tensor:
