@@ -10,7 +10,7 @@ import torch
 
 from ldm import __version__
 from ldm.checkpoints.folder import M, load_component, save_component
-from ldm.classifier import Classifier
+from ldm.classes.classifier import Classifier
 from ldm.clip import CLIPTextEncoder
 from ldm.config import SchedulerConfig, read_json, write_json
 from ldm.config.generation import Defaults

@@ -99,7 +99,7 @@ class Denoiser:
         prompted: of each of the B pictures.
         known: (B, C', h, w), what an inpainting network is shown beside x.
         hear: see ``ldm.explain``.
-        gradient: of a further guidance, such as ``ldm.classifier_guidance``.
+        gradient: of a further guidance, such as ``ldm.classes.guidance``.
         device: where the U-Net computes; None is where it is.
         """
         self.hear = hear

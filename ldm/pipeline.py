@@ -24,9 +24,9 @@ from ldm import latents as codec
 from ldm.adapters.lora import Lora, Loras
 from ldm.adapters.textual_inversion import TextualInversions
 from ldm.checkpoints.source import find_model
-from ldm.classes import Classes
-from ldm.classifier import Classifier
-from ldm.classifier_guidance import guided_by
+from ldm.classes.classifier import Classifier
+from ldm.classes.guidance import guided_by
+from ldm.classes.labels import Classes
 from ldm.clip import CLIPTextEncoder
 from ldm.config import SchedulerConfig
 from ldm.config.generation import Defaults
@@ -133,7 +133,7 @@ class Pipeline:
         vae, text_encoder, tokenizer: None where the U-Net draws pixels, without a text.
         SDXL has a second text encoder; its refiner, only that one.
         force_zeros_for_empty_prompt: an absent negative prompt is zeros, not the states of "".
-        id2label: the names of a model's classes, "0" first; see ``ldm.classes``.
+        id2label: the names of a model's classes, "0" first; see ``ldm.classes.labels``.
         classifier: one that knows noisy pictures, for ``classifier_scale``.
         Raises CheckpointError for parts that do not fit each other.
         """
@@ -412,7 +412,7 @@ class Pipeline:
                 changed from step to step in the grammar of ``ldm.text.grammar``: brackets that are
                 text are written ``\\(`` and ``\\[``. Steps count from the first that is run; in
                 image-to-image, too, fractions are of all ``num_inference_steps``, as in A1111.
-                Of a model without text: a class's name or number (see ``ldm.classes``).
+                Of a model without text: a class's name or number (see ``ldm.classes.labels``).
             negative_prompt: what to steer away from; one for all prompts, or one for each.
             image: where to start from (image-to-image): one for all prompts, or one for each.
             mask_image: which part of the image to draw anew (inpainting): white; like ``image``.
@@ -450,7 +450,7 @@ class Pipeline:
             clip_skip: 1 takes the layer of the text encoder that the model was trained with, 2 the
                 one before (as A1111 counts).
             classifier_scale: how much the model's classifier pushes towards the class (see
-                ``ldm.classifier_guidance``); 0 is off, None as the model advises, else 1.
+                ``ldm.classes.guidance``); 0 is off, None as the model advises, else 1.
             steps_before: steps of a pass that this call goes on from, for prompts that change:
                 numbers of steps count from its first one, and fractions from 1 to 2 are of the
                 steps that are run here ("hires fix" in A1111; see ``ldm.hires``).

@@ -13,7 +13,7 @@ import torch
 from conftest import difference, generator, generators, quiet, randomize
 from torch import Tensor
 
-from ldm.classes import Classes
+from ldm.classes.labels import Classes
 from ldm.config import SchedulerConfig, UNetConfig
 from ldm.errors import ArgumentError, CheckpointError
 from ldm.pipeline import Pipeline

@@ -11,7 +11,7 @@ from conftest import difference, randomize
 from torch import Tensor, nn
 
 from ldm.checkpoints.folder import load_component, save_component
-from ldm.classifier import AttentionPool, Classifier
+from ldm.classes.classifier import AttentionPool, Classifier
 from ldm.config import ClassifierConfig, read_json
 from ldm.errors import ArgumentError, CheckpointError
 

@@ -14,8 +14,8 @@ from conftest import difference, randomize
 from test_classes import pipeline
 from torch import Tensor, nn
 
-from ldm.classifier import Classifier
-from ldm.classifier_guidance import ClassifierGuidance
+from ldm.classes.classifier import Classifier
+from ldm.classes.guidance import ClassifierGuidance
 from ldm.config import ClassifierConfig, SchedulerConfig
 from ldm.errors import ArgumentError, CheckpointError
 from ldm.guidance import Denoiser, Guidance

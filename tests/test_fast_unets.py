@@ -13,7 +13,7 @@ from test_classes import CONFIG, pipeline
 from test_fast import count_packed
 from torch import Tensor, nn
 
-from ldm.classifier import Classifier
+from ldm.classes.classifier import Classifier
 from ldm.config import ClassifierConfig, UNetConfig
 from ldm.fast import packed, slow_down, speed_up
 from ldm.fast.deepcache import DeepCache

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ldm.checkpoints.folder import save_component
-from ldm.classifier import Classifier
+from ldm.classes.classifier import Classifier
 from ldm.config import ClassifierConfig, SchedulerConfig, UNetConfig, read_json, write_json
 from ldm.errors import ArgumentError
 from ldm.folders import save_classifier

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ldm.classifier import Classifier
+from ldm.classes.classifier import Classifier
 from ldm.errors import ArgumentError
 from ldm.scheduler import Level
 

@@ -1,0 +1,1 @@
+"""Models of classes: labels, a classifier of noisy pictures, and guidance by it."""
