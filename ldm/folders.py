@@ -17,8 +17,8 @@ from ldm.config.generation import Defaults
 from ldm.devices import vae_dtype
 from ldm.errors import CheckpointError
 from ldm.latents import Pixels
-from ldm.preview import LinearPreview
 from ldm.scheduler import DDPMScheduler
+from ldm.techniques.preview import LinearPreview
 from ldm.text.tokenizer import CLIPTokenizer
 from ldm.unet import UNet
 from ldm.vae import AutoencoderKL

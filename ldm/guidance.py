@@ -98,7 +98,7 @@ class Denoiser:
 
         prompted: of each of the B pictures.
         known: (B, C', h, w), what an inpainting network is shown beside x.
-        hear: see ``ldm.explain``.
+        hear: see ``ldm.techniques.attention_maps``.
         gradient: of a further guidance, such as ``ldm.classes.guidance``.
         device: where the U-Net computes; None is where it is.
         """

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from ldm.fast import decode_in_strips, decode_needs_strips
 from ldm.images.inputs import expand
-from ldm.preview import fit_to
 from ldm.samplers.noise import Noise
+from ldm.techniques.preview import fit_to
 from ldm.vae import AutoencoderKL
 
 

@@ -32,7 +32,6 @@ from ldm.config import SchedulerConfig
 from ldm.config.generation import Defaults
 from ldm.devices import choose_device, choose_dtype
 from ldm.errors import ArgumentError
-from ldm.explain import AttentionMaps, explain
 from ldm.fast import slow_down, speed_up
 from ldm.fast.compiled import compile_regions, uncompile
 from ldm.fast.deepcache import DeepCache
@@ -53,7 +52,6 @@ from ldm.images.inputs import (
     to_pixels,
 )
 from ldm.images.masks import HALF, shrink_masks, to_masks
-from ldm.inpainting import Blend, paste, unchanged
 from ldm.latents import Codec, Pixels
 from ldm.loading import load_file, load_vae, names_of, save_file
 from ldm.samplers import (
@@ -69,6 +67,9 @@ from ldm.samplers import (
 from ldm.samplers.noise import Noise
 from ldm.samplers.spacing import lcm_levels
 from ldm.scheduler import DDPMScheduler
+from ldm.techniques.attention_maps import AttentionMaps, explain
+from ldm.techniques.inpainting import Blend, paste, unchanged
+from ldm.techniques.tiling import tiled
 from ldm.text.conditioning import (
     AESTHETIC_SCORE,
     NEGATIVE_AESTHETIC_SCORE,
@@ -78,7 +79,6 @@ from ldm.text.conditioning import (
     time_ids,
 )
 from ldm.text.tokenizer import CLIPTokenizer
-from ldm.tiling import tiled
 from ldm.unet import UNet
 from ldm.vae import AutoencoderKL
 
@@ -614,8 +614,8 @@ class Pipeline:
     def preview(self, latents: Tensor) -> Tensor:
         """Scaled latents (B, C, h, w), such as ``Progress.x0`` → RGB (B, 3, h, w) in [0, 1].
 
-        Without a decode (see ``ldm.preview``). Where the model's folder has no map of its own,
-        the first call fits one, which takes some seconds with a large VAE.
+        Without a decode (see ``ldm.techniques.preview``). Where the model's folder has no map of
+        its own, the first call fits one, which takes some seconds with a large VAE.
         """
         return codec.preview(self.vae, latents, self.decode)
 
@@ -624,7 +624,8 @@ class Pipeline:
         """Watch where each word looks while pictures are drawn.
 
         ``with pipe.explain() as attention:`` draw, then ``attention.words()``; see
-        ``ldm.explain``. What is drawn does not change; drawing takes a little longer.
+        ``ldm.techniques.attention_maps``. What is drawn does not change; drawing takes a little
+        longer.
         """
         self._need_text("there are no words to look for")
         before = self._hear

@@ -6,6 +6,7 @@ Rombach et al. 2022, appendix G (this architecture).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +15,6 @@ from torch import Tensor, nn
 
 from ldm.config import VAEConfig
 from ldm.layers import Downsample, GroupNorm, ResnetBlock, SpatialAttention, Upsample
-from ldm.preview import LinearPreview
 
 EPS = 1e-6  # of every GroupNorm in the VAE; the U-Net's residual blocks have 1e-5
 
@@ -146,7 +146,8 @@ class AutoencoderKL(nn.Module):
         self.decoder = Decoder(config)
         self.quant_conv = nn.Conv2d(2 * config.latent_channels, 2 * config.latent_channels, 1)
         self.post_quant_conv = nn.Conv2d(config.latent_channels, config.latent_channels, 1)
-        self.preview: LinearPreview | None = None  # None: not known; see Pipeline.preview
+        # Latents → rough colours, for Pipeline.preview, which sets it; None: not known.
+        self.preview: Callable[[Tensor], Tensor] | None = None
 
     def posterior(self, x: Tensor) -> DiagonalGaussian:
         """q(z|x) of pixels (B,3,H,W) in [-1, 1], *before* scaling, in the module's dtype."""

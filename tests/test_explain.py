@@ -12,10 +12,10 @@ from torch import Tensor
 
 from ldm import Pipeline
 from ldm.errors import ArgumentError
-from ldm.explain import AttentionMaps, probabilities
 from ldm.guidance import Denoiser, Guidance
 from ldm.hires import hires_fix
 from ldm.layers import Attention, SpatialTransformer
+from ldm.techniques.attention_maps import AttentionMaps, probabilities
 from ldm.text.conditioning import encode_prompts
 from ldm.text.tokenizer import CLIPTokenizer
 

@@ -19,7 +19,7 @@ from ldm.config import VAEConfig
 from ldm.fast import decode_in_strips, memory, slow_down, speed_up, strips
 from ldm.fast.memory import available_memory, decode_needs_strips
 from ldm.pipeline import Pipeline
-from ldm.tiling import seamless
+from ldm.techniques.tiling import seamless
 from ldm.vae import AutoencoderKL
 
 DTYPES = [torch.float32, torch.bfloat16]

@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from ldm.canvas import widen
 from ldm.errors import ArgumentError
 from ldm.hires import hires_fix
+from ldm.techniques.outpainting import widen
 
 ARGUMENTS = {"num_inference_steps": 4, "guidance_scale": 3.0, "height": 24, "width": 40}
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from ldm import Pipeline
 from ldm.config import read_json, write_json
 from ldm.errors import CheckpointError
-from ldm.preview import LinearPreview, fit, fit_to, r_squared, shrink
+from ldm.techniques.preview import LinearPreview, fit, fit_to, r_squared, shrink
 
 WEIGHT = torch.tensor([[0.1, -0.05, 0.02, 0.0], [0.0, 0.1, 0.03, 0.05], [-0.08, 0.02, 0.0, 0.07]])
 BIAS = torch.tensor([0.5, 0.45, 0.55])

@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 
 from ldm import Pipeline
-from ldm.canvas import widen
 from ldm.cli.generate import main
 from ldm.hires import hires_fix
 from ldm.images import read_parameters
 from ldm.images.metadata import parse_parameters
+from ldm.techniques.outpainting import widen
 
 Command = Callable[..., tuple[int, list[str], list[str]]]
 

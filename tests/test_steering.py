@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ldm.errors import ArgumentError
 from ldm.samplers.noise import Noise, slerp
-from ldm.tiling import seamless
+from ldm.techniques.tiling import seamless
 
 ARGUMENTS = {"num_inference_steps": 3, "guidance_scale": 3.0, "seed": 5}
 

@@ -17,7 +17,7 @@ from evaluation.prompts import prompts
 from ldm.cli.common import EXIT_CODES, Parser, run
 from ldm.config import write_json
 from ldm.pipeline import Pipeline
-from ldm.preview import fit, r_squared, shrink
+from ldm.techniques.preview import fit, r_squared, shrink
 from ldm.training.data import CaptionedImages
 
 TRAIN, HELD_OUT, DRAWN, SEED = 512, 256, 8, 0

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-    from ldm.explain import AttentionMaps
     from ldm.pipeline import Pipeline, Progress
+    from ldm.techniques.attention_maps import AttentionMaps
 
 MOST_STEPS = 10  # on a strip
 SECONDS, LAST = 3.0, 1.5  # of an animation; how long the picture itself stays

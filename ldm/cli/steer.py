@@ -169,8 +169,8 @@ def read_given(
     image: str | None, mask: str | None, outpaint: tuple[int, ...] | None
 ) -> tuple[Image | None, Image | None]:
     """As ``given_pictures``. Clear the cache before a run: files may have changed."""
-    from ldm.canvas import widen
     from ldm.images import load_image
+    from ldm.techniques.outpainting import widen
 
     picture = None if image is None else load_image(image)
     if outpaint is not None:
