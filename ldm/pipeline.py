@@ -30,7 +30,6 @@ from ldm.classes.labels import Classes
 from ldm.clip import CLIPTextEncoder
 from ldm.config import SchedulerConfig
 from ldm.config.generation import Defaults
-from ldm.devices import choose_device, choose_dtype
 from ldm.errors import ArgumentError
 from ldm.fast import slow_down, speed_up
 from ldm.fast.compiled import compile_regions, uncompile
@@ -38,9 +37,7 @@ from ldm.fast.deepcache import DeepCache
 from ldm.fast.graphs import Graphs
 from ldm.fast.int8 import quantize
 from ldm.fast.offload import Offload
-from ldm.fast.times import TimedUNet
-from ldm.fitting import blame, check_parts
-from ldm.folders import load_folder, save_folder
+from ldm.fast.time_cache import TimedUNet
 from ldm.guidance import Denoiser, Guidance, Hear
 from ldm.images import to_pil
 from ldm.images.inputs import (
@@ -53,7 +50,10 @@ from ldm.images.inputs import (
 )
 from ldm.images.masks import HALF, shrink_masks, to_masks
 from ldm.latents import Codec, Pixels
-from ldm.loading import load_file, load_vae, names_of, save_file
+from ldm.loading.compatibility import blame, check_parts
+from ldm.loading.devices import choose_device, choose_dtype
+from ldm.loading.folder import load_folder, save_folder
+from ldm.loading.single_file import load_file, load_vae, names_of, save_file
 from ldm.samplers import (
     Choice,
     Pair,
@@ -204,8 +204,9 @@ class Pipeline:
         """Load a model: None is the built-in one, else a folder, a single file or a hub id.
 
         device: None takes CUDA where there is one, else the CPU.
-        dtype: of the U-Net and the text encoder; None chooses by the device (see ``ldm.devices``),
-        "auto" keeps what the files hold. The VAE is float32 where float16 is chosen.
+        dtype: of the U-Net and the text encoder; None chooses by the device (see
+        ``ldm.loading.devices``), "auto" keeps what the files hold. The VAE is float32 where float16
+        is chosen.
         variant: "fp16" prefers files named so; the plain ones do where there are none.
         vae: the folder or file of another VAE to use.
         prediction_type: "epsilon", "v_prediction" or "sample"; None as the model says.

@@ -18,9 +18,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ldm import devices
-from ldm.assets import asset_path
+from ldm.checkpoints.assets import asset_path
 from ldm.checkpoints.names import to_ours
+from ldm.loading import devices
 from ldm.pipeline import Pipeline
 
 # Read when diffusers and transformers are first imported, which only parity tests do.

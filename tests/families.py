@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from conftest import quiet, randomize
 
-from ldm.assets import asset_path
+from ldm.checkpoints.assets import asset_path
 
 diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")

@@ -14,11 +14,11 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from ldm import Pipeline, __version__
-from ldm.cli.again import AROUND, LOADING, TOLD_OTHERWISE
 from ldm.cli.common import FAILED, USAGE
 from ldm.cli.generate import main
+from ldm.cli.guidance_options import STEERING
 from ldm.cli.options import parser
-from ldm.cli.steer import STEERING
+from ldm.cli.replay import AROUND, LOADING, TOLD_OTHERWISE
 from ldm.errors import ImageError
 from ldm.images import read_parameters, read_settings, save_image
 from ldm.images.generation_info import Recipe, from_settings, from_text, read_recipe
@@ -133,7 +133,7 @@ def test_in_python(command: Command, folder: Path) -> None:
 
 
 def test_every_option_is_kept_or_does_not_matter() -> None:
-    """Whoever adds an option says which, here and in ldm/cli/again.py."""
+    """Whoever adds an option says which, here and in ldm/cli/replay.py."""
     kept = set(vars(parser().parse_args([]))) - AROUND - TOLD_OTHERWISE - {"replay"}
     call = "negative_prompt strength num_inference_steps guidance_scale seed width height"
     call += " sampler schedule eta clip_skip"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ldm import assets
+from ldm.checkpoints import assets
 from ldm.errors import CheckpointError
 
 
@@ -12,7 +12,7 @@ from ldm.errors import CheckpointError
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty place where the package could be installed."""
     folder = tmp_path / "ldm"
-    monkeypatch.setattr(assets, "__file__", str(folder / "assets.py"))
+    monkeypatch.setattr(assets, "__file__", str(folder / "checkpoints" / "assets.py"))
     return folder
 
 

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-import ldm.folders
+import ldm.loading.folder
 import ldm.pipeline
 from ldm.cli.common import FAILED, INTERRUPTED, USAGE
 from ldm.cli.generate import main
@@ -317,7 +317,7 @@ def ctrl_c() -> Iterator[Callable[..., None]]:
 @pytest.mark.parametrize(
     ("where", "name"),
     [
-        (ldm.folders, "load_component"),
+        (ldm.loading.folder, "load_component"),
         (ldm.pipeline.CLIPTokenizer, "from_pretrained"),
         (UNet, "forward"),
         (ldm.pipeline.AutoencoderKL, "decode"),

@@ -23,7 +23,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ldm.assets import asset_path
+from ldm.checkpoints.assets import asset_path
 from ldm.errors import LDMError
 from ldm.pipeline import Pipeline
 from ldm.text.tokenizer import CLIPTokenizer

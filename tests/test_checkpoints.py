@@ -16,7 +16,7 @@ from conftest import difference
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ldm.assets import asset_path
+from ldm.checkpoints.assets import asset_path
 from ldm.checkpoints.cast import cast
 from ldm.checkpoints.folder import load_component, save_component
 from ldm.checkpoints.names import OLD_ATTENTION, to_ours

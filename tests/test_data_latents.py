@@ -21,10 +21,10 @@ from ldm.clip import CLIPTextEncoder
 from ldm.config import CLIPTextConfig, SchedulerConfig, VAEConfig
 from ldm.errors import ArgumentError, DataError
 from ldm.scheduler import DDPMScheduler
+from ldm.training.batches import draw_times
 from ldm.training.config import TrainConfig
 from ldm.training.data import step_generator
 from ldm.training.data.buckets import bucket_sizes, nearest_bucket
-from ldm.training.noised import draw_times
 from ldm.training.recipes.cached_contexts import CachedContexts
 from ldm.training.recipes.cached_latents import CachedLatents
 from ldm.training.recipes.latent import LatentRecipe, check_zero_snr

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ldm.assets import asset_path
+from ldm.checkpoints.assets import asset_path
 from ldm.config import UNetConfig, VAEConfig
 from ldm.fast import packed, slow_down, speed_up
 from ldm.fast.attention import RememberingAttention

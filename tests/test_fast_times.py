@@ -12,7 +12,7 @@ from test_fast_unets import at_random
 from torch import Tensor, nn
 
 from ldm.fast import slow_down, speed_up
-from ldm.fast.times import TimedUNet, TimeLinear
+from ldm.fast.time_cache import TimedUNet, TimeLinear
 from ldm.pipeline import Pipeline
 from ldm.unet import UNet
 

@@ -15,7 +15,7 @@ from test_fast import draw, small_unet
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ldm.assets import asset_path
+from ldm.checkpoints.assets import asset_path
 from ldm.cli.generate import main
 from ldm.errors import ArgumentError
 from ldm.fast import int8, slow_down, speed_up

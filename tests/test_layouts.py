@@ -15,7 +15,7 @@ from ldm.checkpoints.names import to_ours
 from ldm.checkpoints.original import read_original, write_original
 from ldm.clip import CLIPTextEncoder
 from ldm.errors import CheckpointError
-from ldm.loading import TEXT_NAMES, names_of
+from ldm.loading.single_file import TEXT_NAMES, names_of
 from ldm.unet import UNet
 from ldm.vae import AutoencoderKL
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ldm.adapters.lora import difference
 from ldm.checkpoints.lora_names import Factors
 from ldm.errors import ArgumentError
-from ldm.loading import names_of
+from ldm.loading.single_file import names_of
 from ldm.pipeline import Pipeline
 
 pytest.importorskip("peft")

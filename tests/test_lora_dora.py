@@ -18,7 +18,7 @@ from ldm.adapters.lora import Loras, difference
 from ldm.checkpoints.lora_names import Factors
 from ldm.config import UNetConfig
 from ldm.errors import CheckpointError
-from ldm.loading import names_of
+from ldm.loading.single_file import names_of
 from ldm.unet import UNet
 
 peft = pytest.importorskip("peft")

@@ -20,7 +20,7 @@ from ldm.checkpoints.folder import empty
 from ldm.checkpoints.header import Header, TensorInfo
 from ldm.clip import CLIPTextEncoder
 from ldm.errors import CheckpointError
-from ldm.loading import names_of
+from ldm.loading.single_file import names_of
 from ldm.unet import UNet
 
 pytest.importorskip("diffusers")

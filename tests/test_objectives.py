@@ -12,7 +12,7 @@ from ldm.config import SchedulerConfig
 from ldm.errors import ArgumentError
 from ldm.likelihood import quantise
 from ldm.scheduler import DDPMScheduler
-from ldm.training.noised import draw_times
+from ldm.training.batches import draw_times
 from ldm.training.objectives import diffusion_loss, diffusion_weight
 
 KINDS = ("epsilon", "sample", "v_prediction", "mean")

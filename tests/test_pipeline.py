@@ -27,9 +27,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import ldm
-from ldm import devices
-from ldm.devices import choose_device, choose_dtype
 from ldm.errors import ArgumentError, CheckpointError, ImageError
+from ldm.loading import devices
+from ldm.loading.devices import choose_device, choose_dtype
 from ldm.pipeline import Pipeline
 from ldm.scheduler import DDPMScheduler
 

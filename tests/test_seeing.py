@@ -12,7 +12,7 @@ import ldm.images.sheets
 from ldm import Pipeline
 from ldm.cli.common import FAILED, USAGE
 from ldm.cli.generate import main
-from ldm.cli.seeing import chosen, few_colours
+from ldm.cli.observe import chosen, few_colours
 from ldm.hires import hires_fix
 from ldm.images import read_parameters, resize, to_pil
 from ldm.images.metadata import parse_parameters

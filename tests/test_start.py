@@ -11,7 +11,7 @@ import torch
 from ldm.checkpoints.folder import save_component
 from ldm.config import UNetConfig, VAEConfig
 from ldm.errors import ArgumentError
-from ldm.training.start import begin_with, new_unet
+from ldm.training.warm_start import begin_with, new_unet
 from ldm.unet import UNet
 from ldm.vae import AutoencoderKL
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import transformers
 
-from ldm.assets import asset_path
+from ldm.checkpoints.assets import asset_path
 from ldm.errors import ArgumentError, CheckpointError
 from ldm.text.tokenizer import CLIPTokenizer
 

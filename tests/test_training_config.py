@@ -18,7 +18,7 @@ from ldm.training.curves import points, smooth
 from ldm.training.memory import kept_activations, plan
 from ldm.training.metrics import Metrics, cut_log, log, read_log
 from ldm.training.optimizer import build_optimizer, moments_size
-from ldm.training.tables import choice, read_table, within
+from ldm.training.settings import choice, read_table, within
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "train"
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ldm.training.binding_head import UNKNOWN, Reader, reading_figures, reading_loss
 from ldm.training.checkpoint import checkpoints
 from ldm.training.config import TrainConfig
 from ldm.training.data import EmbeddedTexts
 from ldm.training.loop import train
-from ldm.training.reader import UNKNOWN, Reader, reading_figures, reading_loss
 from ldm.training.recipes import text
 from ldm.training.recipes.text import TextRecipe, mix
 

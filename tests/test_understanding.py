@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ldm.assets import asset_path
+from ldm.checkpoints.assets import asset_path
 from ldm.checkpoints.folder import load_component
 from ldm.clip import CLIPTextEncoder
 from ldm.text.tokenizer import CLIPTokenizer

@@ -22,7 +22,7 @@ from evaluate import read_data, say, shared_parser
 from evaluation import figures, fit, judge, prompts
 from icons.nouns import read_everyday
 from ldm.cli.common import check_counts, run
-from ldm.cli.steer import FAST
+from ldm.cli.guidance_options import FAST
 from ldm.pipeline import Pipeline
 
 INTERVAL, CACHE = ({name: FAST[name]} for name in ("guidance_interval", "deep_cache"))

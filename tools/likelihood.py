@@ -19,9 +19,9 @@ from ldm.config import read_json, write_json
 from ldm.errors import ArgumentError, DataError
 from ldm.likelihood import Predict, bound_estimate, bound_terms, spans
 from ldm.pipeline import Pipeline
+from ldm.training.batches import held_out_batch
 from ldm.training.data import open_data
 from ldm.training.data.dataset import Batch
-from ldm.training.noised import held_out_batch
 
 ROWS = 8  # of the table: spans of t, the later the longer
 

@@ -27,8 +27,8 @@ from ldm.config import read_json, write_json
 from ldm.errors import ArgumentError
 from ldm.images import image_grid, save_image, to_tensor
 from ldm.pipeline import Pipeline
+from ldm.training.batches import check_classes
 from ldm.training.data import Dataset, open_data
-from ldm.training.noised import check_classes
 
 STEPS, BATCH, LEARNING_RATE = 1000, 128, 2e-3
 SHIFT = 1 / 16  # of the side, that real digits are moved by, at most, to learn from

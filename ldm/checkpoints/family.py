@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from ldm.assets import asset_path
+from ldm.checkpoints.assets import asset_path
 from ldm.checkpoints.lora_names import group, unsupported
 from ldm.config import CLIPTextConfig, SchedulerConfig, UNetConfig, VAEConfig, read_json
 from ldm.errors import ArgumentError, CheckpointError

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from ldm.assets import asset_path
+from ldm.checkpoints.assets import asset_path
 from ldm.errors import ArgumentError, CheckpointError
 
 PARTS = ("unet/", "vae/", "text_encoder/", "text_encoder_2/", "classifier/")

@@ -56,7 +56,7 @@ def convert(arguments: argparse.Namespace) -> None:
 
     with importing_torch():
         from ldm.checkpoints.pickles import weights_alone
-        from ldm.devices import DTYPES
+        from ldm.loading.devices import DTYPES
         from ldm.pipeline import Pipeline
 
     with weights_alone():

@@ -14,19 +14,19 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldm.cli import seeing
-from ldm.cli.again import parse, with_file
+from ldm.cli import observe
 from ldm.cli.common import FAILED, fail, importing_torch, put, run, tell
 from ldm.cli.grids import grid_columns, lay_out
+from ldm.cli.guidance_options import given_pictures, hires_strength, masked, read_given, steering
 from ldm.cli.jobs import Job, batches, my_share, plan_jobs, processes
 from ldm.cli.loras import LoraUse
+from ldm.cli.metadata import picture_texts
+from ldm.cli.observe import Watch
 from ldm.cli.options import check, model_arguments
 from ldm.cli.plots import Plot, read_plot
 from ldm.cli.prompts_file import Line
-from ldm.cli.recording import picture_texts
-from ldm.cli.seeing import Watch
+from ldm.cli.replay import parse, with_file
 from ldm.cli.sizes import image_size, size_advice
-from ldm.cli.steer import given_pictures, hires_strength, masked, read_given, steering
 from ldm.errors import LDMError
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def generate(arguments: argparse.Namespace) -> None:
     """Check what can be checked, load the model, draw in batches, save each picture when done."""
     began = time.monotonic()
     read_given.cache_clear()
-    seeing.check(arguments)
+    observe.check(arguments)
     plot, bad = read_plot(arguments), []  # which checks its cells
     if plot:
         jobs = [job for cell in plot.cells for job in plan_jobs(cell)[0]]
@@ -98,7 +98,7 @@ def generate(arguments: argparse.Namespace) -> None:
                 continue  # of a batch in which another is missing
             texts = picture_texts(pipe, job, picture, batch)
             save(picture, job.path, texts, arguments.force)
-            paths = seeing.beside(job.path, arguments)
+            paths = observe.beside(job.path, arguments)
             for name, shown, options in watch.files(index + arguments.replay[1], picture):
                 save(shown, paths[name], texts, arguments.force, **options)
     if arguments.grid or plot:
@@ -212,7 +212,7 @@ def check_sizes(pipe: Pipeline, jobs: list[Job], plot: Plot | None, count: int) 
     if own.hires_scale is not None:
         height, width = hires_size(pipe, own.height, own.width, own.hires_scale)
         size, run = (width, height), run + steps
-    seeing.check_sizes(own, *size, run, [job.text for job in jobs])
+    observe.check_sizes(own, *size, run, [job.text for job in jobs])
     if plot or own.grid:
         columns = plot.columns if plot else grid_columns(own, count)
         check_size(*sheet_size(count, columns, *size), "the sheet", jobs[0].path)
@@ -302,7 +302,7 @@ def draw(
     terminal = sys.stderr.isatty()
     size, index = arguments.replay
     with (
-        seeing.watching(pipe, arguments) as watch,
+        observe.watching(pipe, arguments) as watch,
         tqdm(
             total=total,
             unit="step",

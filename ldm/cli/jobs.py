@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ldm.cli.common import number as number_text
+from ldm.cli.guidance_options import given_pictures
 from ldm.cli.loras import LoraUse, find_lora, lora_option, split_tags
+from ldm.cli.observe import beside
 from ldm.cli.options import MAX_PICTURES
 from ldm.cli.prompts_file import Line, read_prompts
-from ldm.cli.seeing import beside
-from ldm.cli.steer import given_pictures
 from ldm.errors import ArgumentError, ImageError, LDMError
 
 NAME_BYTES = 100  # of the prompt in a file's name; file systems allow 255 in all

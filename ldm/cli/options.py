@@ -8,7 +8,7 @@ from typing import Any
 
 from ldm import __version__
 from ldm.cli.common import EXIT_CODES, Parser, check_counts, put, run
-from ldm.cli.steer import add_steering_options, check_steering, masked
+from ldm.cli.guidance_options import add_steering_options, check_steering, masked
 from ldm.errors import ArgumentError
 from ldm.samplers import read_names, start_index
 from ldm.samplers.names import listing

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ldm.cli.again import AROUND, LOADING, TOLD_OTHERWISE
 from ldm.cli.common import Checker
 from ldm.cli.options import MAX_PICTURES, check, parser
+from ldm.cli.replay import AROUND, LOADING, TOLD_OTHERWISE
 from ldm.errors import ArgumentError
 
 SHORT = {"steps": "num_inference_steps"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from ldm.cli.steer import masked
+from ldm.cli.guidance_options import masked
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -5,18 +5,18 @@
 - ``packed``: weights that lie in memory as oneDNN reads them, activations done with the products;
 - ``norm``: group normalisation without copies in channels_last memory;
 - ``attention``: the text's keys and values computed once for all steps;
-- ``times``: what depends on the time alone, once for all steps of a run;
+- ``time_cache``: what depends on the time alone, once for all steps of a run;
 - ``strips``: the VAE's decoder from strip to strip, in less memory; in thin ones also the plain
   pipeline decodes where memory would not do otherwise (``memory``);
-- ``swap``: how layers get these and lose them again.
+- ``install``: how layers get these and lose them again.
 
 For CUDA, measured once, on an H100 (see the README): ``graphs``, ``compiled``, ``offload``.
 
 And modes that draw another picture, to be asked for by themselves: ``deepcache`` and ``int8``.
 """
 
+from ldm.fast.install import slow_down, speed_up
 from ldm.fast.memory import decode_needs_strips
 from ldm.fast.strips import decode_in_strips
-from ldm.fast.swap import slow_down, speed_up
 
 __all__ = ["decode_in_strips", "decode_needs_strips", "slow_down", "speed_up"]

@@ -10,7 +10,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from ldm.fast.kept import Keeping, marks, same
+from ldm.fast.cache import Keeping, marks, same
 from ldm.layers import Attention, attend
 
 

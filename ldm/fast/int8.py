@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ldm.errors import ArgumentError
-from ldm.fast.kept import Keeping, marks, same
+from ldm.fast.cache import Keeping, marks, same
 from ldm.fast.packed import PackedConv2d, PackedGEGLU, usable
 from ldm.layers import ResnetBlock, Upsample
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.errors import ArgumentError
-from ldm.training.tables import check_values, choice, read_table, within
+from ldm.training.settings import check_values, choice, read_table, within
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -13,7 +13,7 @@ from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
 
 from ldm.errors import ArgumentError
 from ldm.training.config import TrainConfig, as_json
-from ldm.training.tables import nearest
+from ldm.training.settings import nearest
 
 PATIENCE = timedelta(hours=3)  # of processes that wait for the main one to draw and save
 

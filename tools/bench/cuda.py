@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm.cli.steer import FAST
+from ldm.cli.guidance_options import FAST
 from ldm.pipeline import Pipeline
 from tools.bench.models import allowed_error, error, told
 from tools.bench.networks import SMALL

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm.assets import asset_path
-from ldm.cli.steer import FAST
+from ldm.checkpoints.assets import asset_path
+from ldm.cli.guidance_options import FAST
 from ldm.pipeline import Pipeline
 from tools.bench.models import ceiling, error
 from tools.bench.processes import sd15

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ldm.assets import asset_path
+from ldm.checkpoints.assets import asset_path
 from ldm.cli.allocator import OPT_OUT
 from ldm.config import read_json
 from ldm.errors import LDMError

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ldm.errors import ArgumentError
+from ldm.training.binding_head import UNKNOWN, kind_of
 from ldm.training.data.metadata import read_rows
-from ldm.training.reader import UNKNOWN, kind_of
 
 
 class EmbeddedTexts:

@@ -19,8 +19,8 @@ from ldm.training.config import TrainConfig
 from ldm.training.data import open_data
 from ldm.training.discriminator import SMALLEST, PatchDiscriminator, adversarial_terms
 from ldm.training.objectives import psnr, reconstruction_loss
-from ldm.training.start import begin_with
-from ldm.training.tables import read_table, within
+from ldm.training.settings import read_table, within
+from ldm.training.warm_start import begin_with
 from ldm.vae import AutoencoderKL
 
 

@@ -17,14 +17,14 @@ from ldm.checkpoints.folder import save_component
 from ldm.classes.classifier import Classifier
 from ldm.config import ClassifierConfig, SchedulerConfig, UNetConfig, read_json, write_json
 from ldm.errors import ArgumentError
-from ldm.folders import save_classifier
+from ldm.loading.folder import save_classifier
 from ldm.scheduler import DDPMScheduler
+from ldm.training.batches import check_classes, held_out_batch, noised_batch
 from ldm.training.config import TrainConfig
 from ldm.training.data import open_data
 from ldm.training.figures import evenly
-from ldm.training.noised import check_classes, held_out_batch, noised_batch
-from ldm.training.start import begin_with
-from ldm.training.tables import read_table, within
+from ldm.training.settings import read_table, within
+from ldm.training.warm_start import begin_with
 
 LEVELS = 5  # at which its accuracy is told
 

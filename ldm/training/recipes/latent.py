@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor, nn
 
-from ldm.assets import asset_path
+from ldm.checkpoints.assets import asset_path
 from ldm.checkpoints.folder import load_component
 from ldm.clip import CLIPTextEncoder
 from ldm.config import SchedulerConfig, UNetConfig
@@ -21,16 +21,16 @@ from ldm.images import image_grid
 from ldm.pipeline import Defaults, Pipeline
 from ldm.scheduler import DDPMScheduler
 from ldm.text.tokenizer import CLIPTokenizer
+from ldm.training.batches import draw_times
 from ldm.training.config import TrainConfig
 from ldm.training.data import Pictures, open_data
 from ldm.training.data.buckets import bucket_sizes
 from ldm.training.data.crops import Size
-from ldm.training.noised import draw_times
 from ldm.training.objectives import check_zero_snr, diffusion_weight, simple_error
 from ldm.training.recipes.cached_contexts import CachedContexts
 from ldm.training.recipes.cached_latents import CachedLatents
-from ldm.training.start import new_unet
-from ldm.training.tables import read_table, within
+from ldm.training.settings import read_table, within
+from ldm.training.warm_start import new_unet
 from ldm.vae import AutoencoderKL
 
 

@@ -17,18 +17,18 @@ from ldm.images import image_grid
 from ldm.likelihood import Predict, bound_estimate, quantise
 from ldm.pipeline import Defaults, Pipeline
 from ldm.scheduler import DDPMScheduler
+from ldm.training.batches import check_classes, held_out_batch, noised_batch
 from ldm.training.config import TrainConfig
 from ldm.training.data import open_data
 from ldm.training.figures import available, draw_denoising, draw_noising, draw_through_time, evenly
-from ldm.training.noised import check_classes, held_out_batch, noised_batch
 from ldm.training.objectives import (
     OBJECTIVES,
     check_objective,
     check_zero_snr,
     diffusion_loss,
 )
-from ldm.training.start import new_unet
-from ldm.training.tables import choice, read_table, within
+from ldm.training.settings import choice, read_table, within
+from ldm.training.warm_start import new_unet
 
 MOMENTS, ROWS = 8, 10  # of the figure of drawing through time, at most
 FEW = 16  # held-out pictures whose error against t is drawn

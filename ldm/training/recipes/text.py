@@ -14,17 +14,17 @@ from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor, nn
 
-from ldm.assets import asset_path
+from ldm.checkpoints.assets import asset_path
 from ldm.checkpoints.folder import save_component
 from ldm.clip import CLIPTextEncoder
 from ldm.config import CLIPTextConfig
 from ldm.text.tokenizer import CLIPTokenizer
+from ldm.training.binding_head import UNKNOWN, Reader, reading_figures, reading_loss
 from ldm.training.config import TrainConfig
 from ldm.training.data import EmbeddedTexts
 from ldm.training.objectives import distillation_loss
-from ldm.training.reader import UNKNOWN, Reader, reading_figures, reading_loss
-from ldm.training.start import begin_with
-from ldm.training.tables import read_table, within
+from ldm.training.settings import read_table, within
+from ldm.training.warm_start import begin_with
 
 GROUP = 96  # texts that the student takes at once
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ldm.fast.kept import Keeping, marks, same
+from ldm.fast.cache import Keeping, marks, same
 from ldm.fast.packed import PackedLinear
 from ldm.unet import UNet
 

@@ -14,9 +14,9 @@ from ldm.classes.classifier import Classifier
 from ldm.clip import CLIPTextEncoder
 from ldm.config import SchedulerConfig, read_json, write_json
 from ldm.config.generation import Defaults
-from ldm.devices import vae_dtype
 from ldm.errors import CheckpointError
 from ldm.latents import Pixels
+from ldm.loading.devices import vae_dtype
 from ldm.scheduler import DDPMScheduler
 from ldm.techniques.preview import LinearPreview
 from ldm.text.tokenizer import CLIPTokenizer

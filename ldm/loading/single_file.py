@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm.assets import asset_path
+from ldm.checkpoints.assets import asset_path
 from ldm.checkpoints.family import (
     FAMILIES,
     SAID_PREDICTION,
@@ -35,8 +35,8 @@ from ldm.checkpoints.original import (
 from ldm.checkpoints.tensors import read_checkpoint, to_save, write_tensors
 from ldm.clip import CLIPTextEncoder
 from ldm.config import Config, UNetConfig, VAEConfig
-from ldm.devices import vae_dtype
 from ldm.errors import CheckpointError
+from ldm.loading.devices import vae_dtype
 from ldm.scheduler import DDPMScheduler
 from ldm.text.tokenizer import CLIPTokenizer
 from ldm.unet import UNet

@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ldm import __version__
-from ldm.cli.again import drawn_on, model_name, recipe_of
 from ldm.cli.common import number
-from ldm.cli.steer import steering_metadata
+from ldm.cli.guidance_options import steering_metadata
+from ldm.cli.replay import drawn_on, model_name, recipe_of
 from ldm.samplers import SAMPLERS, SCHEDULES
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ def asset_path(name: str) -> Path:
     pyproject.toml puts both folders into the wheel as ldm/_assets. Raises CheckpointError if the
     folder is in neither place.
     """
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     installed, checkout = package / "_assets" / name, package.parent / name
     if installed.is_dir():
         return installed

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ldm.cli.common import Checker, Parser
+from ldm.cli.guidance_options import STEERING
 from ldm.cli.options import parser
-from ldm.cli.steer import STEERING
 from ldm.errors import ArgumentError, ImageError
 from ldm.samplers import read_names
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from torch import nn
 
 from ldm.fast.attention import RememberingAttention
+from ldm.fast.cache import Keeping
 from ldm.fast.int8 import Int8AfterSiLU, Int8Conv2d, Int8GEGLU
-from ldm.fast.kept import Keeping
 from ldm.fast.norm import DirectGroupNorm
 from ldm.fast.packed import (
     GEGLULinear,
@@ -21,7 +21,7 @@ from ldm.fast.packed import (
     Weights,
 )
 from ldm.fast.strips import StripAutoencoderKL
-from ldm.fast.times import TimedUNet, TimeLinear
+from ldm.fast.time_cache import TimedUNet, TimeLinear
 from ldm.layers import GEGLU, Attention, GroupNorm, ResnetBlock
 from ldm.unet import UNet
 from ldm.vae import AutoencoderKL

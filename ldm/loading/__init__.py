@@ -1,0 +1,1 @@
+"""Files and folders of models → the parts of a pipeline, and back."""
