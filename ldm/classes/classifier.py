@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ldm.config import ClassifierConfig
 from ldm.errors import ArgumentError
 from ldm.layers import Attention, GroupNorm, TimestepEmbedding, timestep_embedding
-from ldm.unet_blocks import MidBlock, way_down
+from ldm.unet import MidBlock, way_down
 
 
 class AttentionPool(Attention):

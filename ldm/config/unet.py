@@ -15,7 +15,7 @@ PLAIN_BLOCKS = ("{}Block2D", "Attn{}Block2D", "Resnet{}sampleBlock2D")
 
 @dataclass(frozen=True)
 class BlocksConfig(Config):
-    """What the levels of U-Nets and of classifiers are made of: see ``ldm.unet_blocks``."""
+    """What the levels of U-Nets and of classifiers are made of: see ``ldm.unet``."""
 
     in_channels: int = 3
     center_input_sample: bool = False  # pixels come in [0, 1]: the network moves them to [-1, 1]
