@@ -13,6 +13,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from ldm import _moved
+
 if TYPE_CHECKING:
     from ldm.clip import CLIPTextEncoder
     from ldm.pipeline import Pipeline
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from ldm.vae import AutoencoderKL
 
 __version__ = "0.1.0"
+
+_moved.install()
 
 MODULES = {
     "AutoencoderKL": "ldm.vae",

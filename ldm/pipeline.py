@@ -50,7 +50,7 @@ from ldm.images.inputs import (
 )
 from ldm.images.masks import HALF, shrink_masks, to_masks
 from ldm.latents import Codec, Pixels
-from ldm.loading.compatibility import blame, check_parts
+from ldm.loading.compatibility import check_parts, nonfinite_error
 from ldm.loading.devices import choose_device, choose_dtype
 from ldm.loading.folder import load_folder, save_folder
 from ldm.loading.single_file import load_file, load_vae, names_of, save_file
@@ -67,7 +67,7 @@ from ldm.samplers import (
 from ldm.samplers.noise import Noise
 from ldm.samplers.spacing import lcm_levels
 from ldm.scheduler import DDPMScheduler
-from ldm.techniques.attention_maps import AttentionMaps, explain
+from ldm.techniques.attention_maps import AttentionMaps, watch_attention
 from ldm.techniques.inpainting import Blend, paste, unchanged
 from ldm.techniques.tiling import tiled
 from ldm.text.conditioning import (
@@ -593,7 +593,7 @@ class Pipeline:
                 last = progress.step == progress.steps
                 # At the ends only: on a GPU every look at the values makes the CPU wait.
                 if (index == 0 or last) and not x0.isfinite().all():
-                    raise blame(self.parts)
+                    raise nonfinite_error(self.parts)
                 if last:
                     progress.output = finish(x)
                 yield progress
@@ -609,7 +609,7 @@ class Pipeline:
         """
         pixels = codec.decode(self.vae, latents, self.device)
         if pixels is None:
-            raise blame(self.parts)
+            raise nonfinite_error(self.parts)
         return pixels
 
     def preview(self, latents: Tensor) -> Tensor:
@@ -630,7 +630,7 @@ class Pipeline:
         """
         self._need_text("there are no words to look for")
         before = self._hear
-        with explain(self.unet, self.text_models[0].tokenizer) as attention:
+        with watch_attention(self.unet, self.text_models[0].tokenizer) as attention:
             self._hear = attention.hear
             try:
                 yield attention

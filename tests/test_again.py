@@ -21,7 +21,12 @@ from ldm.cli.options import parser
 from ldm.cli.replay import AROUND, LOADING, TOLD_OTHERWISE
 from ldm.errors import ImageError
 from ldm.images import read_parameters, read_settings, save_image
-from ldm.images.generation_info import Recipe, from_settings, from_text, read_recipe
+from ldm.images.generation_info import (
+    GenerationInfo,
+    from_settings,
+    from_text,
+    read_generation_info,
+)
 from ldm.images.metadata import parse_parameters
 
 Command = Callable[..., list[str]]
@@ -126,10 +131,10 @@ def test_grid(command: Command) -> None:
 
 def test_in_python(command: Command, folder: Path) -> None:
     command("a cat", "--seed", "4", "--steps", "2", "--dtype", "bfloat16", "-o", "a.png")
-    recipe = read_recipe("a.png")
-    assert recipe.model == folder.name
-    pipe = Pipeline.from_pretrained(folder, **recipe.loading).optimize()  # as the command does
-    assert (np.asarray(pipe(**recipe.arguments).images[0]) == pixels("a.png")).all()
+    info = read_generation_info("a.png")
+    assert info.model == folder.name
+    pipe = Pipeline.from_pretrained(folder, **info.loading).optimize()  # as the command does
+    assert (np.asarray(pipe(**info.arguments).images[0]) == pixels("a.png")).all()
 
 
 def test_every_option_is_kept_or_does_not_matter() -> None:
@@ -226,10 +231,10 @@ def test_what_cannot_be_done_is_told(command: Command, folder: Path) -> None:
 
 def test_image_to_image_of_the_web_ui() -> None:
     text = "a\nSteps: 9, Seed: 1, CFG scale: 7, Denoising strength: 0.75, RNG: CPU"
-    recipe = from_text(text)
-    assert recipe.arguments["strength"] == 0.75
-    assert recipe.images == {"image": ""}
-    assert recipe.notes == ()
+    info = from_text(text)
+    assert info.arguments["strength"] == 0.75
+    assert info.images == {"image": ""}
+    assert info.notes == ()
 
 
 @pytest.mark.parametrize(
@@ -244,16 +249,16 @@ def test_image_to_image_of_the_web_ui() -> None:
 )
 def test_names_of_samplers(label: str, schedule: str, want: tuple[str, str]) -> None:
     told = f"Schedule type: {schedule}, " if schedule else ""
-    recipe = from_text(f"a\nSteps: 1, Sampler: {label}, {told}Seed: 1, RNG: CPU, Size: 8x8")
-    assert (recipe.arguments["sampler"], recipe.arguments["schedule"]) == want
-    assert not recipe.notes
+    info = from_text(f"a\nSteps: 1, Sampler: {label}, {told}Seed: 1, RNG: CPU, Size: 8x8")
+    assert (info.arguments["sampler"], info.arguments["schedule"]) == want
+    assert not info.notes
 
 
 def test_samplers_that_are_not_known() -> None:
     for label in ("Nonsense", "Restart"):
-        recipe = from_text(f"a\nSteps: 1, Sampler: {label}, Seed: 1, RNG: CPU, Size: 8x8")
-        assert recipe.notes == (f"Sampler {label}",)
-        assert "sampler" not in recipe.arguments
+        info = from_text(f"a\nSteps: 1, Sampler: {label}, Seed: 1, RNG: CPU, Size: 8x8")
+        assert info.notes == (f"Sampler {label}",)
+        assert "sampler" not in info.arguments
 
 
 # Broken files
@@ -353,11 +358,11 @@ PARTS = ["arguments", "loading", "model", "vae", "embeddings", "images", "batch"
 @given(settings=st.dictionaries(st.sampled_from(PARTS), anything))
 def test_any_settings(settings: dict[str, Any]) -> None:
     try:
-        recipe = from_settings(settings)
+        info = from_settings(settings)
     except ValueError as error:
         assert str(error).startswith("its setting ")
     else:
-        assert isinstance(recipe, Recipe)
+        assert isinstance(info, GenerationInfo)
 
 
 @hypothesis(deadline=None)
@@ -366,7 +371,7 @@ def test_any_text(prompt: str, numbers: list[str]) -> None:
     named = zip(["Steps", "Seed", "Size", "Eta"], numbers, strict=True)
     text = f"{prompt}\n" + ", ".join(f"{name}: {value}" for name, value in named)
     try:
-        assert isinstance(from_text(text), Recipe)
+        assert isinstance(from_text(text), GenerationInfo)
     except ValueError as error:
         assert str(error).startswith("its ")
 
@@ -378,7 +383,7 @@ def test_files_that_are_cut(tmp_path: Path, ending: str, cut: int) -> None:
     save_image(Image.new("RGB", (64, 64)), path, "a\nSteps: 1, Seed: 1, Size: 8x8", settings=GOOD)
     path.write_bytes(path.read_bytes()[:cut])
     with pytest.raises(ImageError, match=f"a.{ending}"):
-        read_recipe(path)
+        read_generation_info(path)
 
 
 def test_a_jpeg_without_room(tmp_path: Path) -> None:
@@ -389,7 +394,7 @@ def test_a_jpeg_without_room(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="a JPEG holds 64 KiB of metadata"):
         save_image(Image.new("RGB", (8, 8)), path, text, settings=GOOD | {"more": prompt})
     assert read_settings(path) is None
-    assert read_recipe(path).arguments["prompt"] == prompt
+    assert read_generation_info(path).arguments["prompt"] == prompt
 
 
 def test_descriptions_of_other_programs(tmp_path: Path) -> None:

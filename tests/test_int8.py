@@ -22,7 +22,7 @@ from ldm.fast import int8, slow_down, speed_up
 from ldm.fast.int8 import AFTER_SILU, SYMMETRIC, Int8AfterSiLU, Int8Conv2d, Int8GEGLU
 from ldm.fast.packed import PackedConv2d, PackedGEGLU
 from ldm.images import read_settings
-from ldm.images.generation_info import read_recipe
+from ldm.images.generation_info import read_generation_info
 from ldm.layers import GEGLU
 from ldm.pipeline import Pipeline
 
@@ -285,11 +285,11 @@ def test_fast_on_the_command_line(
     assert fast.tobytes() != exact.tobytes()
     assert read_settings("a.png")["loading"]["int8"] is True
     assert drawn(folder, "--fast").tobytes() == fast.tobytes()
-    recipe = read_recipe("a.png")
-    assert recipe.arguments["deep_cache"] == 3
-    assert recipe.arguments["guidance_interval"] == (0.28, 5.42)
-    pipe = Pipeline.from_pretrained(folder, device="cpu", **recipe.loading)
-    assert pipe.optimize(int8=pipe.int8)(**recipe.arguments).images[0].tobytes() == fast.tobytes()
+    info = read_generation_info("a.png")
+    assert info.arguments["deep_cache"] == 3
+    assert info.arguments["guidance_interval"] == (0.28, 5.42)
+    pipe = Pipeline.from_pretrained(folder, device="cpu", **info.loading)
+    assert pipe.optimize(int8=pipe.int8)(**info.arguments).images[0].tobytes() == fast.tobytes()
     assert main(["--from", "a.png", "--model", str(folder), "-o", "b.png", "--quiet"]) == 0
     with Image.open("b.png") as again:
         assert again.tobytes() == fast.tobytes()

@@ -61,11 +61,11 @@ def run(action: Callable[[], None], debug: bool, quiet: bool = False) -> int:
     except Exception as error:
         if debug:
             traceback.print_exc()
-        return fail(*explain(error))
+        return fail(*describe_error(error))
     return 0
 
 
-def explain(error: Exception) -> tuple[str, int]:
+def describe_error(error: Exception) -> tuple[str, int]:
     """What to tell the user about an error, and the exit code."""
     if isinstance(error, ArgumentError):
         return str(error), USAGE

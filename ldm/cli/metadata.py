@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ldm import __version__
 from ldm.cli.common import number
 from ldm.cli.guidance_options import steering_metadata
-from ldm.cli.replay import drawn_on, model_name, recipe_of
+from ldm.cli.replay import drawn_on, info_of, model_name
 from ldm.samplers import SAMPLERS, SCHEDULES
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def picture_texts(
     defaults = pipe.defaults
     scale = arguments.guidance_scale
     place = (len(batch), batch.index(job)) if len(batch) > 1 else arguments.replay
-    recipe = replace(recipe_of(job, pipe, picture), batch=place, grid=grid)
+    info = replace(info_of(job, pipe, picture), batch=place, grid=grid)
     text = format_parameters(
         {
             "Prompt": job.prompt,
@@ -58,4 +58,4 @@ def picture_texts(
             "Version": f"ldm {__version__}",
         }
     )
-    return text, recipe.settings(__version__, drawn_on(pipe))
+    return text, info.settings(__version__, drawn_on(pipe))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from ldm.cli.jobs import Job
-    from ldm.images.generation_info import Recipe
+    from ldm.images.generation_info import GenerationInfo
     from ldm.pipeline import Pipeline
 
 # Arguments of Pipeline.from_pretrained.
@@ -56,29 +56,29 @@ def with_file(arguments: argparse.Namespace, argv: Sequence[str]) -> argparse.Na
         return arguments
     if arguments.prompts is not None:
         raise ArgumentError("--prompts takes all texts from a file; leave --from out")
-    from ldm.images.generation_info import read_recipe
+    from ldm.images.generation_info import read_generation_info
 
     path = Path(arguments.from_file)
-    recipe = read_recipe(path)
+    info = read_generation_info(path)
     given = _given(argv)
-    merged = argparse.Namespace(**vars(_from_recipe(recipe, path)) | given)
-    merged.replay = recipe.batch if SAME_PICTURE.issuperset(given) else (1, 0)
-    if recipe.grid:
+    merged = argparse.Namespace(**vars(_from_info(info, path)) | given)
+    merged.replay = info.batch if SAME_PICTURE.issuperset(given) else (1, 0)
+    if info.grid:
         warnings.warn(f"{path} shows several pictures; the first is drawn again", stacklevel=2)
-    _check_inputs(recipe, merged, path)
-    if recipe.notes:
+    _check_inputs(info, merged, path)
+    if info.notes:
         warnings.warn(
             f"{path} asks for what is not done here, so the picture will be another: "
-            + ", ".join(recipe.notes),
+            + ", ".join(info.notes),
             stacklevel=2,
         )
     return merged
 
 
-def recipe_of(job: Job, pipe: Pipeline, picture: Image) -> Recipe:
-    """The recipe of a picture that was drawn alone."""
+def info_of(job: Job, pipe: Pipeline, picture: Image) -> GenerationInfo:
+    """What the file of a picture that was drawn alone says."""
     from ldm.images import digest, load_image
-    from ldm.images.generation_info import Recipe
+    from ldm.images.generation_info import GenerationInfo
 
     arguments = job.line.arguments
     choice = pipe.choose_sampler(arguments.sampler, arguments.schedule)
@@ -108,7 +108,7 @@ def recipe_of(job: Job, pipe: Pipeline, picture: Image) -> Recipe:
     if arguments.image is None:
         recorded.pop("strength", None)
     given = {name: getattr(arguments, name) for name in PICTURES if getattr(arguments, name)}
-    return Recipe(
+    return GenerationInfo(
         {name: value for name, value in sorted(recorded.items()) if name not in LOADING},
         {name: value for name, value in sorted(recorded.items()) if name in LOADING},
         model=model_name(arguments.model),
@@ -150,10 +150,10 @@ def _given(argv: Sequence[str]) -> dict[str, Any]:
     return {name: value for name, value in told.items() if value is not None and value != []}
 
 
-def _from_recipe(recipe: Recipe, path: Path) -> argparse.Namespace:
+def _from_info(info: GenerationInfo, path: Path) -> argparse.Namespace:
     """The arguments that a command line with all that a file says would have."""
     known = vars(parser().parse_args([]))
-    said = recipe.arguments | recipe.loading
+    said = info.arguments | info.loading
     prompt, argv, newer = said.pop("prompt", ""), [], []
     for name, value in said.items():
         option = f"--{name.replace('_', '-')}"
@@ -181,23 +181,23 @@ def _from_recipe(recipe: Recipe, path: Path) -> argparse.Namespace:
     return arguments
 
 
-def _check_inputs(recipe: Recipe, arguments: argparse.Namespace, path: Path) -> None:
+def _check_inputs(info: GenerationInfo, arguments: argparse.Namespace, path: Path) -> None:
     """What is not in the file: model, VAE, embeddings, and the images that it was drawn from."""
     from ldm.images import digest, load_image
     from ldm.images.generation_info import BUILT_IN
 
     used = model_name(arguments.model)
-    if recipe.model is None:
+    if info.model is None:
         warnings.warn(f"{path} names no model; {used} is used", stacklevel=3)
-    elif arguments.model is None and recipe.model != BUILT_IN:
+    elif arguments.model is None and info.model != BUILT_IN:
         raise ArgumentError(
-            f"{path} was drawn with the model {recipe.model!r}; say with --model where it is"
+            f"{path} was drawn with the model {info.model!r}; say with --model where it is"
         )
-    elif recipe.model != used:
+    elif info.model != used:
         warnings.warn(
-            f"{path} was drawn with the model {recipe.model!r}, not with {used!r}", stacklevel=3
+            f"{path} was drawn with the model {info.model!r}, not with {used!r}", stacklevel=3
         )
-    wanted = {"--vae": recipe.vae and [recipe.vae], "--embedding": recipe.embeddings}
+    wanted = {"--vae": info.vae and [info.vae], "--embedding": info.embeddings}
     files = {"--vae": [arguments.vae] if arguments.vae else [], "--embedding": arguments.embedding}
     for option, names in wanted.items():
         here = {Path(file).stem for file in files[option]}
@@ -207,7 +207,7 @@ def _check_inputs(recipe: Recipe, arguments: argparse.Namespace, path: Path) -> 
                     f"{path} was drawn with {name!r}; for the same picture give it with {option}",
                     stacklevel=3,
                 )
-    for name, told in recipe.images.items():
+    for name, told in info.images.items():
         file = getattr(arguments, name, None)
         if file is None:
             raise ArgumentError(

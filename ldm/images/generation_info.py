@@ -1,8 +1,8 @@
 """What a picture file says of how it was made, by ldm or by A1111's web UI.
 
-recipe = read_recipe("car.png")
-pipe = Pipeline.from_pretrained(**recipe.loading)  # and recipe.model, if it names one
-pipe(**recipe.arguments).images[0]  # the same picture
+info = read_generation_info("car.png")
+pipe = Pipeline.from_pretrained(**info.loading)  # and info.model, if it names one
+pipe(**info.arguments).images[0]  # the same picture
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ NONE = ("", "Automatic", "None")
 
 
 @dataclass(frozen=True)
-class Recipe:
+class GenerationInfo:
     """How a picture was made.
 
     Attributes:
@@ -62,8 +62,8 @@ class Recipe:
         return {metadata.OURS: version} | told | {"drawn": dict(drawn)}
 
 
-def read_recipe(path: str | Path) -> Recipe:
-    """The recipe in a PNG, JPEG or WebP file: our own settings, else the web UI's text.
+def read_generation_info(path: str | Path) -> GenerationInfo:
+    """Read what a PNG, JPEG or WebP file says: our own settings, else the web UI's text.
 
     Raises ImageError for a file without, and for values of a wrong type.
     """
@@ -82,8 +82,8 @@ def read_recipe(path: str | Path) -> Recipe:
         raise ImageError(f"{path}: {error}") from None
 
 
-def from_settings(settings: Mapping[str, Any]) -> Recipe:
-    """Our own settings → a recipe. Raises ValueError for a value of a wrong type."""
+def from_settings(settings: Mapping[str, Any]) -> GenerationInfo:
+    """Our own settings → GenerationInfo. Raises ValueError for a value of a wrong type."""
 
     def get(name: str, kind: type, default: Any) -> Any:
         value = settings.get(name, default)
@@ -104,7 +104,7 @@ def from_settings(settings: Mapping[str, Any]) -> Recipe:
     arguments = dict(get("arguments", dict, {}))
     if "guidance_interval" in arguments:
         arguments["guidance_interval"] = _pair(arguments["guidance_interval"])
-    return Recipe(
+    return GenerationInfo(
         arguments=arguments,
         loading=get("loading", dict, {}),
         model=get("model", str, None),
@@ -116,8 +116,8 @@ def from_settings(settings: Mapping[str, Any]) -> Recipe:
     )
 
 
-def from_text(text: str) -> Recipe:
-    """The web UI's text → a recipe. Raises ValueError for a value that is not a number."""
+def from_text(text: str) -> GenerationInfo:
+    """The web UI's text → GenerationInfo. Raises ValueError for a value that is not a number."""
     told = metadata.parse_parameters(text)
     arguments: dict[str, Any] = {"prompt": told.pop(metadata.PROMPT)}
     if negative := told.pop(metadata.NEGATIVE):
@@ -156,7 +156,7 @@ def from_text(text: str) -> Recipe:
         notes.append(f"RNG {told.get('RNG', 'GPU')} (our noise is drawn on the CPU)")
     grid = told.pop("Script") if told.get("Script") == PLOT else told.get("Grid")
     notes += [f"{name} {value}"[:60] for name, value in told.items() if not NAMES.fullmatch(name)]
-    return Recipe(
+    return GenerationInfo(
         arguments,
         model=told.get("Model"),
         vae=None if told.get("VAE", "") in NONE else told["VAE"],

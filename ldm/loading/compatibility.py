@@ -59,7 +59,7 @@ def check_parts(
         )
 
 
-def blame(parts: Mapping[str, object]) -> CheckpointError:
+def nonfinite_error(parts: Mapping[str, object]) -> CheckpointError:
     """Why a result is not finite: broken weights by their name, or else an overflow."""
     for name, part in parts.items():
         for key, tensor in part.state_dict().items() if isinstance(part, nn.Module) else ():

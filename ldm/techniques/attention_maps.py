@@ -132,7 +132,7 @@ def _longer(maps: Tensor, more: int) -> Tensor:
 
 
 @contextlib.contextmanager
-def explain(unet: UNet, tokenizer: CLIPTokenizer) -> Iterator[AttentionMaps]:
+def watch_attention(unet: UNet, tokenizer: CLIPTokenizer) -> Iterator[AttentionMaps]:
     """Watch the U-Net draw; the pictures come out the same, to the bit.
 
     Whoever asks the U-Net must call ``hear`` first.

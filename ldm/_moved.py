@@ -1,0 +1,71 @@
+"""Old names of modules, which work for one release: importing one warns and says the new name.
+
+Delete this file, its two lines in ``ldm/__init__.py`` and tests/test_moved.py with the release
+after 0.1.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+MODULES = {
+    "ldm.assets": "ldm.checkpoints.assets",
+    "ldm.betas": "ldm.scheduler",
+    "ldm.canvas": "ldm.techniques.outpainting",
+    "ldm.classifier": "ldm.classes.classifier",
+    "ldm.classifier_guidance": "ldm.classes.guidance",
+    "ldm.codec": "ldm.latents",
+    "ldm.conditioning": "ldm.text.conditioning",
+    "ldm.defaults": "ldm.config.generation",
+    "ldm.devices": "ldm.loading.devices",
+    "ldm.metadata": "ldm.images.metadata",
+    "ldm.preview": "ldm.techniques.preview",
+    "ldm.prompts": "ldm.text.grammar",
+    "ldm.recipe": "ldm.images.generation_info",
+    "ldm.tokenizer": "ldm.text.tokenizer",
+}
+NAMES = {
+    "ldm.recipe.Recipe": "GenerationInfo",
+    "ldm.recipe.read_recipe": "read_generation_info",
+}
+
+
+class OldNames:
+    """Finder and loader of the old names, which Python asks after all others."""
+
+    @staticmethod
+    def find_spec(
+        name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Find one of ``MODULES``; None for any other."""
+        return ModuleSpec(name, OldNames()) if name in MODULES else None
+
+    def create_module(self, spec: ModuleSpec) -> None:
+        """Let Python make an empty module."""
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Warn, and let the module give what the new one has."""
+        old, new = module.__name__, MODULES[module.__name__]
+        message = f"{old} is now {new}; the old name goes with the next release"
+        warnings.warn(message, DeprecationWarning, stacklevel=2)
+        found = import_module(new)
+
+        def get(name: str) -> object:
+            renamed = NAMES.get(f"{old}.{name}", name)
+            value = getattr(found, renamed)
+            if renamed != name:
+                message = f"{old}.{name} is now {new}.{renamed}"
+                warnings.warn(message, DeprecationWarning, stacklevel=2)
+            return value
+
+        module.__getattr__ = get  # type: ignore[method-assign]  # PEP 562
+
+
+def install() -> None:
+    """Have ``import`` know the old names."""
+    sys.meta_path.append(OldNames())
