@@ -12,13 +12,13 @@ import torch
 from torch import nn
 from toy_training import WIDTH, Toy, toy_config
 
+from ldm.config.settings import choice, read_table, within
 from ldm.errors import ArgumentError
 from ldm.training.config import TrainConfig, read_config
 from ldm.training.curves import points, smooth
 from ldm.training.memory import kept_activations, plan
 from ldm.training.metrics import Metrics, cut_log, log, read_log
 from ldm.training.optimizer import build_optimizer, moments_size
-from ldm.training.settings import choice, read_table, within
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "train"
 

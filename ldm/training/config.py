@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from ldm.config.settings import check_values, choice, read_table, within
 from ldm.errors import ArgumentError
-from ldm.training.settings import check_values, choice, read_table, within
 
 if sys.version_info >= (3, 11):
     import tomllib

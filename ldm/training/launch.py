@@ -11,9 +11,9 @@ from accelerate.state import AcceleratorState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
 
+from ldm.config.settings import nearest
 from ldm.errors import ArgumentError
 from ldm.training.config import TrainConfig, as_json
-from ldm.training.settings import nearest
 
 PATIENCE = timedelta(hours=3)  # of processes that wait for the main one to draw and save
 

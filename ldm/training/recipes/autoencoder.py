@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from ldm.checkpoints.folder import save_component
 from ldm.config import VAEConfig
+from ldm.config.settings import read_table, within
 from ldm.errors import ArgumentError
 from ldm.images import image_grid, to_pil
 from ldm.training.config import TrainConfig
 from ldm.training.data import open_data
 from ldm.training.discriminator import SMALLEST, PatchDiscriminator, adversarial_terms
 from ldm.training.objectives import psnr, reconstruction_loss
-from ldm.training.settings import read_table, within
 from ldm.training.warm_start import begin_with
 from ldm.vae import AutoencoderKL
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ldm.checkpoints.folder import save_component
 from ldm.classes.classifier import Classifier
 from ldm.config import ClassifierConfig, SchedulerConfig, UNetConfig, read_json, write_json
+from ldm.config.settings import read_table, within
 from ldm.errors import ArgumentError
 from ldm.loading.folder import save_classifier
 from ldm.scheduler import DDPMScheduler
@@ -23,7 +24,6 @@ from ldm.training.batches import check_classes, held_out_batch, noised_batch
 from ldm.training.config import TrainConfig
 from ldm.training.data import open_data
 from ldm.training.figures import evenly
-from ldm.training.settings import read_table, within
 from ldm.training.warm_start import begin_with
 
 LEVELS = 5  # at which its accuracy is told

@@ -16,6 +16,7 @@ from ldm.checkpoints.assets import asset_path
 from ldm.checkpoints.folder import load_component
 from ldm.clip import CLIPTextEncoder
 from ldm.config import SchedulerConfig, UNetConfig
+from ldm.config.settings import read_table, within
 from ldm.errors import ArgumentError
 from ldm.images import image_grid
 from ldm.pipeline import Defaults, Pipeline
@@ -29,7 +30,6 @@ from ldm.training.data.crops import Size
 from ldm.training.objectives import check_zero_snr, diffusion_weight, simple_error
 from ldm.training.recipes.cached_contexts import CachedContexts
 from ldm.training.recipes.cached_latents import CachedLatents
-from ldm.training.settings import read_table, within
 from ldm.training.warm_start import new_unet
 from ldm.vae import AutoencoderKL
 

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ldm.config import SchedulerConfig, UNetConfig
+from ldm.config.settings import choice, read_table, within
 from ldm.errors import ArgumentError
 from ldm.images import image_grid
 from ldm.likelihood import Predict, bound_estimate, quantise
@@ -27,7 +28,6 @@ from ldm.training.objectives import (
     check_zero_snr,
     diffusion_loss,
 )
-from ldm.training.settings import choice, read_table, within
 from ldm.training.warm_start import new_unet
 
 MOMENTS, ROWS = 8, 10  # of the figure of drawing through time, at most

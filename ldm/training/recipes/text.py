@@ -18,12 +18,12 @@ from ldm.checkpoints.assets import asset_path
 from ldm.checkpoints.folder import save_component
 from ldm.clip import CLIPTextEncoder
 from ldm.config import CLIPTextConfig
+from ldm.config.settings import read_table, within
 from ldm.text.tokenizer import CLIPTokenizer
 from ldm.training.binding_head import UNKNOWN, Reader, reading_figures, reading_loss
 from ldm.training.config import TrainConfig
 from ldm.training.data import EmbeddedTexts
 from ldm.training.objectives import distillation_loss
-from ldm.training.settings import read_table, within
 from ldm.training.warm_start import begin_with
 
 GROUP = 96  # texts that the student takes at once
