@@ -60,42 +60,59 @@ class Muon(torch.optim.Optimizer):
         if closure is not None:
             raise NotImplementedError("Muon takes no closure")
         for group in self.param_groups:
-            alike = defaultdict(list)  # matrices of one shape: one product of all takes less time
-            for weight in group["params"]:
-                if weight.grad is None:
-                    continue
-                if is_matrix(weight):
-                    alike[len(weight), weight[0].numel()].append(weight)
-                else:
-                    self._move(weight, self._vector(weight.grad, self.state[weight], group), group)
-            first = 0
-            for shape, weights in alike.items():
-                ahead = torch.stack([self._ahead(weight, group).view(shape) for weight in weights])
-                updates = orthogonalise_together(ahead, first).float() * (0.2 * max(shape) ** 0.5)
-                for weight, update in zip(weights, updates, strict=True):
-                    self._move(weight, update.view_as(weight), group)
-                first += len(weights)
+            weights = [weight for weight in group["params"] if weight.grad is not None]
+            vectors = [weight for weight in weights if not is_matrix(weight)]
+            self._move(vectors, self._adam(vectors, group), group)
+            matrices = [weight for weight in weights if is_matrix(weight)]
+            self._move(matrices, self._orthogonal(matrices, group), group)
 
     @staticmethod
-    def _move(weight: Tensor, update: Tensor, group: dict) -> None:
-        weight.mul_(1 - group["lr"] * group["weight_decay"])
-        weight.sub_(update, alpha=group["lr"])
+    def _move(weights: list[Tensor], updates: list[Tensor], group: dict) -> None:
+        if weights:
+            torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+            torch._foreach_sub_(weights, updates, alpha=group["lr"])
 
-    def _ahead(self, weight: Tensor, group: dict) -> Tensor:
-        """The momentum with Nesterov's look ahead, contiguous."""
-        state, grad = self.state[weight], weight.grad
-        momentum = state.setdefault("momentum", torch.zeros_like(grad))
-        momentum.lerp_(grad, 1 - group["momentum"])
-        return grad.lerp(momentum, group["momentum"]).contiguous()
+    def _moments(self, weights: list[Tensor], name: str) -> list[Tensor]:
+        return [self.state[w].setdefault(name, torch.zeros_like(w.grad)) for w in weights]
 
-    def _vector(self, grad: Tensor, state: dict, group: dict) -> Tensor:
-        beta1, beta2 = group["betas"]
-        mean = state.setdefault("exp_avg", torch.zeros_like(grad)).lerp_(grad, 1 - beta1)
-        square = state.setdefault("exp_avg_sq", torch.zeros_like(grad))
-        square.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-        step = state["step"] = state.get("step", 0) + 1
-        scale = (square / (1 - beta2**step)).sqrt_().add_(group["eps"])
-        return mean / (1 - beta1**step) / scale
+    def _orthogonal(self, weights: list[Tensor], group: dict) -> list[Tensor]:
+        """Updates of matrices: their momentum with Nesterov's look ahead, made orthogonal."""
+        if not weights:
+            return []
+        grads, momenta = [w.grad for w in weights], self._moments(weights, "momentum")
+        torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
+        ahead = torch._foreach_lerp(grads, momenta, group["momentum"])
+        alike = defaultdict(list)  # matrices of one shape: one product of all takes less time
+        for i, weight in enumerate(weights):
+            alike[len(weight), weight[0].numel()].append(i)
+        updates: list[Tensor] = [grads[0]] * len(weights)
+        first = 0
+        for shape, places in alike.items():
+            together = torch.stack([ahead[i].contiguous().view(shape) for i in places])
+            found = orthogonalise_together(together, first).float() * (0.2 * max(shape) ** 0.5)
+            for i, update in zip(places, found, strict=True):
+                updates[i] = update.view_as(weights[i])
+            first += len(places)
+        return updates
+
+    def _adam(self, weights: list[Tensor], group: dict) -> list[Tensor]:
+        """Updates of vectors: AdamW's (Loshchilov & Hutter 2019), without the decay."""
+        if not weights:
+            return []
+        (beta1, beta2), grads = group["betas"], [w.grad for w in weights]
+        means, squares = (self._moments(weights, key) for key in ("exp_avg", "exp_avg_sq"))
+        torch._foreach_lerp_(means, grads, 1 - beta1)
+        torch._foreach_mul_(squares, beta2)
+        torch._foreach_addcmul_(squares, grads, grads, value=1 - beta2)
+        for weight in weights:
+            self.state[weight]["step"] = self.state[weight].get("step", 0) + 1
+        steps = [self.state[weight]["step"] for weight in weights]
+        scales = torch._foreach_div(squares, [1 - beta2**step for step in steps])
+        torch._foreach_sqrt_(scales)
+        torch._foreach_add_(scales, group["eps"])
+        updates = torch._foreach_div(means, [1 - beta1**step for step in steps])
+        torch._foreach_div_(updates, scales)
+        return updates
 
 
 def is_matrix(weight: Tensor) -> bool:

@@ -50,11 +50,14 @@ class Subject:
     icon: Icon
     label: str
     noun: Noun | None
+    keeps_colours: bool = False  # a person or a sign, which nobody asks for in another colour
 
     @property
     def fixed(self) -> bool:
         """Whether it keeps its colours, and captions do not name them."""
-        return self.noun is not None and (self.noun.fixed or self.icon.name in self.noun.keep)
+        if self.noun is None:
+            return self.keeps_colours
+        return self.noun.fixed or self.icon.name in self.noun.keep
 
 
 def read_everyday(path: Path = HERE / "everyday.json") -> list[Noun]:
@@ -71,13 +74,20 @@ def read_everyday(path: Path = HERE / "everyday.json") -> list[Noun]:
     return nouns
 
 
-def read_subjects(archives: dict[str, Path], emojibase: Path) -> list[Subject]:
-    """What the sets in `archives` show, of what is kept; names and codes are of `emojibase`."""
+def read_subjects(
+    archives: dict[str, Path], emojibase: Path, everything: bool = False
+) -> list[Subject]:
+    """What the sets in `archives` show, of what is kept; names and codes are of `emojibase`.
+
+    With `everything`, also people and signs, by what Unicode calls them.
+    """
     labels = read_labels(emojibase)
-    return choose(read_icons(archives, labels), labels, read_everyday())
+    return choose(read_icons(archives, labels), labels, read_everyday(), everything)
 
 
-def choose(icons: list[Icon], labels: dict[str, Label], nouns: list[Noun]) -> list[Subject]:
+def choose(
+    icons: list[Icon], labels: dict[str, Label], nouns: list[Noun], everything: bool = False
+) -> list[Subject]:
     """The icons to keep, with what they show; the order of `icons` stays."""
     by_name = {name: noun for noun in nouns for name in noun.icons}
     # Sets name the same emoji differently: an icon also belongs to a noun by its Unicode code.
@@ -89,6 +99,6 @@ def choose(icons: list[Icon], labels: dict[str, Label], nouns: list[Noun]) -> li
         kept = label and label.subgroup.startswith(KEPT) and icon.name not in DROPPED
         if noun:
             subjects.append(Subject(icon, noun.words[0], noun))
-        elif kept:
-            subjects.append(Subject(icon, label.text.replace(":", ""), None))
+        elif kept or (everything and label):
+            subjects.append(Subject(icon, label.text.replace(":", ""), None, not kept))
     return subjects

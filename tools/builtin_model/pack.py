@@ -1,0 +1,98 @@
+"""Make the folder that a machine without network needs to train the built-in model.
+
+    python -m tools.builtin_model.pack --output pack
+
+The folder holds the code, the icon archives (only the files that are read, compressed anew), the
+VAE, text encoder, tokenizer and scheduler of `weights/`, and wheels of what a plain PyTorch image
+lacks. There, `sh run.sh --minutes 9` trains. It appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+import sys
+import tarfile
+from pathlib import Path
+
+from building import build_whole
+from icons.sources import EMOJIBASE, SETS, BuildError, Package, fetch
+from ldm.cli.common import EXIT_CODES, Parser
+from packages import fetch_wheel
+
+ROOT = Path(__file__).resolve().parents[2]
+CODE = ("ldm", "tools", "configs", "pyproject.toml", "LICENSE")
+WEIGHTS = ("vae", "text_encoder", "tokenizer", "scheduler")
+WHEELS = {"resvg-py": "0.5.0"}
+MEMBERS = {True: ("en/data.json", "meta/groups.json"), False: ("icons.json", "chars.json")}
+LIMIT = 55 * 10**6  # bytes
+RUN = """#!/bin/sh
+# Train where there is no network: sh run.sh --minutes 9 --output OUTPUT
+set -e
+cd "$(dirname "$0")"
+python3 -m pip install --quiet --no-index --no-deps --upgrade --target /tmp/ldm-wheels wheels/*.whl
+PYTHONPATH=/tmp/ldm-wheels:. exec python3 -m tools.builtin_model.train --archives archives "$@"
+"""
+
+
+def repack(package: Package, archives: Path, folder: Path) -> None:
+    """Write the files of an archive that are read into a smaller one.
+
+    Raises BuildError where the archive lacks one.
+    """
+    source = fetch(package, archives)
+    target = (folder / package.archive).with_suffix(".tar.xz")
+    with tarfile.open(source) as old, tarfile.open(target, "w:xz", preset=6) as new:
+        for member in MEMBERS[package == EMOJIBASE]:
+            try:
+                file = old.extractfile(f"package/{member}")
+            except KeyError:
+                raise BuildError(f"{source} has no {member}; delete it and retry") from None
+            content = file.read() if file else b""
+            info = tarfile.TarInfo(f"package/{member}")  # without owner or time: always alike
+            info.size = len(content)
+            new.addfile(info, io.BytesIO(content))
+
+
+def fill(folder: Path, archives: Path) -> str:
+    """Write everything into `folder`, which exists; returns what to print."""
+    ignored = shutil.ignore_patterns("__pycache__", "*.webp", "*.png")
+    for name in CODE:
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        options = {"ignore": ignored} if (ROOT / name).is_dir() else {}
+        copy(ROOT / name, folder / name, **options)
+    for name in WEIGHTS:
+        shutil.copytree(ROOT / "weights" / name, folder / "weights" / name)
+    (folder / "archives").mkdir()
+    for package in (*SETS.values(), EMOJIBASE):
+        repack(package, archives, folder / "archives")
+    (folder / "wheels").mkdir()
+    for name, version in WHEELS.items():
+        shutil.copy(fetch_wheel(name, version, archives), folder / "wheels")
+    (folder / "run.sh").write_text(RUN)
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    if size > LIMIT:
+        raise BuildError(f"the pack has {size / 1e6:.1f} MB; it must have at most {LIMIT // 10**6}")
+    return f"{size / 1e6:.1f} MB"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Make the folder; returns the exit code."""
+    parser = Parser(
+        prog="python -m tools.builtin_model.pack",
+        description=__doc__.splitlines()[0],
+        epilog=EXIT_CODES,
+    )
+    parser.add_argument("--output", type=Path, default=Path("pack"), help="new folder")
+    parser.add_argument(
+        "--archives", type=Path, default=Path("data/npm"), help="the icon sets' packages"
+    )
+    parser.add_argument("--force", action="store_true", help="replace an existing folder")
+    arguments = parser.parse_args(argv)
+    return build_whole(
+        arguments.output, arguments.force, lambda folder: fill(folder, arguments.archives)
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
