@@ -153,7 +153,7 @@ def work(
 ) -> None:
     """Fill free blocks until the process is ended; the body of a worker."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the trainer, which ends all
-    from ldm.tokenizer import CLIPTokenizer
+    from ldm.text.tokenizer import CLIPTokenizer
 
     try:
         vocabulary = read_vocabulary(source.archives)

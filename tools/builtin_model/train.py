@@ -33,20 +33,21 @@ from ldm.cli.common import EXIT_CODES, Parser, check_counts, run, tell
 from ldm.cli.train import stopping
 from ldm.clip import CLIPTextEncoder
 from ldm.config import SchedulerConfig, UNetConfig, read_json, write_json
+from ldm.config.generation import Defaults
 from ldm.errors import ArgumentError, TrainingError
 from ldm.images import image_grid
-from ldm.pipeline import Defaults, Pipeline
+from ldm.pipeline import Pipeline
 from ldm.scheduler import DDPMScheduler
-from ldm.tokenizer import CLIPTokenizer
+from ldm.text.tokenizer import CLIPTokenizer
+from ldm.training.batches import draw_times
 from ldm.training.checkpoint import Learner, check_finite, checkpoints, load_state, save_state
 from ldm.training.config import differences
 from ldm.training.ema import EMA
 from ldm.training.lock import only_run_in
 from ldm.training.metrics import cut_log, log
-from ldm.training.noised import draw_times
 from ldm.training.objectives import simple_error
 from ldm.training.optimizer import Muon
-from ldm.training.start import new_unet
+from ldm.training.warm_start import new_unet
 from ldm.vae import AutoencoderKL
 from tools.builtin_model.parts import save_in_parts
 from tools.builtin_model.reservoir import Reservoir
