@@ -21,10 +21,10 @@ format:
 data: data/icons data/text  ## what the built-in model is trained on
 
 data/icons:
-	python tools/build_icons.py --output $@
+	python -m tools.builtin_model.build_icons --output $@
 
 data/text: data/icons
-	python tools/build_text.py --icons data/icons --output $@
+	python -m tools.builtin_model.build_text --icons data/icons --output $@
 
 draw:
 	ldm-generate "a red car"

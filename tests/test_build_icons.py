@@ -1,4 +1,4 @@
-"""The icon set of `tools/build_icons.py`: colours, captions, choice of icons, a tiny build."""
+"""The icon set of `build_icons`: colours, captions, choice of icons, a tiny build."""
 
 import io
 import json
@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-import build_icons
-from icons import nouns, scenes, sources, split, variants, wording
-from icons.captions import article, takes_no_article, without_colour
-from icons.colour import (
+from tools.builtin_model import build_icons
+from tools.builtin_model.icons import nouns, scenes, sources, split, variants, wording
+from tools.builtin_model.icons.captions import article, takes_no_article, without_colour
+from tools.builtin_model.icons.colour import (
     TONES,
     hue_distance,
     lch_to_rgb,
@@ -21,7 +21,7 @@ from icons.colour import (
     recolour,
     rgb_to_lch,
 )
-from icons.sources import BuildError, Icon, Label, Package
+from tools.builtin_model.icons.sources import BuildError, Icon, Label, Package
 
 
 def car(body: str, windows: str = "#bbddee") -> np.ndarray:

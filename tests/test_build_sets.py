@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import build_mnist
-import build_photos
 from ldm.training.data import open_data
 from ldm.training.data.idx import write_idx
+from tools import build_mnist, build_photos
 
 
 def tar(files: dict[str, bytes], mode: str) -> bytes:

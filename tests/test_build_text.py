@@ -1,4 +1,4 @@
-"""The text set of `tools/build_text.py`: its phrases, its reader of WordNet, its sentence means."""
+"""The text set of `build_text`: its phrases, its reader of WordNet, its sentence means."""
 
 import io
 import json
@@ -12,10 +12,10 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel
 
-import build_text
-from icons.sources import BuildError
-from phrases import plural, scene
-from wordnet import Noun, rarity, read_nouns
+from tools.builtin_model import build_text
+from tools.builtin_model.icons.sources import BuildError
+from tools.builtin_model.phrases import plural, scene
+from tools.builtin_model.wordnet import Noun, rarity, read_nouns
 
 DATA = """\
   1 the licence
@@ -135,7 +135,10 @@ def test_embed_is_the_normalised_mean_of_each_text_alone() -> None:
 
 
 def test_missing_captions_are_named(tmp_path: Path) -> None:
-    with pytest.raises(BuildError, match=r"metadata\.jsonl does not exist; run tools/build_icons"):
+    with pytest.raises(
+        BuildError,
+        match=r"metadata\.jsonl does not exist; run python -m tools\.builtin_model\.build_icons",
+    ):
         build_text.icon_captions(tmp_path)
 
 

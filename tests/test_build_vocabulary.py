@@ -1,11 +1,11 @@
-"""The tokenizer folder that `tools/build_vocabulary.py` writes."""
+"""The tokenizer folder that `tools/builtin_model/build_vocabulary.py` writes."""
 
 import json
 from pathlib import Path
 
 from transformers import CLIPTokenizer
 
-import build_vocabulary
+from tools.builtin_model import build_vocabulary
 
 FOLDER = Path(__file__).parents[1] / "weights" / "tokenizer"
 

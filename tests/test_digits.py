@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 from sklearn.datasets import load_digits
 
-import read_digits
 from ldm.cli import train
 from ldm.training.data.idx import write_idx
+from tools import read_digits
 
 CONFIG = Path(__file__).parent.parent / "configs" / "train" / "mnist.toml"
 # Of mnist.toml, what differs for digits of 8 px, and for minutes.

@@ -1,4 +1,4 @@
-"""`tools/evaluate.py`: prompts, colours, figures and classifier, on pictures drawn here."""
+"""`tools.builtin_model.evaluate`: prompts, colours, figures, classifier, on pictures drawn here."""
 
 import json
 import math
@@ -10,8 +10,10 @@ import torch
 from PIL import Image, ImageDraw
 from torch import nn
 
-import evaluate
-from evaluation import (
+from ldm.errors import ArgumentError
+from ldm.training.data import CaptionedImages
+from tools.builtin_model import evaluate
+from tools.builtin_model.evaluation import (
     augment,
     classifier,
     copies,
@@ -26,16 +28,16 @@ from evaluation import (
     styles,
     things,
 )
-from evaluation.classifier import Classifier, Labels, Opinion
-from evaluation.colours import (
+from tools.builtin_model.evaluation.classifier import Classifier, Labels, Opinion
+from tools.builtin_model.evaluation.colours import (
     background_colour,
     joined_to_edge,
     object_colour,
     object_mask,
     repainted,
 )
-from evaluation.judge import Judged, Seen
-from evaluation.prompts import (
+from tools.builtin_model.evaluation.judge import Judged, Seen
+from tools.builtin_model.evaluation.prompts import (
     FORTY,
     KINDS,
     Asked,
@@ -46,16 +48,14 @@ from evaluation.prompts import (
     many,
     prompts,
 )
-from evaluation.real import real
-from evaluation.reconstruction import psnr, reconstruct
-from icons import sources
-from icons.captions import STYLES
-from icons.colour import TONES, lch_to_rgb
-from icons.nouns import Noun, Subject
-from icons.sources import Icon
-from icons.split import HELD_OUT_PAIRS, HELD_OUT_TOGETHER
-from ldm.errors import ArgumentError
-from ldm.training.data import CaptionedImages
+from tools.builtin_model.evaluation.real import real
+from tools.builtin_model.evaluation.reconstruction import psnr, reconstruct
+from tools.builtin_model.icons import sources
+from tools.builtin_model.icons.captions import STYLES
+from tools.builtin_model.icons.colour import TONES, lch_to_rgb
+from tools.builtin_model.icons.nouns import Noun, Subject
+from tools.builtin_model.icons.sources import Icon
+from tools.builtin_model.icons.split import HELD_OUT_PAIRS, HELD_OUT_TOGETHER
 
 SHAPES = {"ball": "ellipse", "box": "rectangle"}
 
@@ -800,7 +800,11 @@ def test_real_icons_are_put_together_as_the_prompts_ask(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["--data", "nowhere"], 2, "error: --data nowhere has no images.npy; tools/build_icons"),
+        (
+            ["--data", "nowhere"],
+            2,
+            "error: --data nowhere has no images.npy; python -m tools.builtin_model.build_icons",
+        ),
         (["--data", "DATA", "--prompts", "0"], 2, "error: --prompts is 0; it must be in 1..847"),
         (["--steps", "0"], 2, "error: --num-inference-steps is 0; it must be at least 1"),
         (["--data", "DATA", "--judge", "n"], 2, "error: --judge n has no classifier.json; the"),

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from evaluation import frechet
+from tools.builtin_model.evaluation import frechet
 
 
 def test_gaussians_of_known_moments() -> None:

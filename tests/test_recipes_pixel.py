@@ -13,8 +13,6 @@ import pytest
 import torch
 from PIL import Image
 
-import likelihood as likelihood_tool
-import read_digits
 from ldm.config import SchedulerConfig
 from ldm.errors import ArgumentError, DataError, LDMError
 from ldm.likelihood import bound_terms
@@ -26,6 +24,8 @@ from ldm.training.loop import train
 from ldm.training.recipes import build_recipe
 from ldm.training.recipes.classifier import ClassifierRecipe
 from ldm.training.recipes.pixel import PixelRecipe
+from tools import likelihood as likelihood_tool
+from tools import read_digits
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "train"
 PIXEL = ("mnist", "mnist_unconditional", "improved", "adm", "photographs")

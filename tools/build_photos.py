@@ -1,6 +1,6 @@
 """Build a small set of real photographs with captions: the photographic stamps of Tux Paint.
 
-    python tools/build_photos.py --output data/photos
+    python -m tools.build_photos --output data/photos
 
 Debian's package `tuxpaint-stamps-default` (GPL-2) has some hundreds of animals, foods, plants and
 things cut out of photographs, and drawings, which are left out by how few colours they have. The
@@ -21,9 +21,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from building import build_whole
-from icons.sources import BuildError
 from ldm.images import load_image
+from tools.building import build_whole
+from tools.builtin_model.icons.sources import BuildError
 
 PACKAGE = "tuxpaint-stamps-default"
 STAMPS = "./usr/share/tuxpaint/stamps/"

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from icons.sources import BuildError
+from tools.builtin_model.icons.sources import BuildError
 
 
 def build_whole(output: Path, force: bool, build: Callable[[Path], str]) -> int:

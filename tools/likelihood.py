@@ -1,6 +1,6 @@
 """Print the variational bound of a pixel model on −log p(x₀), term by term, in bits per dimension.
 
-    python tools/likelihood.py --model runs/improved --count 64
+    python -m tools.likelihood --model runs/improved --count 64
 
 The pictures are held-out ones of the run's data set, or of --data. All T terms are computed, which
 takes T calls of the network for each picture; --calls N estimates the total, without bias, from N.

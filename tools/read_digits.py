@@ -1,6 +1,6 @@
 """Draw digits of every class and count how many a classifier reads as the digit asked for.
 
-    python tools/read_digits.py --model runs/mnist --output runs/mnist/read
+    python -m tools.read_digits --model runs/mnist --output runs/mnist/read
 
 The reader is a small network of our own. It learns from the real training digits of the run's data
 set (a minute or two on two cores) and is itself measured on the digits held out. The Fréchet
@@ -21,7 +21,6 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from evaluation import frechet
 from ldm.cli.common import EXIT_CODES, Parser, check_counts, run, tell
 from ldm.config import read_json, write_json
 from ldm.errors import ArgumentError
@@ -29,6 +28,7 @@ from ldm.images import image_grid, save_image, to_tensor
 from ldm.pipeline import Pipeline
 from ldm.training.batches import check_classes
 from ldm.training.data import Dataset, open_data
+from tools.builtin_model.evaluation import frechet
 
 STEPS, BATCH, LEARNING_RATE = 1000, 128, 2e-3
 SHIFT = 1 / 16  # of the side, that real digits are moved by, at most, to learn from

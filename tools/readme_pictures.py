@@ -1,6 +1,6 @@
 """Draw the README's pictures with the built-in model, into `tools/pictures/`.
 
-    python tools/readme_pictures.py
+    python -m tools.readme_pictures
 
 `grid.webp` (many prompts), `colours.webp` (one object, many colours), `styles.webp` (one object,
 all styles), `sketch.png` with `image_to_image.webp` (what becomes of it) and `steps.webp` (the
@@ -13,12 +13,12 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from evaluation.sheet import tile
-from icons.captions import STYLES, the_thing
 from ldm.cli.common import EXIT_CODES, Parser, run
 from ldm.errors import ArgumentError
 from ldm.images import image_grid, save_image, to_pil
 from ldm.pipeline import Pipeline
+from tools.builtin_model.evaluation.sheet import tile
+from tools.builtin_model.icons.captions import STYLES, the_thing
 
 FOLDER = Path(__file__).parent / "pictures"
 LIMIT = 500_000  # bytes of all pictures: every clone carries them

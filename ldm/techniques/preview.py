@@ -45,7 +45,7 @@ class LinearPreview:
             raise CheckpointError(
                 f"{where} is no map to colours, which has 3 rows of {channels} numbers as weight "
                 f"for {channels} latent channels, and 3 numbers as bias; delete it, or make it "
-                "anew with tools/fit_preview.py"
+                "anew with python -m tools.builtin_model.fit_preview"
             )
         return cls(weight.float(), bias.float())
 

@@ -65,7 +65,8 @@ def warm(count: int, goal: float) -> dict[str, Callable[[], Race]]:
 def mode(what: str, goal: float, **arguments: Any) -> Race:
     """A mode that draws another picture, against our own exact one, at Stable Diffusion's size.
 
-    Of random weights, which take as long as others; ``tools/evaluate_modes.py`` tells the quality.
+    Of random weights, which take as long as others; ``tools.builtin_model.evaluate_modes`` tells
+    the quality.
     """
     pipe = Pipeline.from_pretrained(sd15(), device="cpu", dtype="bfloat16").optimize()
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from icons import nouns, scenes, sources, split
-from icons.nouns import Subject
+from tools.builtin_model.icons import nouns, scenes, sources, split
+from tools.builtin_model.icons.nouns import Subject
 
 # How often a thing is drawn: one that people ask for first, another everyday thing, a named thing
 # outside of the everyday table, a person or sign.

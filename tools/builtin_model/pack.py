@@ -15,10 +15,10 @@ import sys
 import tarfile
 from pathlib import Path
 
-from building import build_whole
-from icons.sources import EMOJIBASE, SETS, BuildError, Package, fetch
 from ldm.cli.common import EXIT_CODES, Parser
-from packages import fetch_wheel
+from tools.building import build_whole
+from tools.builtin_model.icons.sources import EMOJIBASE, SETS, BuildError, Package, fetch
+from tools.packages import fetch_wheel
 
 ROOT = Path(__file__).resolve().parents[2]
 CODE = ("ldm", "tools", "configs", "pyproject.toml", "LICENSE")

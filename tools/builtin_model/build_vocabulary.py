@@ -1,6 +1,6 @@
 """Write the CLIP tokenizer folder from the byte-pair list that `open_clip_torch` (MIT) carries.
 
-    python tools/build_vocabulary.py --output weights/tokenizer
+    python -m tools.builtin_model.build_vocabulary --output weights/tokenizer
 
 The files are those of Stable Diffusion 1.5's `tokenizer/` folder: 49,408 entries, from OpenAI's
 `bpe_simple_vocab_16e6.txt.gz` (Radford et al. 2021, "Learning Transferable Visual Models From
@@ -15,7 +15,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from packages import fetch_wheel
+from tools.packages import fetch_wheel
 
 PACKAGE, VERSION = "open_clip_torch", "3.3.0"
 MEMBER = "open_clip/bpe_simple_vocab_16e6.txt.gz"

@@ -20,12 +20,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from icons.captions import STYLES, the_thing
-from icons.colour import TONES
-from icons.nouns import read_everyday
-from icons.split import HELD_OUT_PAIRS, HELD_OUT_TOGETHER, read_eval_objects
-from icons.wording import many
 from ldm.errors import ArgumentError
+from tools.builtin_model.icons.captions import STYLES, the_thing
+from tools.builtin_model.icons.colour import TONES
+from tools.builtin_model.icons.nouns import read_everyday
+from tools.builtin_model.icons.split import HELD_OUT_PAIRS, HELD_OUT_TOGETHER, read_eval_objects
+from tools.builtin_model.icons.wording import many
 
 COLOURS = 5  # asked of every object
 NEW_SEEDS = 4  # pictures of each pair held out

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from evaluation import scenes
-from evaluation.colours import repainted
-from evaluation.prompts import Prompt
-from icons.captions import STYLES
-from icons.colour import TONES, lch_to_rgb
 from ldm.errors import ArgumentError
 from ldm.training.data import CaptionedImages
+from tools.builtin_model.evaluation import scenes
+from tools.builtin_model.evaluation.colours import repainted
+from tools.builtin_model.evaluation.prompts import Prompt
+from tools.builtin_model.icons.captions import STYLES
+from tools.builtin_model.icons.colour import TONES, lch_to_rgb
 
 WHITE = (255, 255, 255)
 LENGTHS = {"small": 0.4, "big": 0.9, None: 0.85}  # of one thing, in shares of the picture's side

@@ -1,6 +1,6 @@
 """What each fast mode costs in quality: prompts drawn in every mode, judged as by evaluate.py.
 
-    python tools/evaluate_modes.py --data data/icons
+    python -m tools.builtin_model.evaluate_modes --data data/icons
 
 Every mode draws the same pictures of one thing as the exact one, in float32; the table says how
 near it comes to them (PSNR of all pixels together), whether the judges still see the thing and the
@@ -18,12 +18,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from evaluate import read_data, say, shared_parser
-from evaluation import figures, fit, judge, prompts
-from icons.nouns import read_everyday
 from ldm.cli.common import check_counts, run
 from ldm.cli.guidance_options import FAST
 from ldm.pipeline import Pipeline
+from tools.builtin_model.evaluate import read_data, say, shared_parser
+from tools.builtin_model.evaluation import figures, fit, judge, prompts
+from tools.builtin_model.icons.nouns import read_everyday
 
 INTERVAL, CACHE = ({name: FAST[name]} for name in ("guidance_interval", "deep_cache"))
 

@@ -5,9 +5,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from evaluation.examples import on_white, single_rows
-from evaluation.things import find_things, together
 from ldm.training.data import CaptionedImages
+from tools.builtin_model.evaluation.examples import on_white, single_rows
+from tools.builtin_model.evaluation.things import find_things, together
 
 SIDE = 32  # pixels at which pictures are compared
 WHITE = 250  # an icon's background in training is 255

@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from evaluation.classifier import convolution, to_float
-from evaluation.examples import fingerprint, kind, on_white, other_icons
-from evaluation.fit import rate
-from icons.captions import STYLES
 from ldm.checkpoints.tensors import read_checkpoint, write_tensors
 from ldm.training.data import CaptionedImages
+from tools.builtin_model.evaluation.classifier import convolution, to_float
+from tools.builtin_model.evaluation.examples import fingerprint, kind, on_white, other_icons
+from tools.builtin_model.evaluation.fit import rate
+from tools.builtin_model.icons.captions import STYLES
 
 WORDS = tuple(STYLES.values())
 FILE = "styles.safetensors"

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from evaluation.colours import edge_colour, from_background, joined_to_edge
+from tools.builtin_model.evaluation.colours import edge_colour, from_background, joined_to_edge
 
 SIDE = 64  # pixels at which things are found
 ALIKE = 0.035  # distance in OKLab within which a pixel that is joined to the edge is background

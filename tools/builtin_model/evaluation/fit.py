@@ -8,12 +8,18 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from evaluation import classifier, other_sets
-from evaluation.augment import augment, mix
-from evaluation.classifier import SIZE, Classifier, Labels
-from evaluation.examples import Examples, fingerprint, known_nouns, of_training, other_icons
-from icons.colour import TONES
 from ldm.training.data import CaptionedImages
+from tools.builtin_model.evaluation import classifier, other_sets
+from tools.builtin_model.evaluation.augment import augment, mix
+from tools.builtin_model.evaluation.classifier import SIZE, Classifier, Labels
+from tools.builtin_model.evaluation.examples import (
+    Examples,
+    fingerprint,
+    known_nouns,
+    of_training,
+    other_icons,
+)
+from tools.builtin_model.icons.colour import TONES
 
 STEPS, BATCH, LEARNING_RATE, WEIGHT_DECAY = 8000, 128, 2e-3, 0.05
 # The first steps see pictures of 32 pixels, at half the cost. To larger ones it must get used at a

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
-from evaluation.judge import Judged
 from ldm.images import image_grid
+from tools.builtin_model.evaluation.judge import Judged
 
 FONT_SIZE, LINE, GAP = 12, 15, 5  # pixels
 GREEN, RED = "#2c9c3e", "#d23b2f"

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from evaluation.classifier import Classifier, Opinion
-from evaluation.colours import background_colour, object_colour
-from evaluation.prompts import Asked, Prompt
-from evaluation.styles import StyleJudge
-from evaluation.things import cut_out, find_things, together
+from tools.builtin_model.evaluation.classifier import Classifier, Opinion
+from tools.builtin_model.evaluation.colours import background_colour, object_colour
+from tools.builtin_model.evaluation.prompts import Asked, Prompt
+from tools.builtin_model.evaluation.styles import StyleJudge
+from tools.builtin_model.evaluation.things import cut_out, find_things, together
 
 SMALL = 0.6  # the longer side, in shares of the picture's, from which on a thing is big
 ASIDE = 0.42  # a thing is on the left if its middle is: shares of the side

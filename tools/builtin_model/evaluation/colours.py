@@ -6,7 +6,15 @@ background is taken away again first.
 
 import numpy as np
 
-from icons.colour import ACHROMATIC, TONES, lch_to_rgb, main_colour, name_tone, recolour, rgb_to_lch
+from tools.builtin_model.icons.colour import (
+    ACHROMATIC,
+    TONES,
+    lch_to_rgb,
+    main_colour,
+    name_tone,
+    recolour,
+    rgb_to_lch,
+)
 
 # Distances in OKLab within which a pixel is background: of icons it is exactly 0, drawn ones vary.
 BACKGROUND, ALIKE = 0.1, 0.025

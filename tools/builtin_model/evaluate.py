@@ -1,6 +1,6 @@
 """Measure a model of icons: what survives its VAE, and whether it draws what one asks for.
 
-    python tools/evaluate.py --data data/icons --output runs/evaluation
+    python -m tools.builtin_model.evaluate --data data/icons --output runs/evaluation
 
 A classifier, trained once on the real icons of the data set and of five more sets (an hour on one
 core) and kept in the output folder, names the things in every picture drawn; colours are measured
@@ -28,7 +28,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from evaluation import (
+from ldm.checkpoints.folder import load_component
+from ldm.checkpoints.source import find_model
+from ldm.cli.common import EXIT_CODES, Parser, check_counts, run
+from ldm.errors import ArgumentError
+from ldm.images import save_image
+from ldm.pipeline import Pipeline
+from ldm.training.data import CaptionedImages
+from ldm.vae import AutoencoderKL
+from tools.builtin_model.evaluation import (
     copies,
     examples,
     figures,
@@ -40,20 +48,12 @@ from evaluation import (
     sheet,
     styles,
 )
-from evaluation.classifier import ABOUT, Classifier
-from evaluation.frechet import DIRECTIONS, distance, principal
-from evaluation.judge import Judged
-from evaluation.prompts import Prompt
-from evaluation.real import real
-from icons.nouns import read_everyday
-from ldm.checkpoints.folder import load_component
-from ldm.checkpoints.source import find_model
-from ldm.cli.common import EXIT_CODES, Parser, check_counts, run
-from ldm.errors import ArgumentError
-from ldm.images import save_image
-from ldm.pipeline import Pipeline
-from ldm.training.data import CaptionedImages
-from ldm.vae import AutoencoderKL
+from tools.builtin_model.evaluation.classifier import ABOUT, Classifier
+from tools.builtin_model.evaluation.frechet import DIRECTIONS, distance, principal
+from tools.builtin_model.evaluation.judge import Judged
+from tools.builtin_model.evaluation.prompts import Prompt
+from tools.builtin_model.evaluation.real import real
+from tools.builtin_model.icons.nouns import read_everyday
 
 SAMPLE = 1000  # icons that say which directions of the features matter, see ``distances``
 
@@ -66,7 +66,10 @@ def say(text: str) -> None:
 def read_data(folder: Path) -> CaptionedImages:
     """The data set. Raises ArgumentError where it is missing or has nothing held out."""
     if not (folder / "images.npy").is_file():
-        raise ArgumentError(f"--data {folder} has no images.npy; tools/build_icons.py makes one")
+        raise ArgumentError(
+            f"--data {folder} has no images.npy; "
+            "python -m tools.builtin_model.build_icons makes one"
+        )
     data = CaptionedImages(folder)
     if not len(data.held_out):
         raise ArgumentError(f"--data {folder} holds no icon out of training; build it again")

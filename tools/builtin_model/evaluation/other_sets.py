@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from evaluation import classifier
-from evaluation.examples import Examples
-from icons import nouns, sources, variants
-from icons.sources import Package
 from ldm.errors import ArgumentError
 from ldm.training.data import CaptionedImages
+from tools.builtin_model.evaluation import classifier
+from tools.builtin_model.evaluation.examples import Examples
+from tools.builtin_model.icons import nouns, sources, variants
+from tools.builtin_model.icons.sources import Package
 
 SETS = {
     "openmoji": Package("@iconify-json/openmoji", "1.2.29"),

@@ -4,8 +4,8 @@ import random
 import re
 from collections.abc import Sequence
 
-from icons.captions import STYLES, takes_no_article, the_thing
-from icons.colour import TONES
+from tools.builtin_model.icons.captions import STYLES, takes_no_article, the_thing
+from tools.builtin_model.icons.colour import TONES
 
 COLOURS = [
     *TONES, "grey", "turquoise", "teal", "cyan", "magenta", "violet", "gold", "silver", "beige",

@@ -1,6 +1,6 @@
 """Build a captioned data set of pictures from openly licensed icon sets.
 
-    python tools/build_icons.py --output data/icons
+    python -m tools.builtin_model.build_icons --output data/icons
 
 The folder has `images.npy` (uint8, (N, size, size, 3), RGB), `metadata.jsonl` (one row for each
 picture), `config.json` and `LICENSES.md`. It appears whole or not at all, and is the same on
@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from building import build_whole
-from icons import nouns, scenes, sources, split, variants
+from tools.building import build_whole
+from tools.builtin_model.icons import nouns, scenes, sources, split, variants
 
 # Pictures of an icon relative to --variants: of common things, other everyday things, the rest.
 COMMON, EVERYDAY, OTHER = 1.0, 0.6, 0.2

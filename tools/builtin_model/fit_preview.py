@@ -1,6 +1,6 @@
 """Fit the previews of a model: the linear map from its VAE's latents to colours.
 
-    python tools/fit_preview.py --data data/icons [--model FOLDER] [--output FILE]
+    python -m tools.builtin_model.fit_preview --data data/icons [--model FOLDER] [--output FILE]
 
 By least squares on pictures to train on; R² on held-out ones, and on what the model itself guesses
 at while it draws. Beside it, how good the map is that is fitted without data (`preview.fit_to`).
@@ -13,12 +13,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from evaluation.prompts import prompts
 from ldm.cli.common import EXIT_CODES, Parser, run
 from ldm.config import write_json
 from ldm.pipeline import Pipeline
 from ldm.techniques.preview import fit, r_squared, shrink
 from ldm.training.data import CaptionedImages
+from tools.builtin_model.evaluation.prompts import prompts
 
 TRAIN, HELD_OUT, DRAWN, SEED = 512, 256, 8, 0
 

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from evaluation.frechet import DIRECTIONS
-from icons.captions import STYLES
+from tools.builtin_model.evaluation.frechet import DIRECTIONS
+from tools.builtin_model.icons.captions import STYLES
 
 # Name of a figure → what it is, and the least that is wanted of it, if anything.
 BARS: dict[str, tuple[str, float | None]] = {

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from evaluation.colours import from_background, joined_to_edge
+from tools.builtin_model.evaluation.colours import from_background, joined_to_edge
 
 GAP = 0.05  # least distance between two things, in shares of the picture's side
 # Longer sides of the things, in shares of the picture's, by how many there are.

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evaluation import classifier
-from icons.nouns import read_everyday
 from ldm.errors import ArgumentError
 from ldm.training.data import CaptionedImages
+from tools.builtin_model.evaluation import classifier
+from tools.builtin_model.icons.nouns import read_everyday
 
 MIN_ICONS = 2  # a noun with fewer in training cannot be learnt
 

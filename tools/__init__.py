@@ -1,0 +1,1 @@
+"""Tools of the repository: data, training, measurement; see README.md for the commands."""

@@ -1,0 +1,1 @@
+"""Parts of `evaluate`: prompts, judges, figures, pictures of the result."""

@@ -1,1 +1,0 @@
-"""Parts of `tools/evaluate.py`: prompts, judges, figures, pictures of the result."""
