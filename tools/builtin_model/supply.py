@@ -16,6 +16,7 @@ from types import TracebackType
 
 import numpy as np
 
+from ldm.errors import TrainingError
 from tools.builtin_model.compose import compose, read_vocabulary
 
 BLOCK = 128  # pictures handed over at once
@@ -51,7 +52,7 @@ class Memory:
 class Supply:
     """Pictures without end: use it as a context, in which the workers run.
 
-    Raises RuntimeError from `take` when a worker has failed, with what it said.
+    Raises TrainingError from `take` when a worker has failed, with what it said.
 
     Args:
         folder: where the shared memory lies, which nobody else uses.
@@ -105,13 +106,13 @@ class Supply:
         except queue.Empty:
             dead = [p for p in self.processes if not p.is_alive()]
             if dead:
-                raise RuntimeError(
+                raise TrainingError(
                     f"{len(dead)} of {self.workers} worker processes ended (exit codes "
                     f"{sorted({p.exitcode for p in dead})}); was memory short?"
                 ) from None
             return None
         if isinstance(slot, str):
-            raise RuntimeError(f"a worker process cannot compose pictures: {slot}")
+            raise TrainingError(f"a worker process cannot compose pictures: {slot}")
         pixels, tokens = self.memory.pixels[slot].copy(), self.memory.tokens[slot].copy()
         self.free.put(slot)
         self.count += len(pixels)

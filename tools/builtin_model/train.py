@@ -19,10 +19,10 @@ import json
 import math
 import os
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import torch
@@ -65,6 +65,7 @@ REUSE = 3  # how often a picture is drawn from the reservoir, on average, if the
 LOG_SECONDS, CHECKPOINT_SECONDS = 10, 60
 SAMPLINGS = 4  # contact sheets a run
 ENOUGH = 20_000_000  # pictures that this network wants; for the estimate on a CPU
+DEFAULTS = Defaults(num_inference_steps=20, guidance_scale=4.0)
 PROMPTS = (
     "a red car", "a cat", "a pizza", "an owl", "a green apple", "a smiling face", "a castle",
     "a guitar, 3d", "a purple banana", "a blue dog on a yellow background",
@@ -118,7 +119,6 @@ class Trainer:
         self.tokenizer = CLIPTokenizer.from_pretrained(weights / "tokenizer")
         scheduler = weights / "scheduler" / "scheduler_config.json"
         self.scheduler = DDPMScheduler(SchedulerConfig.from_file(scheduler))
-        self.defaults = Defaults(num_inference_steps=20, guidance_scale=4.0)
         self.source = Source(arguments.archives, weights / "tokenizer", SIZE, arguments.seed)
 
         torch.manual_seed(arguments.seed)
@@ -191,7 +191,7 @@ class Trainer:
     def train(self, began: float, compiled: bool, stop: Callable[[], bool]) -> Iterator[dict]:
         """Train until the minutes end; yields the figures of each ten seconds.
 
-        began: what `time.monotonic` said when the command began.
+        began: what `monotonic` said when the command began.
         """
         self.times = torch.Generator().manual_seed(self.settings["seed"] + self.step)
         torch.manual_seed(self.settings["seed"] + self.step)
@@ -275,7 +275,7 @@ class Trainer:
         """Draw the prompts with the averaged weights, always from the same seeds."""
         parts = [part.to(self.device) for part in (self.vae, self.text_encoder)]
         unet = self.learner.ema.whole()
-        pipe = Pipeline(parts[0], parts[1], self.tokenizer, unet, self.scheduler, self.defaults)
+        pipe = Pipeline(parts[0], parts[1], self.tokenizer, unet, self.scheduler, DEFAULTS)
         sheet = image_grid(pipe(list(PROMPTS), seed=0).images, columns=8)
         partial = self.output / ".samples.partial"
         sheet.save(partial, "WEBP", quality=90)
@@ -286,20 +286,20 @@ class Clock:
     """The time of a run: the sessions before this one count, and so does what comes before step 1.
 
     Args:
-        began: what `time.monotonic` said when this session began.
+        began: what `monotonic` said when this session began.
         spent: seconds of the sessions before it.
         total: seconds of the whole run.
     """
 
     def __init__(self, began: float, spent: float, total: float) -> None:
         self.zero, self.total = began - spent, total
-        now = time.monotonic()
+        now = monotonic()
         self.last = {"log": now, "checkpoint": now, "sample": now}
         self.before_log = now
 
     def spent(self) -> float:
         """Seconds since the run began."""
-        return time.monotonic() - self.zero
+        return monotonic() - self.zero
 
     def share(self) -> float:
         """The share of the run's time that has gone by."""
@@ -307,7 +307,7 @@ class Clock:
 
     def due(self, name: str, seconds: float) -> bool:
         """Whether so long has gone by since this was last due."""
-        now = time.monotonic()
+        now = monotonic()
         if now - self.last[name] < seconds:
             return False
         if name == "log":
@@ -317,7 +317,7 @@ class Clock:
 
     def since_log(self) -> float:
         """Seconds between the last two times that the log was due."""
-        return max(time.monotonic() - self.before_log, 1e-9)
+        return max(monotonic() - self.before_log, 1e-9)
 
 
 def start_folder(start: Path | None) -> str:
@@ -404,7 +404,7 @@ def parser() -> Parser:
 
 def main(argv: list[str] | None = None) -> int:
     """Train; returns the exit code."""
-    began = time.monotonic()
+    began = monotonic()
     arguments = parser().parse_args(argv)
     return run(lambda: train(arguments, began), arguments.debug)
 
