@@ -45,7 +45,7 @@ class Argument:
     """What people are told of an argument, and by which names they know it.
 
     Attributes:
-        help: one line; ``{default}`` stands for the option's default.
+        help: one line; ``{default}`` stands for the default.
         options: of ``ldm-generate``; () where it is for Python alone.
         command_default: of the option, where it is not Python's default.
         metavar: what stands for the value in the help.
@@ -53,7 +53,8 @@ class Argument:
         label: of the setting in the text that A1111's web UI writes into pictures; "" for none.
         axis: of an X/Y plot in that text; "" is the name itself.
         recorded: when it stands in a picture's own settings: "always", where it was "changed" from
-            its default, or in "another" form (the prompt with its LoRAs, the digest of an image).
+            its default, in "another" form (the prompt with its LoRAs, the digest of an image), or
+            "never", as it does not change the picture.
     """
 
     help: str
@@ -63,7 +64,7 @@ class Argument:
     group: str = ""
     label: str = ""
     axis: str = ""
-    recorded: Literal["always", "changed", "another"] = "changed"
+    recorded: Literal["always", "changed", "another", "never"] = "changed"
 
 
 def argument(default: Any, help: str, *options: str, kind: str = "", **names: Any) -> Any:
@@ -259,7 +260,7 @@ class Request:
         "--num-images",
         metavar="N",
         group="text",
-        recorded="another",
+        recorded="never",
     )
     seed: int | None = argument(
         None,
@@ -424,7 +425,7 @@ class LargeRequest(Request):
     )
     hires_strength: float = argument(
         within("[0, 1]", 0.5),
-        "how much the second pass redraws, 0 to 1 (default: 0.5)",
+        "how much the second pass redraws, 0 to 1 (default: {default})",
         "--hires-strength",
         command_default=None,  # tells whether it was given: it needs --hires-scale
         metavar="S",
