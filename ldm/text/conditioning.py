@@ -106,35 +106,70 @@ def encode_prompts(
     Raises ArgumentError for a prompt that is too long or nested too deep, or where clip_skip asks
     for a layer that is not there.
     """
-    lengths = steps, steps_before
-    plans = [[(schedule(text, *lengths), weight) for text, weight in split(p)] for p in prompts]
-    plans_not = [schedule(text, *lengths) for text in negatives or ()] or [[] for _ in prompts]
-    texts = [[text for lines, _ in plan for _, text in lines] for plan in plans]
-    texts_not = [[text for _, text in lines] for lines in plans_not]
+    plans = plan_texts(prompts, negatives, steps, steps_before)
     encoder = PromptEncoder(models, clip_skip, xl)
-    counts = [
-        max(map(encoder.count, mine + mine_not))
-        for mine, mine_not in zip(texts, texts_not, strict=True)
-    ]
-    for rows in (
-        texts,
-        texts_not,
-    ):  # one after the other: a negative prompt alters no prompt's bits
-        encoder.encode([(text, n) for row, n in zip(rows, counts, strict=True) for text in row])
-    size, size_not = sizes or (None, None)
+    counts = [max(map(encoder.count, plan.texts + plan.negative_texts)) for plan in plans]
+    # One after the other: a negative prompt alters no prompt's bits.
+    encoder.encode((text, n) for plan, n in zip(plans, counts, strict=True) for text in plan.texts)
+    encoder.encode(
+        (text, n) for plan, n in zip(plans, counts, strict=True) for text in plan.negative_texts
+    )
+    size, negative_size = sizes or (None, None)
     prompted = []
-    for plan, lines_not, count in zip(plans, plans_not, counts, strict=True):
+    for plan, count in zip(plans, counts, strict=True):
         scripts = tuple(
-            Script(tuple((end, encoder(text, count, size)) for end, text in lines), weight)
-            for lines, weight in plan
+            Script(encoder.lines(lines, count, size), weight) for lines, weight in plan.scripts
         )
-        told_not = tuple((end, encoder(text, count, size_not)) for end, text in lines_not)
-        if negatives is None:
-            like = scripts[0].lines[0][1]
-            pooled = None if like.pooled is None else torch.zeros_like(like.pooled)
-            told_not = ((steps, Conditioning(torch.zeros_like(like.context), pooled, size_not)),)
-        prompted.append(Prompted(scripts, Script(told_not)))
+        if plan.negative is None:
+            negative = ((steps, zeros_like(scripts[0].lines[0][1], negative_size)),)
+        else:
+            negative = encoder.lines(plan.negative, count, negative_size)
+        prompted.append(Prompted(scripts, Script(negative)))
     return prompted
+
+
+@dataclass(frozen=True)
+class TextPlan:
+    """The texts of a prompt, each with the last step that it is for.
+
+    Attributes:
+        scripts: (texts, weight) of each part that AND joins.
+        negative: None where zeros stand for it.
+    """
+
+    scripts: list[tuple[list[tuple[int, str]], float]]
+    negative: list[tuple[int, str]] | None
+
+    @property
+    def texts(self) -> list[str]:
+        """All texts to draw."""
+        return [text for lines, _ in self.scripts for _, text in lines]
+
+    @property
+    def negative_texts(self) -> list[str]:
+        """All texts to steer away from."""
+        return [text for _, text in self.negative or ()]
+
+
+def plan_texts(
+    prompts: Sequence[str], negatives: Sequence[str] | None, steps: int, steps_before: int
+) -> list[TextPlan]:
+    """Read the grammar of prompts and negative prompts."""
+    scripts = [
+        [(schedule(text, steps, steps_before), weight) for text, weight in split(prompt)]
+        for prompt in prompts
+    ]
+    if negatives is None:
+        return [TextPlan(script, None) for script in scripts]
+    others = [schedule(text, steps, steps_before) for text in negatives]
+    return [TextPlan(script, other) for script, other in zip(scripts, others, strict=True)]
+
+
+def zeros_like(text: Conditioning, size: Tensor | None) -> Conditioning:
+    """Return zeros in the form of a text's conditioning, with another size."""
+    assert text.context is not None  # every text has one
+    pooled = None if text.pooled is None else torch.zeros_like(text.pooled)
+    return Conditioning(torch.zeros_like(text.context), pooled, size)
 
 
 class PromptEncoder:
@@ -171,6 +206,12 @@ class PromptEncoder:
                 states = model.encoder(torch.tensor(part, device=device), self.skip, not self.xl)
                 pairs = zip(states.context, states.pooled, strict=True)
                 known |= dict(zip(part, pairs, strict=True))
+
+    def lines(
+        self, lines: Iterable[tuple[int, str]], count: int, size: Tensor | None
+    ) -> tuple[tuple[int, Conditioning], ...]:
+        """Return the conditioning of texts that were read, as ``count`` chunks each."""
+        return tuple((end, self(text, count, size)) for end, text in lines)
 
     def __call__(self, text: str, count: int, size: Tensor | None) -> Conditioning:
         """A text that was read, as ``count`` chunks."""
