@@ -66,7 +66,7 @@ def read_given(
     from ldm.techniques.outpainting import widen
 
     picture = None if image is None else load_image(image)
-    if outpaint is not None:
+    if picture is not None and outpaint is not None:
         return widen(picture, *outpaint)
     return picture, None if mask is None else load_image(mask)
 

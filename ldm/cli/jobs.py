@@ -35,9 +35,8 @@ class Job:
 
     def follows(self, other: Job) -> bool:
         """Whether one run may draw both: the next seed, and all else alike."""
-        if other.variation_seed is None:
-            next_one = (other.seed + 1, None)
-        else:
+        next_one: tuple[int, int | None] = (other.seed + 1, None)
+        if other.variation_seed is not None:
             next_one = (other.seed, other.variation_seed + 1)
         if (self.seed, self.variation_seed) != next_one or self.loras != other.loras:
             return False
@@ -77,7 +76,8 @@ def plan_lines(
     taken: dict[Path, int] = {}  # which line a file is of
     done = 0
     for line in lines:
-        own, seed, before, number = line.arguments, first, done, done + 1
+        own, seed, before = line.arguments, first, done
+        number: int | None = done + 1
         if "seed" in line.said:
             seed, before = secrets.randbelow(2**32) if own.seed == -1 else own.seed, 0
         elif own.variation_strength and "variation_seed" in line.said:

@@ -23,7 +23,7 @@ MAX_PICTURES = 100_000  # of one command; more is a slip of the finger
 
 
 @functools.cache
-def parser() -> Parser:
+def parser() -> Checker:
     """Build the parser of the command line, once; what is wrong raises ArgumentError."""
     parser = Checker(
         prog="ldm-generate",

@@ -189,8 +189,7 @@ def as_options(name: str, value: object) -> list[str]:
 
 
 def _check_inputs(info: GenerationInfo, arguments: argparse.Namespace, path: Path) -> None:
-    """What is not in the file: model, VAE, embeddings, and the images that it was drawn from."""
-    from ldm.images import digest, load_image
+    """Compare with what is not in the file: model, VAE, embeddings, and the images drawn from."""
     from ldm.images.generation_info import BUILT_IN
 
     used = model_name(arguments.model)
@@ -214,15 +213,22 @@ def _check_inputs(info: GenerationInfo, arguments: argparse.Namespace, path: Pat
                     f"{path} was drawn with {name!r}; for the same picture give it with {option}",
                     stacklevel=3,
                 )
-    for name, told in info.images.items():
+    _check_images(info, arguments, path)
+
+
+def _check_images(info: GenerationInfo, arguments: argparse.Namespace, path: Path) -> None:
+    """Raise ArgumentError for a missing image; warn of another than the file was drawn from."""
+    from ldm.images import digest, load_image
+
+    for name, known in info.images.items():
         file = getattr(arguments, name, None)
         if file is None:
             raise ArgumentError(
                 f"{path} was drawn from a picture that is not in it; give that with --{name}"
             )
-        if told and digest(load_image(file)) != told:
+        if known and digest(load_image(file)) != known:
             warnings.warn(
                 f"{path} was drawn from another --{name} than {file}, so the picture will be "
                 "another",
-                stacklevel=3,
+                stacklevel=4,
             )

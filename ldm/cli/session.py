@@ -103,8 +103,9 @@ class Session:
             self.say(pipe.load_lora_weights(path, adapter_name=str(path)).summary)
         for line in dict.fromkeys(job.line for job in self.work.jobs):
             own = line.arguments
-            if own.image is not None:
-                own.width, own.height = image_size(pipe, given_pictures(own)[0], own)
+            image, _ = given_pictures(own)
+            if image is not None:
+                own.width, own.height = image_size(pipe, image, own)
 
     def use_only(self, loras: Sequence[tuple[Path, float]]) -> None:
         """Use the LoRAs of a batch, and no others; one that is named twice counts twice."""
@@ -205,6 +206,7 @@ class Session:
             for progress in stream:
                 bar.update(progress.step - bar.n)
                 watch(progress)
+        assert progress.output is not None and isinstance(progress.output.images, list)
         drawn = progress.output.images
         size, index = own.replay
         return [drawn[index]] if size > 1 else drawn, watch

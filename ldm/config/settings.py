@@ -81,7 +81,7 @@ def check_values(table: Any, prefix: str = "", expected: str = "expected") -> No
 
     expected: what stands before the type in words. A field's metadata may name the type ("kind").
     """
-    hints = _hints(type(table))
+    hints = _hints(table.__class__)
     for field in dataclasses.fields(table):
         value, name = getattr(table, field.name), f"{prefix}{field.name}"
         if not _fits(value, hints[field.name]):

@@ -115,6 +115,7 @@ def encode_prompts(
         (text, n) for plan, n in zip(plans, counts, strict=True) for text in plan.negative_texts
     )
     size, negative_size = sizes or (None, None)
+    negative: tuple[tuple[int, Conditioning], ...]
     prompted = []
     for plan, count in zip(plans, counts, strict=True):
         scripts = tuple(
@@ -199,10 +200,10 @@ class PromptEncoder:
         for text, count in texts:
             for chunks, rows, known in zip(self.padded(text, count), new, self.states, strict=True):
                 rows |= {chunk.ids: None for chunk in chunks if chunk.ids not in known}
-        for model, rows, known in zip(self.models, map(list, new), self.states, strict=True):
+        for model, unread, known in zip(self.models, map(list, new), self.states, strict=True):
             device = next(model.encoder.parameters()).device
-            for begin in range(0, len(rows), ROWS):
-                part = rows[begin : begin + ROWS]
+            for begin in range(0, len(unread), ROWS):
+                part = unread[begin : begin + ROWS]
                 states = model.encoder(torch.tensor(part, device=device), self.skip, not self.xl)
                 pairs = zip(states.context, states.pooled, strict=True)
                 known |= dict(zip(part, pairs, strict=True))
@@ -243,9 +244,10 @@ def weighted(states: Tensor, weights: Sequence[float]) -> Tensor:
 
 def spread(negative: str | Sequence[str] | None, prompts: Sequence[str]) -> list[str]:
     """A negative prompt for each prompt. Raises ArgumentError for another number of them."""
-    values = [negative or ""] * len(prompts)
     if negative and not isinstance(negative, str):
         values = list(negative)
+    else:
+        values = [negative if isinstance(negative, str) else ""] * len(prompts)
     if len(values) != len(prompts):
         raise ArgumentError(
             f"negative_prompt has {len(values)} texts for {len(prompts)} prompts; "
