@@ -101,17 +101,17 @@ def recorded(when: str) -> frozenset[str]:
 def add_fields(groups: Mapping[str, argparse._ArgumentGroup]) -> None:
     """Add an option for each field; ``groups`` has one for each key of ``GROUPS``."""
     for name, field in FIELDS.items():
-        said, default = about(field), default_of(field)
-        text = said.help.format(default=field.default if default is None else default)
-        add = groups[said.group].add_argument
+        names, default = about(field), default_of(field)
+        text = names.help.format(default=field.default if default is None else default)
+        add = groups[names.group].add_argument
         if name == "prompt":  # several, which stand between options, too
             add(name, nargs="*", help=text)
         elif kind(field) == SWITCH:
             action = "store_false" if field.default is True else "store_true"
-            add(*said.options, dest=name, action=action, help=text)
+            add(*names.options, dest=name, action=action, help=text)
         else:
-            reader, metavar = READERS[kind(field)], said.metavar
-            add(*said.options, dest=name, type=reader, default=default, metavar=metavar, help=text)
+            reader, metavar = READERS[kind(field)], names.metavar
+            add(*names.options, dest=name, type=reader, default=default, metavar=metavar, help=text)
 
 
 def request_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -120,7 +120,7 @@ def request_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
     Without the texts, the number of pictures of each and what opens files.
     """
     others = recorded("never") | recorded("another") | {"outpaint"}
-    told = {name: getattr(arguments, name) for name in FIELDS if name not in others}
+    given = {name: getattr(arguments, name) for name in FIELDS if name not in others}
     if arguments.image is None:
-        del told["strength"]
-    return {FIELDS[name].name: value for name, value in told.items() if value is not None}
+        del given["strength"]
+    return {FIELDS[name].name: value for name, value in given.items() if value is not None}

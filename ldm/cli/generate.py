@@ -26,9 +26,9 @@ def generate(arguments: argparse.Namespace) -> None:
         for complaint in work.bad:
             fail(complaint, FAILED)
     if not arguments.prompts:
-        given_pictures(arguments)  # before PyTorch: a wrong file is told at once
+        given_pictures(arguments)  # before PyTorch: a wrong file is an error at once
     if work.jobs and not work.batches:
-        session.say("nothing is left to draw")
+        session.inform("nothing is left to draw")
         return
     with importing_torch():
         import ldm.pipeline  # noqa: F401

@@ -78,16 +78,16 @@ def plan_lines(
     for line in lines:
         own, seed, before = line.arguments, first, done
         number: int | None = done + 1
-        if "seed" in line.said:
+        if "seed" in line.given:
             seed, before = secrets.randbelow(2**32) if own.seed == -1 else own.seed, 0
-        elif own.variation_strength and "variation_seed" in line.said:
+        elif own.variation_strength and "variation_seed" in line.given:
             before = 0
-        if "output" in line.said:
+        if "output" in line.given:
             number = 1 if own.num_images > 1 else None
         try:
             if line.error is not None:
                 raise line.error
-            given_pictures(own)  # a wrong file is told before PyTorch is imported
+            given_pictures(own)  # a wrong file is an error before PyTorch is imported
             mine = plan(line, seed, before, number)
             check_files(mine, taken)
         except LDMError as error:

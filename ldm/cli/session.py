@@ -60,8 +60,8 @@ class Session:
         self.arguments, self.work, self.plot = arguments, work, work.plot
         self.began = self.loaded = time.monotonic()
         self.pipe: Pipeline
-        self.say: Callable[[str], None] = (lambda line: None) if arguments.quiet else tell
-        self.advise = cache(self.say)  # what is so of many batches is said once
+        self.inform: Callable[[str], None] = (lambda line: None) if arguments.quiet else tell
+        self.advise = cache(self.inform)  # advice on many batches is given once
         self.pictures: list[Image] = []  # of the one file that shows all
         self.steps = self.done = 0
 
@@ -98,9 +98,9 @@ class Session:
             ways["int8"] = int8_gains(pipe)
         pipe.optimize(faster or any(ways.values()), **ways)
         for embedding in arguments.embedding:
-            self.say(f"{embedding}: use it as {pipe.load_textual_inversion(embedding)}")
+            self.inform(f"{embedding}: use it as {pipe.load_textual_inversion(embedding)}")
         for path in sorted({path for job in self.work.jobs for path, _ in job.loras}):
-            self.say(pipe.load_lora_weights(path, adapter_name=str(path)).summary)
+            self.inform(pipe.load_lora_weights(path, adapter_name=str(path)).summary)
         for line in dict.fromkeys(job.line for job in self.work.jobs):
             own = line.arguments
             image, _ = given_pictures(own)
@@ -120,7 +120,7 @@ class Session:
     def drop_bad_lines(self) -> None:
         """Leave out the lines of ``--prompts`` that this model could not draw.
 
-        Raises ArgumentError where that is said elsewhere.
+        Raises ArgumentError for arguments that stand elsewhere.
         """
         count = sum(map(len, self.work.batches))
         good: list[list[Job]] = []
@@ -224,7 +224,7 @@ class Session:
         if own.hires_scale is not None:
             run += f", then {total} at {own.hires_scale:g} times the size"
             total += steps
-        self.say(f"{seeds}, {run}")
+        self.inform(f"{seeds}, {run}")
         return total
 
     # Saving
@@ -253,7 +253,7 @@ class Session:
         """Say how long it took. Raises LDMError where lines were not drawn."""
         ended = time.monotonic()
         drawing = ended - self.loaded
-        self.say(
+        self.inform(
             f"{self.done} picture{'s' * (self.done != 1)} in {ended - self.began:.1f} s: "
             f"{self.loaded - self.began:.1f} to load, {drawing:.1f} to draw"
             f" ({drawing / max(self.steps, 1):.2g} s/step)"

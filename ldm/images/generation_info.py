@@ -44,7 +44,7 @@ class GenerationInfo:
         batch: (size, index): as which picture of how many at once it was drawn. The processor
             rounds differently for other sizes: the very same bits need the same one.
         notes: what the file asks for and we cannot do, by name.
-        grid: what the file shows, where that is several pictures; the first one is told here.
+        grid: what the file shows, where that is several pictures; the first one is described here.
     """
 
     arguments: dict[str, Any]
@@ -59,8 +59,8 @@ class GenerationInfo:
 
     def settings(self, version: str, drawn: Mapping[str, str]) -> dict[str, Any]:
         """What ``images.save_image`` writes; ``drawn``: where it was drawn, for information."""
-        told = {name: value for name, value in vars(self).items() if value and name != "notes"}
-        return {metadata.OURS: version} | told | {"drawn": dict(drawn)}
+        found = {name: value for name, value in vars(self).items() if value and name != "notes"}
+        return {metadata.OURS: version} | found | {"drawn": dict(drawn)}
 
 
 def read_generation_info(path: str | Path) -> GenerationInfo:
@@ -111,7 +111,7 @@ def from_settings(settings: Mapping[str, Any]) -> GenerationInfo:
         model=get("model", str, None),
         vae=get("vae", str, None),
         embeddings=tuple(map(str, get("embeddings", list, []))),
-        images={name: str(told) for name, told in get("images", dict, {}).items()},
+        images={name: str(digest) for name, digest in get("images", dict, {}).items()},
         batch=tuple(batch),
         grid=get("grid", str, None),
     )

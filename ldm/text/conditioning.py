@@ -15,7 +15,7 @@ from ldm.text.editing import schedule
 from ldm.text.grammar import split
 from ldm.text.tokenizer import CLIPTokenizer
 
-# The refiner of SDXL is told how pleasing its pictures are to be, of 10; diffusers' values.
+# How pleasing pictures are to be, of 10, which SDXL's refiner reads; diffusers' values.
 AESTHETIC_SCORE, NEGATIVE_AESTHETIC_SCORE = 6.0, 2.5
 ROWS = 32  # chunks that a text encoder reads at once
 
@@ -30,13 +30,13 @@ class TextModel:
 
 @dataclass(frozen=True, eq=False)
 class Conditioning:
-    """What a U-Net is told about one picture, by the names of its arguments."""
+    """The U-Net's inputs for one picture, named as ``UNet.forward`` names them."""
 
     context: Tensor | None = None  # (77 k, D), for cross-attention: k chunks
     pooled: Tensor | None = None  # (P,), SDXL: the text in one state
     time_ids: Tensor | None = None  # (5 or 6,), float32, SDXL: sizes in pixels
     class_labels: Tensor | None = None  # (), int64: which of the model's classes
-    text: str = ""  # that all this says; the U-Net is not told it
+    text: str = ""  # from which all this was made; the U-Net does not read it
 
     @property
     def parts(self) -> dict[str, Tensor]:
@@ -51,14 +51,15 @@ class Conditioning:
 
 @dataclass(frozen=True)
 class Script:
-    """What a U-Net is told in the course of a run."""
+    """The conditioning of a U-Net in the course of a run."""
 
     lines: tuple[tuple[int, Conditioning], ...]  # (last step that it is for, counted from 1; what)
     weight: float = 1.0  # beside the other texts that AND joins
 
     def at(self, step: int) -> Conditioning:
-        """What it is told at a step, counted from 1; after the last one, what it was told there."""
-        return next((told for last, told in self.lines if step <= last), self.lines[-1][1])
+        """Return the conditioning at a step, counted from 1; the last one stays."""
+        lines = (one for last, one in self.lines if step <= last)
+        return next(lines, self.lines[-1][1])
 
 
 @dataclass(frozen=True)
@@ -180,7 +181,7 @@ class PromptEncoder:
         self.models, self.xl, self.skip = models, xl, clip_skip - 1 + xl
         self.chunks: dict[str, list[list[Chunk]]] = {}  # of each text, for each model
         self.states: list[dict[tuple[int, ...], tuple[Tensor, Tensor]]] = [{} for _ in models]
-        self.told: dict[tuple[str, int, int], Conditioning] = {}
+        self.conditionings: dict[tuple[str, int, int], Conditioning] = {}
 
     def count(self, text: str) -> int:
         """How many chunks a text has; a new word may be longer for one model than for another."""
@@ -217,15 +218,17 @@ class PromptEncoder:
     def __call__(self, text: str, count: int, size: Tensor | None) -> Conditioning:
         """A text that was read, as ``count`` chunks."""
         key = (text, count, id(size))
-        if key not in self.told:
+        if key not in self.conditionings:
             contexts, pooled = [], None
             for chunks, known in zip(self.padded(text, count), self.states, strict=True):
                 rows = [weighted(known[chunk.ids][0], chunk.weights) for chunk in chunks]
                 contexts.append(torch.cat(rows))
                 pooled = known[chunks[0].ids][1]
             context = torch.cat(contexts, dim=-1)
-            self.told[key] = Conditioning(context, pooled if self.xl else None, size, text=text)
-        return self.told[key]
+            self.conditionings[key] = Conditioning(
+                context, pooled if self.xl else None, size, text=text
+            )
+        return self.conditionings[key]
 
 
 def weighted(states: Tensor, weights: Sequence[float]) -> Tensor:
