@@ -452,16 +452,18 @@ def about(field: dataclasses.Field[Any]) -> Argument:
 
 def signature(cls: type[Request], function: Callable[..., Any]) -> inspect.Signature:
     """Return the signature of a function of (model, request) that takes the request's fields."""
+    kinds = inspect.Parameter
     model, *_ = inspect.signature(function).parameters.values()
     fields = [
-        inspect.Parameter(
+        kinds(
             field.name,
-            inspect.Parameter.KEYWORD_ONLY if field.kw_only else model.kind,
+            kinds.KEYWORD_ONLY if field.kw_only else kinds.POSITIONAL_OR_KEYWORD,
             default=field.default,
             annotation=field.type,
         )
         for field in dataclasses.fields(cls)
     ]
+    model = model.replace(kind=kinds.POSITIONAL_ONLY)
     returns = inspect.signature(function).return_annotation
     return inspect.Signature([model, *fields], return_annotation=returns)
 
