@@ -233,3 +233,16 @@ def test_objects_pass_through() -> None:
     assert Request(latents=latents).arguments["latents"] is latents
     with pytest.raises(TypeError, match="sed"):
         Request(sed=1)
+
+
+def test_one_parser_reads_many_command_lines() -> None:
+    """Also after one that it refused, and it gives every command line its own values."""
+    for argv in (["--magic"], ["a", "--seed", "x"], ["a", "--steps"]):
+        with pytest.raises(ArgumentError):
+            read(argv)
+    first, second = read(["a", "--lora", "x", "b"]), read([])
+    assert parser() is parser()
+    assert (first.prompt, first.lora, second.prompt, second.lora) == (["a", "b"], ["x"], [""], [])
+    assert vars(second) == defaults()
+    given = {name for name, value in vars(read(["--seed", "1"], unset=True)).items() if value}
+    assert given == {"seed"}
