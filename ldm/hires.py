@@ -6,23 +6,22 @@ repeats things. The second pass is image-to-image, which keeps the layout of the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 from ldm.errors import ArgumentError
-from ldm.images.inputs import check_numbers, check_size
+from ldm.images.inputs import check_size
 from ldm.pipeline import Pipeline, Progress
-
-STRENGTH = 0.5
+from ldm.request import LargeRequest, takes
 
 
 def hires_size(
     pipe: Pipeline, height: int | None, width: int | None, scale: float
 ) -> tuple[int, int]:
-    """(height, width) of the second pass, multiples of 8. Raises ArgumentError for a wrong scale.
+    """Return (height, width) of the second pass, multiples of 8.
 
-    height, width: of the first pass; None is the model's own.
+    height, width: of the first pass; None is the model's own. Raises ArgumentError for a wrong
+    scale.
     """
     if not 1 <= scale <= 8:
         raise ArgumentError(f"hires_scale is {scale}; it must be in [1, 8]")
@@ -30,69 +29,78 @@ def hires_size(
     height = own_height if height is None else height
     width = own_width if width is None else width
     check_size(height, width, factor)
-    sides = (int(side * scale / factor + 0.5) * factor for side in (height, width))
-    return check_size(*sides, factor)
+    large_height, large_width = (
+        int(side * scale / factor + 0.5) * factor for side in (height, width)
+    )
+    return check_size(large_height, large_width, factor)
 
 
-def hires_fix(
-    pipe: Pipeline,
-    prompt: str | Sequence[str],
-    *,
-    hires_scale: float = 2.0,
-    hires_strength: float = STRENGTH,
-    height: int | None = None,
-    width: int | None = None,
-    negative_prompt: str | Sequence[str] | None = None,
-    num_images_per_prompt: int = 1,
-    output_type: str = "pil",
-    **arguments: Any,
-) -> Iterator[Progress]:
-    """``Pipeline.stream`` in two passes; its arguments, and:
+@takes(LargeRequest)
+def hires_fix(pipe: Pipeline, request: LargeRequest) -> Iterator[Progress]:
+    """Draw as ``Pipeline.stream``, in two passes.
 
-    hires_scale: how much larger each side gets. hires_strength: in [0, 1], how much of the larger
-    picture is drawn anew. As in A1111, ``[a:b:when]`` goes on counting in the second pass: ``when``
-    from 1 to 2 is a fraction of its steps, and whole numbers past the first pass's are steps of it.
+    As in A1111, ``[a:b:when]`` goes on counting in the second pass: ``when`` from 1 to 2 is a
+    fraction of its steps, and whole numbers past the first pass's are steps of it.
     Raises ArgumentError for what cannot work, at once.
     """
-    check_numbers(hires_fix, locals())
-    check_numbers(Pipeline.stream, arguments)
-    for name in ("image", "mask_image", "latents", "steps_before"):
-        if arguments.get(name) is not None:
+    excluded = {
+        "image": request.image,
+        "mask_image": request.mask_image,
+        "outpaint": request.outpaint,
+        "strength": request.strength,
+        "latents": request.latents,
+        "steps_before": request.steps_before or None,
+    }
+    for name, value in excluded.items():
+        if value is not None:
             raise ArgumentError(f"{name} and two passes do not go together; leave one out")
-    large_height, large_width = hires_size(pipe, height, width, hires_scale)
+    size = hires_size(pipe, request.height, request.width, request.hires_scale)
     steps, skipped = pipe.schedule(
-        arguments.get("num_inference_steps"),
-        hires_strength,
-        arguments.get("sampler"),
-        arguments.get("schedule"),
+        request.num_inference_steps, request.hires_strength, request.sampler, request.schedule
     )
-    second_steps = len(steps) - skipped
-    # The second pass has a picture for each prompt.
-    texts = [prompt] if isinstance(prompt, str) else list(prompt)
-    texts = [text for text in texts for _ in range(num_images_per_prompt)]
-    if not isinstance(negative_prompt, str) and negative_prompt is not None:
-        negative_prompt = [text for text in negative_prompt for _ in range(num_images_per_prompt)]
-    arguments |= {"negative_prompt": negative_prompt}
-    first = pipe.stream(texts, height=height, width=width, **arguments)
+    each = prompt_each(request)
+    first = draw(pipe, replace(each, output_type="pil"))
+    return passes(pipe, each, first, size, len(steps) - skipped)
 
-    def run() -> Iterator[Progress]:
-        for progress in first:
-            small = progress.output
-            yield replace(progress, steps=progress.steps + second_steps, output=None)
-        generator = arguments.get("generator")
-        seeds = {} if generator is not None else {"seed": small.seeds[0]}
-        second = pipe.stream(
-            texts,
-            image=small.images,
-            strength=hires_strength,
-            output_type=output_type,
-            height=large_height,
-            width=large_width,
-            steps_before=progress.steps,
-            **(arguments | seeds),
-        )
-        for later in second:
-            done = progress.steps + later.step
-            yield replace(later, step=done, steps=progress.steps + later.steps)
 
-    return run()
+def passes(
+    pipe: Pipeline,
+    request: LargeRequest,
+    first: Iterator[Progress],
+    size: tuple[int, int],
+    second_steps: int,
+) -> Iterator[Progress]:
+    """Compute the first pass, then the second over its pictures, counting the steps of both."""
+    for progress in first:
+        small = progress.output
+        yield replace(progress, steps=progress.steps + second_steps, output=None)
+    assert small is not None and isinstance(small.images, list)  # of the last step, as PIL's
+    height, width = size
+    second = replace(
+        request,
+        image=small.images,
+        strength=request.hires_strength,
+        height=height,
+        width=width,
+        steps_before=progress.steps,
+        seed=small.seeds[0] if request.generator is None else request.seed,
+    )
+    for later in draw(pipe, second):
+        done = progress.steps + later.step
+        yield replace(later, step=done, steps=progress.steps + later.steps)
+
+
+def prompt_each(request: LargeRequest) -> LargeRequest:
+    """Return the request with a prompt for each picture, as the second pass has one for each."""
+    repeats = range(request.num_images_per_prompt)
+    negative = request.negative_prompt
+    if negative is not None and not isinstance(negative, str):
+        negative = [text for text in negative for _ in repeats]
+    prompts = [text for text in request.prompts for _ in repeats]
+    return replace(request, prompt=prompts, negative_prompt=negative, num_images_per_prompt=1)
+
+
+def draw(pipe: Pipeline, request: LargeRequest) -> Iterator[Progress]:
+    """Draw one pass."""
+    arguments = request.arguments
+    return pipe.stream(arguments.pop("prompt"), **arguments)

@@ -318,9 +318,9 @@ def ctrl_c() -> Iterator[Callable[..., None]]:
     ("where", "name"),
     [
         (ldm.loading.folder, "load_component"),
-        (ldm.pipeline.CLIPTokenizer, "from_pretrained"),
+        (ldm.loading.folder.CLIPTokenizer, "from_pretrained"),
         (UNet, "forward"),
-        (ldm.pipeline.AutoencoderKL, "decode"),
+        (ldm.loading.model.AutoencoderKL, "decode"),
         (Image.Image, "save"),
         (os, "fsync"),
         (os, "link"),

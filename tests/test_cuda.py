@@ -62,7 +62,7 @@ def test_recorded_steps_draw_the_plain_picture(folder: Path, dtype: str) -> None
     for prompts in (PROMPTS, PROMPTS[:1], PROMPTS):
         want = plain(prompts, **SETTINGS).images
         assert torch.equal(fast(prompts, **SETTINGS).images, want)
-    assert len(fast._graphs.recordings) == 2
+    assert len(fast.optimized.graphs.recordings) == 2
     fast.optimize(False)
     assert torch.equal(fast(PROMPTS, **SETTINGS).images, want)
 

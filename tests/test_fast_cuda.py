@@ -19,6 +19,7 @@ from ldm.errors import ArgumentError
 from ldm.fast.compiled import REGIONS, compile_regions, uncompile
 from ldm.fast.graphs import MOST, Graphs, Inputs, Recording
 from ldm.fast.offload import Offload
+from ldm.fast.optimize import Optimized
 from ldm.guidance import Denoiser, Guidance
 from ldm.pipeline import Pipeline
 from ldm.scheduler import DDPMScheduler
@@ -77,7 +78,8 @@ def test_the_pipeline_records_but_where_layers_change(folder: Path) -> None:
     want = pipe("a red car", **SETTINGS).images
     cases: list[dict[str, Any]] = [{}, {"tiling": True}, {"deep_cache": 2}]
     wanted = [pipe("a red car", **SETTINGS, **case).images for case in cases]
-    pipe._graphs = graphs = Graphs(pipe.unet, rerun)
+    graphs = Graphs(pipe.unet, rerun)
+    pipe.optimized = Optimized(graphs=graphs)
     for case, want in zip(cases, wanted, strict=True):
         graphs.recordings.clear()
         assert torch.equal(pipe("a red car", **SETTINGS, **case).images, want)

@@ -20,12 +20,14 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     {"_moved", "errors"},
     {"config", "layers"},
+    {"request"},
     {"checkpoints", "clip", "scheduler", "unet", "vae"},
     {"fast", "likelihood", "samplers", "text"},
     {"classes", "guidance", "images"},  # images reads the samplers' names from files
     {"adapters", "techniques"},
     {"latents"},
     {"loading"},
+    {"run"},
     {"pipeline"},
     {"hires"},
     {"training"},  # above the pipeline, since a run draws samples as its users will
@@ -170,6 +172,7 @@ def test_every_imported_package_is_declared() -> None:
         ("ldm", {"torch", "numpy", "PIL", "tokenizers", "huggingface_hub"}),
         ("ldm.images", {"torch"}),
         ("ldm.config", {"torch", "numpy"}),
+        ("ldm.request", {"torch", "numpy", "PIL"}),
         ("ldm.text.tokenizer", {"torch", "numpy", "transformers"}),
         ("ldm.cli.generate", {"torch", "numpy"}),
         ("ldm.cli.train", {"torch", "numpy"}),

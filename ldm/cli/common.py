@@ -29,11 +29,15 @@ class Parser(argparse.ArgumentParser):
 
 
 class Checker(Parser):
-    """Raises ValueError instead of leaving: for values that stand elsewhere than on the line."""
+    """Raises ArgumentError instead of leaving: also for values that stand elsewhere."""
 
     def error(self, message: str) -> NoReturn:
         """Raise what is wrong."""
-        raise ValueError(message)
+        raise ArgumentError(message)
+
+    def leave(self, message: str) -> NoReturn:
+        """Leave with the exit code of wrong usage."""
+        super().error(message)
 
 
 def check_counts(arguments: argparse.Namespace, *names: str) -> None:

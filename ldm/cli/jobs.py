@@ -35,9 +35,8 @@ class Job:
 
     def follows(self, other: Job) -> bool:
         """Whether one run may draw both: the next seed, and all else alike."""
-        if other.variation_seed is None:
-            next_one = (other.seed + 1, None)
-        else:
+        next_one: tuple[int, int | None] = (other.seed + 1, None)
+        if other.variation_seed is not None:
             next_one = (other.seed, other.variation_seed + 1)
         if (self.seed, self.variation_seed) != next_one or self.loras != other.loras:
             return False
@@ -77,17 +76,18 @@ def plan_lines(
     taken: dict[Path, int] = {}  # which line a file is of
     done = 0
     for line in lines:
-        own, seed, before, number = line.arguments, first, done, done + 1
-        if "seed" in line.said:
+        own, seed, before = line.arguments, first, done
+        number: int | None = done + 1
+        if "seed" in line.given:
             seed, before = secrets.randbelow(2**32) if own.seed == -1 else own.seed, 0
-        elif own.variation_strength and "variation_seed" in line.said:
+        elif own.variation_strength and "variation_seed" in line.given:
             before = 0
-        if "output" in line.said:
+        if "output" in line.given:
             number = 1 if own.num_images > 1 else None
         try:
             if line.error is not None:
                 raise line.error
-            given_pictures(own)  # a wrong file is told before PyTorch is imported
+            given_pictures(own)  # a wrong file is an error before PyTorch is imported
             mine = plan(line, seed, before, number)
             check_files(mine, taken)
         except LDMError as error:

@@ -152,7 +152,7 @@ class Watch:
     def _words(self, index: int, picture: Image) -> Image:
         from ldm.images.sheets import heat, sheet
 
-        words = self.attention.words(picture=index) if self.steps else []
+        words = self.attention.words(picture=index) if self.attention and self.steps else []
         shown = [heat(picture, values.numpy()) for _, values in words]
         labels = ["the picture", *(word for word, _ in words)]
         return sheet([picture, *shown], square(len(labels)), labels)

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import argparse
+import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ldm import __version__
-from ldm.cli.common import EXIT_CODES, Parser, check_counts, put, run
-from ldm.cli.guidance_options import add_steering_options, check_steering, masked
+from ldm.cli.common import EXIT_CODES, Checker, Parser, check_counts, put, run
+from ldm.cli.fields import GROUPS, add_fields, filled
+from ldm.cli.guidance_options import Fast, check_steering, masked
 from ldm.errors import ArgumentError
+from ldm.request import default_strength
 from ldm.samplers import read_names, start_index
 from ldm.samplers.names import listing
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
-STRENGTH = 0.8
 MAX_SEED = 2**63 - 1  # as PyTorch's generators and ldm.samplers.noise take it
 MAX_PICTURES = 100_000  # of one command; more is a slip of the finger
 
 
-def parser(kind: type[Parser] = Parser) -> Parser:
-    """The arguments, named as diffusers names them."""
-    parser = kind(
+@functools.cache
+def parser() -> Checker:
+    """Build the parser of the command line, once; what is wrong raises ArgumentError."""
+    parser = Checker(
         prog="ldm-generate",
         description="Draw pictures of a text. Without --model, the small built-in model draws "
         "icons of everyday things, 128 pixels wide, offline. Prints the names of the files on "
@@ -30,14 +34,8 @@ def parser(kind: type[Parser] = Parser) -> Parser:
         allow_abbrev=False,  # else a new option could change what an old script means
     )
     add = parser.add_argument
-    add(
-        "prompt",
-        nargs="*",
-        default=[""],
-        help='what to draw, such as "a red car"; several texts make several pictures. '
-        "(red:1.3) weighs words, \\( is a bracket; the README names the rest. Of a model that "
-        "draws classes: a class's name or number",
-    )
+    groups = {name: parser.add_argument_group(title) for name, title in GROUPS.items()}
+    add_fields(groups)
     add(
         "--prompts",
         type=filled,
@@ -45,7 +43,6 @@ def parser(kind: type[Parser] = Parser) -> Parser:
         help="a file of texts, one a line; or of JSON, one object a line with the prompt and other "
         "arguments",
     )
-    add("-n", "--negative-prompt", default="", metavar="TEXT", help="what to steer away from")
     add(
         "--from",
         dest="from_file",
@@ -91,37 +88,6 @@ def parser(kind: type[Parser] = Parser) -> Parser:
         action="store_true",
         help="draw only what is missing: a run that was stopped goes on (needs --seed)",
     )
-    add("-i", "--image", type=filled, metavar="FILE", help="an image to start from")
-    add(
-        "--strength",
-        type=float,
-        metavar="S",
-        help=f"how much of the image to redraw, 0 to 1 (default: {STRENGTH}, with a mask 1)",
-    )
-    add_steering_options(parser)
-    add(
-        "-s",
-        "--num-inference-steps",
-        "--steps",
-        type=int,
-        metavar="N",
-        help="denoising steps (default: as the model advises)",
-    )
-    add(
-        "-g",
-        "--guidance-scale",
-        type=float,
-        metavar="S",
-        help="how closely to follow the text; off up to 1 (default: as the model advises)",
-    )
-    add(
-        "--seed",
-        type=int,
-        default=-1,
-        metavar="N",
-        help="the first picture's seed; the next ones count up (default: -1, a random one)",
-    )
-    add("--num-images", type=int, default=1, metavar="N", help="pictures of each text (default: 1)")
     add(
         "--batch-size",
         type=int,
@@ -129,69 +95,14 @@ def parser(kind: type[Parser] = Parser) -> Parser:
         metavar="N",
         help="pictures drawn at once; does not change them (default: 8)",
     )
-    for short, side in (("-W", "width"), ("-H", "height")):
-        add(
-            short,
-            f"--{side}",
-            type=int,
-            metavar="PX",
-            help="pixels, a multiple of 8, of models without VAE any number (default: the model's, "
-            "or as the image's shape asks)",
-        )
-    add(
-        "--sampler",
-        metavar="NAME",
-        help='the sampling method, such as dpmpp_2m or "DPM++ 2M" (default: the model\'s own)',
-    )
-    add(
-        "--schedule",
-        metavar="NAME",
-        help="how the levels of noise lie, such as karras (default: as the model says)",
-    )
     add("--list-samplers", action=ListSamplers, help="list all samplers and schedules, and exit")
-    add(
-        "--eta",
-        type=float,
-        default=0.0,
-        metavar="E",
-        help="noise that the ddim sampler adds, 0 to 1 (default: 0)",
-    )
-    add(
-        "--clip-skip",
-        type=int,
-        default=1,
-        metavar="N",
-        help="1: the text encoder's last layer, 2: the one before (default: 1)",
-    )
     add("--device", type=filled, help="cpu, cuda, cuda:1, ... (default: CUDA where there is one)")
     add(
         "--dtype",
         choices=("float32", "bfloat16", "float16"),
         help="number format (default: chosen by the device)",
     )
-    add(
-        "--optimize",
-        action=argparse.BooleanOptionalAction,
-        help="compute faster, with the same results but for rounding (default: yes on a CPU, no "
-        "on CUDA, where it was never measured)",
-    )
-    add(
-        "--compile",
-        action="store_true",
-        help="compile the model's blocks first, by torch.compile: for many pictures",
-    )
-    add(
-        "--offload",
-        action="store_true",
-        help="keep only the part that computes in the GPU's memory: slower, in less of it",
-    )
-    add(
-        "--int8",
-        action=argparse.BooleanOptionalAction,
-        default=False,
-        help="compute in 8-bit integers on a CPU: another picture, faster but for bfloat16 where "
-        "the processor has AMX",
-    )
+    add_speed_options(groups["speed"])
     add("--grid", action="store_true", help="save one picture with all of them side by side")
     for option, direction in (("--x", "columns"), ("--y", "rows")):
         add(
@@ -222,6 +133,64 @@ def parser(kind: type[Parser] = Parser) -> Parser:
     parser.set_defaults(replay=(1, 0))  # (size, index) of the batch to draw a picture in
     add("--version", action="version", version=f"ldm {__version__}")
     return parser
+
+
+def read(argv: Sequence[str], unset: bool = False) -> argparse.Namespace:
+    """Read a command line. Raises ArgumentError for what is wrong with it.
+
+    unset: have None in place of the defaults, to see what is given.
+    """
+    rules = parser()
+    namespace = argparse.Namespace()
+    if unset:
+        namespace = argparse.Namespace(**dict.fromkeys(defaults()))
+    # Texts may stand between options, too; but argparse then does not know "--".
+    parse = rules.parse_args if "--" in argv else rules.parse_intermixed_args
+    arguments = parse(argv, namespace)
+    if not unset:
+        arguments.prompt = arguments.prompt or [""]
+    return arguments
+
+
+@functools.cache
+def defaults() -> dict[str, Any]:
+    """Return the value of every option that is not given."""
+    return vars(read([]))
+
+
+def add_speed_options(group: argparse._ArgumentGroup) -> None:
+    """Add the options that trade likeness, memory or the time to start for speed."""
+    add = group.add_argument
+    add(
+        "--fast",
+        action=Fast,
+        nargs=0,
+        help="another picture, sooner: --guidance-interval 0.28,5.42 --deep-cache 3, and --int8 "
+        "where that gains; what follows on the line overrules it",
+    )
+    add(
+        "--optimize",
+        action=argparse.BooleanOptionalAction,
+        help="compute faster, with the same results but for rounding (default: yes on a CPU, no "
+        "on CUDA, where it was never measured)",
+    )
+    add(
+        "--compile",
+        action="store_true",
+        help="compile the model's blocks first, by torch.compile: for many pictures",
+    )
+    add(
+        "--offload",
+        action="store_true",
+        help="keep only the part that computes in the GPU's memory: slower, in less of it",
+    )
+    add(
+        "--int8",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="compute in 8-bit integers on a CPU: another picture, faster but for bfloat16 where "
+        "the processor has AMX",
+    )
 
 
 def add_model_options(parser: Parser) -> None:
@@ -265,13 +234,6 @@ def model_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(arguments, name) for name in ("vae", "variant", "prediction_type", "ema")}
 
 
-def filled(text: str) -> str:
-    """An argument that must not be empty, as a variable that is not set makes it."""
-    if not text:
-        raise argparse.ArgumentTypeError("it is empty; give a value, or leave the option out")
-    return text
-
-
 def check(arguments: argparse.Namespace) -> None:
     """Raise ArgumentError for what no model could do; ``Pipeline.stream`` checks the rest."""
     if arguments.prompts is not None:
@@ -299,7 +261,7 @@ def check(arguments: argparse.Namespace) -> None:
         return
     check_steering(arguments)
     if arguments.strength is None:
-        arguments.strength = 1.0 if masked(arguments) else STRENGTH
+        arguments.strength = default_strength(masked(arguments))
     elif arguments.image is None:
         raise ArgumentError("--strength says how much of an --image to redraw; give that, too")
     start_index(1, arguments.strength)

@@ -7,30 +7,19 @@ from __future__ import annotations
 
 import argparse
 import csv
+import math
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ldm.cli.common import Checker
+from ldm.cli.fields import ALIASES, FIELDS, FILES, NEGATED, SWITCHES, recorded
 from ldm.cli.options import MAX_PICTURES, check, parser
-from ldm.cli.replay import AROUND, LOADING, TOLD_OTHERWISE
 from ldm.errors import ArgumentError
+from ldm.request import about
 
-SHORT = {"steps": "num_inference_steps"}
 SWITCH = {"on": True, "off": False}
-# As the web UI calls them in a file.
-TITLES = {
-    "prompt": "Prompt S/R",
-    "negative_prompt": "Negative prompt",
-    "num_inference_steps": "Steps",
-    "guidance_scale": "CFG Scale",
-    "seed": "Seed",
-    "sampler": "Sampler",
-    "eta": "Eta",
-    "clip_skip": "Clip skip",
-    "strength": "Denoising",
-}
+NAMES = [name for name in FIELDS if name not in {*FILES, *recorded("never")}]  # of axes
 
 
 @dataclass(frozen=True)
@@ -67,12 +56,12 @@ class Plot:
         """The axes, as the web UI's script of that name writes them."""
         from ldm.images.generation_info import PLOT
 
-        told = {"Script": PLOT}
+        texts = {"Script": PLOT}
         for letter, axis in (("X", self.x), ("Y", self.y)):
             if axis:
-                told[f"{letter} Type"] = TITLES.get(axis.name, axis.name)
-                told[f"{letter} Values"] = ", ".join(axis.texts)
-        return told
+                texts[f"{letter} Type"] = about(FIELDS[axis.name]).axis or axis.name
+                texts[f"{letter} Values"] = ", ".join(axis.texts)
+        return texts
 
 
 def read_plot(arguments: argparse.Namespace) -> Plot | None:
@@ -82,21 +71,8 @@ def read_plot(arguments: argparse.Namespace) -> Plot | None:
     """
     if not (arguments.x or arguments.y):
         return None
-    for name, given in (("num-images", arguments.num_images != 1), ("grid", arguments.grid)):
-        if given:
-            raise ArgumentError(f"--x and --y draw one picture for each pair; leave --{name} out")
-    x, y = (read_axis(text, option) for text, option in ((arguments.x, "x"), (arguments.y, "y")))
-    if x and y and x.name == y.name:
-        raise ArgumentError(f"--x and --y both change {x.name}; each needs an argument of its own")
-    many = len(arguments.prompt) > 1 and "prompt" not in {axis.name for axis in (x, y) if axis}
-    if many:
-        raise ArgumentError(
-            f"--x and --y take one prompt, not {len(arguments.prompt)}; "
-            "several make an axis: --y 'prompt=…,…'"
-        )
-    count = len(x.values if x else "1") * len(y.values if y else "1")
-    if count > MAX_PICTURES:
-        raise ArgumentError(f"these are {count} pictures; one command draws at most {MAX_PICTURES}")
+    x, y = read_axis(arguments.x, "x"), read_axis(arguments.y, "y")
+    check_axes(x, y, arguments)
     if arguments.seed == -1:  # one for all
         arguments.seed = secrets.randbelow(2**32)
     cells = []
@@ -108,23 +84,35 @@ def read_plot(arguments: argparse.Namespace) -> Plot | None:
     return Plot(x, y, cells)
 
 
+def check_axes(x: Axis | None, y: Axis | None, arguments: argparse.Namespace) -> None:
+    """Raise ArgumentError for axes that do not go together, or not with other options."""
+    axes = [axis for axis in (x, y) if axis]
+    for name, given in (("num-images", arguments.num_images != 1), ("grid", arguments.grid)):
+        if given:
+            raise ArgumentError(f"--x and --y draw one picture for each pair; leave --{name} out")
+    if x and y and x.name == y.name:
+        raise ArgumentError(f"--x and --y both change {x.name}; each needs an argument of its own")
+    if len(arguments.prompt) > 1 and "prompt" not in {axis.name for axis in axes}:
+        raise ArgumentError(
+            f"--x and --y take one prompt, not {len(arguments.prompt)}; "
+            "several make an axis: --y 'prompt=…,…'"
+        )
+    count = math.prod(len(axis.values) for axis in axes)
+    if count > MAX_PICTURES:
+        raise ArgumentError(f"these are {count} pictures; one command draws at most {MAX_PICTURES}")
+
+
 def read_axis(text: str | None, option: str) -> Axis | None:
     """``name=value,value``; a value with a comma in it stands in double quotes."""
     if text is None:
         return None
     name, equals, rest = text.partition("=")
     name = name.strip().lstrip("-").replace("-", "_")
-    name = SHORT.get(name, name)
-    defaults = vars(parser().parse_args([]))
-    able = [
-        name
-        for name in defaults
-        if name not in AROUND | TOLD_OTHERWISE - {"prompt"} | {"replay", *LOADING}
-    ]
-    if not equals or name not in able:
+    name = name if name in NEGATED else ALIASES.get(name, name)
+    if not equals or name not in NAMES:
         raise ArgumentError(
             f"--{option} is {text!r}; expected NAME=VALUE,VALUE,… with one of the names "
-            + ", ".join(able)
+            + ", ".join(NAMES)
         )
     try:
         (texts,) = csv.reader([rest], skipinitialspace=True, strict=True)
@@ -135,24 +123,23 @@ def read_axis(text: str | None, option: str) -> Axis | None:
         ) from None
     if not texts:
         raise ArgumentError(f"--{option} is {text!r}; give at least one value")
-    texts, checker = [text.strip() for text in texts], parser(Checker)
-    values = tuple(_read(name, text, defaults[name], option, checker) for text in texts)
-    return Axis(name, tuple(texts), values)
+    texts = [text.strip() for text in texts]
+    return Axis(name, tuple(texts), tuple(_read(name, text, option) for text in texts))
 
 
-def _read(name: str, text: str, default: object, option: str, checker: Checker) -> object:
-    """A value by the rules of its own option."""
+def _read(name: str, text: str, option: str) -> object:
+    """Read a value by the rules of its own option."""
     if name == "prompt":
         return [text]
-    if isinstance(default, bool):
+    if name in SWITCHES:
         if text not in SWITCH:
             raise ArgumentError(f"--{option}: {name} is {text!r}; expected on or off")
         return SWITCH[text]
     try:
-        told = checker.parse_args([f"--{name.replace('_', '-')}={text}"])
-    except ValueError as error:
+        found = parser().parse_args([f"--{name.replace('_', '-')}={text}"])
+    except ArgumentError as error:
         raise ArgumentError(f"--{option}: {error}") from None
-    return getattr(told, name)
+    return getattr(found, name)
 
 
 def _settings(axis: Axis | None) -> Sequence[dict[str, Any]]:

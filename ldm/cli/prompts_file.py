@@ -6,28 +6,14 @@ import argparse
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
-from ldm.cli.common import Parser
+from ldm.cli.fields import ALIASES, FIELDS, FILES, LISTS, NEGATED, SWITCHES
 from ldm.cli.options import check, parser
 from ldm.errors import ArgumentError, LDMError
 
-# What a line may say; the rest is for the whole command. The other names are Python's.
-KEYS = (
-    "prompt negative_prompt seed num_images width height num_inference_steps guidance_scale "
-    "guidance_rescale guidance_interval sampler schedule eta clip_skip image mask mask_blur "
-    "paste_back outpaint strength hires_scale hires_strength variation_seed variation_strength "
-    "classifier_scale tiling deep_cache output"
-).split()
-ALSO = {
-    "steps": "num_inference_steps",
-    "num_images_per_prompt": "num_images",
-    "mask_image": "mask",
-    "no_paste_back": "paste_back",  # which is then the other way round
-}
-TEXTS = ("prompt", "output", "image", "mask")
-SWITCHES = ("tiling", "paste_back")
-LISTS = ("guidance_interval", "outpaint")  # of numbers, or as on the command line
+KEYS = (*FIELDS, "output")  # what a line may say; the rest is for the whole command
+TEXTS = ("prompt", "output", *FILES)
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,8 +21,8 @@ class Line:
     """A line of the file; or, with the number 0, the command line itself."""
 
     number: int
-    arguments: argparse.Namespace  # the command line's, where it does not say else
-    said: frozenset[str] = frozenset()  # what it says itself
+    arguments: argparse.Namespace  # the command line's, where it gives no others
+    given: frozenset[str] = frozenset()  # names of those that it says itself
     error: LDMError | None = None
 
 
@@ -53,7 +39,6 @@ def read_prompts(path: str, arguments: argparse.Namespace) -> Iterator[Line]:
         raise LDMError(f"{path} cannot be read ({error.strerror}); give a text file") from None
     filled = [(number, row.strip()) for number, row in enumerate(rows, 1) if row.strip()]
     in_json = path.endswith(".jsonl") or bool(filled) and filled[0][1].startswith(b"{")
-    rules = parser(_LineParser)
     for number, row in filled:
         if not in_json and row.startswith(b"#"):
             continue
@@ -62,8 +47,8 @@ def read_prompts(path: str, arguments: argparse.Namespace) -> Iterator[Line]:
                 text = row.decode()
             except UnicodeDecodeError:
                 raise ArgumentError("it is not UTF-8 text; save the file as UTF-8") from None
-            said = _names(_object(text) if in_json else {"prompt": text})
-            line = Line(number, _merge(said, arguments, rules), frozenset(said))
+            given = _names(_object(text) if in_json else {"prompt": text})
+            line = Line(number, _merge(given, arguments), frozenset(given))
         except LDMError as error:
             line = Line(number, arguments, error=error)
         yield line
@@ -81,18 +66,11 @@ def _object(text: str) -> dict[str, Any]:
     return value
 
 
-class _LineParser(Parser):
-    """Checks a line's values by the rules for those of the command line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ArgumentError(message.removeprefix("argument "))
-
-
-def _names(said: dict[str, Any]) -> dict[str, Any]:
+def _names(given: dict[str, Any]) -> dict[str, Any]:
     """What a line says, by the names of the command line."""
     own: dict[str, Any] = {}
-    for key, value in said.items():
-        name = ALSO.get(key, key)
+    for key, value in given.items():
+        name = ALIASES.get(key, key)
         if name not in KEYS:
             known = ", ".join(KEYS)
             raise ArgumentError(f"{key!r} is no argument of a line; these are: {known}")
@@ -106,17 +84,17 @@ def _names(said: dict[str, Any]) -> dict[str, Any]:
 
 def _value(key: str, name: str, value: Any) -> str | int | float | bool:
     """A value as the command line would have it. Raises ArgumentError for one of another kind."""
-    told = f"{key} is {json.dumps(value)}"
+    found = f"{key} is {json.dumps(value)}"
     if name in SWITCHES:
         if not isinstance(value, bool):
-            raise ArgumentError(f"{told}; expected true or false")
-        return value != key.startswith("no_")
+            raise ArgumentError(f"{found}; expected true or false")
+        return value != (key in NEGATED)
     if name in LISTS and isinstance(value, list) and all(map(_is_number, value)):
         return ",".join(map(str, value))
     if not isinstance(value, str) and not _is_number(value):
-        raise ArgumentError(f"{told}; expected a text or a number")
+        raise ArgumentError(f"{found}; expected a text or a number")
     if name in TEXTS and (not isinstance(value, str) or "\0" in value):
-        raise ArgumentError(f"{told}; expected a text")
+        raise ArgumentError(f"{found}; expected a text")
     return value
 
 
@@ -124,18 +102,19 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _merge(
-    said: dict[str, Any], arguments: argparse.Namespace, rules: Parser
-) -> argparse.Namespace:
+def _merge(given: dict[str, Any], arguments: argparse.Namespace) -> argparse.Namespace:
     """The command line's arguments with those that a line says."""
-    switches = {name: said[name] for name in SWITCHES if name in said}
-    rest = [name for name in said if name not in ("prompt", *SWITCHES)]
-    argv = [f"--{name.replace('_', '-')}={said[name]}" for name in rest]
+    switches = {name: given[name] for name in SWITCHES if name in given}
+    rest = [name for name in given if name not in ("prompt", *SWITCHES)]
+    argv = [f"--{name.replace('_', '-')}={given[name]}" for name in rest]
     # A namespace that has a value already keeps it where the line says nothing.
     before = argparse.Namespace(**vars(arguments) | {"prompt": [], "prompts": None})
-    merged = rules.parse_args(argv, before)
-    merged = argparse.Namespace(**vars(merged) | switches | {"prompt": [said["prompt"]]})
-    if "strength" not in said and merged.image is None:
+    try:
+        merged = parser().parse_args(argv, before)
+    except ArgumentError as error:
+        raise ArgumentError(str(error).removeprefix("argument ")) from None
+    merged = argparse.Namespace(**vars(merged) | switches | {"prompt": [given["prompt"]]})
+    if "strength" not in given and merged.image is None:
         merged.strength = None  # the command line's is for the lines that have an image
     check(merged)
     return merged

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldm.cli.common import Checker, Parser
-from ldm.cli.guidance_options import STEERING
-from ldm.cli.options import parser
+from ldm.cli.fields import DEFAULTS, FILES, recorded
+from ldm.cli.options import defaults, parser, read
 from ldm.errors import ArgumentError, ImageError
 from ldm.samplers import read_names
 
@@ -23,18 +22,16 @@ if TYPE_CHECKING:
 
 # Arguments of Pipeline.from_pretrained.
 LOADING = ("ema", "variant", "prediction_type", "dtype", "int8")
-PICTURES = ("image", "mask")  # options that name a picture to draw from
 # Options that do not change what is drawn …
-AROUND = frozenset(
+AROUND = recorded("never") | set(
     "from_file output force quiet debug lora_dir device optimize compile offload grid no_labels "
-    "num_images batch_size save_steps animation explain x y prompts skip_existing "
-    "list_samplers".split()
+    "batch_size save_steps animation explain x y prompts skip_existing list_samplers".split()
 )
 # … and those that a file has in another form.
-TOLD_OTHERWISE = frozenset((*PICTURES, "prompt", "model", "vae", "lora", "embedding"))
+IN_ANOTHER_FORM = recorded("another") | {"model", "vae", "lora", "embedding"}
 # With others than these, a picture is not the same again, and its batch no matter.
 SAME_PICTURE = AROUND - {"num_images", "batch_size", "grid", "x", "y"} | {
-    *PICTURES,
+    *FILES,
     "model",
     "vae",
     "embedding",
@@ -42,8 +39,11 @@ SAME_PICTURE = AROUND - {"num_images", "batch_size", "grid", "x", "y"} | {
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The command line, as it stands there."""
-    return _parse(parser(), argv)
+    """Read the command line, or leave with the exit code of wrong usage."""
+    try:
+        return read(argv)
+    except ArgumentError as error:
+        parser().leave(str(error))
 
 
 def with_file(arguments: argparse.Namespace, argv: Sequence[str]) -> argparse.Namespace:
@@ -76,21 +76,41 @@ def with_file(arguments: argparse.Namespace, argv: Sequence[str]) -> argparse.Na
 
 
 def info_of(job: Job, pipe: Pipeline, picture: Image) -> GenerationInfo:
-    """What the file of a picture that was drawn alone says."""
+    """Return what the file of a picture that was drawn alone says."""
     from ldm.images import digest, load_image
     from ldm.images.generation_info import GenerationInfo
 
     arguments = job.line.arguments
-    choice = pipe.choose_sampler(arguments.sampler, arguments.schedule)
-    defaults = vars(parser().parse_args([]))
-    recorded = {
+    settings = sorted((given_settings(arguments) | found_settings(job, pipe, picture)).items())
+    files = {name: getattr(arguments, name) for name in FILES if getattr(arguments, name)}
+    return GenerationInfo(
+        {name: value for name, value in settings if name not in LOADING},
+        {name: value for name, value in settings if name in LOADING},
+        model=model_name(arguments.model),
+        vae=model_name(arguments.vae) if arguments.vae else None,
+        embeddings=tuple(Path(file).stem for file in arguments.embedding),
+        images={name: digest(load_image(file)) for name, file in files.items()},
+    )
+
+
+def given_settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return what a picture's file says of the options, as JSON has it."""
+    left_out = AROUND | IN_ANOTHER_FORM | {"replay"}
+    if arguments.image is None:
+        left_out |= {"strength"}
+    left_out |= {name for name in recorded("changed") if getattr(arguments, name) == DEFAULTS[name]}
+    return {
         name: ",".join(map(repr, value)) if isinstance(value, tuple) else value
         for name, value in vars(arguments).items()
-        if value is not None
-        and name not in AROUND | TOLD_OTHERWISE | {"replay"}
-        and not (name in STEERING and value == defaults[name])
+        if value is not None and name not in left_out
     }
-    recorded |= {
+
+
+def found_settings(job: Job, pipe: Pipeline, picture: Image) -> dict[str, Any]:
+    """Return what the model and the picture decided, in place of what the options say."""
+    arguments = job.line.arguments
+    choice = pipe.choose_sampler(arguments.sampler, arguments.schedule)
+    found = {
         "prompt": job.prompt,
         "seed": job.seed,
         "int8": pipe.int8,
@@ -98,24 +118,14 @@ def info_of(job: Job, pipe: Pipeline, picture: Image) -> GenerationInfo:
         "schedule": choice.schedule,
     }
     if job.variation_seed is not None:
-        recorded["variation_seed"] = job.variation_seed
+        found["variation_seed"] = job.variation_seed
     if arguments.hires_scale is None and arguments.outpaint is None:  # else of the first pass, …
-        recorded |= {"width": picture.width, "height": picture.height}
+        found |= {"width": picture.width, "height": picture.height}
     advised = ["num_inference_steps", "guidance_scale"]
-    advised += ["classifier_scale"] * bool(pipe.classifier and job.text.strip())
-    for name in advised:
-        recorded.setdefault(name, getattr(pipe.defaults, name))
-    if arguments.image is None:
-        recorded.pop("strength", None)
-    given = {name: getattr(arguments, name) for name in PICTURES if getattr(arguments, name)}
-    return GenerationInfo(
-        {name: value for name, value in sorted(recorded.items()) if name not in LOADING},
-        {name: value for name, value in sorted(recorded.items()) if name in LOADING},
-        model=model_name(arguments.model),
-        vae=model_name(arguments.vae) if arguments.vae else None,
-        embeddings=tuple(Path(file).stem for file in arguments.embedding),
-        images={name: digest(load_image(file)) for name, file in given.items()},
-    )
+    if pipe.classifier and job.text.strip():
+        advised.append("classifier_scale")
+    missing = [name for name in advised if getattr(arguments, name) is None]
+    return found | {name: getattr(pipe.defaults, name) for name in missing}
 
 
 def drawn_on(pipe: Pipeline) -> dict[str, str]:
@@ -136,41 +146,25 @@ def model_name(path: str | None) -> str:
     return resolved.stem if resolved.is_file() else resolved.name
 
 
-def _parse(parser: Parser, argv: Sequence[str]) -> argparse.Namespace:
-    # Texts may stand between options, too; but argparse then does not know "--".
-    parse = parser.parse_args if "--" in argv else parser.parse_intermixed_args
-    return parse(argv)
-
-
 def _given(argv: Sequence[str]) -> dict[str, Any]:
-    """What the command line says itself, without the defaults."""
-    bare = parser()
-    bare.set_defaults(**dict.fromkeys(vars(bare.parse_args([]))))
-    told = vars(_parse(bare, argv))
-    return {name: value for name, value in told.items() if value is not None and value != []}
+    """Return what the command line says itself, without the defaults."""
+    given = vars(read(argv, unset=True))
+    return {name: value for name, value in given.items() if value is not None and value != []}
 
 
 def _from_info(info: GenerationInfo, path: Path) -> argparse.Namespace:
-    """The arguments that a command line with all that a file says would have."""
-    known = vars(parser().parse_args([]))
-    said = info.arguments | info.loading
-    prompt, argv, newer = said.pop("prompt", ""), [], []
-    for name, value in said.items():
-        option = f"--{name.replace('_', '-')}"
-        if name not in known or name in AROUND | TOLD_OTHERWISE:
+    """Return the arguments that a command line with all that a file says would have."""
+    settings = info.arguments | info.loading
+    prompt, argv, newer = settings.pop("prompt", ""), [], []
+    for name, value in settings.items():
+        if name not in defaults() or name in AROUND | IN_ANOTHER_FORM:
             newer.append(name)
-        elif known[name] is True:
-            argv += [] if value else [f"--no-{name.replace('_', '-')}"]
-        elif not isinstance(known[name], bool):
-            if isinstance(value, tuple):
-                value = ",".join(map(repr, value))
-            argv.append(f"{option}={value!r}" if isinstance(value, float) else f"{option}={value}")
-        elif value:
-            argv.append(option)
+        else:
+            argv += as_options(name, value)
     try:
-        arguments = parser(Checker).parse_args(argv)
+        arguments = parser().parse_args(argv)
         read_names(arguments.sampler, arguments.schedule)
-    except ValueError as error:  # ArgumentError is one, too
+    except ArgumentError as error:
         raise ImageError(f"{path}: {error}") from None
     if newer:
         warnings.warn(
@@ -181,9 +175,21 @@ def _from_info(info: GenerationInfo, path: Path) -> argparse.Namespace:
     return arguments
 
 
+def as_options(name: str, value: object) -> list[str]:
+    """Return what to type for a setting of a file."""
+    option = name.replace("_", "-")
+    default = defaults()[name]
+    if isinstance(default, bool):
+        if bool(value) == default:
+            return []
+        return [f"--no-{option}" if default else f"--{option}"]
+    if isinstance(value, tuple):
+        value = ",".join(map(repr, value))
+    return [f"--{option}={value!r}" if isinstance(value, float) else f"--{option}={value}"]
+
+
 def _check_inputs(info: GenerationInfo, arguments: argparse.Namespace, path: Path) -> None:
-    """What is not in the file: model, VAE, embeddings, and the images that it was drawn from."""
-    from ldm.images import digest, load_image
+    """Compare with what is not in the file: model, VAE, embeddings, and the images drawn from."""
     from ldm.images.generation_info import BUILT_IN
 
     used = model_name(arguments.model)
@@ -207,15 +213,22 @@ def _check_inputs(info: GenerationInfo, arguments: argparse.Namespace, path: Pat
                     f"{path} was drawn with {name!r}; for the same picture give it with {option}",
                     stacklevel=3,
                 )
-    for name, told in info.images.items():
+    _check_images(info, arguments, path)
+
+
+def _check_images(info: GenerationInfo, arguments: argparse.Namespace, path: Path) -> None:
+    """Raise ArgumentError for a missing image; warn of another than the file was drawn from."""
+    from ldm.images import digest, load_image
+
+    for name, known in info.images.items():
         file = getattr(arguments, name, None)
         if file is None:
             raise ArgumentError(
                 f"{path} was drawn from a picture that is not in it; give that with --{name}"
             )
-        if told and digest(load_image(file)) != told:
+        if known and digest(load_image(file)) != known:
             warnings.warn(
                 f"{path} was drawn from another --{name} than {file}, so the picture will be "
                 "another",
-                stacklevel=3,
+                stacklevel=4,
             )

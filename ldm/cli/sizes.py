@@ -48,7 +48,7 @@ def size_advice(pipe: Pipeline, arguments: argparse.Namespace) -> str | None:
     ratio = width * height / (own_width * own_height)
     if 1 / FAR <= ratio <= FAR:
         return None
-    told = f"{width}x{height} is far from the {own_width}x{own_height} the model was trained for: "
+    text = f"{width}x{height} is far from the {own_width}x{own_height} the model was trained for: "
     if ratio < 1:
-        return told + "expect a part of what is asked for"
-    return told + "expect repetitions; --hires-scale draws small first, then larger over it"
+        return text + "expect a part of what is asked for"
+    return text + "expect repetitions; --hires-scale draws small first, then larger over it"

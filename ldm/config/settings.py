@@ -12,7 +12,11 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
+import math
 import types
+from collections.abc import Sequence
+from numbers import Integral, Real
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from ldm.errors import ArgumentError
@@ -26,17 +30,24 @@ KINDS = {
     dict: "a table",
     tuple: "a list",
     list: "a list",
+    Sequence: "a list",
 }
 
 
-def within(interval: str, default: Any = dataclasses.MISSING) -> Any:
-    """A field whose value, or each of its values, lies in an interval such as "[0, 1)"."""
-    return dataclasses.field(default=default, metadata={"interval": interval})
+def within(interval: str, default: Any = dataclasses.MISSING, words: str = "") -> Any:
+    """Make a field whose value, or each of its values, lies in an interval such as "[0, 1)".
+
+    words: what errors say in place of "in [0, 1)".
+    """
+    return dataclasses.field(default=default, metadata={"interval": interval, "words": words})
 
 
-def choice(*names: str) -> Any:
-    """A field that holds one of ``names``; the first is its default."""
-    return dataclasses.field(default=names[0], metadata={"names": names})
+def choice(*names: str, words: str = "") -> Any:
+    """Make a field that holds one of ``names``; the first is its default.
+
+    words: what errors say in place of "'a' or 'b'".
+    """
+    return dataclasses.field(default=names[0], metadata={"names": names, "words": words})
 
 
 def nearest(name: str, known: list[str]) -> str:
@@ -65,19 +76,30 @@ def read_table(cls: type[T], values: dict[str, Any], prefix: str = "") -> T:
     return table
 
 
-def check_values(table: Any, prefix: str = "") -> None:
-    """Raise ArgumentError for a field of a dataclass of a wrong type or outside its range."""
-    hints = get_type_hints(type(table))
+def check_values(table: Any, prefix: str = "", expected: str = "expected") -> None:
+    """Raise ArgumentError for a field of a dataclass of a wrong type or outside its range.
+
+    expected: what stands before the type in words. A field's metadata may name the type ("kind").
+    """
+    hints = _hints(table.__class__)
     for field in dataclasses.fields(table):
         value, name = getattr(table, field.name), f"{prefix}{field.name}"
         if not _fits(value, hints[field.name]):
-            raise ArgumentError(f"{name} is {value!r}; expected {_kind(hints[field.name])}")
+            kind = field.metadata.get("kind") or _kind(hints[field.name])
+            raise ArgumentError(f"{name} is {value!r:.60}; {expected} {kind}")
         names, interval = field.metadata.get("names"), field.metadata.get("interval")
+        words = field.metadata.get("words")
         if names and value not in names:
-            raise ArgumentError(f"{name} is {value!r}; expected {' or '.join(map(repr, names))}")
+            listed = words or " or ".join(map(repr, names))
+            raise ArgumentError(f"{name} is {value!r}; expected {listed}")
         for one in value if isinstance(value, list | tuple) else [value]:
             if interval and one is not None and not _inside(one, interval):
-                raise ArgumentError(f"{name} is {value!r}; it must be in {interval}")
+                raise ArgumentError(f"{name} is {value}; it must be {words or f'in {interval}'}")
+
+
+@functools.cache
+def _hints(cls: Any) -> dict[str, Any]:
+    return get_type_hints(cls)
 
 
 def _inside(value: float, interval: str) -> bool:
@@ -100,10 +122,21 @@ def _fits(value: Any, hint: Any) -> bool:
         each = [inner[0]] * len(value) if Ellipsis in inner or origin is list else list(inner)
         return len(value) == len(each) and all(map(_fits, value, each))
     if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
+        return _is_real(value)
     if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
+        return isinstance(value, Integral) and not isinstance(value, bool)
     return isinstance(value, origin or hint)
+
+
+def _is_real(value: object) -> bool:
+    """Whether a value can be computed with as a float; whole numbers past any float cannot."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return False
+    try:
+        math.isnan(value)
+    except OverflowError:
+        return False
+    return True
 
 
 def _kind(hint: Any) -> str:

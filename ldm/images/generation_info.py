@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from ldm.errors import ArgumentError, ImageError
 from ldm.images import metadata, read_parameters, read_settings
+from ldm.request import Request, about
 from ldm.samplers import SAMPLERS
 from ldm.samplers.names import find_sampler, find_schedule
 
@@ -43,7 +44,7 @@ class GenerationInfo:
         batch: (size, index): as which picture of how many at once it was drawn. The processor
             rounds differently for other sizes: the very same bits need the same one.
         notes: what the file asks for and we cannot do, by name.
-        grid: what the file shows, where that is several pictures; the first one is told here.
+        grid: what the file shows, where that is several pictures; the first one is described here.
     """
 
     arguments: dict[str, Any]
@@ -58,8 +59,8 @@ class GenerationInfo:
 
     def settings(self, version: str, drawn: Mapping[str, str]) -> dict[str, Any]:
         """What ``images.save_image`` writes; ``drawn``: where it was drawn, for information."""
-        told = {name: value for name, value in vars(self).items() if value and name != "notes"}
-        return {metadata.OURS: version} | told | {"drawn": dict(drawn)}
+        found = {name: value for name, value in vars(self).items() if value and name != "notes"}
+        return {metadata.OURS: version} | found | {"drawn": dict(drawn)}
 
 
 def read_generation_info(path: str | Path) -> GenerationInfo:
@@ -110,7 +111,7 @@ def from_settings(settings: Mapping[str, Any]) -> GenerationInfo:
         model=get("model", str, None),
         vae=get("vae", str, None),
         embeddings=tuple(map(str, get("embeddings", list, []))),
-        images={name: str(told) for name, told in get("images", dict, {}).items()},
+        images={name: str(digest) for name, digest in get("images", dict, {}).items()},
         batch=tuple(batch),
         grid=get("grid", str, None),
     )
@@ -118,61 +119,78 @@ def from_settings(settings: Mapping[str, Any]) -> GenerationInfo:
 
 def from_text(text: str) -> GenerationInfo:
     """The web UI's text → GenerationInfo. Raises ValueError for a value that is not a number."""
-    told = metadata.parse_parameters(text)
-    arguments: dict[str, Any] = {"prompt": told.pop(metadata.PROMPT)}
-    if negative := told.pop(metadata.NEGATIVE):
+    settings = metadata.parse_parameters(text)
+    arguments: dict[str, Any] = {"prompt": settings.pop(metadata.PROMPT)}
+    if negative := settings.pop(metadata.NEGATIVE):
         arguments["negative_prompt"] = negative
-    notes: list[str] = []
-
-    for name, (argument, convert) in NUMBERS.items():
-        if name in told:
-            arguments[argument] = _number(name, told.pop(name), convert)
-    if "Size" in told:
-        sizes = re.fullmatch(r"(\d{1,6})x(\d{1,6})", told["Size"])
-        if not sizes:
-            raise ValueError(f"its Size is {told['Size']!r:.60}; expected one such as 512x768")
-        arguments["width"], arguments["height"] = map(int, sizes.groups())
-    given = {}
-    if "Denoising strength" in told:
-        if any(name.startswith("Hires") for name in told):
-            notes.append("Denoising strength")  # of the second pass
-        else:
-            strength = _number("Denoising strength", told["Denoising strength"], float)
-            arguments["strength"], given = strength, {"image": ""}
-    if "Sampler" in told:
-        schedule = told.get("Schedule type", "")
-        try:
-            name, implied = find_sampler(told["Sampler"])
-            arguments["sampler"] = name
-            arguments["schedule"] = implied or "normal"
-            if schedule not in NONE:
-                arguments["schedule"] = find_schedule(schedule)
-        except ArgumentError:
-            notes.append(f"Sampler {told['Sampler']} {schedule}".strip())
+    for label, (name, convert) in NUMBERS.items():
+        if label in settings:
+            arguments[name] = _number(label, settings.pop(label), convert)
+    arguments |= _size(settings)
+    strength, notes = _strength(settings)
+    sampler, unknown = _sampler(settings)
+    arguments |= strength | sampler
+    notes += unknown
     eta = arguments.get("eta")
     if eta and not SAMPLERS[arguments.get("sampler", "ddim")].eta:
         notes.append(f"Eta {arguments.pop('eta')}")
-    if told.get("RNG", "GPU") != "CPU":
-        notes.append(f"RNG {told.get('RNG', 'GPU')} (our noise is drawn on the CPU)")
-    grid = told.pop("Script") if told.get("Script") == PLOT else told.get("Grid")
-    notes += [f"{name} {value}"[:60] for name, value in told.items() if not NAMES.fullmatch(name)]
+    if settings.get("RNG", "GPU") != "CPU":
+        notes.append(f"RNG {settings.get('RNG', 'GPU')} (our noise is drawn on the CPU)")
+    grid = settings.pop("Script") if settings.get("Script") == PLOT else settings.get("Grid")
+    others = [f"{name} {value}" for name, value in settings.items() if not NAMES.fullmatch(name)]
+    notes += [note[:60] for note in others]
     return GenerationInfo(
         arguments,
-        model=told.get("Model"),
-        vae=None if told.get("VAE", "") in NONE else told["VAE"],
-        images=given,
+        model=settings.get("Model"),
+        vae=None if settings.get("VAE", "") in NONE else settings["VAE"],
+        images={"image": ""} if strength else {},
         notes=tuple(notes),
         grid=grid,
     )
 
 
-NUMBERS: dict[str, tuple[str, Callable[[str], int | float]]] = {
-    "Steps": ("num_inference_steps", int),
-    "CFG scale": ("guidance_scale", float),
-    "Seed": ("seed", int),
-    "Clip skip": ("clip_skip", int),
-    "Eta": ("eta", float),
+# The web UI's name of a setting → the argument that it is, and its type.
+NUMBERS: dict[str, tuple[str, type[int] | type[float]]] = {
+    about(field).label: (field.name, int if str(field.type).startswith("int") else float)
+    for field in fields(Request)
+    if field.name in ("num_inference_steps", "guidance_scale", "seed", "clip_skip", "eta")
 }
+
+
+def _size(settings: Mapping[str, str]) -> dict[str, int]:
+    """Return the width and height that the text says, if it does."""
+    if "Size" not in settings:
+        return {}
+    sizes = re.fullmatch(r"(\d{1,6})x(\d{1,6})", settings["Size"])
+    if not sizes:
+        raise ValueError(f"its Size is {settings['Size']!r:.60}; expected one such as 512x768")
+    return {"width": int(sizes[1]), "height": int(sizes[2])}
+
+
+def _strength(settings: Mapping[str, str]) -> tuple[dict[str, float], list[str]]:
+    """Return the strength of a picture drawn from an image, and what is not done here."""
+    if "Denoising strength" not in settings:
+        return {}, []
+    if any(name.startswith("Hires") for name in settings):
+        return {}, ["Denoising strength"]  # of the second pass
+    text = settings["Denoising strength"]
+    return {"strength": _number("Denoising strength", text, float)}, []
+
+
+def _sampler(settings: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+    """Return the sampler and the schedule that the text says, and what is unknown here."""
+    if "Sampler" not in settings:
+        return {}, []
+    schedule = settings.get("Schedule type", "")
+    found: dict[str, str] = {}
+    try:
+        found["sampler"], implied = find_sampler(settings["Sampler"])
+        found["schedule"] = implied or "normal"
+        if schedule not in NONE:
+            found["schedule"] = find_schedule(schedule)
+    except ArgumentError:
+        return found, [f"Sampler {settings['Sampler']} {schedule}".strip()]
+    return found, []
 
 
 def _pair(text: object) -> tuple[float, ...]:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from numbers import Integral, Real
+from collections.abc import Sequence
+from numbers import Integral
 from pathlib import Path
-from typing import Any
 
 from PIL.Image import Image
 from torch import Tensor
@@ -18,37 +16,6 @@ from ldm.images.files import load_image, resize, to_tensor
 MAX_SIDE, MAX_PIXELS = 8192, 4096 * 4096
 
 Picture = str | Path | Image
-
-
-def check_numbers(function: Callable[..., Any], values: Mapping[str, Any]) -> None:
-    """Raise ArgumentError for a value that is no number where the annotation says that it is one.
-
-    It knows "int", "float", "tuple[float, float]" and each "| None"; to all others it is blind.
-    """
-    for name, annotation in function.__annotations__.items():
-        kind, *rest = annotation.split(" | ")
-        value = values.get(name, None if rest else 0)
-        if value is None and rest == ["None"]:
-            continue
-        if kind == "int" and not (isinstance(value, Integral) and not isinstance(value, bool)):
-            raise ArgumentError(f"{name} is {value!r:.60}; it must be a whole number")
-        if kind == "float" and not _is_real(value):
-            raise ArgumentError(f"{name} is {value!r:.60}; it must be a number")
-        if kind == "tuple[float, float]" and name in values:
-            pair = value if isinstance(value, list | tuple) else ()
-            if len(pair) != 2 or not all(map(_is_real, pair)):
-                raise ArgumentError(f"{name} is {value!r:.60}; it must be two numbers")
-
-
-def _is_real(value: object) -> bool:
-    """Whether it can be reckoned with; whole numbers past any float cannot."""
-    if isinstance(value, bool) or not isinstance(value, Real):
-        return False
-    try:
-        math.isnan(value)
-    except OverflowError:
-        return False
-    return True
 
 
 def check_size(height: int, width: int, factor: int) -> tuple[int, int]:

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ldm.errors import ArgumentError
 from ldm.images.files import resize, to_tensor
+from ldm.request import MAX_BLUR
 
-MAX_BLUR = 256
 HALF = 0.5  # masks that are brighter are drawn anew
 
 

@@ -81,19 +81,19 @@ def embed(
     A "GIF" has the parameters alone, in its comment, where the web UI looks for them.
     Warns where a JPEG has no room for the settings: the parameters are what other programs read.
     """
-    told = None if settings is None else json.dumps({OURS: None} | dict(settings))
+    chunk = None if settings is None else json.dumps({OURS: None} | dict(settings))
     if file_format == "PNG":
         info = PngInfo()
         info.add_text("parameters", parameters)
-        if told is not None:
-            info.add_text(OURS, told)
+        if chunk is not None:
+            info.add_text(OURS, chunk)
         return {"pnginfo": info}
     if file_format == "GIF":
         return {"comment": parameters.encode()}
     exif = Image.Exif()
     exif[EXIF_IFD] = {USER_COMMENT: b"UNICODE\0" + parameters.encode("utf-16-be")}
-    if told is not None:
-        exif[IMAGE_DESCRIPTION] = told
+    if chunk is not None:
+        exif[IMAGE_DESCRIPTION] = chunk
         if file_format == "JPEG" and len(exif.tobytes()) > MOST_EXIF:
             warnings.warn(
                 "a JPEG holds 64 KiB of metadata: the exact settings are left out", stacklevel=3
@@ -124,18 +124,20 @@ def extract_settings(image: Image.Image) -> dict[str, Any] | None:
 
     Raises ArgumentError where they are there, but broken.
     """
-    told = image.info.get(OURS)
-    if told is None:
+    chunk = image.info.get(OURS)
+    if chunk is None:
         described = image.getexif().get(IMAGE_DESCRIPTION)
-        told = described if str(described).startswith(f'{{"{OURS}":') else None
-    if told is None:
+        chunk = described if str(described).startswith(f'{{"{OURS}":') else None
+    if chunk is None:
         return None
     try:
-        settings = json.loads(told)
+        settings = json.loads(chunk)
     except (ValueError, TypeError, RecursionError) as error:
         raise ArgumentError(f"its settings are not JSON ({error})") from None
     if not isinstance(settings, dict) or OURS not in settings:
-        raise ArgumentError(f"its settings are {told[:40]!r}…, no object that begins with {OURS!r}")
+        raise ArgumentError(
+            f"its settings are {chunk[:40]!r}…, no object that begins with {OURS!r}"
+        )
     return settings
 
 

@@ -15,7 +15,7 @@ from ldm.text.editing import schedule
 from ldm.text.grammar import split
 from ldm.text.tokenizer import CLIPTokenizer
 
-# The refiner of SDXL is told how pleasing its pictures are to be, of 10; diffusers' values.
+# How pleasing pictures are to be, of 10, which SDXL's refiner reads; diffusers' values.
 AESTHETIC_SCORE, NEGATIVE_AESTHETIC_SCORE = 6.0, 2.5
 ROWS = 32  # chunks that a text encoder reads at once
 
@@ -30,13 +30,13 @@ class TextModel:
 
 @dataclass(frozen=True, eq=False)
 class Conditioning:
-    """What a U-Net is told about one picture, by the names of its arguments."""
+    """The U-Net's inputs for one picture, named as ``UNet.forward`` names them."""
 
     context: Tensor | None = None  # (77 k, D), for cross-attention: k chunks
     pooled: Tensor | None = None  # (P,), SDXL: the text in one state
     time_ids: Tensor | None = None  # (5 or 6,), float32, SDXL: sizes in pixels
     class_labels: Tensor | None = None  # (), int64: which of the model's classes
-    text: str = ""  # that all this says; the U-Net is not told it
+    text: str = ""  # from which all this was made; the U-Net does not read it
 
     @property
     def parts(self) -> dict[str, Tensor]:
@@ -51,14 +51,15 @@ class Conditioning:
 
 @dataclass(frozen=True)
 class Script:
-    """What a U-Net is told in the course of a run."""
+    """The conditioning of a U-Net in the course of a run."""
 
     lines: tuple[tuple[int, Conditioning], ...]  # (last step that it is for, counted from 1; what)
     weight: float = 1.0  # beside the other texts that AND joins
 
     def at(self, step: int) -> Conditioning:
-        """What it is told at a step, counted from 1; after the last one, what it was told there."""
-        return next((told for last, told in self.lines if step <= last), self.lines[-1][1])
+        """Return the conditioning at a step, counted from 1; the last one stays."""
+        lines = (one for last, one in self.lines if step <= last)
+        return next(lines, self.lines[-1][1])
 
 
 @dataclass(frozen=True)
@@ -106,35 +107,71 @@ def encode_prompts(
     Raises ArgumentError for a prompt that is too long or nested too deep, or where clip_skip asks
     for a layer that is not there.
     """
-    lengths = steps, steps_before
-    plans = [[(schedule(text, *lengths), weight) for text, weight in split(p)] for p in prompts]
-    plans_not = [schedule(text, *lengths) for text in negatives or ()] or [[] for _ in prompts]
-    texts = [[text for lines, _ in plan for _, text in lines] for plan in plans]
-    texts_not = [[text for _, text in lines] for lines in plans_not]
+    plans = plan_texts(prompts, negatives, steps, steps_before)
     encoder = PromptEncoder(models, clip_skip, xl)
-    counts = [
-        max(map(encoder.count, mine + mine_not))
-        for mine, mine_not in zip(texts, texts_not, strict=True)
-    ]
-    for rows in (
-        texts,
-        texts_not,
-    ):  # one after the other: a negative prompt alters no prompt's bits
-        encoder.encode([(text, n) for row, n in zip(rows, counts, strict=True) for text in row])
-    size, size_not = sizes or (None, None)
+    counts = [max(map(encoder.count, plan.texts + plan.negative_texts)) for plan in plans]
+    # One after the other: a negative prompt alters no prompt's bits.
+    encoder.encode((text, n) for plan, n in zip(plans, counts, strict=True) for text in plan.texts)
+    encoder.encode(
+        (text, n) for plan, n in zip(plans, counts, strict=True) for text in plan.negative_texts
+    )
+    size, negative_size = sizes or (None, None)
+    negative: tuple[tuple[int, Conditioning], ...]
     prompted = []
-    for plan, lines_not, count in zip(plans, plans_not, counts, strict=True):
+    for plan, count in zip(plans, counts, strict=True):
         scripts = tuple(
-            Script(tuple((end, encoder(text, count, size)) for end, text in lines), weight)
-            for lines, weight in plan
+            Script(encoder.lines(lines, count, size), weight) for lines, weight in plan.scripts
         )
-        told_not = tuple((end, encoder(text, count, size_not)) for end, text in lines_not)
-        if negatives is None:
-            like = scripts[0].lines[0][1]
-            pooled = None if like.pooled is None else torch.zeros_like(like.pooled)
-            told_not = ((steps, Conditioning(torch.zeros_like(like.context), pooled, size_not)),)
-        prompted.append(Prompted(scripts, Script(told_not)))
+        if plan.negative is None:
+            negative = ((steps, zeros_like(scripts[0].lines[0][1], negative_size)),)
+        else:
+            negative = encoder.lines(plan.negative, count, negative_size)
+        prompted.append(Prompted(scripts, Script(negative)))
     return prompted
+
+
+@dataclass(frozen=True)
+class TextPlan:
+    """The texts of a prompt, each with the last step that it is for.
+
+    Attributes:
+        scripts: (texts, weight) of each part that AND joins.
+        negative: None where zeros stand for it.
+    """
+
+    scripts: list[tuple[list[tuple[int, str]], float]]
+    negative: list[tuple[int, str]] | None
+
+    @property
+    def texts(self) -> list[str]:
+        """All texts to draw."""
+        return [text for lines, _ in self.scripts for _, text in lines]
+
+    @property
+    def negative_texts(self) -> list[str]:
+        """All texts to steer away from."""
+        return [text for _, text in self.negative or ()]
+
+
+def plan_texts(
+    prompts: Sequence[str], negatives: Sequence[str] | None, steps: int, steps_before: int
+) -> list[TextPlan]:
+    """Read the grammar of prompts and negative prompts."""
+    scripts = [
+        [(schedule(text, steps, steps_before), weight) for text, weight in split(prompt)]
+        for prompt in prompts
+    ]
+    if negatives is None:
+        return [TextPlan(script, None) for script in scripts]
+    others = [schedule(text, steps, steps_before) for text in negatives]
+    return [TextPlan(script, other) for script, other in zip(scripts, others, strict=True)]
+
+
+def zeros_like(text: Conditioning, size: Tensor | None) -> Conditioning:
+    """Return zeros in the form of a text's conditioning, with another size."""
+    assert text.context is not None  # every text has one
+    pooled = None if text.pooled is None else torch.zeros_like(text.pooled)
+    return Conditioning(torch.zeros_like(text.context), pooled, size)
 
 
 class PromptEncoder:
@@ -144,7 +181,7 @@ class PromptEncoder:
         self.models, self.xl, self.skip = models, xl, clip_skip - 1 + xl
         self.chunks: dict[str, list[list[Chunk]]] = {}  # of each text, for each model
         self.states: list[dict[tuple[int, ...], tuple[Tensor, Tensor]]] = [{} for _ in models]
-        self.told: dict[tuple[str, int, int], Conditioning] = {}
+        self.conditionings: dict[tuple[str, int, int], Conditioning] = {}
 
     def count(self, text: str) -> int:
         """How many chunks a text has; a new word may be longer for one model than for another."""
@@ -164,26 +201,34 @@ class PromptEncoder:
         for text, count in texts:
             for chunks, rows, known in zip(self.padded(text, count), new, self.states, strict=True):
                 rows |= {chunk.ids: None for chunk in chunks if chunk.ids not in known}
-        for model, rows, known in zip(self.models, map(list, new), self.states, strict=True):
+        for model, unread, known in zip(self.models, map(list, new), self.states, strict=True):
             device = next(model.encoder.parameters()).device
-            for begin in range(0, len(rows), ROWS):
-                part = rows[begin : begin + ROWS]
+            for begin in range(0, len(unread), ROWS):
+                part = unread[begin : begin + ROWS]
                 states = model.encoder(torch.tensor(part, device=device), self.skip, not self.xl)
                 pairs = zip(states.context, states.pooled, strict=True)
                 known |= dict(zip(part, pairs, strict=True))
 
+    def lines(
+        self, lines: Iterable[tuple[int, str]], count: int, size: Tensor | None
+    ) -> tuple[tuple[int, Conditioning], ...]:
+        """Return the conditioning of texts that were read, as ``count`` chunks each."""
+        return tuple((end, self(text, count, size)) for end, text in lines)
+
     def __call__(self, text: str, count: int, size: Tensor | None) -> Conditioning:
         """A text that was read, as ``count`` chunks."""
         key = (text, count, id(size))
-        if key not in self.told:
+        if key not in self.conditionings:
             contexts, pooled = [], None
             for chunks, known in zip(self.padded(text, count), self.states, strict=True):
                 rows = [weighted(known[chunk.ids][0], chunk.weights) for chunk in chunks]
                 contexts.append(torch.cat(rows))
                 pooled = known[chunks[0].ids][1]
             context = torch.cat(contexts, dim=-1)
-            self.told[key] = Conditioning(context, pooled if self.xl else None, size, text=text)
-        return self.told[key]
+            self.conditionings[key] = Conditioning(
+                context, pooled if self.xl else None, size, text=text
+            )
+        return self.conditionings[key]
 
 
 def weighted(states: Tensor, weights: Sequence[float]) -> Tensor:
@@ -202,9 +247,10 @@ def weighted(states: Tensor, weights: Sequence[float]) -> Tensor:
 
 def spread(negative: str | Sequence[str] | None, prompts: Sequence[str]) -> list[str]:
     """A negative prompt for each prompt. Raises ArgumentError for another number of them."""
-    values = [negative or ""] * len(prompts)
     if negative and not isinstance(negative, str):
         values = list(negative)
+    else:
+        values = [negative if isinstance(negative, str) else ""] * len(prompts)
     if len(values) != len(prompts):
         raise ArgumentError(
             f"negative_prompt has {len(values)} texts for {len(prompts)} prompts; "

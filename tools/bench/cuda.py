@@ -75,7 +75,7 @@ def step(compiled: bool) -> Race:
         return [x.contiguous(memory_format=torch.channels_last), t, context]
 
     def call_ours(x: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        return pipe._graphs(x, t, context=context)
+        return pipe.optimized.graphs(x, t, context=context)
 
     def call_theirs(x: Tensor, t: Tensor, context: Tensor) -> Tensor:
         return theirs(x, t, context).sample

@@ -16,10 +16,11 @@ from ldm.checkpoints.assets import asset_path
 from ldm.checkpoints.folder import load_component
 from ldm.clip import CLIPTextEncoder
 from ldm.config import SchedulerConfig, UNetConfig
+from ldm.config.generation import Defaults
 from ldm.config.settings import read_table, within
 from ldm.errors import ArgumentError
 from ldm.images import image_grid
-from ldm.pipeline import Defaults, Pipeline
+from ldm.pipeline import Pipeline
 from ldm.scheduler import DDPMScheduler
 from ldm.text.tokenizer import CLIPTokenizer
 from ldm.training.batches import draw_times

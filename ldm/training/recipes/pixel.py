@@ -12,11 +12,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ldm.config import SchedulerConfig, UNetConfig
+from ldm.config.generation import Defaults
 from ldm.config.settings import choice, read_table, within
 from ldm.errors import ArgumentError
 from ldm.images import image_grid
 from ldm.likelihood import Predict, bound_estimate, quantise
-from ldm.pipeline import Defaults, Pipeline
+from ldm.pipeline import Pipeline
 from ldm.scheduler import DDPMScheduler
 from ldm.training.batches import check_classes, held_out_batch, noised_batch
 from ldm.training.config import TrainConfig

@@ -1,0 +1,126 @@
+"""The fields of a request as options of ``ldm-generate``, keys of files of prompts and plot axes.
+
+All of it is read from ``ldm.request``: a new argument needs no line here.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from dataclasses import Field, fields
+from typing import Any
+
+from ldm.request import SAME, LargeRequest, about
+
+
+def filled(text: str) -> str:
+    """Read an argument that must not be empty, as a variable that is not set makes it."""
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty; give a value, or leave the option out")
+    return text
+
+
+def margins(text: str) -> tuple[int, ...]:
+    """Read "64" or "64,0,64,0"."""
+    values = [int(part) for part in text.split(",")]
+    values = values * 4 if len(values) == 1 else values
+    if len(values) != 4:
+        raise argparse.ArgumentTypeError(f"it is {text!r}; give one number of pixels, or four")
+    return tuple(values)
+
+
+def interval(text: str) -> tuple[float, ...]:
+    """Read "0.3,5"."""
+    values = tuple(float(part) for part in text.split(","))
+    if len(values) != 2:
+        raise argparse.ArgumentTypeError(f"it is {text!r}; give two levels, such as 0.3,5")
+    return values
+
+
+SWITCH, FILE = "bool", "Picture | Sequence[Picture]"
+READERS: dict[str, Callable[[str], Any]] = {  # a field's type, without None → the option's
+    "int": int,
+    "float": float,
+    "str": str,
+    "str | Sequence[str]": str,
+    "tuple[float, float]": interval,
+    "tuple[int, int, int, int]": margins,
+    FILE: filled,
+}
+GROUPS = {  # of a field → heading of the help
+    "text": "text",
+    "image": "starting from an image",
+    "size": "size",
+    "sampling": "sampling",
+    "guidance": "guidance",
+    "noise": "seeds",
+    "speed": "speed",
+}
+
+
+def kind(field: Field[Any]) -> str:
+    """Return the type of a field, without None."""
+    return str(field.type).removesuffix(" | None")
+
+
+def option_name(field: Field[Any]) -> str:
+    """Return a field's name on the command line, as Python writes it ("num_images")."""
+    if field.default is True:  # the option switches it off
+        return field.name
+    options = about(field).options
+    first = next((option for option in options if option.startswith("--")), options[0])
+    return first.lstrip("-").replace("-", "_")
+
+
+def default_of(field: Field[Any]) -> Any:
+    """Return the option's default, which is the request's where no other is said."""
+    default = about(field).command_default
+    return field.default if default is SAME else default
+
+
+FIELDS = {option_name(field): field for field in fields(LargeRequest) if about(field).options}
+DEFAULTS = {name: default_of(field) for name, field in FIELDS.items()}
+SWITCHES = frozenset(name for name, field in FIELDS.items() if kind(field) == SWITCH)
+FILES = tuple(name for name, field in FIELDS.items() if kind(field) == FILE)
+LISTS = frozenset(name for name, field in FIELDS.items() if kind(field).startswith("tuple"))
+# Names that are understood, too → the option's.
+ALIASES = {
+    alias: name
+    for name, field in FIELDS.items()
+    for alias in (field.name, *(o[2:].replace("-", "_") for o in about(field).options if o[2:]))
+    if alias != name
+}
+NEGATED = frozenset(name for name in ALIASES if name.startswith("no_"))
+
+
+def recorded(when: str) -> frozenset[str]:
+    """Return the options that are recorded so in a picture's settings; see ``Argument``."""
+    return frozenset(name for name, field in FIELDS.items() if about(field).recorded == when)
+
+
+def add_fields(groups: Mapping[str, argparse._ArgumentGroup]) -> None:
+    """Add an option for each field; ``groups`` has one for each key of ``GROUPS``."""
+    for name, field in FIELDS.items():
+        names, default = about(field), default_of(field)
+        text = names.help.format(default=field.default if default is None else default)
+        add = groups[names.group].add_argument
+        if name == "prompt":  # several, which stand between options, too
+            add(name, nargs="*", help=text)
+        elif kind(field) == SWITCH:
+            action = "store_false" if field.default is True else "store_true"
+            add(*names.options, dest=name, action=action, help=text)
+        else:
+            reader, metavar = READERS[kind(field)], names.metavar
+            add(*names.options, dest=name, type=reader, default=default, metavar=metavar, help=text)
+
+
+def request_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the request's fields that options say; None leaves the request's own default.
+
+    Without the texts, the number of pictures of each and what opens files.
+    """
+    others = recorded("never") | recorded("another") | {"outpaint"}
+    given = {name: getattr(arguments, name) for name in FIELDS if name not in others}
+    if arguments.image is None:
+        del given["strength"]
+    return {FIELDS[name].name: value for name, value in given.items() if value is not None}

@@ -1,0 +1,331 @@
+"""One call of ``ldm-generate``: its model, its messages, its plot and the files it writes."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ldm.cli import observe
+from ldm.cli.common import FAILED, fail, put, tell
+from ldm.cli.fields import request_arguments
+from ldm.cli.grids import grid_columns, lay_out
+from ldm.cli.guidance_options import given_pictures, masked, pass_strength
+from ldm.cli.jobs import Job, batches
+from ldm.cli.metadata import picture_texts
+from ldm.cli.observe import Watch
+from ldm.cli.options import model_arguments
+from ldm.cli.plots import Plot
+from ldm.cli.prompts_file import Line
+from ldm.cli.sizes import image_size, size_advice
+from ldm.errors import LDMError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from ldm.pipeline import Pipeline, Progress
+
+BAR = "{desc}{percentage:3.0f}%|{bar}| {n}/{total} [{elapsed}<{remaining}, {rate_inv_fmt}]"
+REFRESH = 10  # seconds between two lines of progress in a log file
+
+
+@dataclass
+class Work:
+    """What a command is to draw.
+
+    Attributes:
+        jobs: all pictures. batches: those that this process draws, as one run can draw them.
+        bad: what is wrong with lines of ``--prompts``, which are left out.
+    """
+
+    jobs: list[Job]
+    batches: list[list[Job]]
+    bad: list[str]
+    plot: Plot | None = None
+
+
+class Session:
+    """Draws the work of a command with one model; see ``run``."""
+
+    def __init__(self, arguments: argparse.Namespace, work: Work) -> None:
+        self.arguments, self.work, self.plot = arguments, work, work.plot
+        self.began = self.loaded = time.monotonic()
+        self.pipe: Pipeline
+        self.inform: Callable[[str], None] = (lambda line: None) if arguments.quiet else tell
+        self.advise = cache(self.inform)  # advice on many batches is given once
+        self.pictures: list[Image] = []  # of the one file that shows all
+        self.steps = self.done = 0
+
+    @property
+    def one_file(self) -> bool:
+        """Whether all pictures go into one file."""
+        return bool(self.arguments.grid or self.plot)
+
+    def run(self, pipe: Pipeline) -> None:
+        """Draw in batches; save each picture when it is done, or all of them on one."""
+        self.pipe = pipe
+        self.prepare()
+        self.loaded = time.monotonic()
+        self.drop_bad_lines()
+        for batch, drawn, watch in self.draw_all():
+            self.steps += watch.steps
+            self.done += len(batch)
+            if self.one_file:
+                self.pictures += drawn
+            else:
+                self.save_batch(batch, drawn, watch)
+        if self.one_file:
+            self.save_sheet()
+        self.report()
+
+    # The model
+
+    def prepare(self) -> None:
+        """Optimize the model, and put onto it what the options and prompts name."""
+        arguments, pipe = self.arguments, self.pipe
+        faster = pipe.device.type == "cpu" if arguments.optimize is None else arguments.optimize
+        ways = {name: getattr(arguments, name) for name in ("compile", "offload", "int8")}
+        if ways["int8"] is None:  # of --fast
+            ways["int8"] = int8_gains(pipe)
+        pipe.optimize(faster or any(ways.values()), **ways)
+        for embedding in arguments.embedding:
+            self.inform(f"{embedding}: use it as {pipe.load_textual_inversion(embedding)}")
+        for path in sorted({path for job in self.work.jobs for path, _ in job.loras}):
+            self.inform(pipe.load_lora_weights(path, adapter_name=str(path)).summary)
+        for line in dict.fromkeys(job.line for job in self.work.jobs):
+            own = line.arguments
+            image, _ = given_pictures(own)
+            if image is not None:
+                own.width, own.height = image_size(pipe, image, own)
+
+    def use_only(self, loras: Sequence[tuple[Path, float]]) -> None:
+        """Use the LoRAs of a batch, and no others; one that is named twice counts twice."""
+        scales: dict[str, float] = {}
+        for path, scale in loras:
+            scales[str(path)] = scales.get(str(path), 0.0) + scale
+        if self.pipe.loras.loaded:
+            self.pipe.set_adapters(list(scales), list(scales.values()))
+
+    # Before anything is drawn
+
+    def drop_bad_lines(self) -> None:
+        """Leave out the lines of ``--prompts`` that this model could not draw.
+
+        Raises ArgumentError for arguments that stand elsewhere.
+        """
+        count = sum(map(len, self.work.batches))
+        good: list[list[Job]] = []
+        for batch in self.work.batches:
+            jobs: list[Job] = []
+            for line, own in groupby(batch, key=lambda job: job.line):
+                mine = list(own)
+                try:
+                    self.check_sizes(mine, count)
+                    jobs += mine
+                except LDMError as error:
+                    self.note(line, error)
+            good += batches(jobs, len(batch))
+        self.work.batches = good
+
+    def check_sizes(self, jobs: list[Job], count: int) -> None:
+        """Raise ArgumentError for what some of a line's jobs could not do; ``count``: of all."""
+        from ldm.hires import hires_size
+        from ldm.images.sheets import check_size, sheet_size
+
+        height, width = self.pipe.default_size()
+        own = jobs[0].line.arguments
+        steps, first = run_levels(self.pipe, own)
+        size, run = (own.width or width, own.height or height), steps - first
+        if own.hires_scale is not None:
+            height, width = hires_size(self.pipe, own.height, own.width, own.hires_scale)
+            size, run = (width, height), run + steps
+        observe.check_sizes(own, *size, run, [job.text for job in jobs])
+        if self.one_file:
+            columns = self.plot.columns if self.plot else grid_columns(own, count)
+            check_size(*sheet_size(count, columns, *size), "the sheet", jobs[0].path)
+        if self.plot:
+            open_stream(self.pipe, jobs, own)
+
+    def note(self, line: Line, error: LDMError) -> None:
+        """Say what is wrong with a line of ``--prompts``, the others go on; raise any other."""
+        if not line.number:
+            raise error
+        self.work.bad.append(f"{self.arguments.prompts}:{line.number}: {error}")
+        fail(self.work.bad[-1], FAILED)
+
+    # Drawing
+
+    def draw_all(self) -> Iterator[tuple[list[Job], list[Image], Watch]]:
+        """Yield batches with their pictures and what was seen, without bad lines."""
+        left = deque(self.work.batches)
+        while left:
+            batch = left.popleft()
+            self.use_only(batch[0].loras)
+            try:
+                drawn, watch = self.draw(batch)
+            except LDMError as error:
+                lines = [list(jobs) for _, jobs in groupby(batch, key=lambda job: job.line)]
+                if len(lines) > 1:  # which of them is it?
+                    left.extendleft(reversed(lines))
+                else:
+                    self.note(batch[0].line, error)
+            else:
+                yield batch, drawn, watch
+
+    def draw(self, batch: list[Job]) -> tuple[list[Image], Watch]:
+        """Draw a batch, with progress on stderr; return its pictures and what was seen."""
+        from tqdm import tqdm
+
+        own = batch[0].line.arguments
+        stream = open_stream(self.pipe, batch, own)  # which refuses what cannot be drawn
+        if advice := size_advice(self.pipe, own):
+            self.advise(advice)
+        total = self.announce(batch, own)
+        terminal = sys.stderr.isatty()
+        with (
+            observe.watching(self.pipe, own) as watch,
+            tqdm(
+                total=total,
+                unit="step",
+                bar_format=BAR,
+                leave=not terminal,
+                mininterval=0.1 if terminal else REFRESH,
+                delay=0 if terminal else REFRESH,
+                disable=own.quiet,
+            ) as bar,
+        ):
+            for progress in stream:
+                bar.update(progress.step - bar.n)
+                watch(progress)
+        assert progress.output is not None and isinstance(progress.output.images, list)
+        drawn = progress.output.images
+        size, index = own.replay
+        return [drawn[index]] if size > 1 else drawn, watch
+
+    def announce(self, batch: list[Job], own: argparse.Namespace) -> int:
+        """Say what is drawn; return how many steps that takes."""
+        first, last = batch[0].seed, batch[-1].seed
+        seeds = f"seed {first}" if first == last else f"seeds {first} to {last}"
+        steps, start = run_levels(self.pipe, own)
+        total = steps - start
+        run = f"{steps} step{'s' * (steps > 1)}"
+        if own.image is not None:
+            strength = f"strength {own.strength:g}"
+            run = f"{own.width}x{own.height}, {strength}: {total} of {steps} steps"
+        if own.hires_scale is not None:
+            run += f", then {total} at {own.hires_scale:g} times the size"
+            total += steps
+        self.inform(f"{seeds}, {run}")
+        return total
+
+    # Saving
+
+    def save_batch(self, batch: list[Job], drawn: list[Image], watch: Watch) -> None:
+        """Save each picture of a batch, and what stands beside it."""
+        arguments = self.arguments
+        for index, (job, picture) in enumerate(zip(batch, drawn, strict=True)):
+            if arguments.skip_existing and os.path.lexists(job.path):
+                continue  # of a batch in which another is missing
+            texts = picture_texts(self.pipe, job, picture, batch)
+            save(picture, job.path, texts, arguments.force)
+            paths = observe.beside(job.path, arguments)
+            for name, shown, options in watch.files(index + arguments.replay[1], picture):
+                save(shown, paths[name], texts, arguments.force, **options)
+
+    def save_sheet(self) -> None:
+        """Save all pictures on one."""
+        jobs, pictures = self.work.jobs, self.pictures
+        whole, columns = lay_out(pictures, jobs, self.arguments, self.plot)
+        shape = f"{columns}x{math.ceil(len(pictures) / columns)}"
+        texts = picture_texts(self.pipe, jobs[0], pictures[0], grid=shape, plot=self.plot)
+        save(whole, jobs[0].path, texts, self.arguments.force)
+
+    def report(self) -> None:
+        """Say how long it took. Raises LDMError where lines were not drawn."""
+        ended = time.monotonic()
+        drawing = ended - self.loaded
+        self.inform(
+            f"{self.done} picture{'s' * (self.done != 1)} in {ended - self.began:.1f} s: "
+            f"{self.loaded - self.began:.1f} to load, {drawing:.1f} to draw"
+            f" ({drawing / max(self.steps, 1):.2g} s/step)"
+        )
+        if bad := self.work.bad:
+            raise LDMError(f"{len(bad)} of the lines of {self.arguments.prompts} were not drawn")
+
+
+def load_model(arguments: argparse.Namespace) -> Pipeline:
+    """Load the model that the options name."""
+    from ldm.pipeline import Pipeline
+
+    return Pipeline.from_pretrained(
+        arguments.model,
+        device=arguments.device,
+        dtype=arguments.dtype,
+        **model_arguments(arguments),
+    )
+
+
+def int8_gains(pipe: Pipeline) -> bool:
+    """Whether 8 bits are the faster ones here."""
+    from ldm.fast.int8 import gains
+
+    return pipe.device.type == "cpu" and gains(next(pipe.unet.parameters()).dtype)
+
+
+def open_stream(
+    pipe: Pipeline, batch: list[Job], arguments: argparse.Namespace
+) -> Iterator[Progress]:
+    """Return the steps of a batch, which begin when the first is asked for."""
+    from ldm.hires import hires_fix
+
+    options = request_arguments(arguments)
+    size, index = arguments.replay  # of --from: 1 and 0 but for a picture that was one of a batch
+    options["seed"] = batch[0].seed
+    if batch[0].variation_seed is None:
+        options["seed"] -= index
+    else:
+        options["variation_seed"] = batch[0].variation_seed - index
+    texts = [job.text for job in batch for _ in range(size)]
+    if arguments.hires_scale is not None:
+        return hires_fix(pipe, texts, **options)
+    image, mask = given_pictures(arguments)
+    return pipe.stream(texts, image=image, mask_image=mask, **options)
+
+
+def run_levels(pipe: Pipeline, arguments: argparse.Namespace) -> tuple[int, int]:
+    """Return how many steps a run has, and the first of them that is run over a picture."""
+    levels, start = pipe.schedule(
+        arguments.num_inference_steps,
+        pass_strength(arguments),
+        arguments.sampler,
+        arguments.schedule,
+        masked=masked(arguments),
+    )
+    return len(levels), start
+
+
+def save(
+    picture: Image,
+    path: Path,
+    texts: tuple[str, dict[str, Any]],
+    overwrite: bool,
+    **options: Any,
+) -> None:
+    """Write a picture, then its name on stdout: a line of the very bytes of the name."""
+    from ldm.images import save_image
+
+    parameters, settings = texts
+    save_image(picture, path, parameters, overwrite, settings, **options)
+    try:
+        put(os.fsencode(path) + b"\n")
+    except LDMError as error:
+        raise LDMError(f"stopped after {path}: {error}") from None

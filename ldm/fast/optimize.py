@@ -1,0 +1,79 @@
+"""Which of the faster ways the parts of a model compute in: what ``Pipeline.optimize`` puts on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ldm.errors import ArgumentError
+from ldm.fast.compiled import compile_regions, uncompile
+from ldm.fast.graphs import Graphs
+from ldm.fast.install import slow_down, speed_up
+from ldm.fast.int8 import quantize
+from ldm.fast.offload import Offload
+from ldm.unet import UNet
+
+
+@dataclass(frozen=True)
+class Optimized:
+    """How parts compute now.
+
+    Attributes:
+        graphs: the recorded steps, on CUDA.
+        offload: what keeps parts off the GPU.
+        int8: whether the U-Net computes in 8 bits.
+    """
+
+    graphs: Graphs | None = None
+    offload: Offload | None = None
+    int8: bool = False
+
+
+def check_optimize(device: torch.device, compile: bool, offload: bool, int8: bool) -> None:
+    """Raise ArgumentError for what does not work on a device or together."""
+    if offload and device.type == "cpu":
+        raise ArgumentError("offload keeps parts off the GPU, but the device is the CPU")
+    if int8 and device.type != "cpu":
+        raise ArgumentError(f"int8 is for CPUs, but the device is {device}; leave it out")
+    if int8 and compile:
+        raise ArgumentError("int8 and compile exclude each other; give one of them")
+
+
+def undo(before: Optimized, parts: Sequence[nn.Module]) -> None:
+    """Have the parts compute as they were loaded."""
+    if before.offload:
+        before.offload.end()
+    for part in parts:
+        slow_down(part)
+        uncompile(part)
+
+
+def optimize(
+    unet: UNet,
+    vae: nn.Module,
+    others: Sequence[nn.Module],
+    device: torch.device,
+    *,
+    compile: bool = False,
+    offload: bool = False,
+    int8: bool = False,
+) -> Optimized:
+    """Have parts that compute as they were loaded do so faster; see ``Pipeline.optimize``.
+
+    others: parts that only ``offload`` is for.
+    """
+    for part in (unet, vae):
+        if compile:
+            compile_regions(part)
+        elif device.type == "cpu":
+            speed_up(part)
+        if device.type == "cuda":  # its convolutions of half precision compute so
+            part.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if int8:
+        quantize(unet)
+    if offload:
+        return Optimized(offload=Offload([unet, vae, *others], device), int8=int8)
+    return Optimized(graphs=Graphs(unet) if device.type == "cuda" else None, int8=int8)

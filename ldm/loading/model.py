@@ -1,0 +1,148 @@
+"""The parts of a model put together: checked against each other, with what follows from them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from ldm.adapters.lora import Loras
+from ldm.adapters.textual_inversion import TextualInversions
+from ldm.classes.classifier import Classifier
+from ldm.classes.labels import Classes
+from ldm.clip import CLIPTextEncoder
+from ldm.config import SchedulerConfig
+from ldm.config.generation import Defaults
+from ldm.errors import ArgumentError
+from ldm.fast.optimize import Optimized
+from ldm.guidance import Hear
+from ldm.latents import Codec, Pixels
+from ldm.loading.compatibility import check_parts
+from ldm.loading.single_file import names_of
+from ldm.scheduler import DDPMScheduler
+from ldm.text.conditioning import TextModel
+from ldm.text.tokenizer import CLIPTokenizer
+from ldm.unet import UNet
+from ldm.vae import AutoencoderKL
+
+PARTS = (
+    "vae unet scheduler defaults force_zeros_for_empty_prompt "
+    "text_encoder tokenizer text_encoder_2 tokenizer_2 id2label classifier"
+).split()
+
+
+class Model:
+    """The parts of a model: of the Stable Diffusion family, or one that draws pixels.
+
+    Which family it is shows in the parts: in the U-Net's inputs and how many channels it reads.
+
+    Attributes:
+        xl: whether the U-Net is conditioned on sizes, too, as SDXL's is.
+        inpaints: whether the U-Net reads a mask and the masked image beside x.
+        classes: of a model without text; None where there is text.
+        defaults: arguments of a request that gives none.
+        inversions, loras: what is put onto the parts.
+        optimized: how the parts compute faster.
+        listener: called before the U-Net; see ``ldm.techniques.attention_maps``.
+    """
+
+    def __init__(
+        self,
+        vae: AutoencoderKL | None,
+        text_encoder: CLIPTextEncoder | None,
+        tokenizer: CLIPTokenizer | None,
+        unet: UNet,
+        scheduler: DDPMScheduler | None = None,
+        defaults: Defaults | None = None,
+        *,
+        text_encoder_2: CLIPTextEncoder | None = None,
+        tokenizer_2: CLIPTokenizer | None = None,
+        force_zeros_for_empty_prompt: bool = False,
+        id2label: Mapping[str, str] | None = None,
+        classifier: Classifier | None = None,
+    ) -> None:
+        """Without a ``scheduler``: the noise schedule of Stable Diffusion, and DDPM as sampler.
+
+        vae, text_encoder, tokenizer: None where the U-Net draws pixels, without a text.
+        SDXL has a second text encoder; its refiner, only that one.
+        force_zeros_for_empty_prompt: an absent negative prompt is zeros, not the states of "".
+        id2label: the names of a model's classes, "0" first; see ``ldm.classes.labels``.
+        classifier: one that knows noisy pictures, for ``classifier_scale``.
+        Raises CheckpointError for parts that do not fit each other.
+        """
+        self.unet = unet
+        self.vae: Codec = vae or Pixels(unet.config.in_channels)
+        self.text_encoder, self.tokenizer = text_encoder, tokenizer
+        self.text_encoder_2, self.tokenizer_2 = text_encoder_2, tokenizer_2
+        self.force_zeros_for_empty_prompt = force_zeros_for_empty_prompt
+        self.id2label, self.classifier = id2label, classifier
+        config = (
+            scheduler.config
+            if scheduler
+            else SchedulerConfig(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+        )
+        if not isinstance(self.vae, Pixels):
+            # Old Stable Diffusion's configs lack both; diffusers' pipeline always sets them so.
+            config = replace(config, steps_offset=1, clip_sample=False)
+        self.scheduler = DDPMScheduler(config)
+        self.xl = unet.config.addition_embed_type is not None
+        pairs = {
+            "text_encoder": (tokenizer, text_encoder),
+            "text_encoder_2": (tokenizer_2, text_encoder_2),
+        }
+        self.inversions = TextualInversions(
+            {
+                part: TextModel(words, encoder)  # type: ignore[arg-type]  # both, or neither
+                for part, (words, encoder) in pairs.items()
+                if encoder is not None
+            }
+        )
+        encoders = [model.encoder.config for model in self.text_models]
+        judge = classifier.config if classifier else None
+        check_parts(self.vae.config, unet.config, config, encoders, judge, bool(id2label))
+        self.inpaints = unet.config.in_channels > self.vae.config.latent_channels
+        self.time_ids = unet.config.time_ids(encoders[-1].projection_dim) if encoders else 0
+        self.classes = None if encoders else Classes.of(unet.config, judge, id2label)
+        self.defaults = defaults or Defaults.of(unet.config, config)
+        if self.classes and self.classes.no_class is None:  # nothing to guide away from
+            self.defaults = replace(self.defaults, guidance_scale=1.0)
+
+        named = {"unet": unet, "text_encoder": text_encoder, "text_encoder_2": text_encoder_2}
+        self.loras = Loras(
+            {name: part for name, part in named.items() if part is not None}, names_of(unet.config)
+        )
+        self.optimized = Optimized()
+        self.listener: Hear | None = None
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """The arguments that make this model."""
+        return {name: getattr(self, name) for name in PARTS}
+
+    @property
+    def text_models(self) -> list[TextModel]:
+        """The text encoders with their tokenizers, which know the words loaded."""
+        return list(self.inversions.models.values())
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parts compute."""
+        offload = self.optimized.offload
+        return offload.device if offload else next(self.unet.parameters()).device
+
+    @property
+    def int8(self) -> bool:
+        """Whether the U-Net computes in 8 bits."""
+        return self.optimized.int8
+
+    def default_size(self) -> tuple[int, int]:
+        """(height, width) in pixels that the model was trained for."""
+        side = (self.unet.config.sample_size or 64) * self.vae.config.scale
+        return side, side
+
+    def need_text(self, why: str) -> None:
+        """Raise ArgumentError for a model without text."""
+        if self.classes is not None:
+            raise ArgumentError(f"this model reads no text: {why}")

@@ -1,0 +1,498 @@
+"""Every argument of a picture, defined once: its default, range, line of help and names.
+
+    request = Request("a red car", seed=1, num_inference_steps=20)
+
+``Pipeline.stream`` and ``Pipeline.__call__`` take a ``Request`` argument by argument; the options
+of ``ldm-generate``, the keys of its files of prompts, the axes of its plots and what it writes into
+a picture's file are read from the same fields. An argument is added here and in ``ldm.run``, which
+computes with it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar
+
+from ldm.config.settings import check_values, choice, within
+from ldm.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Generator, Tensor
+
+    Picture = str | Path | Image
+else:  # what reads them checks them: no heavy package is imported here
+    Generator = Picture = Tensor = Any
+
+P = ParamSpec("P")
+M = TypeVar("M")  # a model
+Q = TypeVar("Q", bound="Request")
+R = TypeVar("R")
+
+SAME: Any = object()
+STRENGTH, MASKED_STRENGTH = 0.8, 1.0  # of image-to-image, and where only a part is drawn anew
+MAX_BLUR = 256  # pixels
+
+
+@dataclass(frozen=True)
+class Argument:
+    """What people are told of an argument, and by which names they know it.
+
+    Attributes:
+        help: one line; ``{default}`` stands for the default.
+        options: of ``ldm-generate``; () where it is for Python alone.
+        command_default: of the option, where it is not Python's default.
+        metavar: what stands for the value in the help.
+        group: the heading that the option stands under in the help.
+        label: of the setting in the text that A1111's web UI writes into pictures; "" for none.
+        axis: of an X/Y plot in that text; "" is the name itself.
+        recorded: when it stands in a picture's own settings: "always", where it was "changed" from
+            its default, in "another" form (the prompt with its LoRAs, the digest of an image), or
+            "never", as it does not change the picture.
+    """
+
+    help: str
+    options: tuple[str, ...] = ()
+    command_default: Any = SAME
+    metavar: str | None = None
+    group: str = ""
+    label: str = ""
+    axis: str = ""
+    recorded: Literal["always", "changed", "another", "never"] = "changed"
+
+
+def argument(default: Any, help: str, *options: str, kind: str = "", **names: Any) -> Any:
+    """Make a field of a ``Request``.
+
+    default: the value, or a field of ``within`` or ``choice``. kind: its type, in words of errors.
+    names: further ones of ``Argument``.
+    """
+    field = default
+    if not isinstance(field, dataclasses.Field):
+        field = dataclasses.field(default=default)
+    about = {"argument": Argument(help, options, **names), "kind": kind}
+    return dataclasses.field(default=field.default, metadata={**field.metadata, **about})
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """What to draw in one run; None is the model's own where nothing else is said.
+
+    Attributes:
+        prompt: one text or several; "" draws without a text. Words are weighted, joined and changed
+            from step to step in the grammar of ``ldm.text.grammar``: brackets that are text are
+            written ``\\(`` and ``\\[``. Steps count from the first that is run; in image-to-image,
+            too, fractions are of all ``num_inference_steps``, as in A1111. Of a model without text:
+            a class's name or number (see ``ldm.classes.labels``).
+        negative_prompt: what to steer away from; one for all prompts, or one for each.
+        image: where to start from (image-to-image): one for all prompts, or one for each.
+        mask_image: which part of the image to draw anew (inpainting): white; like ``image``.
+        mask_blur: pixels by which the mask's edge is softened, as in A1111.
+        paste_back: whether pixels outside of the (blurred) mask are bit-identical to the image's;
+            else they are what the VAE makes of them, as in diffusers.
+        strength: in [0, 1], how much of the image is redrawn: ``min(int(steps·strength), steps)``
+            steps run, but at least one (with LCM's models all of them, from a lower level of
+            noise); 0 returns it. None is 0.8, and 1 with a mask.
+        height, width: pixels, multiples of 8 where there is a VAE; None is the image's size,
+            rounded down to such a multiple, without an image the model's own.
+        num_inference_steps, guidance_scale: None as the model advises, else 50 and 7.5 (XL: 50 and
+            5, LCM: 4 and 8.5, of pixels: see ``ldm.config.generation``) as in diffusers. Guidance
+            is off for scales up to 1.
+        guidance_rescale, guidance_interval: see ``ldm.guidance.Guidance``.
+        num_images_per_prompt: pictures of each prompt.
+        seed: picture i is drawn from seed + i, alone or in a batch; None picks one.
+        generator: CPU generator(s) as in diffusers, in place of a seed: one for all, or each.
+        variation_seed, variation_strength: in [0, 1], how far the first noise is turned towards
+            another seed's; then all pictures have ``seed``, and variation_seed counts up.
+        latents: the first noise (B, C, h, w) instead of drawing it.
+        deep_cache: compute the coarse levels of the U-Net at every n-th step only: faster, and
+            another picture; 3 is usual, 1 is off.
+        deep_cache_branch: how many fine layers are computed at each step; see
+            ``ldm.fast.deepcache``.
+        tiling: a picture that can be laid beside itself without a seam.
+        sampler: "ddpm", "ddim", "dpmpp_2m", … , diffusers' class or A1111's label of one, with or
+            without a schedule ("dpmpp_2m_karras"); None as the model's ``scheduler_config.json``
+            says.
+        schedule: how the noise levels lie: "normal" (the sampler's own), "karras", "exponential",
+            "sgm_uniform", "simple", "beta" or "ays"; None as the sampler's name or else the model's
+            config says.
+        eta: in [0, 1], noise that "ddim" adds.
+        clip_skip: 1 takes the layer of the text encoder that the model was trained with, 2 the one
+            before (as A1111 counts).
+        classifier_scale: how much the model's classifier pushes towards the class (see
+            ``ldm.classes.guidance``); 0 is off, None as the model advises, else 1.
+        steps_before: steps of a pass that this run continues, for prompts that change: numbers of
+            steps count from its first one, and fractions from 1 to 2 are of the steps that are run
+            here ("hires fix" in A1111; see ``ldm.hires``).
+        output_type: "pil", "pt" (float32 (B,3,H,W) in [0, 1]) or "latent" (scaled latents).
+
+    Raises ArgumentError for a value that cannot work with any model.
+    """
+
+    prompt: str | Sequence[str] = argument(
+        "",
+        'what to draw, such as "a red car"; several texts make several pictures. (red:1.3) weighs '
+        "words, \\( is a bracket; the README names the rest. Of a model that draws classes: a "
+        "class's name or number",
+        "prompt",
+        group="text",
+        label="Prompt",
+        axis="Prompt S/R",
+        recorded="another",
+    )
+    _: KW_ONLY
+    negative_prompt: str | Sequence[str] | None = argument(
+        None,
+        "what to steer away from",
+        *("-n", "--negative-prompt"),
+        # SDXL may take zeros for None, which no option or web UI can ask for.
+        command_default="",
+        kind="a text or a list of texts",
+        metavar="TEXT",
+        group="text",
+        label="Negative prompt",
+        axis="Negative prompt",
+        recorded="always",
+    )
+    image: Picture | Sequence[Picture] | None = argument(
+        None,
+        "an image to start from",
+        *("-i", "--image"),
+        metavar="FILE",
+        group="image",
+        recorded="another",
+    )
+    mask_image: Picture | Sequence[Picture] | None = argument(
+        None,
+        "where to draw the --image anew: white; black stays",
+        "--mask",
+        metavar="FILE",
+        group="image",
+        recorded="another",
+    )
+    mask_blur: float = argument(
+        within(f"[0, {MAX_BLUR}]", 4.0, f"in [0, {MAX_BLUR}] pixels"),
+        "how far to soften the mask's edge (default: {default:g})",
+        "--mask-blur",
+        metavar="PX",
+        group="image",
+        label="Mask blur",
+    )
+    paste_back: bool = argument(
+        True,
+        "keep what the model makes of the black part, instead of the image's own pixels",
+        "--no-paste-back",
+        group="image",
+    )
+    strength: float | None = argument(
+        within("[0, 1]", None, "in [0, 1]: 0 keeps the image, 1 redraws it"),
+        f"how much of the image to redraw, 0 to 1 (default: {STRENGTH}, with a mask "
+        f"{MASKED_STRENGTH:g})",
+        "--strength",
+        metavar="S",
+        group="image",
+        label="Denoising strength",
+        axis="Denoising",
+        recorded="always",
+    )
+    height: int | None = argument(
+        None,
+        "pixels, a multiple of 8, of models without VAE any number (default: the model's, or as "
+        "the image's shape asks)",
+        *("-H", "--height"),
+        metavar="PX",
+        group="size",
+        recorded="always",
+    )
+    width: int | None = argument(
+        None,
+        "as --height",
+        *("-W", "--width"),
+        metavar="PX",
+        group="size",
+        recorded="always",
+    )
+    num_inference_steps: int | None = argument(
+        within("[1, inf)", None, "at least 1"),
+        "denoising steps (default: as the model advises)",
+        *("-s", "--num-inference-steps", "--steps"),
+        metavar="N",
+        group="sampling",
+        label="Steps",
+        axis="Steps",
+        recorded="always",
+    )
+    guidance_scale: float | None = argument(
+        within("(-inf, inf)", None, "a number, 1 to 15 as a rule"),
+        "how closely to follow the text; off up to 1 (default: as the model advises)",
+        *("-g", "--guidance-scale"),
+        metavar="S",
+        group="guidance",
+        label="CFG scale",
+        axis="CFG Scale",
+        recorded="always",
+    )
+    guidance_rescale: float = argument(
+        within("[0, 1]", 0.0, "in [0, 1]: 0 is off, 0.7 is usual"),
+        "take back the contrast that guidance adds, 0 to 1 (default: {default:g})",
+        "--guidance-rescale",
+        metavar="R",
+        group="guidance",
+        label="CFG rescale",
+    )
+    guidance_interval: tuple[float, float] = argument(
+        (0.0, math.inf),
+        "guide only at noise levels σ/α between these (default: every level)",
+        "--guidance-interval",
+        kind="two numbers",
+        metavar="LOW,HIGH",
+        group="guidance",
+    )
+    num_images_per_prompt: int = argument(
+        within("[1, inf)", 1, "at least 1"),
+        "pictures of each text (default: {default})",
+        "--num-images",
+        metavar="N",
+        group="text",
+        recorded="never",
+    )
+    seed: int | None = argument(
+        None,
+        "the first picture's seed; the next ones count up (default: -1, a random one)",
+        "--seed",
+        command_default=-1,
+        metavar="N",
+        group="noise",
+        label="Seed",
+        axis="Seed",
+        recorded="always",
+    )
+    generator: Generator | Sequence[Generator] | None = argument(
+        None, "CPU generators in place of a seed: one for all pictures, or one for each"
+    )
+    variation_seed: int | None = argument(
+        None,
+        "another seed, to go a part of the way to",
+        "--variation-seed",
+        metavar="N",
+        group="noise",
+        label="Variation seed",
+    )
+    variation_strength: float = argument(
+        within("[0, 1]", 0.0, "in [0, 1]: 0 is the seed's own picture, 1 the variation_seed's"),
+        "how far to go to it, 0 to 1; then it counts up, and --seed does not",
+        "--variation-strength",
+        command_default=None,  # tells whether it was given: the two need each other
+        metavar="S",
+        group="noise",
+        label="Variation seed strength",
+    )
+    latents: Tensor | None = argument(None, "the first noise (B, C, h, w) instead of drawing it")
+    deep_cache: int = argument(
+        within("[1, inf)", 1, "at least 1, which is off"),
+        "compute the coarse levels at every Nth step only: faster, another picture (3 is usual; "
+        "default: {default}, off)",
+        "--deep-cache",
+        metavar="N",
+        group="speed",
+    )
+    deep_cache_branch: int = argument(0, "how many fine layers deep_cache computes at each step")
+    tiling: bool = argument(
+        False,
+        "draw a tile that fits to itself without a seam",
+        "--tiling",
+        group="image",
+        label="Tiling",
+    )
+    sampler: str | None = argument(
+        None,
+        'the sampling method, such as dpmpp_2m or "DPM++ 2M" (default: the model\'s own)',
+        "--sampler",
+        metavar="NAME",
+        group="sampling",
+        label="Sampler",
+        axis="Sampler",
+        recorded="always",
+    )
+    schedule: str | None = argument(
+        None,
+        "how the noise levels lie, such as karras (default: as the model says)",
+        "--schedule",
+        metavar="NAME",
+        group="sampling",
+        label="Schedule type",
+        recorded="always",
+    )
+    eta: float = argument(
+        within("[0, 1]", 0.0, "in [0, 1]: 0 adds no noise"),
+        "noise that the ddim sampler adds, 0 to 1 (default: {default:g})",
+        "--eta",
+        metavar="E",
+        group="sampling",
+        label="Eta",
+        axis="Eta",
+        recorded="always",
+    )
+    clip_skip: int = argument(
+        1,
+        "1: the text encoder's last layer, 2: the one before (default: {default})",
+        "--clip-skip",
+        metavar="N",
+        group="text",
+        label="Clip skip",
+        axis="Clip skip",
+        recorded="always",
+    )
+    classifier_scale: float | None = argument(
+        within("(-inf, inf)", None, "a number, 0 (off) to 10 as a rule"),
+        "how much the model's classifier, if it has one, pushes towards the class; 0 is off "
+        "(default: as the model advises)",
+        "--classifier-scale",
+        metavar="S",
+        group="guidance",
+        label="Classifier scale",
+    )
+    steps_before: int = argument(
+        within("[0, inf)", 0, "at least 0"), "steps of a pass that this run continues"
+    )
+    output_type: str = argument(
+        choice("pil", "pt", "latent", words="'pil', 'pt' or 'latent'"),
+        'the form of the pictures: "pil", "pt" or "latent"',
+    )
+
+    def __post_init__(self) -> None:
+        """Raise ArgumentError for a value of a wrong type or outside its range."""
+        is_texts = isinstance(self.prompt, str | Sequence | None)
+        if not is_texts or not all(isinstance(text, str) for text in self.prompts):
+            raise ArgumentError(f"prompt is {self.prompt!r}; expected a text or a list of texts")
+        if not self.prompts:
+            raise ArgumentError(
+                f"num_images_per_prompt is {self.num_images_per_prompt!r:.60} for 0 prompts; both "
+                "must be at least 1"
+            )
+        check_values(self, expected="it must be")
+
+    @property
+    def prompts(self) -> list[str]:
+        """All texts, without repeats."""
+        return [self.prompt] if isinstance(self.prompt, str) else list(self.prompt or ())
+
+    @property
+    def count(self) -> int:
+        """How many pictures to draw."""
+        return len(self.prompts) * self.num_images_per_prompt
+
+    @property
+    def image_strength(self) -> float | None:
+        """How much of the image to redraw; None without an image."""
+        if self.image is None:
+            return None
+        if self.strength is not None:
+            return self.strength
+        return default_strength(self.mask_image is not None)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of ``Pipeline.stream``, by name."""
+        return {name: getattr(self, name) for name in ARGUMENTS}
+
+
+@dataclass(frozen=True, eq=False)
+class LargeRequest(Request):
+    """A Request, and the two ways to a picture larger than what one run draws well.
+
+    Attributes:
+        hires_scale: how much larger each side gets in a second pass (see ``ldm.hires``).
+        hires_strength: in [0, 1], how much of the larger picture is drawn anew.
+        outpaint: pixels to add to the image: left, top, right, bottom.
+    """
+
+    _: KW_ONLY
+    hires_scale: float = argument(
+        within("[1, 8]", 2.0),
+        "draw small, then X times as large over it: for pictures larger than the model's own",
+        "--hires-scale",
+        command_default=None,  # the command draws in one pass
+        metavar="X",
+        group="size",
+        label="Hires upscale",
+    )
+    hires_strength: float = argument(
+        within("[0, 1]", 0.5),
+        "how much the second pass redraws, 0 to 1 (default: {default})",
+        "--hires-strength",
+        command_default=None,  # tells whether it was given: it needs --hires-scale
+        metavar="S",
+        group="size",
+    )
+    outpaint: tuple[int, int, int, int] | None = argument(
+        None,
+        "draw past the edges of the --image: pixels left, top, right, bottom; or one number",
+        "--outpaint",
+        metavar="L,T,R,B",
+        group="image",
+    )
+
+
+def default_strength(masked: bool) -> float:
+    """How much of an image is redrawn where nothing is said: all of what a mask shows."""
+    return MASKED_STRENGTH if masked else STRENGTH
+
+
+def about(field: dataclasses.Field[Any]) -> Argument:
+    """Return what people are told of a field, and its names."""
+    return field.metadata["argument"]
+
+
+def signature(cls: type[Request], function: Callable[..., Any]) -> inspect.Signature:
+    """Return the signature of a function of (model, request) that takes the request's fields."""
+    kinds = inspect.Parameter
+    model, *_ = inspect.signature(function).parameters.values()
+    fields = [
+        kinds(
+            field.name,
+            kinds.KEYWORD_ONLY if field.kw_only else kinds.POSITIONAL_OR_KEYWORD,
+            default=field.default,
+            annotation=field.type,
+        )
+        for field in dataclasses.fields(cls)
+    ]
+    model = model.replace(kind=kinds.POSITIONAL_ONLY)
+    returns = inspect.signature(function).return_annotation
+    return inspect.Signature([model, *fields], return_annotation=returns)
+
+
+def takes(
+    request: Callable[P, Q],
+) -> Callable[[Callable[[M, Q], R]], Callable[Concatenate[M, P], R]]:
+    """Have a function of (model, request) take the request's fields one by one.
+
+    @takes(Request)
+    def draw(model: Model, request: Request) -> Output: ...
+
+    draw(model, "a red car", seed=1)
+
+    Type checkers and editors see all fields with their types, ``inspect.signature`` too.
+    """
+    assert isinstance(request, type)
+
+    def decorate(function: Callable[[M, Q], R]) -> Callable[Concatenate[M, P], R]:
+        @functools.wraps(function)
+        def call(model: M, /, *args: P.args, **kwargs: P.kwargs) -> R:
+            return function(model, request(*args, **kwargs))
+
+        call.__signature__ = signature(request, function)  # type: ignore[attr-defined]
+        lines = [f"    {field.name}: {about(field).help}" for field in dataclasses.fields(request)]
+        call.__doc__ = "\n".join([function.__doc__ or "", "Args:", *lines])
+        return call
+
+    return decorate
+
+
+ARGUMENTS = tuple(field.name for field in dataclasses.fields(Request))

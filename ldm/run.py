@@ -1,0 +1,395 @@
+"""A request and a model → tensors → steps → pictures.
+
+    *_, last = stream(model, Request("a red car", seed=1))
+    last.output.images[0]
+
+``stream`` checks the request against the model, reads the pictures and encodes the texts
+(``prepare``); then the steps are computed one by one, as they are asked for (``steps_of``).
+
+Source: Rombach et al. 2022, figure 3: the diffusion runs in the autoencoder's latent space; of
+models without an autoencoder, in that of the pixels (Ho et al. 2020).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ldm import latents
+from ldm.classes.guidance import ClassifierGuidance, guided_by
+from ldm.errors import ArgumentError
+from ldm.fast.deepcache import DeepCache
+from ldm.fast.graphs import Graphs
+from ldm.fast.time_cache import TimedUNet
+from ldm.guidance import Denoiser, Guidance
+from ldm.images import to_pil
+from ldm.images.inputs import expand, fit_size, read_pictures, to_pixels
+from ldm.images.masks import HALF, shrink_masks, to_masks
+from ldm.loading.compatibility import nonfinite_error
+from ldm.loading.model import Model
+from ldm.request import Request
+from ldm.samplers import (
+    Choice,
+    Pair,
+    Step,
+    bind,
+    choose,
+    first_noise_scale,
+    plan,
+    sample,
+    start_index,
+)
+from ldm.samplers.noise import Noise
+from ldm.samplers.spacing import lcm_levels
+from ldm.scheduler import Level
+from ldm.techniques.inpainting import Blend, paste, unchanged
+from ldm.techniques.tiling import tiled
+from ldm.text.conditioning import (
+    AESTHETIC_SCORE,
+    NEGATIVE_AESTHETIC_SCORE,
+    Prompted,
+    encode_prompts,
+    spread,
+    time_ids,
+)
+from ldm.unet import UNet
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@dataclass
+class Output:
+    """The pictures of a call, and the seed that draws each one alone (None for a generator's)."""
+
+    images: list[Image] | Tensor
+    seeds: list[int | None]
+
+
+@dataclass
+class Progress:
+    """What ``Pipeline.stream`` yields after each step; the last one has the ``output``."""
+
+    step: int  # steps done
+    steps: int  # steps of this run: image-to-image leaves some out
+    latents: Tensor  # (B, C, h, w), float32, unit scale: x at the level reached
+    x0: Tensor  # (B, C, h, w): the model's present guess of the clean latents
+    output: Output | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Schedule:
+    """The steps of a run."""
+
+    choice: Choice
+    steps: list[Pair]  # (from, to) levels of the whole plan, noisiest first
+    first: int  # index of the first that is run: not 0 where the run starts from an image
+    step: Step
+
+    @property
+    def run(self) -> list[Pair]:
+        """The steps that are run."""
+        return self.steps[self.first :]
+
+
+@dataclass(frozen=True, eq=False)
+class Canvas:
+    """The size to draw, and what is there before."""
+
+    height: int
+    width: int
+    pixels: Tensor | None = None  # (b, C, H, W) in [-1, 1], b = 1 or B: the image
+    masks: Tensor | None = None  # (b, 1, H, W) in [0, 1]: where it is drawn anew
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A request, checked and read for a model: all that its steps are computed from."""
+
+    model: Model
+    request: Request
+    guidance: Guidance
+    schedule: Schedule
+    canvas: Canvas
+    noise: Noise
+    prompted: list[Prompted]  # of each picture
+    gradient: ClassifierGuidance | None
+    cache: DeepCache | None
+
+    def tiled(self, function: Callable, *modules: torch.nn.Module) -> Callable:
+        """``function``, with convolutions that go on at the other side where tiles are drawn."""
+        return tiled(function, *modules) if self.request.tiling else function
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Pixels (b, C, H, W) → scaled latents (B, C, h, w)."""
+        encode = self.tiled(latents.encode, self.model.vae)
+        return encode(self.model.vae, pixels, self.noise, self.model.device)
+
+    def output(self, result: Tensor) -> Output:
+        """``result`` is latents where they are asked for, else pixels in [-1, 1]."""
+        if self.request.output_type == "pil":
+            return Output(to_pil(result), self.noise.seeds)
+        kept = result if self.request.output_type == "latent" else result / 2 + 0.5
+        return Output(kept, self.noise.seeds)
+
+
+def stream(model: Model, request: Request) -> Iterator[Progress]:
+    """Draw a request, yielding after every step; the last ``Progress`` holds the ``output``.
+
+    Raises ArgumentError for what this model cannot draw: at once, not when the first step is asked
+    for, and before anything is computed.
+    """
+    return steps_of(prepare(model, request))
+
+
+# Before anything is computed
+
+
+def prepare(model: Model, request: Request) -> Run:
+    """Check a request against a model, read its pictures and encode its texts."""
+    scale = request.guidance_scale
+    scale = model.defaults.guidance_scale if scale is None else scale
+    guidance = Guidance(scale, request.guidance_rescale, request.guidance_interval)
+    schedule = make_schedule(model, request)
+    canvas = read_canvas(model, request)
+    noise = make_noise(model, request, canvas)
+    prompted, labels = read_prompts(model, request, schedule, canvas, guidance.scale > 1)
+    if isinstance(model.unet, TimedUNet):
+        model.unet.expect([start.t for start, _ in schedule.run])
+    cache = None
+    if (request.deep_cache, request.deep_cache_branch) != (1, 0):
+        cache = DeepCache(model.unet, request.deep_cache, request.deep_cache_branch)
+    gradient = guided_by(
+        model.classifier,
+        labels,
+        request.classifier_scale,
+        model.defaults.classifier_scale,
+        (canvas.height, canvas.width),
+    )
+    return Run(model, request, guidance, schedule, canvas, noise, prompted, gradient, cache)
+
+
+def choose_sampler(model: Model, sampler: str | None, schedule: str | None = None) -> Choice:
+    """Return the sampler and schedule of names as in a request; None is the model's own."""
+    choice = choose(model.scheduler.config, sampler, schedule)
+    return choice._replace(schedule="ays_xl") if model.xl and choice[1] == "ays" else choice
+
+
+def plan_levels(
+    model: Model, choice: Choice, n: int | None, strength: float | None, masked: bool
+) -> tuple[list[Pair], int]:
+    """Return the (from, to) levels of n steps, and the index of the first that is run.
+
+    See ``Pipeline.schedule``; ``n`` is None for the model's own number.
+    """
+    n = model.defaults.num_inference_steps if n is None else n
+    first = 0 if strength is None else start_index(n, strength)
+    reads_scale = model.unet.config.time_cond_proj_dim is not None
+    if strength and reads_scale and choice == ("lcm", "normal") and not masked:
+        # diffusers' pipeline for these models runs all n steps, below the strength.
+        return lcm_levels(model.scheduler, n, "", strength), 0
+    return plan(model.scheduler, choice.name, n, choice.schedule), first
+
+
+def make_schedule(model: Model, request: Request) -> Schedule:
+    """Choose the sampler and its levels."""
+    choice = choose_sampler(model, request.sampler, request.schedule)
+    masked = request.mask_image is not None
+    n, strength = request.num_inference_steps, request.image_strength
+    steps, first = plan_levels(model, choice, n, strength, masked)
+    return Schedule(choice, steps, first, bind(model.scheduler, choice.name, request.eta, steps))
+
+
+def read_canvas(model: Model, request: Request) -> Canvas:
+    """Read the image and the mask, where they are given, at the size to draw."""
+    texts, repeats = len(request.prompts), request.num_images_per_prompt
+    pictures = read_pictures(request.image, "image", texts, repeats)
+    own = model.default_size()
+    size = fit_size(request.height, request.width, pictures, own, model.vae.config.scale)
+    if request.mask_image is None and model.inpaints:
+        raise ArgumentError("this is an inpainting model; give image and mask_image")
+    if pictures is None:
+        if request.mask_image is not None:
+            raise ArgumentError("mask_image says which part of an image to redraw; give image")
+        return Canvas(*size)
+    pixels = to_pixels(pictures, *size, model.vae.config.in_channels)
+    drawn = read_pictures(request.mask_image, "mask_image", texts, repeats)
+    return Canvas(
+        *size, pixels, None if drawn is None else to_masks(drawn, *size, request.mask_blur)
+    )
+
+
+def make_noise(model: Model, request: Request, canvas: Canvas) -> Noise:
+    """Seed the noise of every picture."""
+    factor = model.vae.config.scale
+    channels = model.vae.config.latent_channels
+    noise = Noise(
+        (request.count, channels, canvas.height // factor, canvas.width // factor),
+        request.seed,
+        request.generator,
+        request.variation_seed,
+        request.variation_strength,
+    )
+    if request.latents is not None and tuple(request.latents.shape) != noise.shape:
+        raise ArgumentError(
+            f"latents has the shape {tuple(request.latents.shape)}; expected {noise.shape}"
+        )
+    return noise
+
+
+def read_prompts(
+    model: Model, request: Request, schedule: Schedule, canvas: Canvas, guided: bool
+) -> tuple[list[Prompted], list[int | None]]:
+    """Return the conditioning of each picture, and its class where the model has no text."""
+    prompts = request.prompts
+    negatives = spread(request.negative_prompt, prompts)
+    labels: list[int | None] = []
+    if model.classes is not None:
+        if request.clip_skip != 1:
+            model.need_text("clip_skip is of a text encoder")
+        prompted = model.classes.prompted(prompts, negatives, guided, model.device)
+        labels = [model.classes.read(prompt) for prompt in prompts]
+    else:
+        zeros = request.negative_prompt is None and model.force_zeros_for_empty_prompt
+        continued = request.steps_before > 0
+        prompted = encode_prompts(
+            model.text_models,
+            prompts,
+            None if zeros else negatives,
+            max(len(schedule.run), 1) if continued else len(schedule.steps),
+            request.clip_skip,
+            model.xl,
+            size_ids(model, canvas) if model.xl else None,
+            request.steps_before,
+        )
+    each = range(request.num_images_per_prompt)
+    return [one for one in prompted for _ in each], [label for label in labels for _ in each]
+
+
+def size_ids(model: Model, canvas: Canvas) -> tuple[Tensor, Tensor]:
+    """Return the sizes that SDXL is conditioned on: for the prompts, and for negative ones."""
+    scores = (AESTHETIC_SCORE, NEGATIVE_AESTHETIC_SCORE)
+    rows = [time_ids(canvas.height, canvas.width, model.time_ids, score) for score in scores]
+    return torch.tensor(rows[0], device=model.device), torch.tensor(rows[1], device=model.device)
+
+
+# Step by step
+
+
+@torch.no_grad()
+def steps_of(run: Run) -> Iterator[Progress]:
+    """Compute a run step by step."""
+    model, canvas, steps, noise = run.model, run.canvas, run.schedule.run, run.noise
+    # The order of the draws of noise is diffusers'.
+    start = encode_start(run)
+    if start is not None and not steps:
+        yield Progress(0, 0, start, start, image_itself(run, start))
+        return
+    x_first, eps = first_latents(run, start)
+    known: Tensor | None = None
+    after: Callable[[Tensor, Level], Tensor] = unchanged
+    if canvas.pixels is not None and canvas.masks is not None:
+        known, after = keep_known_part(run, canvas.pixels, canvas.masks, start, eps)
+    denoise = Denoiser(
+        choose_unet(run),
+        model.scheduler,
+        run.prompted,
+        run.guidance,
+        known,
+        model.listener,
+        run.gradient,
+        model.device,
+    )
+    if run.request.tiling:
+        seamless = tiled(denoise.tell, *filter(None, (model.unet, model.classifier)))
+        denoise.tell = seamless  # type: ignore[method-assign]
+    for x, index, x0 in sample(
+        run.schedule.step, denoise, x_first, steps, lambda: noise().to(model.device), after
+    ):
+        progress = Progress(index + 1, len(steps), x, x0)
+        denoise.step = progress.step + 1
+        if run.cache:
+            run.cache.next_step()
+        last = progress.step == progress.steps
+        # At the ends only: on a GPU every look at the values makes the CPU wait.
+        if (index == 0 or last) and not x0.isfinite().all():
+            raise nonfinite_error(model.parts)
+        if last:
+            progress.output = finish(run, x)
+        yield progress
+
+
+def choose_unet(run: Run) -> UNet | DeepCache | Graphs:
+    """Return what computes the U-Net of a run."""
+    # A recording knows nothing of what is done to the layers from step to step.
+    plain = run.cache is None and not run.request.tiling and run.model.listener is None
+    return (run.model.optimized.graphs if plain else run.cache) or run.model.unet
+
+
+def encode_start(run: Run) -> Tensor | None:
+    """Encode the image that the run starts from; None where nothing needs it."""
+    whole = run.model.inpaints and run.request.image_strength == 1
+    return None if run.canvas.pixels is None or whole else run.encode(run.canvas.pixels)
+
+
+def first_latents(run: Run, start: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return x at the first level, and ε: noise alone, or α x₀ + σ ε from the image's latents."""
+    model, schedule, given = run.model, run.schedule, run.request.latents
+    eps = (run.noise.first() if given is None else given.float()).to(model.device)
+    if start is None or run.canvas.masks is not None and run.request.image_strength == 1:
+        return eps * first_noise_scale(model.scheduler, schedule.choice.name, schedule.steps), eps
+    level = schedule.run[0][0]
+    return level.alpha * start + level.sigma * eps, eps
+
+
+def keep_known_part(
+    run: Run, pixels: Tensor, masks: Tensor, start: Tensor | None, eps: Tensor
+) -> tuple[Tensor | None, Callable[[Tensor, Level], Tensor]]:
+    """Return how what is outside of the masks stays.
+
+    That is what an inpainting U-Net reads beside x, and what other models need after each step.
+    """
+    anew = masks >= HALF
+    small = shrink_masks(anew.float(), run.model.vae.config.scale)
+    small = expand(small, run.request.count).to(run.model.device)
+    shown = run.encode(pixels * ~anew)  # draws noise, as diffusers does for all models
+    if run.model.inpaints:
+        return torch.cat([small, shown], dim=1), unchanged
+    assert start is not None  # only an inpainting model starts from noise without the image
+    return None, Blend(start, eps, small, run.schedule.run)
+
+
+def image_itself(run: Run, start: Tensor) -> Output:
+    """Return what a strength of 0 draws: the image, or its latents."""
+    pixels = run.canvas.pixels
+    if pixels is None or run.request.output_type == "latent":
+        return run.output(start)
+    return run.output(expand(pixels, run.request.count))
+
+
+def finish(run: Run, x: Tensor) -> Output:
+    """Decode the latents, and put back what the masks keep."""
+    request, canvas = run.request, run.canvas
+    if request.output_type == "latent":
+        return run.output(x)
+    drawn = run.tiled(decode, run.model.vae)(run.model, x)
+    if canvas.pixels is not None and canvas.masks is not None and request.paste_back:
+        drawn = paste(drawn, canvas.pixels, canvas.masks)
+    return run.output(drawn)
+
+
+@torch.no_grad()
+def decode(model: Model, x: Tensor) -> Tensor:
+    """Decode scaled latents (B, C, h, w) to pixels (B, 3, 8h, 8w), float32 in [-1, 1].
+
+    Raises CheckpointError for what is not finite in any number format: no black picture is ever
+    returned instead.
+    """
+    pixels = latents.decode(model.vae, x, model.device)
+    if pixels is None:
+        raise nonfinite_error(model.parts)
+    return pixels
