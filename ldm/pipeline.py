@@ -31,7 +31,7 @@ from ldm.clip import CLIPTextEncoder
 from ldm.config import SchedulerConfig
 from ldm.config.generation import Defaults
 from ldm.errors import ArgumentError
-from ldm.fast import slow_down, speed_up
+from ldm.fast import adapt_to_cpu, slow_down, speed_up
 from ldm.fast.compiled import compile_regions, uncompile
 from ldm.fast.deepcache import DeepCache
 from ldm.fast.graphs import Graphs
@@ -143,6 +143,8 @@ class Pipeline:
         self.text_encoder_2, self.tokenizer_2 = text_encoder_2, tokenizer_2
         self.force_zeros_for_empty_prompt = force_zeros_for_empty_prompt
         self.id2label, self.classifier = id2label, classifier
+        for network in filter(None, (unet, vae, classifier)):
+            adapt_to_cpu(network)
         config = (
             scheduler.config
             if scheduler

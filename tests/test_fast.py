@@ -19,9 +19,10 @@ from ldm.checkpoints.assets import asset_path
 from ldm.config import UNetConfig, VAEConfig
 from ldm.fast import packed, slow_down, speed_up
 from ldm.fast.attention import RememberingAttention
+from ldm.fast.cpu import PlanarGroupNorm as GroupNorm
 from ldm.fast.norm import DirectGroupNorm
 from ldm.fast.packed import PackedConv2d, PackedGEGLU, PackedLinear
-from ldm.layers import GEGLU, Attention, GroupNorm
+from ldm.layers import GEGLU, Attention
 from ldm.pipeline import Pipeline
 from ldm.unet import UNet
 from ldm.vae import AutoencoderKL

@@ -10,6 +10,7 @@ from torch import nn
 
 from ldm.fast.attention import RememberingAttention
 from ldm.fast.cache import Keeping
+from ldm.fast.cpu import PlanarGroupNorm
 from ldm.fast.int8 import Int8AfterSiLU, Int8Conv2d, Int8GEGLU
 from ldm.fast.norm import DirectGroupNorm
 from ldm.fast.packed import (
@@ -22,7 +23,7 @@ from ldm.fast.packed import (
 )
 from ldm.fast.strips import StripAutoencoderKL
 from ldm.fast.time_cache import TimedUNet, TimeLinear
-from ldm.layers import GEGLU, Attention, GroupNorm, ResnetBlock
+from ldm.layers import GEGLU, Attention, ResnetBlock
 from ldm.unet import UNet
 from ldm.vae import AutoencoderKL
 
@@ -30,12 +31,13 @@ FAST: dict[type[nn.Module], type[nn.Module]] = {
     nn.Linear: PackedLinear,
     nn.Conv2d: PackedConv2d,
     GEGLU: PackedGEGLU,
-    GroupNorm: DirectGroupNorm,
+    nn.GroupNorm: DirectGroupNorm,
+    PlanarGroupNorm: DirectGroupNorm,
     Attention: RememberingAttention,
     AutoencoderKL: StripAutoencoderKL,
     UNet: TimedUNet,
 }
-PLAIN = {fast: plain for plain, fast in FAST.items()} | {
+PLAIN: dict[type[nn.Module], type[nn.Module]] = {fast: plain for plain, fast in FAST.items()} | {
     GEGLULinear: nn.Linear,
     TimeLinear: nn.Linear,
     Int8Conv2d: nn.Conv2d,
@@ -56,7 +58,7 @@ def speed_up(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, PackedGEGLU):
             module.proj.__class__ = GEGLULinear
-        if isinstance(module, ResnetBlock) and hasattr(module, "time_emb_proj"):
+        if isinstance(module, ResnetBlock) and module.time_emb_proj is not None:
             module.time_emb_proj.__class__ = TimeLinear
 
 

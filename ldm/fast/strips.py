@@ -74,7 +74,7 @@ def _decode(vae: AutoencoderKL, z: Tensor, strip: int) -> Tensor:
 def _block(block: Block, strips: Strips) -> Strips:
     for resnet in block.resnets:
         strips = _resnet(resnet, strips)
-    for upsample in getattr(block, "upsamplers", ()):
+    for upsample in block.upsamplers:
         strips = _upsampled(upsample, strips)
     return strips
 

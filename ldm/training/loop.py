@@ -25,6 +25,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ldm.config import read_json, write_json
 from ldm.errors import ArgumentError, TrainingError
+from ldm.fast.cpu import adapt_networks
 from ldm.training.checkpoint import (
     Learner,
     check_finite,
@@ -102,6 +103,7 @@ def train(config: TrainConfig, recipe: Recipe, accept_changes: bool = False) -> 
         if checkpoints(run):
             check_same_run(run, config, accept_changes)
         torch.manual_seed(config.seed)
+        adapt_networks(recipe)
         recipe.prepare(accelerator)
         model = recipe.model.to(memory_format=torch.channels_last)
         ema = EMA(model, config.ema_decay)
@@ -198,7 +200,7 @@ def check_same_run(run: Path, config: TrainConfig, accept_changes: bool) -> None
 def fast_attention(device: torch.device) -> contextlib.AbstractContextManager:
     """On the CPU, also the text encoder's masked attention by plain matrix products.
 
-    See ``ldm.layers.attend``, which does so for the other networks.
+    See ``ldm.fast.cpu.attend``, which does so for the other networks.
     """
     if device.type != "cpu":
         return contextlib.nullcontext()

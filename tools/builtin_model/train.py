@@ -35,6 +35,7 @@ from ldm.clip import CLIPTextEncoder
 from ldm.config import SchedulerConfig, UNetConfig, read_json, write_json
 from ldm.config.generation import Defaults
 from ldm.errors import ArgumentError, TrainingError
+from ldm.fast.cpu import adapt_networks
 from ldm.images import image_grid
 from ldm.pipeline import Pipeline
 from ldm.scheduler import DDPMScheduler
@@ -125,6 +126,7 @@ class Trainer:
         start = start_folder(arguments.start)
         unet = new_unet(UNetConfig.from_file(arguments.network), start)
         self.unet = unet.to(self.device, memory_format=torch.channels_last)
+        adapt_networks(self)
         self.settings = {
             "network": json.loads(json.dumps(unet.config.to_dict())),  # with lists for tuples
             "start": start,
