@@ -37,7 +37,7 @@ from ldm.fast.deepcache import DeepCache
 from ldm.fast.graphs import Graphs
 from ldm.fast.int8 import quantize
 from ldm.fast.offload import Offload
-from ldm.fast.time_cache import TimedUNet
+from ldm.fast.time_cache import expect_times
 from ldm.guidance import Denoiser, Guidance, Hear
 from ldm.images import to_pil
 from ldm.images.inputs import (
@@ -534,8 +534,7 @@ class Pipeline:
                 self._sizes(height, width),
                 steps_before,
             )
-        if isinstance(self.unet, TimedUNet):
-            self.unet.expect([start.t for start, _ in steps[first:]])
+        expect_times(self.unet, [start.t for start, _ in steps[first:]])
         cached = None
         if (deep_cache, deep_cache_branch) != (1, 0):
             cached = DeepCache(self.unet, deep_cache, deep_cache_branch)

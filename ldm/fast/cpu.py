@@ -1,7 +1,8 @@
 """What PyTorch's CPU kernels need to be fast in training, and right: put into every model.
 
-Unlike the rest of ``ldm.fast`` these are no option: the pipeline and the trainer install them by
-`adapt_to_cpu`, and on other devices they do nothing. The readable modules hold the plain layers.
+Unlike the rest of ``ldm.fast`` these are no option: the pipeline, and training where it builds a
+network, install them by `adapt_to_cpu`; on other devices they do nothing. The readable modules hold
+the plain layers.
 """
 
 from __future__ import annotations
@@ -12,23 +13,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm.fast.replace import replace_children, with_state_of
+from ldm.fast.replace import M, replace_children, with_state_of
 from ldm.layers import DotProductAttention, Downsample
 
 
-def adapt_to_cpu(model: nn.Module) -> None:
+def adapt_to_cpu(model: M) -> M:
     """Exchange the layers of a model for those that work around PyTorch's CPU kernels.
 
-    Names, parameters and buffers stay as they are. Once is enough; twice does no harm.
+    Returns the model, whose names, parameters and buffers stay as they are. Once is enough; twice
+    does no harm.
     """
     replace_children(model, _adapted)
-
-
-def adapt_networks(owner: object) -> None:
-    """Adapt all networks that are attributes of an object, such as a recipe of training."""
-    for value in vars(owner).values():
-        if isinstance(value, nn.Module):
-            adapt_to_cpu(value)
+    return model
 
 
 def _adapted(layer: nn.Module) -> nn.Module:

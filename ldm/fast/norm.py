@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from ldm.fast.cpu import PlanarGroupNorm
+from ldm.fast.replace import Replacement
 
 LARGE = 1024  # pixels from which PyTorch's kernel goes by rows of all channels
 WIDE = 32  # channels of a group that fill its vectors of bfloat16
 
 
-class DirectGroupNorm(PlanarGroupNorm):
+class DirectGroupNorm(Replacement, PlanarGroupNorm):
     """``GroupNorm`` that normalises where the values lie, wherever that is faster."""
 
     def forward(self, x: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from typing import TypeVar
 from torch import nn
 
 M = TypeVar("M", bound=nn.Module)
+R = TypeVar("R", bound="Replacement")
 
 
 def replace_children(model: nn.Module, exchange: Callable[[nn.Module], nn.Module]) -> None:
@@ -27,3 +28,23 @@ def with_state_of(layer: nn.Module, kind: type[M]) -> M:
     result = kind.__new__(kind)
     vars(result).update(vars(layer))
     return result
+
+
+class Replacement(nn.Module):
+    """A layer that stands in the place of a plain one, until ``original`` gives that back."""
+
+    replaced: tuple[nn.Module]  # in a tuple, so that PyTorch takes it for no child
+
+    @classmethod
+    def of(cls: type[R], layer: nn.Module) -> R:
+        """Stand in the place of a layer, or of what another replacement stands for."""
+        result = with_state_of(layer, cls)
+        if not isinstance(layer, Replacement):
+            result.replaced = (layer,)
+        return result
+
+    def original(self) -> nn.Module:
+        """The layer that was here before, with the parameters of now."""
+        (layer,) = self.replaced
+        layer.training = self.training
+        return layer

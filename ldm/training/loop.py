@@ -25,7 +25,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ldm.config import read_json, write_json
 from ldm.errors import ArgumentError, TrainingError
-from ldm.fast.cpu import adapt_networks
 from ldm.training.checkpoint import (
     Learner,
     check_finite,
@@ -103,7 +102,6 @@ def train(config: TrainConfig, recipe: Recipe, accept_changes: bool = False) -> 
         if checkpoints(run):
             check_same_run(run, config, accept_changes)
         torch.manual_seed(config.seed)
-        adapt_networks(recipe)
         recipe.prepare(accelerator)
         model = recipe.model.to(memory_format=torch.channels_last)
         ema = EMA(model, config.ema_decay)

@@ -25,9 +25,5 @@ def build_recipe(config: TrainConfig) -> Recipe:
     if config.recipe not in RECIPES:
         expected = ", ".join(map(repr, RECIPES))
         raise ArgumentError(f"recipe is {config.recipe!r}; expected one of {expected}")
-    from ldm.fast.cpu import adapt_networks
-
     module = import_module(f"ldm.training.recipes.{config.recipe}")
-    recipe = getattr(module, RECIPES[config.recipe])(config)
-    adapt_networks(recipe)
-    return recipe
+    return getattr(module, RECIPES[config.recipe])(config)
