@@ -190,7 +190,9 @@ def test_whole_networks(dtype: torch.dtype, batch: int, size: tuple[int, int]) -
         speed_up(part)
     if onednn.packs(dtype):
         run()
-        assert count_packed(unet) == sum(isinstance(m, packed.Packed) for m in unet.modules())
+        assert count_packed(unet) == sum(
+            isinstance(m, PackedLinear | PackedConv2d) for m in unet.modules()
+        )
     quick = run()
     for mine, theirs in zip(error(quick), error(plain), strict=True):
         assert mine <= (1e-4 if dtype == torch.float32 else 1.5 * theirs + 1e-3)

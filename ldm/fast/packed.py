@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -36,13 +36,14 @@ class PackedWeight(nn.Parameter):
 
     packed: tuple[Tensor, ...] | None
     # The plain parameter before. Somebody else may still hold it, and change it in place.
-    _before: weakref.ref[nn.Parameter]
+    _before: Callable[[], nn.Parameter | None]
     _seen: float  # its version
 
-    def __new__(cls, weight: nn.Parameter) -> PackedWeight:
+    def __new__(cls, weight: Tensor) -> PackedWeight:
         return super().__new__(cls, weight, requires_grad=False)
 
     def __init__(self, weight: nn.Parameter) -> None:
+        """Stand for an ordinary parameter, of which this is plain as yet."""
         self.packed, self._before = None, weakref.ref(weight)
 
     @classmethod
@@ -169,14 +170,17 @@ def ready(layer: nn.Linear | nn.Conv2d, x: Tensor, parts: int = 1) -> tuple[Tens
 @torch.no_grad()
 def pack(layer: nn.Linear | nn.Conv2d, x: Tensor, parts: int) -> tuple[Tensor, ...] | None:
     """Pack a layer's weight for inputs like x; None where its dtype is another."""
-    weight = layer.weight
+    weight = cast(nn.Parameter, layer.weight)
     if weight.dtype != x.dtype or not weight.is_cpu or not weight.numel():
         return None
     if type(weight) is not PackedWeight:
-        weight = layer.weight = PackedWeight(weight)
+        layer.weight = PackedWeight(weight)
+        weight = layer.weight
     with onednn.as_plain_tensors():
+        packed: tuple[Tensor, ...]
         if isinstance(layer, nn.Conv2d):
-            how = (layer.padding, layer.stride, layer.dilation, layer.groups, x.shape)
+            padding = cast(tuple[int, int], layer.padding)  # no word: `PackedConv2d` sees to that
+            how = (padding, layer.stride, layer.dilation, layer.groups, x.shape)
             packed = (onednn.packed_convolution_weight(weight.data, *how),)
         else:
             rows = x.numel() // max(x.shape[-1], 1)
@@ -187,18 +191,23 @@ def pack(layer: nn.Linear | nn.Conv2d, x: Tensor, parts: int) -> tuple[Tensor, .
     return packed
 
 
-class Packed(Replacement):
-    """A layer whose weight may be packed."""
+def plain_weight(layer: nn.Linear | nn.Conv2d) -> nn.Parameter:
+    """The weight of a layer, which from now on has it as an ordinary parameter."""
+    if type(layer.weight) is PackedWeight:
+        layer.weight = layer.weight.plain()
+    return cast(nn.Parameter, layer.weight)
 
-    weight: nn.Parameter
+
+class Packing(Replacement):
+    """A convolution or linear layer whose weight may be packed."""
 
     def original(self) -> nn.Module:
-        if type(self.weight) is PackedWeight:
-            self.weight = self.weight.plain()
+        if isinstance(self, nn.Linear | nn.Conv2d):
+            plain_weight(self)
         return super().original()
 
 
-class PackedLinear(Packed, nn.Linear):
+class PackedLinear(Packing, nn.Linear):
     """``nn.Linear``, packed; except small ones in float32, where MKL is as fast as oneDNN."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -207,7 +216,7 @@ class PackedLinear(Packed, nn.Linear):
         return super().forward(x) if packed is None else onednn.linear(x, packed[0], self.bias)
 
 
-class PackedConv2d(Packed, nn.Conv2d):
+class PackedConv2d(Packing, nn.Conv2d):
     """``nn.Conv2d``, packed."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -220,8 +229,8 @@ class PackedConv2d(Packed, nn.Conv2d):
         """x ∗ W + b with other zeros around than the layer's own."""
         packed = None if x.dim() != 4 or isinstance(padding, str) else ready(self, x)
         if packed is None or isinstance(padding, str):
-            rest = (self.stride, padding, self.dilation, self.groups)
-            return F.conv2d(x, self.weight, self.bias, *rest)
+            stride, dilation = self.stride, self.dilation
+            return F.conv2d(x, self.weight, self.bias, stride, padding, dilation, self.groups)
         how = (padding, self.stride, self.dilation, self.groups)
         return onednn.convolution(x, packed[0], self.bias, *how)
 
