@@ -59,8 +59,9 @@ class SelfAttention(nn.Module):
     def __init__(self, config: CLIPTextConfig) -> None:
         super().__init__()
         self.heads = config.num_attention_heads
-        for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
-            self.add_module(name, nn.Linear(config.hidden_size, config.hidden_size))
+        width = config.hidden_size
+        self.q_proj, self.k_proj = nn.Linear(width, width), nn.Linear(width, width)
+        self.v_proj, self.out_proj = nn.Linear(width, width), nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (
@@ -127,8 +128,11 @@ class CLIPTextEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.text_model = TextTransformer(config)
-        if "CLIPTextModelWithProjection" in config.architectures:
-            self.text_projection = nn.Linear(config.hidden_size, config.projection_dim, bias=False)
+        self.text_projection = (
+            nn.Linear(config.hidden_size, config.projection_dim, bias=False)
+            if "CLIPTextModelWithProjection" in config.architectures
+            else None
+        )
 
     def forward(self, ids: Tensor, skip: int = 0, norm: bool = True) -> TextStates:
         """Encode token ids (B,N), N ≤ 77.
@@ -149,7 +153,7 @@ class CLIPTextEncoder(nn.Module):
                 context = x
         last = model.final_layer_norm(x)
         pooled = last[torch.arange(len(ids), device=ids.device), self._end(ids)]
-        if hasattr(self, "text_projection"):
+        if self.text_projection is not None:
             pooled = self.text_projection(pooled)
         if norm:
             context = last if skip == 0 else model.final_layer_norm(context)

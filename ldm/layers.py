@@ -6,7 +6,6 @@ Shapes: B batch, C channels, H and W spatial size, N tokens, D token width.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -40,45 +39,15 @@ class TimestepEmbedding(nn.Module):
     ) -> None:
         super().__init__()
         self.linear_1 = nn.Linear(in_channels, time_embed_dim)
-        if condition_dim is not None:
-            self.cond_proj = nn.Linear(condition_dim, in_channels, bias=False)
+        self.cond_proj = (
+            None if condition_dim is None else nn.Linear(condition_dim, in_channels, bias=False)
+        )
         self.linear_2 = nn.Linear(time_embed_dim, time_embed_dim)
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        if condition is not None:
+        if self.cond_proj is not None and condition is not None:
             x = x + self.cond_proj(condition)
         return self.linear_2(F.silu(self.linear_1(x)))
-
-
-class Relayout(torch.autograd.Function):
-    """Copy x (B,C,H,W) to another memory format, and its gradient back to the one it came from."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, there: torch.memory_format, back: torch.memory_format
-    ) -> Tensor:
-        ctx.back = back
-        return x.contiguous(memory_format=there)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return grad.contiguous(memory_format=ctx.back), None, None
-
-
-class GroupNorm(nn.GroupNorm):
-    """Group normalisation (Wu & He 2018), by way of contiguous memory for channels_last tensors.
-
-    PyTorch's CPU kernels for channels_last bf16 are slow: forward and backward of
-    (128, 96, 16, 16) take 64 ms there and 18 ms so, the copies included. What comes in as
-    channels_last goes out so, in both directions: operations on mixed formats are slower still.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        planar, pixelwise = torch.contiguous_format, torch.channels_last
-        if x.device.type != "cpu" or x.is_contiguous():
-            return super().forward(x)
-        y = super().forward(Relayout.apply(x, planar, pixelwise))
-        return Relayout.apply(y, pixelwise, planar)
 
 
 class ResnetBlock(nn.Module):
@@ -103,11 +72,14 @@ class ResnetBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.scale_shift, self.resample = scale_shift, resample
-        self.norm1 = GroupNorm(groups, in_channels, eps)
+        self.norm1 = nn.GroupNorm(groups, in_channels, eps)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        if temb_channels is not None:
-            self.time_emb_proj = nn.Linear(temb_channels, (1 + scale_shift) * out_channels)
-        self.norm2 = GroupNorm(groups, out_channels, eps)
+        self.time_emb_proj = (
+            None
+            if temb_channels is None
+            else nn.Linear(temb_channels, 2 * out_channels if scale_shift else out_channels)
+        )
+        self.norm2 = nn.GroupNorm(groups, out_channels, eps)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.conv_shortcut = (
@@ -127,25 +99,25 @@ class ResnetBlock(nn.Module):
         elif self.resample == "up":
             x, h = enlarge(x, size), enlarge(h, size)
         h = self.conv1(h)
-        if self.scale_shift:
-            scale, shift = self.time_emb_proj(temb)[:, :, None, None].chunk(2, dim=1)
+        time = None
+        if self.time_emb_proj is not None:
+            time = self.time_emb_proj(temb)[:, :, None, None]
+        if time is None:
+            h = self.norm2(h)
+        elif self.scale_shift:
+            scale, shift = time.chunk(2, dim=1)
             h = self.norm2(h) * (1 + scale) + shift
         else:
-            h = self.norm2(h if temb is None else h + self.time_emb_proj(temb)[:, :, None, None])
+            h = self.norm2(h + time)
         h = self.conv2(self.dropout(F.silu(h)))
         return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q kᵀ / √d) v (Vaswani et al. 2017, eq. 1): (B,H,N,d) and twice (B,H,M,d) → like q.
+class DotProductAttention(nn.Module):
+    """softmax(q kᵀ / √d) v (Vaswani et al. 2017, eq. 1): (B,H,N,d) and twice (B,H,M,d) → like q."""
 
-    While learning on a CPU, by plain products: there the fused kernel takes 3 to 5 times as long
-    with its pass back, 92 against 18 ms for bf16 (64, 4, 64, 56) on one core.
-    """
-    if q.device.type != "cpu" or not q.requires_grad:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(q, k, v)
-    with torch.autocast("cpu", enabled=False):  # it would do the softmax in float32
-        return (q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)).softmax(dim=-1) @ v
 
 
 class Attention(nn.Module):
@@ -167,6 +139,7 @@ class Attention(nn.Module):
         self.to_q = nn.Linear(dim, dim, bias=bias)
         self.to_k = nn.Linear(context_dim or dim, dim, bias=bias)
         self.to_v = nn.Linear(context_dim or dim, dim, bias=bias)
+        self.attend = DotProductAttention()
         self.to_out = nn.ModuleList([nn.Linear(dim, out_dim or dim)])
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
@@ -175,7 +148,7 @@ class Attention(nn.Module):
             rearrange(y, "b n (h d) -> b h n d", h=self.heads)
             for y in (self.to_q(x), self.to_k(context), self.to_v(context))
         )
-        return self.to_out[0](rearrange(attend(q, k, v), "b h n d -> b n (h d)"))
+        return self.to_out[0](rearrange(self.attend(q, k, v), "b h n d -> b n (h d)"))
 
 
 class SpatialAttention(Attention):
@@ -187,7 +160,7 @@ class SpatialAttention(Attention):
 
     def __init__(self, channels: int, groups: int | None, eps: float, heads: int = 1) -> None:
         super().__init__(channels, heads, bias=True)
-        self.group_norm = nn.Identity() if groups is None else GroupNorm(groups, channels, eps)
+        self.group_norm = nn.Identity() if groups is None else nn.GroupNorm(groups, channels, eps)
 
     def forward(self, x: Tensor) -> Tensor:
         height = x.shape[2]
@@ -243,7 +216,7 @@ class SpatialTransformer(nn.Module):
         self, dim: int, heads: int, depth: int, context_dim: int, groups: int, linear: bool
     ) -> None:
         super().__init__()
-        self.norm = GroupNorm(groups, dim, eps=1e-6)
+        self.norm = nn.GroupNorm(groups, dim, eps=1e-6)
         self.linear = linear
         self.proj_in = nn.Linear(dim, dim) if linear else nn.Conv2d(dim, dim, 1)
         self.transformer_blocks = nn.ModuleList(
@@ -276,15 +249,15 @@ class Downsample(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=padding)
 
+    def pad(self, x: Tensor) -> Tensor:
+        """Add what the convolution itself does not: a column at the right and a row below."""
+        if self.conv.padding[0] != 0:
+            return x
+        circular = self.conv.padding_mode == "circular"
+        return F.pad(x, (0, 1, 0, 1), mode="circular" if circular else "constant")
+
     def forward(self, x: Tensor) -> Tensor:
-        if self.conv.padding[0] == 0:
-            circular = self.conv.padding_mode == "circular"
-            x = F.pad(x, (0, 1, 0, 1), mode="circular" if circular else "constant")
-        if x.dtype == torch.bfloat16 and x.device.type == "cpu" and x.shape[3] <= 4:
-            # Where one column comes out, oneDNN reads past the end (torch 2.13 with AMX).
-            weight, bias = self.conv.weight.float(), self.conv.bias.float()
-            return self.conv._conv_forward(x.float(), weight, bias).to(x.dtype)
-        return self.conv(x)
+        return self.conv(self.pad(x))
 
 
 def enlarge(x: Tensor, size: tuple[int, int] | None = None) -> Tensor:

@@ -24,7 +24,7 @@ from ldm.classes.guidance import ClassifierGuidance, guided_by
 from ldm.errors import ArgumentError
 from ldm.fast.deepcache import DeepCache
 from ldm.fast.graphs import Graphs
-from ldm.fast.time_cache import TimedUNet
+from ldm.fast.time_cache import expect_times
 from ldm.guidance import Denoiser, Guidance
 from ldm.images import to_pil
 from ldm.images.inputs import expand, fit_size, read_pictures, to_pixels
@@ -158,8 +158,7 @@ def prepare(model: Model, request: Request) -> Run:
     canvas = read_canvas(model, request)
     noise = make_noise(model, request, canvas)
     prompted, labels = read_prompts(model, request, schedule, canvas, guidance.scale > 1)
-    if isinstance(model.unet, TimedUNet):
-        model.unet.expect([start.t for start, _ in schedule.run])
+    expect_times(model.unet, [start.t for start, _ in schedule.run])
     cache = None
     if (request.deep_cache, request.deep_cache_branch) != (1, 0):
         cache = DeepCache(model.unet, request.deep_cache, request.deep_cache_branch)

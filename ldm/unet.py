@@ -8,6 +8,8 @@ checkpoints. Classifiers (``ldm.classes.classifier``) share the blocks on the wa
 
 from __future__ import annotations
 
+from itertools import zip_longest
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,7 +18,6 @@ from ldm.config import BlocksConfig, UNetConfig
 from ldm.errors import ArgumentError
 from ldm.layers import (
     Downsample,
-    GroupNorm,
     ResnetBlock,
     SpatialAttention,
     SpatialTransformer,
@@ -60,11 +61,31 @@ def attention_block(config: BlocksConfig, level: int, groups: int | None) -> nn.
     return SpatialAttention(width, groups, config.norm_eps, heads)
 
 
+def downsampler(config: BlocksConfig, level: int) -> nn.Module:
+    """What halves H and W after a level on the way down: a convolution or a residual block."""
+    kind, width = config.down_block_types[level], config.block_out_channels[level]
+    if kind.startswith("Resnet") or (
+        kind.startswith("Attn") and config.downsample_type == "resnet"
+    ):
+        return resnet_block(config, width, width, "down")
+    return Downsample(width, config.downsample_padding)
+
+
+def upsampler(config: UNetConfig, level: int) -> nn.Module:
+    """What doubles H and W after a level on the way up."""
+    kind, width = config.up_block_types[-1 - level], config.block_out_channels[level]
+    how = config.upsample_type if kind.startswith("Attn") else "conv"
+    if how == "resnet" or kind.startswith("Resnet"):
+        return resnet_block(config, width, width, "up")
+    return Upsample(width)
+
+
 class UNetBlock(nn.Module):
     """One resolution on the way down or up.
 
-    Residual blocks, each followed by attention where the block's kind has it, then a change of
-    resolution where there is one.
+    Residual blocks, each followed by attention if the block's kind has it, then a change of
+    resolution, which all levels but the last one on a way have: they append it to ``downsamplers``
+    or ``upsamplers``.
     On the way up each residual block also reads a skip connection, so ``in_channels`` counts both.
     """
 
@@ -74,34 +95,25 @@ class UNetBlock(nn.Module):
         level: int,  # 0 is the finest
         kind: str,  # diffusers' name: of down_block_types or up_block_types
         in_channels: list[int],  # of each residual block
-        resample: str | None,  # "down", "up" or not at all
     ) -> None:
         super().__init__()
         width = config.block_out_channels[level]
         self.resnets = nn.ModuleList(
             resnet_block(config, channels, width) for channels in in_channels
         )
-        if "Attn" in kind:
-            self.attentions = nn.ModuleList(
-                attention_block(config, level, config.norm_num_groups) for _ in in_channels
-            )
-        if resample is None:
-            return
-        how = getattr(config, f"{resample}sample_type") if kind.startswith("Attn") else "conv"
-        if how == "resnet" or kind.startswith("Resnet"):
-            sampler: nn.Module = resnet_block(config, width, width, resample)
-        elif resample == "down":
-            sampler = Downsample(width, config.downsample_padding)
-        else:
-            sampler = Upsample(width)
-        setattr(self, f"{resample}samplers", nn.ModuleList([sampler]))
+        self.attentions = nn.ModuleList(
+            attention_block(config, level, config.norm_num_groups)
+            for _ in in_channels
+            if "Attn" in kind
+        )
+        self.downsamplers = nn.ModuleList()
+        self.upsamplers = nn.ModuleList()
 
     def forward(
         self, x: Tensor, temb: Tensor, context: Tensor | None, skips: list[Tensor], going_up: bool
     ) -> Tensor:
         """Going down, results are pushed on ``skips``; going up, they are popped from there."""
-        attentions = getattr(self, "attentions", [None] * len(self.resnets))
-        for resnet, attention in zip(self.resnets, attentions, strict=True):
+        for resnet, attention in zip_longest(self.resnets, self.attentions):
             if going_up:
                 x = torch.cat([x, skips.pop()], dim=1)
             x = resnet(x, temb)
@@ -109,11 +121,11 @@ class UNetBlock(nn.Module):
                 x = attend(attention, x, context)
             if not going_up:
                 skips.append(x)
-        for sampler in getattr(self, "downsamplers", ()):
+        for sampler in self.downsamplers:
             x = sampler(x, temb) if isinstance(sampler, ResnetBlock) else sampler(x)
             skips.append(x)
-        for sampler in getattr(self, "upsamplers", ()):
-            size = tuple(skips[-1].shape[2:])  # odd sizes do not just double
+        for sampler in self.upsamplers:
+            size = (skips[-1].shape[2], skips[-1].shape[3])  # odd sizes do not just double
             x = sampler(x, temb, size) if isinstance(sampler, ResnetBlock) else sampler(x, size)
         return x
 
@@ -149,8 +161,10 @@ def way_down(config: BlocksConfig) -> tuple[nn.ModuleList, list[int]]:
     blocks, skips = nn.ModuleList(), [widths[0]]
     for level, (width, kind) in enumerate(zip(widths, config.down_block_types, strict=True)):
         before = [widths[max(level - 1, 0)]] + [width] * (config.layers_per_block - 1)
-        resample = "down" if level < last else None
-        blocks.append(UNetBlock(config, level, kind, before, resample))
+        block = UNetBlock(config, level, kind, before)
+        if level < last:
+            block.downsamplers.append(downsampler(config, level))
+        blocks.append(block)
         skips += [width] * (config.layers_per_block + (level < last))
     return blocks, skips
 
@@ -168,14 +182,16 @@ class UNet(nn.Module):
         temb_channels = 4 * widths[0]
         self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
         self.time_embedding = TimestepEmbedding(widths[0], temb_channels, config.time_cond_proj_dim)
+        self.class_embedding: nn.Module | None = None
         if config.class_embed_type == "timestep":
             self.class_embedding = TimestepEmbedding(widths[0], temb_channels)
         elif config.class_embed_type is None and config.num_class_embeds is not None:
             self.class_embedding = nn.Embedding(config.num_class_embeds, temb_channels)
-        if config.addition_embed_type:
-            self.add_embedding = TimestepEmbedding(
-                config.projection_class_embeddings_input_dim, temb_channels
-            )
+        self.add_embedding = (
+            TimestepEmbedding(config.projection_class_embeddings_input_dim, temb_channels)
+            if config.addition_embed_type
+            else None
+        )
 
         self.down_blocks, skips = way_down(config)
         self.mid_block = MidBlock(config)
@@ -187,11 +203,13 @@ class UNet(nn.Module):
                 (previous if layer == 0 else width) + skips.pop()
                 for layer in range(config.layers_per_block + 1)
             ]
-            kind, resample = config.up_block_types[last - level], "up" if level > 0 else None
-            self.up_blocks.append(UNetBlock(config, level, kind, before, resample))
+            block = UNetBlock(config, level, config.up_block_types[last - level], before)
+            if level > 0:
+                block.upsamplers.append(upsampler(config, level))
+            self.up_blocks.append(block)
             previous = width
 
-        self.conv_norm_out = GroupNorm(config.norm_num_groups, widths[0], config.norm_eps)
+        self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, widths[0], config.norm_eps)
         self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
 
     def forward(
@@ -203,6 +221,7 @@ class UNet(nn.Module):
         time_ids: Tensor | None = None,
         guidance_scale: Tensor | None = None,
         class_labels: Tensor | None = None,
+        temb: Tensor | None = None,
     ) -> Tensor:
         """Predict eps, x₀ or v, whatever the network was trained for.
 
@@ -213,12 +232,14 @@ class UNet(nn.Module):
         pixels (Podell et al. 2023, section 2.2). LCM needs the guidance_scale (B,) to imitate.
         A class-conditional model needs class_labels: (B,) int64 in [0, num_class_embeds), by
         class_embed_type "timestep" (B,) numbers, "identity" (B, 4 · first width) embeddings.
+        temb is what ``embed`` makes of all these but x and context, if it is known already.
         Raises ArgumentError where context or class_labels are missing, or given for nothing.
         """
         config = self.config
         demand("context", context, config.cross_attention_dim is not None)
         demand("class_labels", class_labels, config.class_conditional)
-        temb = self.embed(t, pooled, time_ids, guidance_scale, class_labels, dtype=x.dtype)
+        if temb is None:
+            temb = self.embed(t, pooled, time_ids, guidance_scale, class_labels, dtype=x.dtype)
         x = self.conv_in(2 * x - 1 if config.center_input_sample else x)
         skips = [x]
         for block in self.down_blocks:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.config import VAEConfig
-from ldm.layers import Downsample, GroupNorm, ResnetBlock, SpatialAttention, Upsample
+from ldm.layers import Downsample, ResnetBlock, SpatialAttention, Upsample
 
 EPS = 1e-6  # of every GroupNorm in the VAE; the U-Net's residual blocks have 1e-5
 
@@ -52,15 +52,13 @@ class Block(nn.Module):
             ResnetBlock(in_channels if i == 0 else out_channels, out_channels, groups, EPS)
             for i in range(layers)
         )
-        if down:
-            self.downsamplers = nn.ModuleList([Downsample(out_channels, padding=0)])
-        if up:
-            self.upsamplers = nn.ModuleList([Upsample(out_channels)])
+        self.downsamplers = nn.ModuleList([Downsample(out_channels, padding=0)] if down else [])
+        self.upsamplers = nn.ModuleList([Upsample(out_channels)] if up else [])
 
     def forward(self, x: Tensor) -> Tensor:
         for resnet in self.resnets:
             x = resnet(x)
-        for sampler in [*getattr(self, "downsamplers", ()), *getattr(self, "upsamplers", ())]:
+        for sampler in (*self.downsamplers, *self.upsamplers):
             x = sampler(x)
         return x
 
@@ -95,7 +93,7 @@ class Encoder(nn.Module):
             for i, width in enumerate(widths)
         )
         self.mid_block = MidBlock(widths[-1], groups)
-        self.conv_norm_out = GroupNorm(groups, widths[-1], EPS)
+        self.conv_norm_out = nn.GroupNorm(groups, widths[-1], EPS)
         self.conv_out = nn.Conv2d(widths[-1], 2 * config.latent_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -123,7 +121,7 @@ class Decoder(nn.Module):
             )
             for i, width in enumerate(widths)
         )
-        self.conv_norm_out = GroupNorm(groups, widths[-1], EPS)
+        self.conv_norm_out = nn.GroupNorm(groups, widths[-1], EPS)
         self.conv_out = nn.Conv2d(widths[-1], config.out_channels, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:

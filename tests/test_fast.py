@@ -17,11 +17,12 @@ from torch import Tensor, nn
 
 from ldm.checkpoints.assets import asset_path
 from ldm.config import UNetConfig, VAEConfig
-from ldm.fast import packed, slow_down, speed_up
-from ldm.fast.attention import RememberingAttention
+from ldm.fast import onednn, packed, slow_down, speed_up
+from ldm.fast.attention import CachedAttention
+from ldm.fast.cpu import PlanarGroupNorm as GroupNorm
 from ldm.fast.norm import DirectGroupNorm
-from ldm.fast.packed import PackedConv2d, PackedGEGLU, PackedLinear
-from ldm.layers import GEGLU, Attention, GroupNorm
+from ldm.fast.packed import PackedConv2d, PackedGEGLU, PackedLinear, PackedWeight
+from ldm.layers import GEGLU, Attention
 from ldm.pipeline import Pipeline
 from ldm.unet import UNet
 from ldm.vae import AutoencoderKL
@@ -42,9 +43,17 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
 
 
 def fast(layer: nn.Module, kind: type[nn.Module]) -> nn.Module:
-    speed_up(layer)
-    assert type(layer) is kind
-    return layer
+    """What stands in the layer's place in a model that was sped up."""
+    model = nn.Sequential(layer)
+    speed_up(model)
+    assert type(model[0]) is kind
+    return model[0]
+
+
+def plain(layer: nn.Module) -> nn.Module:
+    model = nn.Sequential(layer)
+    slow_down(model)
+    return model[0]
 
 
 def small_unet(dtype: torch.dtype = torch.float32, **changes: object) -> UNet:
@@ -73,12 +82,13 @@ def small_vae(dtype: torch.dtype = torch.float32) -> AutoencoderKL:
 
 
 def count_packed(module: nn.Module) -> int:
-    return sum(getattr(m._parameters, "packed", None) is not None for m in module.modules())
+    weights = [parameter for m in module.modules() for parameter in m._parameters.values()]
+    return sum(type(w) is PackedWeight and w.packed is not None for w in weights)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_this_machine_has_the_operators(dtype: torch.dtype) -> None:
-    if not packed.supported(dtype):
+    if not onednn.packs(dtype):
         pytest.skip("no packed weights here: all layers stay plain")
 
 
@@ -88,7 +98,8 @@ def test_linear(a: int, b: int, rows: int, batch: int, bias: bool, dtype: torch.
     layer = nn.Linear(a, b, bias).to(dtype).requires_grad_(False)
     x = draw(batch, rows, a).to(dtype)
     want = layer(x)
-    got = fast(layer, PackedLinear)(x)
+    layer = fast(layer, PackedLinear)
+    got = layer(x)
     assert got.dtype == dtype and got.shape == want.shape
     assert (got - want).abs().max() <= NEAR[dtype]
     assert torch.equal(layer(x[:1, 0]), layer(x[:1, :1])[:, 0])  # of another shape than packed for
@@ -119,11 +130,12 @@ def test_convolution(
     layer.padding_mode = mode
     x = draw(batch, a, height, width).to(dtype)
     want = layer(x)
-    got = fast(layer, PackedConv2d)(x.contiguous(memory_format=torch.channels_last) if last else x)
+    layer = fast(layer, PackedConv2d)
+    got = layer(x.contiguous(memory_format=torch.channels_last) if last else x)
     assert got.dtype == dtype and got.shape == want.shape
     assert (got - want).abs().max() <= NEAR[dtype]
     again = layer(x[:, :, : height // 2 + kernel])
-    slow_down(layer)
+    layer = plain(layer)
     assert (again - layer(x[:, :, : height // 2 + kernel])).abs().max() <= NEAR[dtype]
 
 
@@ -134,7 +146,8 @@ def test_geglu(dim: int, inner: int, batch: int, dtype: torch.dtype) -> None:
     weight = layer.proj.weight.clone()
     x = draw(batch, 7, dim).to(dtype)
     want = layer(x)
-    got = fast(layer, PackedGEGLU)(x)
+    layer = fast(layer, PackedGEGLU)
+    got = layer(x)
     assert got.shape == want.shape
     assert (got - want).abs().max() <= NEAR[dtype]
     assert torch.equal(layer.proj.weight, weight)  # put together from its halves
@@ -148,9 +161,8 @@ def test_norm(
     layer = randomize(GroupNorm(groups, groups * width, 1e-5)).to(dtype)
     x = 3 * draw(2, groups * width, height, length).to(dtype) + 1
     want = layer(x)
-    got = fast(layer, DirectGroupNorm)(
-        x.contiguous(memory_format=torch.channels_last) if last else x
-    )
+    layer = fast(layer, DirectGroupNorm)
+    got = layer(x.contiguous(memory_format=torch.channels_last) if last else x)
     assert (got - want).abs().max() <= NEAR[dtype]
 
 
@@ -176,9 +188,11 @@ def test_whole_networks(dtype: torch.dtype, batch: int, size: tuple[int, int]) -
     plain = run()
     for part in (unet, vae):
         speed_up(part)
-    if packed.supported(dtype):
+    if onednn.packs(dtype):
         run()
-        assert count_packed(unet) == sum(isinstance(m, packed.Packed) for m in unet.modules())
+        assert count_packed(unet) == sum(
+            isinstance(m, PackedLinear | PackedConv2d) for m in unet.modules()
+        )
     quick = run()
     for mine, theirs in zip(error(quick), error(plain), strict=True):
         assert mine <= (1e-4 if dtype == torch.float32 else 1.5 * theirs + 1e-3)
@@ -210,8 +224,9 @@ def a_layer(dtype: torch.dtype = torch.float32) -> tuple[nn.Linear, Tensor, Tens
     """A packed layer, what it reads, and its weight."""
     layer = nn.Linear(24, 48).to(dtype).requires_grad_(False)
     weight, x = layer.weight.clone(), draw(3, 24).to(dtype)
-    fast(layer, PackedLinear)(x)
-    if not packed.supported(dtype):
+    layer = fast(layer, PackedLinear)
+    layer(x)
+    if not onednn.packs(dtype):
         pytest.skip("no packed weights here")
     assert count_packed(layer) == 1
     return layer, x, weight
@@ -241,7 +256,7 @@ def test_the_weight_comes_back_to_the_bit(dtype: torch.dtype, tmp_path: Path) ->
 
 def test_the_plain_weight_is_given_up() -> None:
     layer, x, _ = a_layer()
-    assert layer._parameters._plain() is None
+    assert layer._parameters["weight"]._before() is None
     held = layer.weight
     layer(x)
     assert layer.weight is held  # not a copy, since it is there anyway
@@ -307,8 +322,8 @@ def test_without_the_operators(
     def missing(*_: object) -> None:
         raise AttributeError("no such operator")
 
-    packed.supported.cache_clear()
-    monkeypatch.setattr(packed, "linear", missing)
+    onednn.packs.cache_clear()
+    monkeypatch.setattr(onednn, "linear", missing)
     with caplog.at_level(logging.DEBUG, "ldm"):
         unet = small_unet()
         inputs = draw(1, 4, 8, 8), torch.zeros(1), draw(1, 5, 32)
@@ -319,14 +334,14 @@ def test_without_the_operators(
     assert count_packed(unet) == 0
     assert [r.levelname for r in caplog.records] == ["DEBUG"]  # once, not for every layer
     assert "no such operator" in caplog.text
-    packed.supported.cache_clear()
+    onednn.packs.cache_clear()
 
 
 def test_the_text_is_remembered() -> None:
     layer = randomize(Attention(16, 2, 24))
     x, context = draw(2, 9, 16), draw(2, 5, 24, seed=1)
     want = layer(x, context)
-    fast(layer, RememberingAttention)
+    layer = fast(layer, CachedAttention)
     calls: list[Tensor] = []
     layer.to_k.register_forward_hook(lambda *_: calls.append(_[2]))
     with torch.no_grad():
@@ -343,8 +358,8 @@ def test_the_text_is_remembered() -> None:
         assert (layer(x, other) - want).abs().max() > 1e-3  # other weights
         layer.to_v.weight.mul_(0.5)
         assert (layer(x, other) - want).abs().max() < 1e-5
-    slow_down(layer)
-    assert "kept" not in vars(layer)
+    layer = plain(layer)
+    assert "cached" not in vars(layer)
 
 
 def test_pipeline(folder: Path, tmp_path: Path) -> None:

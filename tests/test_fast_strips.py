@@ -20,7 +20,7 @@ from ldm.fast import decode_in_strips, memory, slow_down, speed_up, strips
 from ldm.fast.memory import available_memory, decode_needs_strips
 from ldm.pipeline import Pipeline
 from ldm.techniques.tiling import seamless
-from ldm.vae import AutoencoderKL
+from ldm.vae import AutoencoderKL, Decoder
 
 DTYPES = [torch.float32, torch.bfloat16]
 
@@ -137,10 +137,10 @@ def test_large_pictures_only(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
     real = strips._decode
 
-    def watched(vae: AutoencoderKL, z: Tensor, strip: int) -> Tensor:
+    def watched(decoder: Decoder, z: Tensor, strip: int) -> Tensor:
         asked.append(z.shape[2])
         assert strip == strips.FAST
-        return real(vae, z, strip)
+        return real(decoder, z, strip)
 
     monkeypatch.setattr(strips, "_decode", watched)
     monkeypatch.setattr(strips, "WHOLE", 24 * 16 * 16 * 16 * 4)

@@ -12,7 +12,7 @@ from test_fast_unets import at_random
 from torch import Tensor, nn
 
 from ldm.fast import slow_down, speed_up
-from ldm.fast.time_cache import TimedUNet, TimeLinear
+from ldm.fast.time_cache import TimeLinear, cache_of, expect_times
 from ldm.pipeline import Pipeline
 from ldm.unet import UNet
 
@@ -50,8 +50,8 @@ def test_it_is_the_plain_one(batch: int, shift: str) -> None:
     times = [*TIMES, 7.0]  # the last one is a surprise
     want = [unet(x, full(t, batch), context) for t in times]
     speed_up(unet)
-    assert type(unet) is TimedUNet
-    unet.expect(TIMES)
+    assert cache_of(unet) is not None
+    expect_times(unet, TIMES)
     copied, pickled = copy.deepcopy(unet), pickle.loads(pickle.dumps(unet))
     calls = counted(unet)
     for t, exact in zip(times, want, strict=True):
@@ -59,7 +59,7 @@ def test_it_is_the_plain_one(batch: int, shift: str) -> None:
     assert len(calls) == 2  # for the surprise
     mixed = torch.tensor([TIMES[0]] * (batch - 1) + [TIMES[1]])
     slow_down(copied)
-    assert type(copied) is UNet
+    assert type(copied) is UNet and cache_of(copied) is None
     exact = copied(x, mixed, context)
     assert difference(unet(x, mixed, context), exact) <= 1e-5
     assert difference(pickled(x, mixed, context), exact) <= 1e-5
@@ -70,35 +70,36 @@ def test_weights_that_change_are_seen(where: str) -> None:
     unet = small_unet()
     x, context = told()
     speed_up(unet)
-    unet.expect(TIMES)
+    expect_times(unet, TIMES)
     before = unet(x, full(1.0), context)
     layer = unet.get_submodule(where)
     layer.weight.mul_(2)
     after = unet(x, full(1.0), context)
     assert difference(after, before) > 1e-3
-    unet.expect(TIMES)
+    expect_times(unet, TIMES)
     assert difference(unet(x, full(1.0), context), after) <= 1e-5
     layer.weight = nn.Parameter(layer.weight / 2, requires_grad=False)
     assert difference(unet(x, full(1.0), context), before) <= 1e-5
     slow_down(unet)
-    assert not any("kept" in vars(module) for module in unet.modules())
+    assert not any("cached" in vars(module) for module in unet.modules())
 
 
 def test_a_run_without_steps() -> None:
     unet = small_unet()
     speed_up(unet)
-    unet.expect(TIMES)
-    unet.expect([])
-    assert "kept" not in vars(unet)
+    expect_times(unet, TIMES)
+    expect_times(unet, [])
+    assert cache_of(unet).cached is None
 
 
 def test_unets_that_are_told_more_expect_nothing() -> None:
     unet = UNet(at_random(1))
     assert unet.config.class_conditional
     speed_up(unet)
-    unet.expect(TIMES)
-    kinds = [module for module in unet.modules() if isinstance(module, TimeLinear | TimedUNet)]
-    assert len(kinds) > 3 and not any("kept" in vars(module) for module in kinds)
+    expect_times(unet, TIMES)
+    kinds = [module for module in unet.modules() if isinstance(module, TimeLinear)]
+    assert len(kinds) > 2 and not any("cached" in vars(module) for module in kinds)
+    assert cache_of(unet).cached is None
 
 
 @pytest.mark.parametrize("cache", [1, 2])

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ldm.classes.classifier import Classifier
 from ldm.config import ClassifierConfig, UNetConfig
-from ldm.fast import packed, slow_down, speed_up
+from ldm.fast import onednn, packed, slow_down, speed_up
 from ldm.fast.deepcache import DeepCache
 from ldm.pipeline import Pipeline
 from ldm.unet import UNet
@@ -106,7 +106,7 @@ def test_layers(seed: int, batch: int, size: tuple[int, int]) -> None:
             else:
                 error, allowed = (difference(y.float(), exact) for y in (got, plain))
                 assert error <= 1.5 * allowed + 1e-3
-        if packed.supported(dtype):
+        if onednn.packs(dtype):
             assert count_packed(unet) >= 8
         slow_down(unet)
         assert torch.equal(unet(**mine), plain)

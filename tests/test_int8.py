@@ -11,7 +11,7 @@ from conftest import difference, randomize
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from test_fast import draw, small_unet
+from test_fast import draw, fast, small_unet
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -109,8 +109,7 @@ def test_convolution(
     plain = copy.deepcopy(layer).float()
     plain.weight.copy_(restored_rows(layer.weight))
     want = plain(meant)
-    speed_up(layer)
-    layer.__class__ = kind
+    layer = kind.of(fast(layer, PackedConv2d))
     got = layer(x)
     assert got.dtype == dtype
     scale = want.abs().max().clamp(min=1.0)
@@ -133,8 +132,7 @@ def test_geglu(dtype: torch.dtype, batch: int, tokens: int, width: int, inner: i
     plain = copy.deepcopy(layer).float()
     plain.proj.weight.copy_(restored_rows(layer.proj.weight))
     want = plain(restored(int8.rounded(x, SYMMETRIC)))
-    speed_up(layer)
-    layer.__class__ = Int8GEGLU
+    layer = Int8GEGLU.of(fast(layer, PackedGEGLU))
     got = layer(x)
     assert got.dtype == dtype
     scale = want.abs().max().clamp(min=1.0)
@@ -163,7 +161,7 @@ def test_a_unet_in_8_bits_and_back(dtype: torch.dtype) -> None:
         assert torch.equal(again(*inputs), got)
     slow_down(unet)
     assert torch.equal(unet(*inputs), want)
-    assert not any("kept" in vars(module) for module in unet.modules())
+    assert not any("cached" in vars(module) for module in unet.modules())
 
 
 def test_weights_that_change_are_rounded_anew() -> None:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from conftest import difference
 
-from ldm.layers import Downsample, attend
+from ldm.fast.cpu import ExactDownsample, attend
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 5, 7, 16), (1, 1, 9, 77, 56), (3, 2, 1, 4, 8)])
@@ -34,7 +34,7 @@ def test_plain_products_are_the_kernels(
 @pytest.mark.parametrize("padding", [0, 1])
 def test_one_column_of_bfloat16_is_right(padding: int, around: bool) -> None:
     """oneDNN's convolution, with AMX, reads past the end of those of five rows and more."""
-    layer = Downsample(16, padding)
+    layer = ExactDownsample(16, padding)
     layer.conv.padding_mode = "circular" if around else "zeros"
     for height in range(2, 24):
         for width in range(1 + max(around, 1 - padding), 5):

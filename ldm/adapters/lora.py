@@ -31,6 +31,7 @@ from ldm.checkpoints.lora_names import (
 from ldm.checkpoints.original import Rename
 from ldm.checkpoints.tensors import read_checkpoint
 from ldm.errors import ArgumentError, CheckpointError
+from ldm.fast.packed import plain_weight
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,8 @@ class Loras:
 
     def __init__(self, parts: dict[str, nn.Module], original: Rename) -> None:
         """parts: "unet", "text_encoder", …; original: the U-Net's names in single files."""
-        self.layers: dict[Module, nn.Module] = {
+        # `optimize` may put other layers in their places, but these share their parameters.
+        self.layers: dict[Module, nn.Linear | nn.Conv2d] = {
             (part, path): layer
             for part, module in parts.items()
             for path, layer in module.named_modules()
@@ -177,7 +179,7 @@ class Loras:
             self.layers[module].weight = self.base.pop(module)
         for module in changed:
             layer = self.layers[module]
-            base = self.base.setdefault(module, layer.weight)
+            base = self.base.setdefault(module, plain_weight(layer))
             weight = base.float()
             total = weight.clone()
             for lora in active.values():

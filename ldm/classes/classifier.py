@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ldm.config import ClassifierConfig
 from ldm.errors import ArgumentError
-from ldm.layers import Attention, GroupNorm, TimestepEmbedding, timestep_embedding
+from ldm.layers import Attention, TimestepEmbedding, timestep_embedding
 from ldm.unet import MidBlock, way_down
 
 
@@ -46,7 +46,7 @@ class Classifier(nn.Module):
         self.time_embedding = TimestepEmbedding(widths[0], 4 * widths[0])
         self.down_blocks, _ = way_down(config)
         self.mid_block = MidBlock(config)
-        self.conv_norm_out = GroupNorm(config.norm_num_groups, widths[-1], config.norm_eps)
+        self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, widths[-1], config.norm_eps)
         self.pool = AttentionPool(
             widths[-1], config.pooled_size, config.heads[-1], config.num_classes
         )

@@ -15,8 +15,9 @@ For CUDA, measured once, on an H100 (see the README): ``graphs``, ``compiled``, 
 And modes that draw another picture, to be asked for by themselves: ``deepcache`` and ``int8``.
 """
 
+from ldm.fast.cpu import adapt_to_cpu
 from ldm.fast.install import slow_down, speed_up
 from ldm.fast.memory import decode_needs_strips
 from ldm.fast.strips import decode_in_strips
 
-__all__ = ["decode_in_strips", "decode_needs_strips", "slow_down", "speed_up"]
+__all__ = ["adapt_to_cpu", "decode_in_strips", "decode_needs_strips", "slow_down", "speed_up"]

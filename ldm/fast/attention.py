@@ -10,11 +10,12 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from ldm.fast.cache import Keeping, marks, same
-from ldm.layers import Attention, attend
+from ldm.fast.cache import Caching, marks, same
+from ldm.fast.replace import Replacement
+from ldm.layers import Attention
 
 
-class Remembered:
+class KeysAndValues:
     """K and V, (B, heads, M, d), and what they were computed from."""
 
     def __init__(self, attention: Attention, context: Tensor) -> None:
@@ -25,7 +26,7 @@ class Remembered:
         )
         self.weights = [marks(layer) for layer in layers]
 
-    def holds(self, attention: Attention, context: Tensor) -> bool:
+    def are_of(self, attention: Attention, context: Tensor) -> bool:
         """Whether neither the text nor the weights have changed since."""
         return (
             context is self.context
@@ -35,15 +36,17 @@ class Remembered:
         )
 
 
-class RememberingAttention(Keeping, Attention):
+class CachedAttention(Caching, Replacement, Attention):
     """``Attention`` that keeps K and V for as long as the text and the weights stay."""
+
+    cached: KeysAndValues | None = None
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         if context is None or torch.is_grad_enabled() or context.is_inference():
             return super().forward(x, context)
-        known: Remembered | None = self.__dict__.get("kept")
-        if known is None or not known.holds(self, context):
-            known = self.__dict__["kept"] = Remembered(self, context)
+        text = self.cached
+        if text is None or not text.are_of(self, context):
+            text = self.cached = KeysAndValues(self, context)
         q = rearrange(self.to_q(x), "b n (h d) -> b h n d", h=self.heads)
-        y = attend(q, known.keys, known.values)
+        y = self.attend(q, text.keys, text.values)
         return self.to_out[0](rearrange(y, "b h n d -> b n (h d)"))

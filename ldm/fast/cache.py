@@ -4,25 +4,22 @@ from __future__ import annotations
 
 from torch import nn
 
-from ldm.fast.packed import version
+from ldm.fast.packed import kept, version
 
 
-class Keeping(nn.Module):
-    """A layer that has something in ``__dict__["kept"]``; copies and pickles leave it out."""
+class Caching:
+    """What keeps something that it computed as ``cached``; copies and pickles leave that out."""
 
-    def forget(self) -> None:
-        """Give the memory back."""
-        self.__dict__.pop("kept", None)
+    cached: object = None
 
     def __getstate__(self) -> dict[str, object]:
-        return {name: value for name, value in self.__dict__.items() if name != "kept"}
+        return {name: value for name, value in vars(self).items() if name != "cached"}
 
 
 def marks(layer: nn.Linear | nn.Conv2d) -> tuple[object, ...]:
     """What tells whether a layer's weights are those of before: its tensors and their versions."""
-    parameters = layer._parameters
-    packed = getattr(parameters, "packed", None)
-    if packed is not None and parameters.ready() is not None:
+    packed = kept(layer)
+    if packed is not None:
         return packed
     weight = layer.weight
     return weight, version(weight)

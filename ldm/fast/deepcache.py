@@ -12,7 +12,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from ldm.errors import ArgumentError
-from ldm.unet import UNet
+from ldm.fast.replace import M, with_state_of
+from ldm.unet import UNet, UNetBlock
 
 
 class DeepCache:
@@ -94,21 +95,19 @@ class _Known(nn.Module):
         return self.x
 
 
-def _part(block: nn.Module, layers: slice) -> nn.Module:
+def _part(block: UNetBlock, layers: slice) -> UNetBlock:
     """Some of a block's layers, without its change of resolution."""
-    lists = {
-        name: nn.ModuleList(list(getattr(block, name))[layers])
-        for name in ("resnets", "attentions")
-        if hasattr(block, name)
-    }
-    part = _with(block, **lists)
-    for name in ("downsamplers", "upsamplers"):
-        part._modules.pop(name, None)
-    return part
+    return _with(
+        block,
+        resnets=nn.ModuleList(list(block.resnets)[layers]),
+        attentions=nn.ModuleList(list(block.attentions)[layers]),
+        downsamplers=nn.ModuleList(),
+        upsamplers=nn.ModuleList(),
+    )
 
 
-def _with(module: nn.Module, **children: nn.Module) -> nn.Module:
-    """A module like another and with its children, but for these."""
-    result = object.__new__(type(module))
-    result.__dict__ = vars(module) | {"_modules": module._modules | children}
+def _with(module: M, **children: nn.Module) -> M:
+    """A module like another, of which it shares all children except these."""
+    result = with_state_of(module, type(module))
+    result._modules = module._modules | children
     return result

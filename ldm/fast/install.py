@@ -1,73 +1,57 @@
-"""Exchange the classes of a model's layers for faster ones of the same results, and back.
+"""Put faster layers of the same results into a model, and take them out again.
 
-A layer stays the object it is, with its parameters, hooks and name: only its ``forward`` becomes
-another's. So the readable modules know nothing of the fast ones.
+A fast layer takes the place of a plain one in its parent, under the same name and with the same
+parameters. So the readable modules know nothing of the fast ones.
 """
 
 from __future__ import annotations
 
 from torch import nn
 
-from ldm.fast.attention import RememberingAttention
-from ldm.fast.cache import Keeping
-from ldm.fast.int8 import Int8AfterSiLU, Int8Conv2d, Int8GEGLU
+from ldm.fast.attention import CachedAttention
+from ldm.fast.cpu import PlanarGroupNorm
 from ldm.fast.norm import DirectGroupNorm
-from ldm.fast.packed import (
-    GEGLULinear,
-    Packed,
-    PackedConv2d,
-    PackedGEGLU,
-    PackedLinear,
-    Weights,
-)
-from ldm.fast.strips import StripAutoencoderKL
-from ldm.fast.time_cache import TimedUNet, TimeLinear
-from ldm.layers import GEGLU, Attention, GroupNorm, ResnetBlock
+from ldm.fast.packed import GEGLULinear, PackedConv2d, PackedGEGLU, PackedLinear
+from ldm.fast.replace import Replacement, replace_children
+from ldm.fast.strips import StripDecoder
+from ldm.fast.time_cache import TimeCache, cache_of
+from ldm.layers import GEGLU, Attention
 from ldm.unet import UNet
-from ldm.vae import AutoencoderKL
+from ldm.vae import Decoder
 
-FAST: dict[type[nn.Module], type[nn.Module]] = {
+FAST: dict[type[nn.Module], type[Replacement]] = {
     nn.Linear: PackedLinear,
     nn.Conv2d: PackedConv2d,
     GEGLU: PackedGEGLU,
-    GroupNorm: DirectGroupNorm,
-    Attention: RememberingAttention,
-    AutoencoderKL: StripAutoencoderKL,
-    UNet: TimedUNet,
-}
-PLAIN = {fast: plain for plain, fast in FAST.items()} | {
-    GEGLULinear: nn.Linear,
-    TimeLinear: nn.Linear,
-    Int8Conv2d: nn.Conv2d,
-    Int8AfterSiLU: nn.Conv2d,
-    Int8GEGLU: GEGLU,
+    nn.GroupNorm: DirectGroupNorm,
+    PlanarGroupNorm: DirectGroupNorm,
+    Attention: CachedAttention,
+    Decoder: StripDecoder,
 }
 
 
 def speed_up(model: nn.Module) -> None:
-    """Give every layer of a model its fast class; those that have none, or one, stay."""
-    for module in model.modules():
-        fast = FAST.get(type(module))
-        if fast is None:
-            continue
-        module.__class__ = fast
-        if isinstance(module, Packed):
-            module.__dict__["_parameters"] = Weights(module._parameters)
-    for module in model.modules():
-        if isinstance(module, PackedGEGLU):
-            module.proj.__class__ = GEGLULinear
-        if isinstance(module, ResnetBlock) and hasattr(module, "time_emb_proj"):
-            module.time_emb_proj.__class__ = TimeLinear
+    """Put a fast layer in the place of each one that has such a kind; twice does no harm."""
+    if isinstance(model, UNet) and cache_of(model) is None:
+        TimeCache(model)
+    for module in list(model.modules()):
+        if type(module) is GEGLU:
+            module.proj = GEGLULinear.of(module.proj)
+    replace_children(model, _fast)
+
+
+def _fast(layer: nn.Module) -> nn.Module:
+    kind = FAST.get(type(layer))
+    return layer if kind is None else kind.of(layer)
 
 
 def slow_down(model: nn.Module) -> None:
     """Have the plain layers back, with the weights they have now."""
-    for module in model.modules():
-        plain = PLAIN.get(type(module))
-        if plain is None:
-            continue
-        if isinstance(module, Packed):
-            module.__dict__["_parameters"] = module._parameters.copy()
-        if isinstance(module, Keeping):
-            module.forget()
-        module.__class__ = plain
+    cache = cache_of(model) if isinstance(model, UNet) else None
+    if cache is not None:
+        cache.handle.remove()
+    replace_children(model, _plain)
+
+
+def _plain(layer: nn.Module) -> nn.Module:
+    return layer.original() if isinstance(layer, Replacement) else layer

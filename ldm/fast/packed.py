@@ -2,57 +2,83 @@
 
 PyTorch hands oneDNN plain weights, which it re-orders into blocks at every call: at 8×8 latents
 that takes longer than the products themselves. Here a weight is packed at its first use and stays
-so; the plain tensor is given up meanwhile, and comes back, to the bit, to whoever asks for it
+so; the plain tensor is given up meanwhile, and comes back, bit-identical, to whoever asks for it
 (state_dict, LoRA, …), after which the next use packs anew. So weights never count twice in memory
 and never go stale.
-
-The operators are PyTorch's private ones, those its compiler calls; `supported` tries them.
 """
 
 from __future__ import annotations
 
-import functools
-import logging
+import copy
 import weakref
-from collections.abc import ItemsView, ValuesView
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ldm.fast import onednn
+from ldm.fast.replace import Replacement
 from ldm.layers import GEGLU
 
-log = logging.getLogger(__name__)
 DTYPES = (torch.float32, torch.bfloat16)
 LARGE = 1 << 20  # weights of a float32 layer from which packing gains
 
 
-class Weights(dict[str, Any]):
-    """A layer's parameters, its ``weight`` being packed or plain, never both.
+class PackedWeight(nn.Parameter):
+    """A weight that is packed or plain, never both.
 
-    It takes the place of ``module._parameters``, through which PyTorch reads and writes them all.
+    A layer that can use it packed asks `ready`. Anything else that is done with it (reading,
+    changing in place, copying) is done with the plain tensor, which it unpacks for that: PyTorch
+    passes all such calls to ``__torch_function__``.
     """
 
-    def __init__(self, parameters: dict[str, nn.Parameter | None]) -> None:
-        super().__init__(parameters)
-        self.packed: tuple[Tensor, ...] | None = None
-        # Somebody else may still hold the plain weight, and change it in place.
-        self._plain: weakref.ref[nn.Parameter] | None = None
-        self._version = 0
+    packed: tuple[Tensor, ...] | None
+    # The plain parameter before. Somebody else may still hold it, and change it in place.
+    _before: Callable[[], nn.Parameter | None]
+    _seen: float  # its version
 
+    def __new__(cls, weight: Tensor) -> PackedWeight:
+        return super().__new__(cls, weight, requires_grad=False)
+
+    def __init__(self, weight: nn.Parameter) -> None:
+        """Stand for an ordinary parameter, of which this is plain as yet."""
+        self.packed, self._before = None, weakref.ref(weight)
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        function: Callable[..., Any],
+        types: Iterable[type],
+        arguments: tuple[Any, ...] = (),
+        keywords: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Do what PyTorch is asked for with the plain weights."""
+        keywords = keywords or {}
+        for weight in _weights_in((*arguments, *keywords.values())):
+            weight.unpack()
+        with onednn.as_plain_tensors():
+            return function(*arguments, **keywords)
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def pack(self, packed: tuple[Tensor, ...]) -> None:
         """Keep these, of the present weight and in the order of its rows, in its place."""
-        weight = super().__getitem__("weight")
-        self._plain, self._version = weakref.ref(weight), version(weight)
+        with onednn.as_plain_tensors():
+            before = self._before()
+            if before is not None and before.data_ptr() == self.data_ptr():
+                self._seen = version(before)
+            else:
+                self._before = _gone
+            self.data = self.data.new_empty(()).expand(self.shape)  # one value, of the same shape
         self.packed = packed
-        super().__setitem__("weight", None)
 
     def ready(self) -> tuple[Tensor, ...] | None:
         """What was packed, if the weight has not changed since."""
         if self.packed is not None:
-            weight = self._plain()
-            if weight is not None and version(weight) != self._version:
+            before = self._before()
+            if before is not None and version(before) != self._seen:
                 self.unpack()
         return self.packed
 
@@ -62,43 +88,45 @@ class Weights(dict[str, Any]):
         """Have the plain weight again."""
         if self.packed is None:
             return
-        weight = self._plain()
-        if weight is None:
-            rows = [part.to_dense() for part in self.packed]
-            weight = nn.Parameter(torch.cat(rows) if rows[1:] else rows[0], requires_grad=False)
-        self.packed = self._plain = None
-        super().__setitem__("weight", weight)
+        packed, self.packed = self.packed, None
+        before = self._before()
+        with onednn.as_plain_tensors():
+            if before is not None:
+                self.data = before.data
+            else:
+                rows = [part.to_dense() for part in packed]
+                self.data = torch.cat(rows) if len(rows) > 1 else rows[0]
 
-    def __getitem__(self, name: str) -> nn.Parameter | None:
-        if name == "weight":
-            self.unpack()
-        return super().__getitem__(name)
-
-    def __setitem__(self, name: str, value: nn.Parameter | None) -> None:
-        if name == "weight":
-            self.packed = self._plain = None
-        super().__setitem__(name, value)
-
-    def get(self, name: str, default: Any = None) -> Any:
-        return self[name] if name in self else default
-
-    def pop(self, name: str, *default: Any) -> Any:
+    def plain(self) -> nn.Parameter:
+        """The weight as an ordinary parameter: the one before, if somebody still holds it."""
         self.unpack()
-        return super().pop(name, *default)
+        with onednn.as_plain_tensors():
+            before = self._before()
+            if before is not None and before.data_ptr() == self.data_ptr():
+                return before
+            return nn.Parameter(self.data, self.requires_grad)
 
-    def items(self) -> ItemsView[str, Any]:
-        self.unpack()
-        return super().items()
+    def __deepcopy__(self, memo: dict[int, Any]) -> nn.Parameter:
+        """Copies are ordinary parameters."""
+        memo[id(self)] = result = copy.deepcopy(self.plain(), memo)
+        return result
 
-    def values(self) -> ValuesView[Any]:
-        self.unpack()
-        return super().values()
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickles hold ordinary parameters."""
+        return self.plain().__reduce_ex__(protocol)
 
-    def copy(self) -> dict[str, Any]:
-        return dict(self.items())
 
-    def __reduce__(self) -> tuple[type[Weights], tuple[dict[str, Any]]]:
-        return Weights, (self.copy(),)
+def _weights_in(values: Iterable[Any]) -> Iterator[PackedWeight]:
+    """Those among arguments and in lists of them."""
+    for value in values:
+        if type(value) is PackedWeight:
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _weights_in(value)
+
+
+def _gone() -> None:
+    """What a reference to nothing gives."""
 
 
 def version(tensor: Tensor) -> float:
@@ -106,28 +134,33 @@ def version(tensor: Tensor) -> float:
     return float("nan") if tensor.is_inference() else tensor._version
 
 
-def usable(layer: nn.Module, x: Tensor) -> bool:
+def usable(layer: nn.Linear | nn.Conv2d, x: Tensor) -> bool:
     """Whether x may go through packed weights: not where gradients or autocast are wanted."""
     return (
         x.is_cpu
         and x.dtype in DTYPES
         and not (torch.is_grad_enabled() and (x.requires_grad or trained(layer)))
         and not torch.is_autocast_enabled("cpu")
-        and supported(x.dtype)
+        and onednn.packs(x.dtype)
     )
 
 
-def trained(layer: nn.Module) -> bool:
+def kept(layer: nn.Linear | nn.Conv2d) -> tuple[Tensor, ...] | None:
+    """The packed weight of a layer, if it has one that is not stale."""
+    weight = layer.weight
+    return weight.ready() if type(weight) is PackedWeight else None
+
+
+def trained(layer: nn.Linear | nn.Conv2d) -> bool:
     """Whether gradients are wanted of a layer's weight; a packed one never is."""
-    weights = layer._parameters
-    return weights.packed is None and weights["weight"].requires_grad
+    return kept(layer) is None and layer.weight.requires_grad
 
 
-def ready(layer: nn.Module, x: Tensor, parts: int = 1) -> tuple[Tensor, ...] | None:
+def ready(layer: nn.Linear | nn.Conv2d, x: Tensor, parts: int = 1) -> tuple[Tensor, ...] | None:
     """The packed weight of a layer for x, in that many parts; None where it cannot be used."""
     if not usable(layer, x):
         return None
-    packed = layer._parameters.ready()
+    packed = kept(layer)
     if packed is None:
         packed = pack(layer, x, parts)
     return packed if packed is not None and packed[0].dtype == x.dtype else None
@@ -137,102 +170,53 @@ def ready(layer: nn.Module, x: Tensor, parts: int = 1) -> tuple[Tensor, ...] | N
 @torch.no_grad()
 def pack(layer: nn.Linear | nn.Conv2d, x: Tensor, parts: int) -> tuple[Tensor, ...] | None:
     """Pack a layer's weight for inputs like x; None where its dtype is another."""
-    weight = layer.weight
+    weight = cast(nn.Parameter, layer.weight)
     if weight.dtype != x.dtype or not weight.is_cpu or not weight.numel():
         return None
-    if isinstance(layer, nn.Conv2d):
-        how = (layer.padding, layer.stride, layer.dilation, layer.groups, list(x.shape))
-        packed = (torch._C._nn.mkldnn_reorder_conv2d_weight(weight.to_mkldnn(), *how),)
-    else:
-        rows = x.numel() // max(x.shape[-1], 1)
-        packed = tuple(
-            torch.ops.mkldnn._reorder_linear_weight(part.contiguous(), rows)
-            for part in weight.chunk(parts)
-        )
-    layer._parameters.pack(packed)
+    if type(weight) is not PackedWeight:
+        layer.weight = PackedWeight(weight)
+        weight = layer.weight
+    with onednn.as_plain_tensors():
+        packed: tuple[Tensor, ...]
+        if isinstance(layer, nn.Conv2d):
+            padding = cast(tuple[int, int], layer.padding)  # no word: `PackedConv2d` sees to that
+            how = (padding, layer.stride, layer.dilation, layer.groups, x.shape)
+            packed = (onednn.packed_convolution_weight(weight.data, *how),)
+        else:
+            rows = x.numel() // max(x.shape[-1], 1)
+            packed = tuple(
+                onednn.packed_linear_weight(part, rows) for part in weight.data.chunk(parts)
+            )
+    weight.pack(packed)
     return packed
 
 
-@functools.cache
-def supported(dtype: torch.dtype) -> bool:
-    """Whether this PyTorch and processor have the private operators, with the right results."""
-    ok, problem = False, "other results than the plain operators"
-    try:
-        if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-            raise RuntimeError("no native bfloat16")
-        with torch.inference_mode(False), torch.no_grad():
-            ok = _right(dtype)
-    except (RuntimeError, AttributeError, NotImplementedError, TypeError) as error:
-        problem = str(error).splitlines()[0]
-    if not ok:
-        log.debug("packed %s weights cannot be used here: %s", dtype, problem)
-    return ok
+def plain_weight(layer: nn.Linear | nn.Conv2d) -> nn.Parameter:
+    """The weight of a layer, which from now on has it as an ordinary parameter."""
+    if type(layer.weight) is PackedWeight:
+        layer.weight = layer.weight.plain()
+    return cast(nn.Parameter, layer.weight)
 
 
-def _right(dtype: torch.dtype) -> bool:
-    """Try each operator on small tensors."""
-    generator = torch.Generator().manual_seed(0)
+class Packing(Replacement):
+    """A convolution or linear layer whose weight may be packed."""
 
-    def draw(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator).to(dtype)
-
-    x, weight, bias, image, kernel = (
-        draw(3, 8), draw(6, 8), draw(6), draw(1, 8, 5, 5), draw(6, 8, 3, 3),
-    )  # fmt: skip
-    packed = torch.ops.mkldnn._reorder_linear_weight(weight, 3)
-    blocks = torch._C._nn.mkldnn_reorder_conv2d_weight(
-        kernel.to_mkldnn(), [1, 1], [1, 1], [1, 1], 1, [1, 8, 5, 5]
-    )
-    pairs = [
-        (linear(x, packed, bias), F.linear(x, weight, bias)),
-        (linear(x, packed, bias, "gelu"), F.gelu(F.linear(x, weight, bias))),
-        (linear_mul(x, x[:, :6], packed, bias), F.linear(x, weight, bias) * x[:, :6]),
-        (
-            convolution(image, blocks, bias, (1, 1), (1, 1), (1, 1), 1),
-            F.conv2d(image, kernel, bias, padding=1),
-        ),
-        (packed.to_dense(), weight),
-        (blocks.to_dense(), kernel),
-    ]
-    near = 1e-5 if dtype == torch.float32 else 0.05
-    return all(torch.allclose(a.float(), b.float(), near, near) for a, b in pairs)
+    def original(self) -> nn.Module:
+        if isinstance(self, nn.Linear | nn.Conv2d):
+            plain_weight(self)
+        return super().original()
 
 
-def linear(x: Tensor, packed: Tensor, bias: Tensor | None, then: str = "none") -> Tensor:
-    """x Wᵀ + b with a packed W, and ``then`` "gelu" (the exact one) on it."""
-    return torch.ops.mkldnn._linear_pointwise(x, packed, bias, then, [], "none")
-
-
-def linear_mul(x: Tensor, other: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
-    """(x Wᵀ + b) · other with a packed W."""
-    return torch.ops.mkldnn._linear_pointwise.binary(x, other.contiguous(), packed, bias, "mul")
-
-
-def convolution(
-    x: Tensor,
-    packed: Tensor,
-    bias: Tensor | None,
-    padding: tuple[int, ...],
-    stride: tuple[int, ...],
-    dilation: tuple[int, ...],
-    groups: int,
-) -> Tensor:
-    """x ∗ W + b with a packed W; the result is channels_last whatever x is."""
-    return torch.ops.mkldnn._convolution_pointwise(
-        x, packed, bias, padding, stride, dilation, groups, "none", [], ""
-    )
-
-
-class PackedLinear(nn.Linear):
-    """``nn.Linear``, packed; but for small ones in float32, where MKL is as fast as oneDNN."""
+class PackedLinear(Packing, nn.Linear):
+    """``nn.Linear``, packed; except small ones in float32, where MKL is as fast as oneDNN."""
 
     def forward(self, x: Tensor) -> Tensor:
         small = x.dtype == torch.float32 and self.in_features * self.out_features < LARGE
         packed = None if small else ready(self, x)
-        return super().forward(x) if packed is None else linear(x, packed[0], self.bias)
+        return super().forward(x) if packed is None else onednn.linear(x, packed[0], self.bias)
 
 
-class PackedConv2d(nn.Conv2d):
+class PackedConv2d(Packing, nn.Conv2d):
     """``nn.Conv2d``, packed."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -241,17 +225,17 @@ class PackedConv2d(nn.Conv2d):
         x = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode)
         return self.convolve(x, (0, 0))
 
-    def convolve(self, x: Tensor, padding: tuple[int, int]) -> Tensor:
+    def convolve(self, x: Tensor, padding: str | tuple[int, ...]) -> Tensor:
         """x ∗ W + b with other zeros around than the layer's own."""
         packed = None if x.dim() != 4 or isinstance(padding, str) else ready(self, x)
-        if packed is None:
-            rest = (self.stride, padding, self.dilation, self.groups)
-            return F.conv2d(x, self.weight, self.bias, *rest)
-        rest = (padding, self.stride, self.dilation, self.groups)
-        return convolution(x, packed[0], self.bias, *rest)
+        if packed is None or isinstance(padding, str):
+            stride, dilation = self.stride, self.dilation
+            return F.conv2d(x, self.weight, self.bias, stride, padding, dilation, self.groups)
+        how = (padding, self.stride, self.dilation, self.groups)
+        return onednn.convolution(x, packed[0], self.bias, *how)
 
 
-class PackedGEGLU(GEGLU):
+class PackedGEGLU(Replacement, GEGLU):
     """``GEGLU`` as two products, the activation and the gate done on their way to memory."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -259,8 +243,8 @@ class PackedGEGLU(GEGLU):
         if packed is None:
             return super().forward(x)
         biases = (None, None) if self.proj.bias is None else self.proj.bias.chunk(2)
-        gate = linear(x, packed[1], biases[1], "gelu")
-        return linear_mul(x, gate, packed[0], biases[0])
+        gate = onednn.linear(x, packed[1], biases[1], "gelu")
+        return onednn.linear_mul(x, gate, packed[0], biases[0])
 
 
 class GEGLULinear(PackedLinear):
@@ -268,6 +252,3 @@ class GEGLULinear(PackedLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         return nn.Linear.forward(self, x)
-
-
-Packed = (PackedLinear, PackedConv2d)

@@ -16,9 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ldm.fast import onednn
 from ldm.fast.packed import PackedConv2d
+from ldm.fast.replace import Replacement
 from ldm.layers import ResnetBlock, Upsample
-from ldm.vae import AutoencoderKL, Block
+from ldm.vae import AutoencoderKL, Block, Decoder
 
 Strips = deque[Tensor]  # (1, C, rows, W) each, from top to bottom
 Before = Callable[..., Tensor]  # (x, out=None): what a convolution reads, and where to put it
@@ -27,36 +29,42 @@ STRIP = 3 << 20  # bytes of a strip, about: the least memory
 FAST = 16 << 20  # of those that take the least time
 
 
-class StripAutoencoderKL(AutoencoderKL):
-    """``AutoencoderKL`` that decodes large pictures in strips: the caches like that, too."""
+class StripDecoder(Replacement, Decoder):
+    """``Decoder`` that decodes large pictures in strips: the processor's caches like that, too."""
 
-    def decode(self, z: Tensor) -> Tensor:
-        large = widest(self, z) > WHOLE
-        return decode_in_strips(self, z, FAST) if large else super().decode(z)
+    def forward(self, z: Tensor) -> Tensor:
+        if _widest(self, z) <= WHOLE:
+            return super().forward(z)
+        return torch.cat([_decode(self, one, FAST) for one in z.split(1)])
 
 
 def widest(vae: AutoencoderKL, z: Tensor) -> int:
     """Bytes of the largest of the decoder's layers for one of the latents z (B, C, h, w)."""
-    pixels, largest, dtype = z.shape[2] * z.shape[3], 0, next(vae.parameters()).dtype
-    for block in vae.decoder.up_blocks:
+    return _widest(vae.decoder, z)
+
+
+def _widest(decoder: Decoder, z: Tensor) -> int:
+    pixels, largest = z.shape[2] * z.shape[3], 0
+    for block in decoder.up_blocks:
         for resnet in block.resnets:
             channels = max(resnet.conv1.in_channels, resnet.conv1.out_channels)
             largest = max(largest, channels * pixels)
         pixels *= 4
-    return largest * dtype.itemsize
+    return largest * decoder.conv_in.bias.dtype.itemsize
 
 
-def decode_in_strips(vae: AutoencoderKL, z: Tensor, strip: int | None = None) -> Tensor:
-    """As ``vae.decode``: scaled latents (B, C, h, w) → pixels (B, 3, 8h, 8w), exactly.
+def decode_in_strips(vae: AutoencoderKL, z: Tensor) -> Tensor:
+    """As ``vae.decode``: scaled latents (B, C, h, w) → pixels (B, 3, 8h, 8w), in little memory."""
+    parts = vae.post_quant_conv(z / vae.config.scaling_factor).split(1)
+    return torch.cat([_decode(vae.decoder, one, STRIP) for one in parts])
 
-    strip: bytes of one, about; larger ones take less time and more memory.
+
+def _decode(decoder: Decoder, z: Tensor, strip: int) -> Tensor:
+    """As ``decoder`` for one z (1, C, h, w), in strips of about so many bytes.
+
+    Larger ones take less time and more memory.
     """
-    return torch.cat([_decode(vae, one, strip or STRIP) for one in z.split(1)])
-
-
-def _decode(vae: AutoencoderKL, z: Tensor, strip: int) -> Tensor:
-    decoder = vae.decoder
-    x = decoder.mid_block(decoder.conv_in(vae.post_quant_conv(z / vae.config.scaling_factor)))
+    x = decoder.mid_block(decoder.conv_in(z))
     blocks = deque(decoder.up_blocks)
     while blocks and 4 * x.nbytes <= WHOLE:  # an upsampling has four times as many values
         x = blocks.popleft()(x)
@@ -74,7 +82,7 @@ def _decode(vae: AutoencoderKL, z: Tensor, strip: int) -> Tensor:
 def _block(block: Block, strips: Strips) -> Strips:
     for resnet in block.resnets:
         strips = _resnet(resnet, strips)
-    for upsample in getattr(block, "upsamplers", ()):
+    for upsample in block.upsamplers:
         strips = _upsampled(upsample, strips)
     return strips
 
@@ -152,14 +160,9 @@ def _normalised(norm: nn.GroupNorm, strips: Strips) -> Before:
     """SiLU of the group norm, with the mean and variance of all strips together."""
     count, mean, squares = 0, 0.0, 0.0  # squares: the sum of squared differences from the mean
     groups, eps = norm.num_groups, norm.eps
-    ones, zeros = (f(norm.num_channels, device=strips[0].device) for f in (torch.ones, torch.zeros))
     for strip in strips:
         n = strip[0].numel() // groups
-        pixels = strip.shape[2] * strip.shape[3]
-        # The kernel of the norm itself has them as a by-product, in float32.
-        _, its_mean, rstd = torch.native_group_norm(
-            strip, ones, zeros, 1, norm.num_channels, pixels, groups, eps
-        )
+        its_mean, rstd = onednn.group_statistics(strip, groups, eps)
         its_mean, variance = its_mean[0].double(), rstd[0].double() ** -2 - eps
         apart = its_mean - mean
         squares = squares + n * variance + apart**2 * (count * n / (count + n))
@@ -171,6 +174,6 @@ def _normalised(norm: nn.GroupNorm, strips: Strips) -> Before:
     def apply(x: Tensor, out: Tensor | None = None) -> Tensor:
         # With given statistics, batch and group norm are one.
         y = F.batch_norm(x, mean, variance, weight, bias, eps=eps)
-        return F.silu(y, inplace=True) if out is None else torch.ops.aten.silu.out(y, out=out)
+        return F.silu(y, inplace=True) if out is None else onednn.silu_into(y, out)
 
     return apply

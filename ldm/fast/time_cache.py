@@ -7,70 +7,110 @@ built-in model they were 4 % of a step in bfloat16.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ldm.fast.cache import Keeping, marks, same
+from ldm.fast.cache import Caching, marks, same
 from ldm.fast.packed import PackedLinear
+from ldm.layers import ResnetBlock
 from ldm.unet import UNet
 
 
-class Answers(NamedTuple):
-    """What was computed once, of weights that have these marks."""
+class Rows(NamedTuple):
+    """The embedding of each time, and the marks of the layers that computed them."""
 
-    rows: dict[float, Tensor]  # time → (1, C)
+    embeddings: dict[float, Tensor]  # time → (1, 4 · first width)
     marks: list[tuple[object, ...]]
 
-    def at(self, t: float, layers: list[nn.Linear]) -> Tensor | None:
-        """Of a time, unless the weights have changed since."""
-        pairs = zip(self.marks, layers, strict=True)
-        return self.rows.get(t) if all(same(a, marks(layer)) for a, layer in pairs) else None
+
+class Projections(NamedTuple):
+    """What one layer makes of embeddings, and its marks."""
+
+    # Embedding → (1, C). As keys, tensors are told apart by which they are, not by their values.
+    rows: dict[Tensor, Tensor]
+    marks: tuple[object, ...]
 
 
-class TimeLinear(Keeping, PackedLinear):
-    """A residual block's ``time_emb_proj``, which knows its answers to embeddings of a time."""
+class TimeCache(Caching):
+    """Gives a U-Net the embedding of a time that is known, before it computes that itself."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        answers: Answers | None = self.__dict__.get("kept")
-        t = getattr(x, "of_time", None)
-        known = None if answers is None or t is None else answers.at(t, [self])
-        return super().forward(x) if known is None else known
+    cached: Rows | None = None
 
+    def __init__(self, unet: UNet) -> None:
+        """Hook into a U-Net, and know its residual blocks' projections of the time, too."""
+        self.handle = unet.register_forward_pre_hook(self, with_kwargs=True)
+        for block in list(unet.modules()):
+            if isinstance(block, ResnetBlock) and block.time_emb_proj is not None:
+                block.time_emb_proj = TimeLinear.of(block.time_emb_proj)
+                block.time_emb_proj.cache = self
 
-class TimedUNet(Keeping, UNet):
-    """``UNet`` that is told the times of a run before."""
-
-    @property
-    def first_layers(self) -> list[nn.Linear]:
-        """Those that read the time."""
-        return [self.time_embedding.linear_1, self.time_embedding.linear_2]
-
-    @torch.no_grad()
-    def expect(self, times: list[float]) -> None:
+    def fill(self, unet: UNet, times: list[float]) -> None:
         """Compute what depends on these times alone; nothing, where it depends on more."""
-        config = self.config
-        self.forget()
+        config = unet.config
+        self.cached = None
         if not times:
             return
         if config.class_conditional or config.addition_embed_type or config.time_cond_proj_dim:
             return
-        t = torch.tensor(list(dict.fromkeys(times)))  # in float32, as the U-Net is told them
-        embedded = super().embed(t, *4 * [None], dtype=self.conv_in.bias.dtype)
+        t = torch.tensor(list(dict.fromkeys(times)))  # in float32, as the U-Net reads them
+        embedded = unet.embed(t, None, None, None, None, dtype=unet.conv_in.bias.dtype)
         rows = dict(zip(t.tolist(), embedded.split(1), strict=True))
-        for time, row in rows.items():
-            row.of_time = time
-        self.__dict__["kept"] = Answers(rows, [marks(layer) for layer in self.first_layers])
-        for layer in self.modules():
+        self.cached = Rows(rows, [marks(layer) for layer in embedding_layers(unet)])
+        for layer in unet.modules():
             if isinstance(layer, TimeLinear):
-                layer.forget()
-                answers = dict(zip(rows, layer(embedded).split(1), strict=True))
-                layer.__dict__["kept"] = Answers(answers, [marks(layer)])
+                projected = layer(embedded).split(1)
+                layer.cached = Projections(
+                    dict(zip(rows.values(), projected, strict=True)), marks(layer)
+                )
 
-    def embed(self, t: Tensor, *more: Tensor | None, dtype: torch.dtype) -> Tensor:
-        answers: Answers | None = self.__dict__.get("kept")
-        row = None
-        if answers is not None and not torch.is_grad_enabled() and bool((t == t[0]).all()):
-            row = answers.at(t[0].item(), self.first_layers)
-        return super().embed(t, *more, dtype=dtype) if row is None else row
+    def __call__(
+        self, unet: UNet, arguments: tuple[Any, ...], keywords: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Add ``temb`` to the arguments of ``UNet.forward``, if all rows have one known time."""
+        known = self.cached
+        if known is None or torch.is_grad_enabled():
+            return None
+        t = arguments[1] if len(arguments) > 1 else keywords["t"]
+        if not bool((t == t[0]).all()):
+            return None
+        row = known.embeddings.get(t[0].item())
+        pairs = zip(known.marks, embedding_layers(unet), strict=True)
+        if row is None or not all(same(before, marks(layer)) for before, layer in pairs):
+            return None
+        return arguments, keywords | {"temb": row}
+
+
+class TimeLinear(Caching, PackedLinear):
+    """A residual block's ``time_emb_proj``, which knows its results for a run's embeddings."""
+
+    cache: TimeCache
+    cached: Projections | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        known = self.cached
+        if known is not None and not torch.is_grad_enabled() and same(known.marks, marks(self)):
+            row = known.rows.get(x)
+            if row is not None:
+                return row
+        return super().forward(x)
+
+
+def embedding_layers(unet: UNet) -> tuple[nn.Linear, nn.Linear]:
+    """Those that read the time."""
+    return unet.time_embedding.linear_1, unet.time_embedding.linear_2
+
+
+def cache_of(unet: UNet) -> TimeCache | None:
+    """The time cache of a U-Net, if it has one."""
+    first = unet.mid_block.resnets[0].time_emb_proj
+    return first.cache if isinstance(first, TimeLinear) else None
+
+
+@torch.no_grad()
+def expect_times(unet: UNet, times: list[float]) -> None:
+    """Prepare a U-Net for the times of a run, if it has a time cache."""
+    cache = cache_of(unet)
+    if cache is not None:
+        cache.fill(unet, times)

@@ -16,6 +16,7 @@ from ldm.clip import CLIPTextEncoder
 from ldm.config import SchedulerConfig
 from ldm.config.generation import Defaults
 from ldm.errors import ArgumentError
+from ldm.fast import adapt_to_cpu
 from ldm.fast.optimize import Optimized
 from ldm.guidance import Hear
 from ldm.latents import Codec, Pixels
@@ -78,6 +79,8 @@ class Model:
         self.text_encoder_2, self.tokenizer_2 = text_encoder_2, tokenizer_2
         self.force_zeros_for_empty_prompt = force_zeros_for_empty_prompt
         self.id2label, self.classifier = id2label, classifier
+        for network in filter(None, (unet, vae, classifier)):
+            adapt_to_cpu(network)
         config = (
             scheduler.config
             if scheduler

@@ -198,7 +198,7 @@ def check_same_run(run: Path, config: TrainConfig, accept_changes: bool) -> None
 def fast_attention(device: torch.device) -> contextlib.AbstractContextManager:
     """On the CPU, also the text encoder's masked attention by plain matrix products.
 
-    See ``ldm.layers.attend``, which does so for the other networks.
+    See ``ldm.fast.cpu.attend``, which does so for the other networks.
     """
     if device.type != "cpu":
         return contextlib.nullcontext()

@@ -15,6 +15,7 @@ from ldm.checkpoints.folder import find_weights, read_weights
 from ldm.checkpoints.names import to_ours
 from ldm.config import UNetConfig
 from ldm.errors import ArgumentError
+from ldm.fast import adapt_to_cpu
 from ldm.unet import UNet
 
 # Layers that may have got channels, and the dimensions that hold a mean and a log-variance.
@@ -32,7 +33,7 @@ ENDS = {
 
 def new_unet(config: UNetConfig, start: str) -> UNet:
     """A U-Net that predicts 0, as Ho et al.'s code begins, or one with the weights of ``start``."""
-    unet = UNet(config)
+    unet = adapt_to_cpu(UNet(config))
     nn.init.zeros_(unet.conv_out.weight)
     nn.init.zeros_(unet.conv_out.bias)
     begin_with(unet, start)

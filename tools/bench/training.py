@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.config import SchedulerConfig, UNetConfig
+from ldm.fast import adapt_to_cpu
 from ldm.scheduler import DDPMScheduler
 from ldm.training.config import TrainConfig, tomllib
 from ldm.training.data import step_generator
@@ -35,7 +36,7 @@ class Cached:
 
     def __init__(self, settings: dict) -> None:
         torch.manual_seed(0)
-        self.model = UNet(UNetConfig.from_dict(settings["model"]))
+        self.model = adapt_to_cpu(UNet(UNetConfig.from_dict(settings["model"])))
         self.scheduler = DDPMScheduler(SchedulerConfig.from_dict(settings["options"]["scheduler"]))
         size, width = settings["model"]["sample_size"], settings["model"]["cross_attention_dim"]
         self.x0 = torch.randn(BATCH, 4, size, size)

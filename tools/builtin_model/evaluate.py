@@ -32,6 +32,7 @@ from ldm.checkpoints.folder import load_component
 from ldm.checkpoints.source import find_model
 from ldm.cli.common import EXIT_CODES, Parser, check_counts, run
 from ldm.errors import ArgumentError
+from ldm.fast import adapt_to_cpu
 from ldm.images import save_image
 from ldm.pipeline import Pipeline
 from ldm.training.data import CaptionedImages
@@ -204,7 +205,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     data = read_data(arguments.data)
     seeds, asked = asked_for(data, arguments)
     folder = find_model(arguments.model)
-    vae = load_component(AutoencoderKL, folder / "vae", torch.float32)
+    vae = adapt_to_cpu(load_component(AutoencoderKL, folder / "vae", torch.float32))
     say(f"reconstructing {len(data.held_out)} held-out icons")
     psnr = dataclasses.asdict(reconstruction.reconstruct(vae, data))
     print(report.vae_line(psnr))

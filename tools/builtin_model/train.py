@@ -35,6 +35,7 @@ from ldm.clip import CLIPTextEncoder
 from ldm.config import SchedulerConfig, UNetConfig, read_json, write_json
 from ldm.config.generation import Defaults
 from ldm.errors import ArgumentError, TrainingError
+from ldm.fast import adapt_to_cpu
 from ldm.images import image_grid
 from ldm.pipeline import Pipeline
 from ldm.scheduler import DDPMScheduler
@@ -114,7 +115,7 @@ class Trainer:
         self.plan = plan(arguments, self.device)
         self.batch_size = self.plan.batch_size
         weights: Path = arguments.weights
-        self.vae = load_component(AutoencoderKL, weights / "vae", torch.float32)
+        self.vae = adapt_to_cpu(load_component(AutoencoderKL, weights / "vae", torch.float32))
         self.text_encoder = load_component(CLIPTextEncoder, weights / "text_encoder", torch.float32)
         self.tokenizer = CLIPTokenizer.from_pretrained(weights / "tokenizer")
         scheduler = weights / "scheduler" / "scheduler_config.json"

@@ -15,6 +15,7 @@ from ldm.checkpoints.folder import save_component
 from ldm.config import VAEConfig
 from ldm.config.settings import read_table, within
 from ldm.errors import ArgumentError
+from ldm.fast import adapt_to_cpu
 from ldm.images import image_grid, to_pil
 from ldm.training.config import TrainConfig
 from ldm.training.data import open_data
@@ -78,7 +79,9 @@ class AutoencoderRecipe:
         random = {"resize": 0, "crop": "random", "flip": True}
         self.data = open_data(config.data, random | options.data)
         # While training, latents are as they come; ``save`` finds the scale for unit variance.
-        vae = AutoencoderKL(VAEConfig.from_dict({**config.model, "scaling_factor": 1.0}))
+        vae = adapt_to_cpu(
+            AutoencoderKL(VAEConfig.from_dict({**config.model, "scaling_factor": 1.0}))
+        )
         begin_with(vae, config.start)
         self.scaling_factor = None  # to be found by ``save``
         if options.decoder_only:

@@ -18,6 +18,7 @@ from ldm.classes.classifier import Classifier
 from ldm.config import ClassifierConfig, SchedulerConfig, UNetConfig, read_json, write_json
 from ldm.config.settings import read_table, within
 from ldm.errors import ArgumentError
+from ldm.fast import adapt_to_cpu
 from ldm.loading.folder import save_classifier
 from ldm.scheduler import DDPMScheduler
 from ldm.training.batches import check_classes, held_out_batch, noised_batch
@@ -62,7 +63,9 @@ class ClassifierRecipe:
                 f"{tuple(pixels.shape[1:])}, but {self.guides} draws {unet.in_channels} channels "
                 f"and {unet.sample_size} px; give the options.data of its config"
             )
-        self.model = Classifier(ClassifierConfig.from_dict({**follows, **config.model}, "model"))
+        self.model = adapt_to_cpu(
+            Classifier(ClassifierConfig.from_dict({**follows, **config.model}, "model"))
+        )
         begin_with(self.model, config.start)
 
     def prepare(self, accelerator: Accelerator) -> None:

@@ -19,6 +19,7 @@ from ldm.config import SchedulerConfig, UNetConfig
 from ldm.config.generation import Defaults
 from ldm.config.settings import read_table, within
 from ldm.errors import ArgumentError
+from ldm.fast import adapt_to_cpu
 from ldm.images import image_grid
 from ldm.pipeline import Pipeline
 from ldm.scheduler import DDPMScheduler
@@ -75,7 +76,7 @@ class LatentRecipe:
         self.config = config
         self.options = options = read_table(LatentOptions, config.options, "options.")
         self.data = captioned_pictures(config.data, options.data)
-        self.vae = load_component(AutoencoderKL, Path(options.vae), torch.float32)
+        self.vae = adapt_to_cpu(load_component(AutoencoderKL, Path(options.vae), torch.float32))
         self.text_encoder = load_component(
             CLIPTextEncoder, Path(options.text_encoder), torch.float32
         )
