@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,11 +25,12 @@ from ldm.adapters.lora import Lora, Loras
 from ldm.adapters.textual_inversion import TextualInversions
 from ldm.checkpoints.source import find_model
 from ldm.classes.classifier import Classifier
-from ldm.classes.guidance import guided_by
+from ldm.classes.guidance import with_classifier
 from ldm.classes.labels import Classes
 from ldm.clip import CLIPTextEncoder
 from ldm.config import SchedulerConfig
 from ldm.config.generation import Defaults
+from ldm.denoiser import Denoiser, Observer
 from ldm.errors import ArgumentError
 from ldm.fast import slow_down, speed_up
 from ldm.fast.compiled import compile_regions, uncompile
@@ -38,7 +39,7 @@ from ldm.fast.graphs import Graphs
 from ldm.fast.int8 import quantize
 from ldm.fast.offload import Offload
 from ldm.fast.time_cache import TimedUNet
-from ldm.guidance import Denoiser, Guidance, Hear
+from ldm.guidance import classifier_free
 from ldm.images import to_pil
 from ldm.images.inputs import (
     Picture,
@@ -56,6 +57,7 @@ from ldm.loading.folder import load_folder, save_folder
 from ldm.loading.single_file import load_file, load_vae, names_of, save_file
 from ldm.samplers import (
     Choice,
+    Denoised,
     Pair,
     bind,
     choose,
@@ -66,7 +68,7 @@ from ldm.samplers import (
 )
 from ldm.samplers.noise import Noise
 from ldm.samplers.spacing import lcm_levels
-from ldm.scheduler import DDPMScheduler
+from ldm.scheduler import DDPMScheduler, Level
 from ldm.techniques.attention_maps import AttentionMaps, watch_attention
 from ldm.techniques.inpainting import Blend, paste, unchanged
 from ldm.techniques.tiling import tiled
@@ -176,7 +178,7 @@ class Pipeline:
             self.defaults = replace(self.defaults, guidance_scale=1.0)
 
         named = {"unet": unet, "text_encoder": text_encoder, "text_encoder_2": text_encoder_2}
-        self._hear: Hear | None = None  # while explain() looks on
+        self._observer: Observer | None = None  # inside explain()
         self._graphs: Graphs | None = None
         self._offload: Offload | None = None
         self.int8 = False  # whether the U-Net computes in 8 bits
@@ -429,7 +431,7 @@ class Pipeline:
             num_inference_steps, guidance_scale: None as the model advises, else 50 and 7.5
                 (XL: 50 and 5, LCM: 4 and 8.5, of pixels: see ``ldm.config.generation``) as in
                 diffusers. Guidance is off for scales up to 1.
-            guidance_rescale, guidance_interval: see ``ldm.guidance.Guidance``.
+            guidance_rescale, guidance_interval: see ``ldm.guidance``.
             num_images_per_prompt: pictures of each prompt.
             seed: picture i is drawn from seed + i, alone or in a batch; None picks one.
             generator: CPU generator(s) as in diffusers, in place of a seed: one for all, or each.
@@ -474,7 +476,7 @@ class Pipeline:
         count = len(prompts) * num_images_per_prompt
 
         scale = self.defaults.guidance_scale if guidance_scale is None else guidance_scale
-        guidance = Guidance(scale, guidance_rescale, guidance_interval)
+        guidance = classifier_free(scale, guidance_rescale, guidance_interval)
         choice = self.choose_sampler(sampler, schedule)
         if strength is None:
             strength = STRENGTH if mask_image is None else 1.0
@@ -485,7 +487,7 @@ class Pipeline:
             schedule,
             masked=mask_image is not None,
         )
-        step = bind(self.scheduler, choice.name, eta, steps)
+        method = bind(self.scheduler, choice.name, eta, steps)
         pixels = masks = None
         pictures = read_pictures(image, "image", len(prompts), num_images_per_prompt)
         factor = self.vae.config.scale
@@ -517,7 +519,7 @@ class Pipeline:
         if self.classes is not None:
             if clip_skip != 1:
                 self._need_text("clip_skip is of a text encoder")
-            guided = guidance.scale > 1
+            guided = scale > 1
             prompted = self.classes.prompted(prompts, negatives, guided, self.device)
             labels = [self.classes.read(p) for p in prompts for _ in range(num_images_per_prompt)]
         else:
@@ -539,7 +541,9 @@ class Pipeline:
             cached = DeepCache(self.unet, deep_cache, deep_cache_branch)
         told = [one for one in prompted for _ in range(num_images_per_prompt)]
         advised = self.defaults.classifier_scale
-        gradient = guided_by(self.classifier, labels, classifier_scale, advised, (height, width))
+        guidance = with_classifier(
+            guidance, self.classifier, labels, classifier_scale, advised, (height, width)
+        )
 
         encode, decode = codec.encode, self.decode
         if tiling:
@@ -572,22 +576,29 @@ class Pipeline:
                 else:
                     after = Blend(start, eps, small, steps[first:])
             # A recording knows nothing of what is done to the layers from step to step.
-            plain = cached is None and not tiling and self._hear is None
+            plain = cached is None and not tiling and self._observer is None
             unet = (self._graphs if plain else cached) or self.unet
-            denoise = Denoiser(
-                unet, self.scheduler, told, guidance, known, self._hear, gradient, self.device
+            embeds_scale = self.unet.config.time_cond_proj_dim is not None
+            denoise: Callable[[Tensor, Level, int], Denoised] = Denoiser(
+                unet,
+                self.scheduler,
+                told,
+                guidance,
+                known=known,
+                embedded_scale=scale if embeds_scale else None,
+                observer=self._observer,
+                device=self.device,
             )
             if tiling:
-                denoise.tell = tiled(denoise.tell, *filter(None, (self.unet, self.classifier)))
+                denoise = tiled(denoise, *filter(None, (self.unet, self.classifier)))
             progress = Progress(0, len(steps) - first, x_first, x_first)
             if progress.steps == 0:
                 kept = start if output_type == "latent" else expand(pixels, count)
                 yield replace(progress, output=self._output(kept, noise, output_type))
             for x, index, x0 in sample(
-                step, denoise, x_first, steps[first:], lambda: noise().to(self.device), after
+                method, denoise, x_first, steps[first:], lambda: noise().to(self.device), after
             ):
                 progress = Progress(index + 1, len(steps) - first, x, x0)
-                denoise.step = progress.step + 1
                 if cached:
                     cached.next_step()
                 last = progress.step == progress.steps
@@ -629,13 +640,13 @@ class Pipeline:
         longer.
         """
         self._need_text("there are no words to look for")
-        before = self._hear
+        before = self._observer
         with watch_attention(self.unet, self.text_models[0].tokenizer) as attention:
-            self._hear = attention.hear
+            self._observer = attention.set_rows
             try:
                 yield attention
             finally:
-                self._hear = before
+                self._observer = before
 
     def _output(self, result: Tensor, noise: Noise, output_type: str) -> Output:
         """``result`` is latents where they are asked for, else pixels in [-1, 1]."""

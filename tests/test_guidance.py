@@ -11,8 +11,9 @@ from conftest import assert_same, difference, draw, draw_theirs, generator
 from families import for_task
 
 from ldm.errors import ArgumentError
-from ldm.guidance import Guidance
+from ldm.guidance import classifier_free
 from ldm.pipeline import Pipeline
+from ldm.scheduler import CLEAN
 
 diffusers = pytest.importorskip("diffusers")
 pytestmark = [
@@ -68,7 +69,8 @@ def test_rescaling_gives_back_the_contrast() -> None:
     rng = torch.Generator().manual_seed(0)
     cond, uncond = (torch.randn(3, 4, 8, 8, generator=rng) for _ in "ab")
     for rescale in (0.0, 0.5, 1.0):
-        found = Guidance(7.5, rescale).combine(cond, uncond).std((1, 2, 3))
+        guidance = classifier_free(7.5, rescale)
+        found = guidance.combine(cond, uncond, cond, CLEAN).std((1, 2, 3))
         plain = (uncond + 7.5 * (cond - uncond)).std((1, 2, 3))
         want = rescale * cond.std((1, 2, 3)) + (1 - rescale) * plain
         assert (found - want).abs().max() < 1e-5

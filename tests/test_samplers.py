@@ -19,6 +19,7 @@ from ldm.errors import ArgumentError, CheckpointError
 from ldm.samplers import (
     SAMPLERS,
     SCHEDULES,
+    Denoised,
     bind,
     choose,
     find_sampler,
@@ -124,6 +125,11 @@ def start_and_noise(seed: int) -> tuple[Tensor, Tensor, torch.Generator]:
     return x0, noise, generator
 
 
+def knowing(x0_of: Callable[[Tensor, Level], Tensor]) -> Callable[[Tensor, Level, int], Denoised]:
+    """A denoiser that returns x̂₀ alone."""
+    return lambda x, level, step: Denoised(x0_of(x, level))
+
+
 def last(states: Iterator[tuple[Tensor, int, Tensor]]) -> Tensor:
     """The x that a run ends in."""
     *_, (x, _, _) = states
@@ -150,7 +156,7 @@ def run_ours(
     def draw() -> Tensor:
         return torch.randn(SHAPE, generator=generator)
 
-    x = last(sample(bind(scheduler, name, eta, steps), denoise, x, steps[start:], draw))
+    x = last(sample(bind(scheduler, name, eta, steps), knowing(denoise), x, steps[start:], draw))
     return x, told, generator.get_state()
 
 
@@ -359,7 +365,7 @@ def noise_seen(
     step = bind(scheduler, name, eta, steps)
     steps = steps[start_index(20, strength) :]
     x = steps[0][0].alpha * x0 + steps[0][0].sigma * draw()
-    last(sample(step, denoise, x, steps, draw))
+    last(sample(step, knowing(denoise), x, steps, draw))
     return stds
 
 
@@ -383,7 +389,8 @@ def test_a_batch_is_its_single_pictures(case: str) -> None:
         def denoise(x: Tensor, level: Level) -> Tensor:
             return scheduler.to_x0(network(x, level.t), x, level)
 
-        return last(sample(bind(scheduler, name, eta, steps), denoise, noise(), steps, noise))
+        step = bind(scheduler, name, eta, steps)
+        return last(sample(step, knowing(denoise), noise(), steps, noise))
 
     singles = torch.cat([run([seed]) for seed in (3, 4, 5)])
     assert (run([3, 4, 5]) - singles).abs().max() <= 1e-6
@@ -403,7 +410,7 @@ def test_few_steps_at_any_strength(name: str, schedule: str) -> None:
             step = bind(scheduler, name, 0.0, steps)
             steps = steps[start_index(n, strength) :]
             x = steps[0][0].alpha * x0 + steps[0][0].sigma * noise if steps else x0
-            seen = list(sample(step, lambda x, level: x0, x, steps, lambda: noise))
+            seen = list(sample(step, lambda *_: Denoised(x0), x, steps, lambda: noise))
             assert len(seen) == len(steps) == (max(1, min(int(n * strength), n)) if strength else 0)
             assert [index for _, index, _ in seen] == list(range(len(steps)))
             for x, _, predicted in seen:
@@ -435,7 +442,7 @@ def test_after_blends_at_the_level_reached() -> None:
     seen = list(
         sample(
             bind(scheduler, "dpmpp_2m"),
-            lambda x, level: x,
+            knowing(lambda x, level: x),
             torch.zeros(SHAPE),
             steps,
             no_noise,

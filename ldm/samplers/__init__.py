@@ -1,4 +1,4 @@
-"""Samplers: a run is a schedule (``plan``), a denoiser, and a method's step (``bind``).
+"""Samplers: a run is a schedule (``plan``), a denoiser, and a method (``bind``).
 
     scheduler = DDPMScheduler(config)
     name, schedule = from_config(config)
@@ -16,7 +16,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from ldm.errors import ArgumentError, CheckpointError
-from ldm.samplers.loop import Denoise, Noise, Pair, Step, Told, sample, start_index
+from ldm.samplers.loop import (
+    Denoise,
+    Denoised,
+    Method,
+    NewMethod,
+    Noise,
+    Pair,
+    sample,
+    start_index,
+)
 from ldm.samplers.names import find_sampler, find_schedule, unknown_sampler
 from ldm.samplers.schedules import SCHEDULES
 from ldm.samplers.spacing import lcm_levels, pairs
@@ -31,11 +40,12 @@ __all__ = [
     "SCHEDULES",
     "Choice",
     "Denoise",
+    "Denoised",
+    "Method",
+    "NewMethod",
     "Noise",
     "Pair",
     "Sampler",
-    "Step",
-    "Told",
     "bind",
     "choose",
     "find_sampler",
@@ -165,12 +175,13 @@ def plan(
     return steps
 
 
-def bind(scheduler: DDPMScheduler, name: str, eta: float = 0.0, steps: Steps = ()) -> Step:
-    """The step of sampler `name` with the checkpoint's settings (clipping, variance).
+def bind(scheduler: DDPMScheduler, name: str, eta: float = 0.0, steps: Steps = ()) -> NewMethod:
+    """Return what makes the object of sampler `name` for each run: see ``sample``.
 
-    η in [0, 1] scales the noise that "ddim" adds. `steps` is the whole plan, also where only its
-    end is run: some methods are of lower order near the end. Raises ArgumentError for an unknown
-    name, η out of range, or η with another sampler.
+    It has the checkpoint's settings (clipping, variance). η in [0, 1] scales the noise that "ddim"
+    adds. `steps` is the whole plan, also if only its end is run: some methods are of lower order
+    near the end. Raises ArgumentError for an unknown name, η out of range, or η with another
+    sampler.
     """
     row = _row(name)
     if not 0 <= eta <= 1:
