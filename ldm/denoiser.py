@@ -21,7 +21,7 @@ from ldm.text.conditioning import Conditioning, Prompted, Script
 from ldm.unet import UNet
 
 # Called before each U-Net call with (picture, text) per row; None for negative prompts.
-Observer = Callable[[list[tuple[int, str] | None]], None]
+Listener = Callable[[list[tuple[int, str] | None]], None]
 
 
 class Denoiser:
@@ -36,7 +36,7 @@ class Denoiser:
         *,
         known: Tensor | None = None,
         embedded_scale: float | None = None,
-        observer: Observer | None = None,
+        listener: Listener | None = None,
         device: torch.device | None = None,
     ) -> None:
         """Lay out the rows.
@@ -45,11 +45,11 @@ class Denoiser:
         known: (B, C', h, w), the further input channels of an inpainting network.
         embedded_scale: the guidance scale, for networks that read it as an input (Meng et al. 2023,
             "On Distillation of Guided Diffusion Models"; LCM); ``guidance`` then combines nothing.
-        observer: such as ``ldm.techniques.attention_maps.AttentionMaps.set_rows``.
+        listener: such as ``ldm.techniques.attention_maps.AttentionMaps.set_rows``.
         device: where the U-Net computes; None takes that of its parameters.
         """
         self.unet, self.scheduler, self.guidance = unet, scheduler, guidance
-        self.known, self.embedded_scale, self.observer = known, embedded_scale, observer
+        self.known, self.embedded_scale, self.listener = known, embedded_scale, listener
         first = next(unet.parameters())
         self.dtype, self.device = first.dtype, device or first.device
         self.negatives = [Row(i, one.negative, negative=True) for i, one in enumerate(prompted)]
@@ -109,8 +109,8 @@ class Denoiser:
                     (len(mine),), self.embedded_scale, device=mine.device
                 )
             t = torch.full((len(mine),), level.t, device=mine.device)
-            if self.observer is not None:
-                self.observer(batch.texts)
+            if self.listener is not None:
+                self.listener(batch.texts)
             outputs.append(self.unet(mine, t, **options))
         if len(outputs) == 1:
             return outputs[0]
@@ -132,7 +132,7 @@ class Batch(NamedTuple):
     rows: list[int]  # their numbers among all rows of a step
     pictures: Tensor  # whose x each row is about
     inputs: dict[str, Tensor]  # the U-Net's other inputs, each (rows, …)
-    texts: list[tuple[int, str] | None]  # for the observer
+    texts: list[tuple[int, str] | None]  # for the listener
 
 
 def batches(

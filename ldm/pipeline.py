@@ -30,7 +30,7 @@ from ldm.classes.labels import Classes
 from ldm.clip import CLIPTextEncoder
 from ldm.config import SchedulerConfig
 from ldm.config.generation import Defaults
-from ldm.denoiser import Denoiser, Observer
+from ldm.denoiser import Denoiser, Listener
 from ldm.errors import ArgumentError
 from ldm.fast import slow_down, speed_up
 from ldm.fast.compiled import compile_regions, uncompile
@@ -178,7 +178,7 @@ class Pipeline:
             self.defaults = replace(self.defaults, guidance_scale=1.0)
 
         named = {"unet": unet, "text_encoder": text_encoder, "text_encoder_2": text_encoder_2}
-        self._observer: Observer | None = None  # inside explain()
+        self.listener: Listener | None = None  # inside explain()
         self._graphs: Graphs | None = None
         self._offload: Offload | None = None
         self.int8 = False  # whether the U-Net computes in 8 bits
@@ -576,7 +576,7 @@ class Pipeline:
                 else:
                     after = Blend(start, eps, small, steps[first:])
             # A recording knows nothing of what is done to the layers from step to step.
-            plain = cached is None and not tiling and self._observer is None
+            plain = cached is None and not tiling and self.listener is None
             unet = (self._graphs if plain else cached) or self.unet
             embeds_scale = self.unet.config.time_cond_proj_dim is not None
             denoise: Callable[[Tensor, Level, int], Denoised] = Denoiser(
@@ -586,7 +586,7 @@ class Pipeline:
                 guidance,
                 known=known,
                 embedded_scale=scale if embeds_scale else None,
-                observer=self._observer,
+                listener=self.listener,
                 device=self.device,
             )
             if tiling:
@@ -640,13 +640,13 @@ class Pipeline:
         longer.
         """
         self._need_text("there are no words to look for")
-        before = self._observer
+        before = self.listener
         with watch_attention(self.unet, self.text_models[0].tokenizer) as attention:
-            self._observer = attention.set_rows
+            self.listener = attention.set_rows
             try:
                 yield attention
             finally:
-                self._observer = before
+                self.listener = before
 
     def _output(self, result: Tensor, noise: Noise, output_type: str) -> Output:
         """``result`` is latents where they are asked for, else pixels in [-1, 1]."""

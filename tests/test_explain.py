@@ -117,7 +117,7 @@ def steps_of(pipe: Pipeline, text: str, steps: list[int], x: list[Tensor]) -> Te
     for step in steps:
         with pipe.explain() as attention, torch.no_grad():
             denoise = Denoiser(
-                pipe.unet, pipe.scheduler, [told], Guidance(), observer=pipe._observer
+                pipe.unet, pipe.scheduler, [told], Guidance(), listener=pipe.listener
             )
             denoise(x[step - 1], pipe.schedule(4)[0][step - 1][0])
         maps.append(attention.maps())

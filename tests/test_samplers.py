@@ -431,6 +431,34 @@ def test_start_index_is_diffusers_rule() -> None:
             start_index(4, wrong)
 
 
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_each_run_starts_afresh_and_numbers_its_steps(name: str) -> None:
+    """What a method keeps between steps belongs to one run; all calls within a step share a number.
+
+    The first step alone tells whether something was left: the methods are of first order there.
+    """
+    scheduler = scheduler_for(name, {})
+    steps = plan(scheduler, name, 4)
+    method = bind(scheduler, name, steps=steps)
+    noise = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
+
+    def run() -> tuple[list[Tensor], list[int]]:
+        numbers = []
+
+        def denoise(x: Tensor, level: Level, step: int) -> Denoised:
+            numbers.append(step)
+            return Denoised(scheduler.to_x0(network(x, level.t), x, level))
+
+        states = sample(method, denoise, noise, steps, lambda: noise)
+        return [x for x, _, _ in states], numbers
+
+    (first, numbers), (second, _) = run(), run()
+    assert all(torch.equal(x, y) for x, y in zip(first, second, strict=True))
+    calls = {n: numbers.count(n) for n in numbers}
+    twice = range(1, 4) if SAMPLERS[name].calls == 2 else [1] if name == "pndm" else []
+    assert calls == {n: 2 if n in twice else 1 for n in range(1, 5)}
+
+
 def test_after_blends_at_the_level_reached() -> None:
     scheduler = scheduler_for("dpmpp_2m", {})
     steps, levels = plan(scheduler, "dpmpp_2m", 3), []

@@ -1,4 +1,4 @@
-"""All samplers: what they are called, which step and which levels of noise each one has."""
+"""All samplers: their names, methods and levels of noise."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Sampler:
     # (scheduler, η, the run's steps) → what makes the method's object
     bind: Callable[[DDPMScheduler, float, Steps], NewMethod]
     levels: Callable[[DDPMScheduler, int, str], list[Pair]]  # (…, n, spacing): schedule "normal"
-    spacing: str  # where scheduler_config.json names none
+    spacing: str  # if scheduler_config.json names none
     calls: int = 1  # of the network in a step
     eta: bool = False  # takes η
     scaled_noise: bool = False  # starts from σ ε, unless the spacing is "leading"
@@ -54,7 +54,7 @@ class Sampler:
     obeys_schedule: bool = False
     # Whether diffusers' class lays them between the ends of its own levels, not of all training.
     within_own: bool = False
-    # schedule → how diffusers rounds the timesteps that the network is told.
+    # schedule → how diffusers rounds the timesteps that the network is given.
     whole: Mapping[str, Callable[[float], float]] = field(default_factory=dict)
     schedules: tuple[str, ...] = tuple(SCHEDULES)  # those that make sense
     unfit: str = ""  # why the others do not
@@ -62,18 +62,14 @@ class Sampler:
     honours: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
 
-def _clip(scheduler: DDPMScheduler) -> float | None:
-    return scheduler.config.clip_sample_range if scheduler.config.clip_sample else None
-
-
 def _averaged(scheduler: DDPMScheduler) -> DDPMScheduler:
-    """What PNDM averages over steps: raw predictions, but not μ̃, of which each is about its x."""
+    """Return the scheduler of what PNDM averages: raw outputs, but not μ̃, which depends on x."""
     mean = scheduler.config.prediction_type == "mean"
     return scheduler.predicting("epsilon") if mean else scheduler
 
 
 def _left(steps: Steps) -> dict[Level, int]:
-    """How many steps of a run are left, by the level at which they begin."""
+    """Count the steps of a run that are left, by the level at which they begin."""
     return {a: len(steps) - i for i, (a, _) in enumerate(steps)}
 
 
@@ -104,7 +100,7 @@ SAMPLERS: dict[str, Sampler] = {
         label="DDPM",
         class_name="DDPMScheduler",
         bind=lambda scheduler, eta, steps: partial(
-            DDPM, clip=_clip(scheduler), variance_type=scheduler.config.variance_type
+            DDPM, clip=scheduler.clip, variance_type=scheduler.config.variance_type
         ),
         levels=chain,
         spacing="leading",
@@ -113,7 +109,7 @@ SAMPLERS: dict[str, Sampler] = {
     "ddim": Sampler(
         label="DDIM",
         class_name="DDIMScheduler",
-        bind=lambda scheduler, eta, steps: partial(DDIM, eta=eta, clip=_clip(scheduler)),
+        bind=lambda scheduler, eta, steps: partial(DDIM, eta=eta, clip=scheduler.clip),
         levels=strides,
         spacing="leading",
         eta=True,

@@ -23,7 +23,7 @@ from einops import rearrange
 from torch import Tensor
 
 from ldm.errors import ArgumentError
-from ldm.layers import Attention, SpatialTransformer
+from ldm.layers import Attention, SpatialTransformer, TransformerBlock
 from ldm.text.chunks import cut
 from ldm.text.tokenizer import CLIPTokenizer
 from ldm.unet import UNet
@@ -98,7 +98,7 @@ class AttentionMaps:
         ]
 
     def set_rows(self, rows: Sequence[tuple[int, str] | None]) -> None:
-        """Say what the rows of the next U-Net call are: see ``ldm.denoiser.Observer``."""
+        """Say what the rows of the next U-Net call are: see ``ldm.denoiser.Listener``."""
         self._rows = [i for i, key in enumerate(rows) if key is not None]
         self._keys = [(key[0], key[1].strip()) for key in rows if key is not None]
 
@@ -144,10 +144,8 @@ def watch_attention(unet: UNet, tokenizer: CLIPTokenizer) -> Iterator[AttentionM
     for module in unet.modules():
         if isinstance(module, SpatialTransformer):
             handles.append(module.register_forward_pre_hook(maps._see_size))
-            handles += [
-                block.attn2.register_forward_pre_hook(maps._see)
-                for block in module.transformer_blocks
-            ]
+        if isinstance(module, TransformerBlock):
+            handles.append(module.attn2.register_forward_pre_hook(maps._see))
     try:
         yield maps
     finally:
