@@ -225,7 +225,7 @@ class Pipeline(Model):
         self.need_text("there are no words to look for")
         before = self.listener
         with watch_attention(self.unet, self.text_models[0].tokenizer) as attention:
-            self.listener = attention.hear
+            self.listener = attention.set_rows
             try:
                 yield attention
             finally:

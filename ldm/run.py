@@ -20,12 +20,13 @@ import torch
 from torch import Tensor
 
 from ldm import latents
-from ldm.classes.guidance import ClassifierGuidance, guided_by
+from ldm.classes.guidance import with_classifier
+from ldm.denoiser import Denoiser
 from ldm.errors import ArgumentError
 from ldm.fast.deepcache import DeepCache
 from ldm.fast.graphs import Graphs
 from ldm.fast.time_cache import expect_times
-from ldm.guidance import Denoiser, Guidance
+from ldm.guidance import Guidance, classifier_free
 from ldm.images import to_pil
 from ldm.images.inputs import expand, fit_size, read_pictures, to_pixels
 from ldm.images.masks import HALF, shrink_masks, to_masks
@@ -34,8 +35,9 @@ from ldm.loading.model import Model
 from ldm.request import Request
 from ldm.samplers import (
     Choice,
+    Denoised,
+    NewMethod,
     Pair,
-    Step,
     bind,
     choose,
     first_noise_scale,
@@ -88,7 +90,7 @@ class Schedule:
     choice: Choice
     steps: list[Pair]  # (from, to) levels of the whole plan, noisiest first
     first: int  # index of the first that is run: not 0 where the run starts from an image
-    step: Step
+    new_method: NewMethod
 
     @property
     def run(self) -> list[Pair]:
@@ -112,12 +114,12 @@ class Run:
 
     model: Model
     request: Request
+    scale: float  # of classifier-free guidance
     guidance: Guidance
     schedule: Schedule
     canvas: Canvas
     noise: Noise
     prompted: list[Prompted]  # of each picture
-    gradient: ClassifierGuidance | None
     cache: DeepCache | None
 
     def tiled(self, function: Callable, *modules: torch.nn.Module) -> Callable:
@@ -153,23 +155,24 @@ def prepare(model: Model, request: Request) -> Run:
     """Check a request against a model, read its pictures and encode its texts."""
     scale = request.guidance_scale
     scale = model.defaults.guidance_scale if scale is None else scale
-    guidance = Guidance(scale, request.guidance_rescale, request.guidance_interval)
+    guidance = classifier_free(scale, request.guidance_rescale, request.guidance_interval)
     schedule = make_schedule(model, request)
     canvas = read_canvas(model, request)
     noise = make_noise(model, request, canvas)
-    prompted, labels = read_prompts(model, request, schedule, canvas, guidance.scale > 1)
+    prompted, labels = read_prompts(model, request, schedule, canvas, scale > 1)
     expect_times(model.unet, [start.t for start, _ in schedule.run])
     cache = None
     if (request.deep_cache, request.deep_cache_branch) != (1, 0):
         cache = DeepCache(model.unet, request.deep_cache, request.deep_cache_branch)
-    gradient = guided_by(
+    guidance = with_classifier(
+        guidance,
         model.classifier,
         labels,
         request.classifier_scale,
         model.defaults.classifier_scale,
         (canvas.height, canvas.width),
     )
-    return Run(model, request, guidance, schedule, canvas, noise, prompted, gradient, cache)
+    return Run(model, request, scale, guidance, schedule, canvas, noise, prompted, cache)
 
 
 def choose_sampler(model: Model, sampler: str | None, schedule: str | None = None) -> Choice:
@@ -293,24 +296,11 @@ def steps_of(run: Run) -> Iterator[Progress]:
     after: Callable[[Tensor, Level], Tensor] = unchanged
     if canvas.pixels is not None and canvas.masks is not None:
         known, after = keep_known_part(run, canvas.pixels, canvas.masks, start, eps)
-    denoise = Denoiser(
-        choose_unet(run),
-        model.scheduler,
-        run.prompted,
-        run.guidance,
-        known,
-        model.listener,
-        run.gradient,
-        model.device,
-    )
-    if run.request.tiling:
-        seamless = tiled(denoise.tell, *filter(None, (model.unet, model.classifier)))
-        denoise.tell = seamless  # type: ignore[method-assign]
+    denoise = make_denoiser(run, known)
     for x, index, x0 in sample(
-        run.schedule.step, denoise, x_first, steps, lambda: noise().to(model.device), after
+        run.schedule.new_method, denoise, x_first, steps, lambda: noise().to(model.device), after
     ):
         progress = Progress(index + 1, len(steps), x, x0)
-        denoise.step = progress.step + 1
         if run.cache:
             run.cache.next_step()
         last = progress.step == progress.steps
@@ -320,6 +310,23 @@ def steps_of(run: Run) -> Iterator[Progress]:
         if last:
             progress.output = finish(run, x)
         yield progress
+
+
+def make_denoiser(run: Run, known: Tensor | None) -> Callable[[Tensor, Level, int], Denoised]:
+    """Compose the U-Net, the texts and the guidance of a run; ``known`` is for inpainting ones."""
+    model = run.model
+    reads_scale = model.unet.config.time_cond_proj_dim is not None
+    denoiser = Denoiser(
+        choose_unet(run),
+        model.scheduler,
+        run.prompted,
+        run.guidance,
+        known=known,
+        embedded_scale=run.scale if reads_scale else None,
+        listener=model.listener,
+        device=model.device,
+    )
+    return run.tiled(denoiser, *filter(None, (model.unet, model.classifier)))
 
 
 def choose_unet(run: Run) -> UNet | DeepCache | Graphs:

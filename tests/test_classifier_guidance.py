@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from ldm.classes.classifier import Classifier
 from ldm.classes.guidance import ClassifierGuidance
 from ldm.config import ClassifierConfig, SchedulerConfig
+from ldm.denoiser import Denoiser
 from ldm.errors import ArgumentError, CheckpointError
-from ldm.guidance import Denoiser, Guidance
+from ldm.guidance import Guidance
 from ldm.pipeline import Pipeline
 from ldm.samplers import bind, plan, sample
 from ldm.scheduler import DDPMScheduler, Level
@@ -73,10 +74,10 @@ def denoiser(
     scheduler: DDPMScheduler, count: int, scale: float = 1.0, channels: int = 1
 ) -> Denoiser:
     nothing = Script(((1, Conditioning()),))
-    guidance = ClassifierGuidance(Classes(scheduler), [1] * count, scale)
+    guidance = ClassifierGuidance(Guidance(), Classes(scheduler), [1] * count, scale)
     told = [Prompted((nothing,), nothing)] * count
     network = Mixture(scheduler, channels)
-    return Denoiser(network, scheduler, told, Guidance(1.0), gradient=guidance)
+    return Denoiser(network, scheduler, told, guidance)
 
 
 def scheduler(**settings: Any) -> DDPMScheduler:
@@ -90,11 +91,12 @@ def test_the_guided_guess_is_that_of_the_class(t: int) -> None:
     level = model.level(t)
     x = torch.linspace(-2, 2, 64).view(64, 1, 1, 1)
     want = mean_given(x, level, M)
-    free = denoiser(model, 64, 0.0)(x, level)
-    guided = denoiser(model, 64)(x, level)
+    free = denoiser(model, 64, 0.0)(x, level).guided(level)
+    guided = denoiser(model, 64)(x, level).guided(level)
     tolerance = 2e-6 / level.alpha  # x₀ = (x − σ ε)/α
     assert difference(guided, want) <= tolerance
-    assert difference(denoiser(model, 64, 2.0)(x, level) - free, 2 * (want - free)) <= tolerance
+    twice = denoiser(model, 64, 2.0)(x, level).guided(level)
+    assert difference(twice - free, 2 * (want - free)) <= tolerance
     if t > 50:
         assert difference(free, want) > 0.01
 
@@ -138,8 +140,8 @@ def test_the_class_is_what_is_drawn(
 def test_ddpm_is_told_the_gradient_apart() -> None:
     model = scheduler()
     level, x = model.level(400), torch.linspace(-1, 1, 8).view(8, 1, 1, 1)
-    told = denoiser(model, 8).tell(x, level)
-    assert torch.equal(told.x0, denoiser(model, 8, 0.0)(x, level))
+    told = denoiser(model, 8)(x, level)
+    assert torch.equal(told.x0, denoiser(model, 8, 0.0)(x, level).x0)
     spread = (level.alpha * S) ** 2 + level.sigma**2
     pushed = level.alpha * M / spread * (1 - torch.tanh(level.alpha * M * x / spread))
     assert difference(told.gradient, pushed) <= 1e-5  # d/dx log sigmoid(2 α M x / spread)
@@ -147,12 +149,13 @@ def test_ddpm_is_told_the_gradient_apart() -> None:
 
 def test_who_has_no_class_is_not_pushed() -> None:
     model = scheduler()
-    guidance = ClassifierGuidance(Classes(model), [1, None, 0], 3.0)
-    gradient = guidance(torch.full((3, 1, 1, 1), 0.1), model.level(400)).flatten()
+    guidance = ClassifierGuidance(Guidance(), Classes(model), [1, None, 0], 3.0)
+    gradient = guidance.gradient(torch.full((3, 1, 1, 1), 0.1), model.level(400)).flatten()
     assert gradient[0] > 0.1
     assert gradient[1] == 0
     assert gradient[2] < -0.1
-    assert ClassifierGuidance(Classes(model), [None], 3.0)(torch.zeros(1, 1, 1, 1), None) is None
+    nobody = ClassifierGuidance(Guidance(), Classes(model), [None], 3.0)
+    assert nobody.gradient(torch.zeros(1, 1, 1, 1), None) is None
 
 
 # In a pipeline, with a real classifier

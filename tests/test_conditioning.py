@@ -12,8 +12,9 @@ from conftest import difference, draw
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ldm.denoiser import Denoiser
 from ldm.errors import ArgumentError
-from ldm.guidance import Denoiser, Guidance
+from ldm.guidance import ClassifierFree
 from ldm.pipeline import Pipeline
 from ldm.scheduler import CLEAN, Level
 from ldm.text.chunks import BACKTRACK, MAX_CHUNKS, Chunk, cut
@@ -314,7 +315,7 @@ def test_and_is_the_weighted_sum_of_guidances() -> None:
     for scale in (4.0, 1.0, 0.0):
         s = max(scale, 1)
         unet = Unet()
-        got = Denoiser(unet, Scheduler(), prompted, Guidance(scale))(X, LEVEL) - X
+        got = Denoiser(unet, Scheduler(), prompted, ClassifierFree(scale))(X, LEVEL).x0 - X
         want = [1 + s * (4 - 1), 4 + s * (0.5 * (9 - 4) - 2 * (25 - 4)), 0 + s * 0.25 * 9]
         assert difference(got, torch.tensor(want)[:, None, None, None].expand_as(got)) < 1e-4
         assert unet.asked == [(3 + 4, 77)]
@@ -328,23 +329,22 @@ def test_contexts_of_many_lengths() -> None:
         Prompted((script((9, saying(5, 154))),), script((9, saying(0, 154)))),
     ]
     unet = Unet()
-    got = Denoiser(unet, Scheduler(), prompted, Guidance(2.0))(X, LEVEL) - X
+    got = Denoiser(unet, Scheduler(), prompted, ClassifierFree(2.0))(X, LEVEL).x0 - X
     want = [1 + 2 * 3, 4 + 2 * 5, 2 * 25.0]
     assert difference(got, torch.tensor(want)[:, None, None, None].expand_as(got)) < 1e-4
     assert sorted(unet.asked) == [(2, 77), (4, 154)]
     unet = Unet()
-    Denoiser(unet, Scheduler(), prompted, Guidance(1.0))(X, LEVEL)
+    Denoiser(unet, Scheduler(), prompted, ClassifierFree(1.0))(X, LEVEL)
     assert sorted(unet.asked) == [(1, 77), (2, 154)]  # unguided: uncond is not asked for
 
 
 def test_the_step_chooses_the_text() -> None:
     lines = (2, saying(1)), (3, saying(2)), (6, saying(3))
     prompted = [Prompted((script(*lines),), script((6, saying(0))))]
-    denoise = Denoiser(Unet(), Scheduler(), prompted, Guidance(1.0))
+    denoise = Denoiser(Unet(), Scheduler(), prompted, ClassifierFree(1.0))
     said = []
     for step in range(1, 9):
-        denoise.step = step
-        said.append((denoise(X[:1], CLEAN) - X[:1]).mean().item() ** 0.5)
+        said.append((denoise(X[:1], CLEAN, step).x0 - X[:1]).mean().item() ** 0.5)
     assert said == pytest.approx([1, 1, 2, 3, 3, 3, 3, 3])
 
 

@@ -11,8 +11,9 @@ from conftest import randomize
 from torch import Tensor
 
 from ldm import Pipeline
+from ldm.denoiser import Denoiser
 from ldm.errors import ArgumentError
-from ldm.guidance import Denoiser, Guidance
+from ldm.guidance import Guidance
 from ldm.hires import hires_fix
 from ldm.layers import Attention, SpatialTransformer
 from ldm.techniques.attention_maps import AttentionMaps, probabilities
@@ -115,7 +116,9 @@ def steps_of(pipe: Pipeline, text: str, steps: list[int], x: list[Tensor]) -> Te
     maps = []
     for step in steps:
         with pipe.explain() as attention, torch.no_grad():
-            denoise = Denoiser(pipe.unet, pipe.scheduler, [told], Guidance(1.0), None, pipe._hear)
+            denoise = Denoiser(
+                pipe.unet, pipe.scheduler, [told], Guidance(), listener=pipe.listener
+            )
             denoise(x[step - 1], pipe.schedule(4)[0][step - 1][0])
         maps.append(attention.maps())
     return torch.stack(maps).mean(0)

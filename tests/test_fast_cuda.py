@@ -15,12 +15,13 @@ from test_fast_unets import CASES, Asked, asked, at_random
 from torch import Tensor
 
 from ldm.config import SchedulerConfig
+from ldm.denoiser import Denoiser
 from ldm.errors import ArgumentError
 from ldm.fast.compiled import REGIONS, compile_regions, uncompile
 from ldm.fast.graphs import MOST, Graphs, Inputs, Recording
 from ldm.fast.offload import Offload
 from ldm.fast.optimize import Optimized
-from ldm.guidance import Denoiser, Guidance
+from ldm.guidance import classifier_free
 from ldm.pipeline import Pipeline
 from ldm.scheduler import DDPMScheduler
 from ldm.text.conditioning import Conditioning, Prompted, Script
@@ -175,7 +176,7 @@ def test_a_guided_step_stays_on_its_device(weights: tuple[float, ...], shown: in
         unet,
         DDPMScheduler(SchedulerConfig()),
         prompted,
-        Guidance(7.5, 0.7),
-        known if shown else None,
+        classifier_free(7.5, 0.7),
+        known=known if shown else None,
     )
-    assert denoise(x, denoise.scheduler.level(500)).device == x.device
+    assert denoise(x, denoise.scheduler.level(500)).x0.device == x.device

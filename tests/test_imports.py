@@ -22,8 +22,8 @@ LAYERS = [
     {"config", "layers"},
     {"request"},
     {"checkpoints", "clip", "scheduler", "unet", "vae"},
-    {"fast", "likelihood", "samplers", "text"},
-    {"classes", "guidance", "images"},  # images reads the samplers' names from files
+    {"fast", "guidance", "likelihood", "samplers", "text"},
+    {"classes", "denoiser", "images"},  # images reads the samplers' names from files
     {"adapters", "techniques"},
     {"latents"},
     {"loading"},

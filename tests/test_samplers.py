@@ -19,6 +19,7 @@ from ldm.errors import ArgumentError, CheckpointError
 from ldm.samplers import (
     SAMPLERS,
     SCHEDULES,
+    Denoised,
     bind,
     choose,
     find_sampler,
@@ -124,6 +125,11 @@ def start_and_noise(seed: int) -> tuple[Tensor, Tensor, torch.Generator]:
     return x0, noise, generator
 
 
+def knowing(x0_of: Callable[[Tensor, Level], Tensor]) -> Callable[[Tensor, Level, int], Denoised]:
+    """A denoiser that returns x̂₀ alone."""
+    return lambda x, level, step: Denoised(x0_of(x, level))
+
+
 def last(states: Iterator[tuple[Tensor, int, Tensor]]) -> Tensor:
     """The x that a run ends in."""
     *_, (x, _, _) = states
@@ -150,7 +156,7 @@ def run_ours(
     def draw() -> Tensor:
         return torch.randn(SHAPE, generator=generator)
 
-    x = last(sample(bind(scheduler, name, eta, steps), denoise, x, steps[start:], draw))
+    x = last(sample(bind(scheduler, name, eta, steps), knowing(denoise), x, steps[start:], draw))
     return x, told, generator.get_state()
 
 
@@ -359,7 +365,7 @@ def noise_seen(
     step = bind(scheduler, name, eta, steps)
     steps = steps[start_index(20, strength) :]
     x = steps[0][0].alpha * x0 + steps[0][0].sigma * draw()
-    last(sample(step, denoise, x, steps, draw))
+    last(sample(step, knowing(denoise), x, steps, draw))
     return stds
 
 
@@ -383,7 +389,8 @@ def test_a_batch_is_its_single_pictures(case: str) -> None:
         def denoise(x: Tensor, level: Level) -> Tensor:
             return scheduler.to_x0(network(x, level.t), x, level)
 
-        return last(sample(bind(scheduler, name, eta, steps), denoise, noise(), steps, noise))
+        step = bind(scheduler, name, eta, steps)
+        return last(sample(step, knowing(denoise), noise(), steps, noise))
 
     singles = torch.cat([run([seed]) for seed in (3, 4, 5)])
     assert (run([3, 4, 5]) - singles).abs().max() <= 1e-6
@@ -403,7 +410,7 @@ def test_few_steps_at_any_strength(name: str, schedule: str) -> None:
             step = bind(scheduler, name, 0.0, steps)
             steps = steps[start_index(n, strength) :]
             x = steps[0][0].alpha * x0 + steps[0][0].sigma * noise if steps else x0
-            seen = list(sample(step, lambda x, level: x0, x, steps, lambda: noise))
+            seen = list(sample(step, lambda *_: Denoised(x0), x, steps, lambda: noise))
             assert len(seen) == len(steps) == (max(1, min(int(n * strength), n)) if strength else 0)
             assert [index for _, index, _ in seen] == list(range(len(steps)))
             for x, _, predicted in seen:
@@ -424,6 +431,34 @@ def test_start_index_is_diffusers_rule() -> None:
             start_index(4, wrong)
 
 
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_each_run_starts_afresh_and_numbers_its_steps(name: str) -> None:
+    """What a method keeps between steps belongs to one run; all calls within a step share a number.
+
+    The first step alone tells whether something was left: the methods are of first order there.
+    """
+    scheduler = scheduler_for(name, {})
+    steps = plan(scheduler, name, 4)
+    method = bind(scheduler, name, steps=steps)
+    noise = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
+
+    def run() -> tuple[list[Tensor], list[int]]:
+        numbers = []
+
+        def denoise(x: Tensor, level: Level, step: int) -> Denoised:
+            numbers.append(step)
+            return Denoised(scheduler.to_x0(network(x, level.t), x, level))
+
+        states = sample(method, denoise, noise, steps, lambda: noise)
+        return [x for x, _, _ in states], numbers
+
+    (first, numbers), (second, _) = run(), run()
+    assert all(torch.equal(x, y) for x, y in zip(first, second, strict=True))
+    calls = {n: numbers.count(n) for n in numbers}
+    twice = range(1, 4) if SAMPLERS[name].calls == 2 else [1] if name == "pndm" else []
+    assert calls == {n: 2 if n in twice else 1 for n in range(1, 5)}
+
+
 def test_after_blends_at_the_level_reached() -> None:
     scheduler = scheduler_for("dpmpp_2m", {})
     steps, levels = plan(scheduler, "dpmpp_2m", 3), []
@@ -435,7 +470,7 @@ def test_after_blends_at_the_level_reached() -> None:
     seen = list(
         sample(
             bind(scheduler, "dpmpp_2m"),
-            lambda x, level: x,
+            knowing(lambda x, level: x),
             torch.zeros(SHAPE),
             steps,
             no_noise,

@@ -9,7 +9,7 @@ import math
 
 import pytest
 import torch
-from test_samplers import scheduler_for
+from test_samplers import knowing, scheduler_for
 from torch import Tensor
 
 from ldm.samplers import SAMPLERS, Noise, Pair, bind, sample
@@ -52,7 +52,7 @@ def no_noise() -> Tensor:
 
 def final(name: str, x: Tensor, steps: list[Pair], noise: Noise = no_noise) -> Tensor:
     step = bind(scheduler_for(name, {}), name)
-    *_, (x, _, _) = sample(step, gaussian_denoise, x, steps, noise)
+    *_, (x, _, _) = sample(step, knowing(gaussian_denoise), x, steps, noise)
     return x
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from test_samplers import PREDICTIONS, last, network, scheduler_for, theirs_for
+from test_samplers import PREDICTIONS, knowing, last, network, scheduler_for, theirs_for
 from test_samplers_accuracy import gaussian_denoise, reverse_mean
 from torch import Tensor
 
@@ -229,7 +229,8 @@ def both(name: str, prediction: str, schedule: str, n: int, start: int) -> tuple
     steps = steps[start:]
     first, end = steps[0][0], steps[-1][1]
     sigmas = [a.sigma / a.alpha for a, _ in steps] + [end.sigma / end.alpha]
-    ours = last(sample(bind(scheduler, name, 0.0, steps), x0_of, x, steps, draw()))
+    method = bind(scheduler, name, 0.0, steps)
+    ours = last(sample(method, knowing(x0_of), x, steps, draw()))
     return ours, METHODS[name](model, x / first.alpha, sigmas, draw()) * end.alpha
 
 
@@ -277,7 +278,7 @@ def test_diffusers_3m_sde_is_less_accurate_than_ours() -> None:
     x = y = torch.linspace(-2, 2, 9, dtype=torch.float64)
     exact = reverse_mean(x, first, end)
     step = bind(scheduler, "dpmpp_3m_sde")
-    ours = last(sample(step, gaussian_denoise, x, steps, lambda: torch.zeros_like(x)))
+    ours = last(sample(step, knowing(gaussian_denoise), x, steps, lambda: torch.zeros_like(x)))
     theirs.set_begin_index(5)
     for (a, _), t in zip(steps, theirs.timesteps[5:], strict=False):
         y = theirs.step(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ldm.config import SchedulerConfig
 from ldm.errors import ArgumentError, CheckpointError
-from ldm.samplers import bind, plan, sample
+from ldm.samplers import Denoised, bind, plan, sample
 from ldm.scheduler import CLEAN, PREDICTION_TYPES, DDPMScheduler, Level, betas
 
 diffusers = pytest.importorskip("diffusers")
@@ -230,9 +230,9 @@ def test_every_prediction_type_draws_the_same(name: str, kind: str) -> None:
     scheduler, _ = both("ddpm", clip_sample=False)
 
     def drawn(scheduler: DDPMScheduler) -> Tensor:
-        def denoise(x: Tensor, level: Level) -> Tensor:
+        def denoise(x: Tensor, level: Level, step: int) -> Denoised:
             x0 = torch.tanh(x * (0.3 + 0.2 * level.alpha))
-            return scheduler.to_x0(scheduler.from_x0(x0, x, level), x, level)
+            return Denoised(scheduler.to_x0(scheduler.from_x0(x0, x, level), x, level))
 
         steps = plan(scheduler, name, 10)
         generator = torch.Generator().manual_seed(0)

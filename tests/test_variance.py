@@ -11,9 +11,9 @@ from conftest import difference
 from torch import Tensor
 
 from ldm.config import SchedulerConfig
-from ldm.samplers import Told, bind, from_config, plan, sample
-from ldm.samplers.ddim import ddim
-from ldm.samplers.ddpm import ddpm, variance
+from ldm.samplers import Denoised, bind, from_config, plan, sample
+from ldm.samplers.ddim import DDIM
+from ldm.samplers.ddpm import DDPM, variance
 from ldm.scheduler import CLEAN, DDPMScheduler, Level
 
 SHAPE = (2, 3, 4, 6)
@@ -33,12 +33,9 @@ class Network:
     def __init__(self, learned: str) -> None:
         self.learned = learned
 
-    def __call__(self, x: Tensor, level: Level) -> Tensor:
-        return self.tell(x, level).x0
-
-    def tell(self, x: Tensor, level: Level) -> Told:
+    def __call__(self, x: Tensor, level: Level, step: int) -> Denoised:
         eps, v = network(x, level.t, self.learned)
-        return Told((x - level.sigma * eps) / level.alpha, v)
+        return Denoised((x - level.sigma * eps) / level.alpha, v)
 
 
 def ours(kind: str, n: int, **settings: Any) -> Tensor:
@@ -128,12 +125,12 @@ def test_a_gradient_shifts_the_mean_by_the_variance() -> None:
         def __init__(self, gradient: Tensor | None) -> None:
             self.gradient = gradient
 
-        def tell(self, x: Tensor, level: Level) -> Told:
-            return Told(x.tanh(), v, self.gradient)
+        def __call__(self, x: Tensor, level: Level) -> Denoised:
+            return Denoised(x.tanh(), v, self.gradient)
 
     def step(gradient: Tensor | None, a: Level, b: Level, kind: str) -> Tensor:
         draw = lambda: torch.ones(SHAPE)  # noqa: E731
-        return ddpm(Guided(gradient), x, a, b, [], draw, 0.5, kind)[0]  # type: ignore[arg-type]
+        return DDPM(Guided(gradient), draw, 0.5, kind).step(x, a, b)[0]
 
     beta = 1 - (a.alpha / b.alpha) ** 2
     small = beta * (b.sigma / a.sigma) ** 2
@@ -158,15 +155,11 @@ def test_a_gradient_shifts_ddim_past_its_clamp(clip: float | None, eta: float) -
     class Guided:
         scale = 3.0
 
-        def tell(self, x: Tensor, level: Level) -> Told:
-            return Told((x - level.sigma * eps) / level.alpha, None, self.scale * gradient)
-
-        def __call__(self, x: Tensor, level: Level) -> Tensor:
-            told = self.tell(x, level)
-            return told.x0 + level.sigma**2 / level.alpha * told.gradient
+        def __call__(self, x: Tensor, level: Level) -> Denoised:
+            return Denoised((x - level.sigma * eps) / level.alpha, None, self.scale * gradient)
 
     def step(denoise: Guided) -> Tensor:
-        return ddim(denoise, x, a, b, [], lambda: torch.ones(SHAPE), eta, clip)[0]
+        return DDIM(denoise, lambda: torch.ones(SHAPE), eta, clip).step(x, a, b)[0]
 
     free = Guided()
     free.scale = 0.0

@@ -15,10 +15,10 @@ from ldm.classes.labels import Classes
 from ldm.clip import CLIPTextEncoder
 from ldm.config import SchedulerConfig
 from ldm.config.generation import Defaults
+from ldm.denoiser import Listener
 from ldm.errors import ArgumentError
 from ldm.fast import adapt_to_cpu
 from ldm.fast.optimize import Optimized
-from ldm.guidance import Hear
 from ldm.latents import Codec, Pixels
 from ldm.loading.compatibility import check_parts
 from ldm.loading.single_file import names_of
@@ -117,7 +117,7 @@ class Model:
             {name: part for name, part in named.items() if part is not None}, names_of(unet.config)
         )
         self.optimized = Optimized()
-        self.listener: Hear | None = None
+        self.listener: Listener | None = None
 
     @property
     def parts(self) -> dict[str, Any]:

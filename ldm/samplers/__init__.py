@@ -1,4 +1,4 @@
-"""Samplers: a run is a schedule (``plan``), a denoiser, and a method's step (``bind``).
+"""Samplers: a run is a schedule (``plan``), a denoiser, and a method (``bind``).
 
     scheduler = DDPMScheduler(config)
     name, schedule = from_config(config)
@@ -16,7 +16,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from ldm.errors import ArgumentError, CheckpointError
-from ldm.samplers.loop import Denoise, Noise, Pair, Step, Told, sample, start_index
+from ldm.samplers.loop import (
+    Denoise,
+    Denoised,
+    Method,
+    NewMethod,
+    Noise,
+    Pair,
+    sample,
+    start_index,
+)
+from ldm.samplers.moves import ratio
 from ldm.samplers.names import find_sampler, find_schedule, unknown_sampler
 from ldm.samplers.schedules import SCHEDULES
 from ldm.samplers.spacing import lcm_levels, pairs
@@ -31,11 +41,12 @@ __all__ = [
     "SCHEDULES",
     "Choice",
     "Denoise",
+    "Denoised",
+    "Method",
+    "NewMethod",
     "Noise",
     "Pair",
     "Sampler",
-    "Step",
-    "Told",
     "bind",
     "choose",
     "find_sampler",
@@ -63,7 +74,7 @@ class Choice(NamedTuple):
 
 
 def choose(config: SchedulerConfig, sampler: str | None, schedule: str | None = None) -> Choice:
-    """The sampler and schedule of names, in any case; None as ``scheduler_config.json`` says.
+    """Find the sampler and schedule of names, in any case; None: as ``scheduler_config.json`` says.
 
     sampler: ours, A1111's or diffusers' name, maybe with a schedule at its end ("euler_karras").
     schedule: a key of SCHEDULES or A1111's label.
@@ -78,9 +89,9 @@ def choose(config: SchedulerConfig, sampler: str | None, schedule: str | None = 
 
 
 def read_names(sampler: str | None, schedule: str | None) -> tuple[str | None, str | None]:
-    """Keys of SAMPLERS and SCHEDULES for names as of ``choose``; None where nothing is said.
+    """Find the keys of SAMPLERS and SCHEDULES for names as in ``choose``; None for no name.
 
-    Raises ArgumentError as ``choose`` does, as far as can be told without a model.
+    Raises ArgumentError as ``choose`` does, as far as is possible without a model.
     """
     name, named = (None, None) if sampler is None else find_sampler(sampler)
     wanted = None if schedule is None else find_schedule(schedule)
@@ -95,9 +106,9 @@ def read_names(sampler: str | None, schedule: str | None) -> tuple[str | None, s
 
 
 def from_config(config: SchedulerConfig) -> Choice:
-    """The sampler that a checkpoint's ``scheduler_config.json`` asks for.
+    """Find the sampler that a checkpoint's ``scheduler_config.json`` names.
 
-    Raises CheckpointError for a class, or a setting of it, that we do not draw with.
+    Raises CheckpointError for an unsupported class, or an unsupported setting of it.
     """
     way_out = f"choose a sampler with --sampler {{{','.join(SAMPLERS)}}}"
     wrong = {
@@ -123,7 +134,7 @@ def from_config(config: SchedulerConfig) -> Choice:
 def plan(
     scheduler: DDPMScheduler, name: str, num_inference_steps: int, schedule: str | None = None
 ) -> list[Pair]:
-    """The (from, to) levels of a whole run, one pair a step, noisiest first.
+    """Lay out the (from, to) levels of a whole run, one pair a step, noisiest first.
 
     Args:
         scheduler: the checkpoint's; its config's ``timestep_spacing`` counts for every sampler.
@@ -132,11 +143,12 @@ def plan(
         schedule: a key of SCHEDULES; None as the checkpoint's config says.
 
     Raises ArgumentError for an unknown name, a number of steps that does not fit, or a schedule
-    that the method cannot use; CheckpointError where the network cannot start from pure noise.
+    that the method cannot use; CheckpointError if the network cannot start from pure noise.
     """
     row = _row(name)
-    own = schedule is None
-    schedule = _own_schedule(scheduler.config, row) if own else find_schedule(schedule)
+    if schedule is None:
+        schedule = _own_schedule(scheduler.config, row)
+    schedule = find_schedule(schedule)
     _check_schedule(name, schedule)
     make = SCHEDULES[schedule].make
     within_own = row.within_own and schedule in OWN_SCHEDULES.values()
@@ -149,7 +161,7 @@ def plan(
             )
         ends = scheduler.ratios[-1], scheduler.ratios[0]
         if within_own:
-            ends = tuple(level.sigma / level.alpha for level in (steps[0][0], steps[-1][0]))
+            ends = ratio(steps[0][0]), ratio(steps[-1][0])
         levels = make(scheduler, num_inference_steps, *ends)
         whole = row.whole.get(schedule, float)
         cosine = scheduler.config.beta_schedule == "squaredcos_cap_v2"
@@ -165,12 +177,13 @@ def plan(
     return steps
 
 
-def bind(scheduler: DDPMScheduler, name: str, eta: float = 0.0, steps: Steps = ()) -> Step:
-    """The step of sampler `name` with the checkpoint's settings (clipping, variance).
+def bind(scheduler: DDPMScheduler, name: str, eta: float = 0.0, steps: Steps = ()) -> NewMethod:
+    """Return what makes the object of sampler `name` for each run: see ``sample``.
 
-    η in [0, 1] scales the noise that "ddim" adds. `steps` is the whole plan, also where only its
-    end is run: some methods are of lower order near the end. Raises ArgumentError for an unknown
-    name, η out of range, or η with another sampler.
+    It has the checkpoint's settings (clipping, variance). η in [0, 1] scales the noise that "ddim"
+    adds. `steps` is the whole plan, also if only its end is run: some methods are of lower order
+    near the end. Raises ArgumentError for an unknown name, η out of range, or η with another
+    sampler.
     """
     row = _row(name)
     if not 0 <= eta <= 1:
@@ -181,9 +194,9 @@ def bind(scheduler: DDPMScheduler, name: str, eta: float = 0.0, steps: Steps = (
 
 
 def first_noise_scale(scheduler: DDPMScheduler, name: str, steps: list[Pair]) -> float:
-    """What to multiply N(0, I) with to start `steps` from noise, so as to draw diffusers' picture.
+    """Return the factor of N(0, I) with which `steps` start from noise and draw diffusers' picture.
 
-    1, or σ of the first level where diffusers leaves out α x₀ and its variance ("euler").
+    It is 1, or σ of the first level if diffusers leaves out α x₀ and its variance ("euler").
     """
     row = _row(name)
     scaled = row.scaled_noise and _spacing(scheduler, row) != "leading"
@@ -201,14 +214,14 @@ def _spacing(scheduler: DDPMScheduler, row: Sampler) -> str:
 
 
 def _own_schedule(config: SchedulerConfig, row: Sampler) -> str:
-    """What the config says, where diffusers' class of this sampler obeys it."""
-    asked = [name for key, name in OWN_SCHEDULES.items() if getattr(config, key)]
-    if len(asked) > 1:
+    """Return the schedule in the config, if diffusers' class of this sampler obeys it."""
+    named = [name for key, name in OWN_SCHEDULES.items() if getattr(config, key)]
+    if len(named) > 1:
         raise CheckpointError(
-            f"scheduler_config.json: it asks for {' and '.join(asked)} levels at once; keep one of "
+            f"scheduler_config.json: it asks for {' and '.join(named)} levels at once; keep one of "
             f"{', '.join(OWN_SCHEDULES)}"
         )
-    return asked[0] if asked and row.obeys_schedule else "normal"
+    return named[0] if named and row.obeys_schedule else "normal"
 
 
 def _check_schedule(name: str, schedule: str) -> None:

@@ -4,44 +4,42 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from ldm.samplers.loop import Method
 from ldm.samplers.moves import noise_in, ode_move, ratio
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ldm.samplers.loop import Denoise, Noise
     from ldm.scheduler import DDPMScheduler, Level
 
 
-def dpm2(
-    denoise: Denoise,
-    x: Tensor,
-    a: Level,
-    b: Level,
-    past: list[Any],
-    noise: Noise,
-    scheduler: DDPMScheduler,
-    ancestral: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """Half a step of Euler in log ρ, then the whole step along the slope found there.
+@dataclass
+class DPM2(Method):
+    """Take half a step of Euler in log ρ, then the whole step along the slope found there.
 
         x_b/α_b = x_a/α_a + (ρ_d − ρ_a) ε̂(√(ρ_a ρ_d)) + √(ρ_b² − ρ_d²) ε,   ρ = σ/α
 
-    with ρ_d = ρ_b, without noise; "ancestral" goes below, to ρ_d = ρ_b²/ρ_a, and adds noise, so
-    that its middle is ρ_b (Song et al. 2021, DDIM's η = 1). Two calls of the network; one on the
-    last step, from which nothing is drawn.
+    Without noise, ρ_d = ρ_b. "ancestral" goes below, to ρ_d = ρ_b²/ρ_a, and adds noise, so that its
+    middle is ρ_b (Song et al. 2021, DDIM's η = 1). It calls the network twice a step, but once on
+    the last, which draws no noise.
     """
-    x0 = denoise(x, a)
-    if not b.sigma:
-        return ode_move(x, x0, a, b), x0
-    down = ratio(b) ** 2 / ratio(a) if ancestral else ratio(b)
-    middle = scheduler.level_of(math.sqrt(ratio(a) * down))
-    half = ode_move(x, x0, a, middle)
-    x0 = denoise(half, middle)
-    slope, step = noise_in(half, x0, middle), down - ratio(a)
-    x = (b.alpha / a.alpha * x).add_(slope, alpha=b.alpha * step)
-    if ancestral:
-        x = x.add_(noise(), alpha=b.alpha * math.sqrt(ratio(b) ** 2 - down**2))
-    return x, x0
+
+    scheduler: DDPMScheduler  # gives the level in the middle
+    ancestral: bool = False
+
+    def step(self, x: Tensor, a: Level, b: Level) -> tuple[Tensor, Tensor]:
+        x0 = self.x0(x, a)
+        if not b.sigma:
+            return ode_move(x, x0, a, b), x0
+        down = ratio(b) ** 2 / ratio(a) if self.ancestral else ratio(b)
+        middle = self.scheduler.level_of(math.sqrt(ratio(a) * down))
+        half = ode_move(x, x0, a, middle)
+        x0 = self.x0(half, middle)
+        slope, step = noise_in(half, x0, middle), down - ratio(a)
+        x = (b.alpha / a.alpha * x).add_(slope, alpha=b.alpha * step)
+        if self.ancestral:
+            x = x.add_(self.noise(), alpha=b.alpha * math.sqrt(ratio(b) ** 2 - down**2))
+        return x, x0

@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ldm.samplers.loop import Method
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ldm.samplers.loop import Denoise, Noise
     from ldm.scheduler import Level
 
 SIGMA_DATA = 0.5
 TIMESTEP_SCALING = 10.0
 
 
-def lcm(
-    denoise: Denoise, x: Tensor, a: Level, b: Level, past: list[Any], noise: Noise
-) -> tuple[Tensor, Tensor]:
+@dataclass
+class LCM(Method):
     """Jump to the clean image, then add fresh noise of the next level (algorithm 3).
 
         f = c_skip x_a + c_out x̂₀,   c_skip = σ²/(s² + σ²),  c_out = s/√(s² + σ²)
         x_b = α_b f + σ_b ε
 
-    with s = 10 t and σ = 0.5, which makes f the identity at t = 0 (section 4.1). Nothing is drawn
-    on the last step.
+    with s = 10 t and σ = 0.5, which makes f the identity at t = 0 (section 4.1). The last step
+    draws no noise.
     """
-    s = TIMESTEP_SCALING * a.t
-    c_skip = SIGMA_DATA**2 / (s**2 + SIGMA_DATA**2)
-    c_out = s / (s**2 + SIGMA_DATA**2) ** 0.5
-    x0 = c_skip * x + c_out * denoise(x, a)
-    return (b.alpha * x0 + b.sigma * noise() if b.sigma else x0), x0
+
+    def step(self, x: Tensor, a: Level, b: Level) -> tuple[Tensor, Tensor]:
+        s = TIMESTEP_SCALING * a.t
+        c_skip = SIGMA_DATA**2 / (s**2 + SIGMA_DATA**2)
+        c_out = s / (s**2 + SIGMA_DATA**2) ** 0.5
+        x0 = c_skip * x + c_out * self.x0(x, a)
+        return (b.alpha * x0 + b.sigma * self.noise() if b.sigma else x0), x0

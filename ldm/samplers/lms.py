@@ -2,34 +2,38 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
+from ldm.samplers.loop import Method
 from ldm.samplers.moves import mix, noise_in, ratio
 from ldm.samplers.weights import adams
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ldm.samplers.loop import Denoise, Noise
     from ldm.scheduler import Level
 
 ORDER = 4
 
 
-def lms(
-    denoise: Denoise, x: Tensor, a: Level, b: Level, past: list[Any], noise: Noise
-) -> tuple[Tensor, Tensor]:
+@dataclass
+class LMS(Method):
     """Integrate the cubic through the last four slopes (Hairer et al. 1993, III.1, eq. 1.5).
 
         x_b/α_b = x_a/α_a + ∫_{ρ_a}^{ρ_b} P(ρ) dρ,   P(ρ_k) = ε̂_k,   ρ = σ/α
 
-    The order grows over the first steps of a run, wherever it starts; diffusers' image-to-image
-    takes weights of four slopes there and leaves out those that it has not got, which makes its
+    The order grows over the first steps of a run, wherever it starts. diffusers' image-to-image
+    takes weights of four slopes there and leaves out those that it does not have, which makes its
     first steps too long or too short.
     """
-    x0, here, step = denoise(x, a), ratio(a), ratio(b) - ratio(a)
-    past.append((noise_in(x, x0, a), here))
-    del past[:-ORDER]
-    weights = adams([(place - here) / step for _, place in past])
-    slope = mix(weights, [slope for slope, _ in past])
-    return (b.alpha / a.alpha * x).add_(slope, alpha=b.alpha * step), x0
+
+    past: list[tuple[Tensor, float]] = field(default_factory=list)  # (ε̂, ρ), newest last
+
+    def step(self, x: Tensor, a: Level, b: Level) -> tuple[Tensor, Tensor]:
+        x0, here, step = self.x0(x, a), ratio(a), ratio(b) - ratio(a)
+        self.past.append((noise_in(x, x0, a), here))
+        del self.past[:-ORDER]
+        weights = adams([(place - here) / step for _, place in self.past])
+        slope = mix(weights, [slope for slope, _ in self.past])
+        return (b.alpha / a.alpha * x).add_(slope, alpha=b.alpha * step), x0

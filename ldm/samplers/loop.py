@@ -1,9 +1,11 @@
-"""The sampling loop, written once; a method is a pure step from one noise level to the next."""
+"""The sampling loop, written once; a method steps from one noise level to the next."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
 from ldm.errors import ArgumentError
 
@@ -12,39 +14,52 @@ if TYPE_CHECKING:  # samplers stay importable without torch, so that `--help` ca
 
     from ldm.scheduler import Level
 
-Denoise = Callable[["Tensor", "Level"], "Tensor"]  # (x, level) → x̂₀, float32
-Noise = Callable[[], "Tensor"]  # fresh ε ~ N(0, I), shaped like x
+
+class Denoised(NamedTuple):
+    """What a denoiser returns for x at a level; each tensor is float32 and shaped like x."""
+
+    x0: Tensor  # x̂₀, before the gradient shifts it
+    variance: Tensor | None = None  # v, of a network that predicts its variance too
+    gradient: Tensor | None = None  # of the log-probability that a guidance raises
+
+    def guided(self, level: Level) -> Tensor:
+        """Return x̂₀ + σ²/α g, which belongs to ε̂ − σ g, for the gradient g.
+
+        Source: Dhariwal & Nichol 2021, eq. 14 and algorithm 2. At α = 0, x says nothing about a
+        class.
+        """
+        if self.gradient is None or not level.alpha:
+            return self.x0
+        return self.x0.add(self.gradient, alpha=level.sigma**2 / level.alpha)
+
+
+Denoise = Callable[["Tensor", "Level"], Denoised]
+Noise = Callable[[], "Tensor"]  # draws fresh ε ~ N(0, I), shaped like x
 Pair = tuple["Level", "Level"]  # (from, to)
 
 
-class Told(NamedTuple):
-    """All that a denoiser can say of x, for the methods that have a use for it."""
+@dataclass
+class Method(ABC):
+    """A sampling method during one run: its settings, and what it keeps between steps."""
 
-    x0: Tensor  # x̂₀, without the gradient
-    v: Tensor | None = None  # like x: where the variance lies, of a network that has learned it
-    gradient: Tensor | None = None  # like x: of the log-probability that a guidance asks to raise
+    denoise: Denoise
+    noise: Noise
+
+    @abstractmethod
+    def step(self, x: Tensor, a: Level, b: Level) -> tuple[Tensor, Tensor]:
+        """Move x from level a to level b; return it with the x̂₀ found on the way."""
+
+    def x0(self, x: Tensor, level: Level) -> Tensor:
+        """Return x̂₀ with the gradient of a guidance in it, as most methods use it."""
+        return self.denoise(x, level).guided(level)
 
 
-def tell(denoise: Denoise, x: Tensor, level: Level) -> Told:
-    """What ``denoise.tell`` says, where there is such a thing; else x̂₀ alone."""
-    full = getattr(denoise, "tell", None)
-    return full(x, level) if full else Told(denoise(x, level))
-
-
-class Step(Protocol):
-    """One step of a method: x at level a → (x at level b, x̂₀).
-
-    `past` is empty at the start of a run and belongs to the method: what it keeps between steps.
-    """
-
-    def __call__(
-        self, denoise: Denoise, x: Tensor, a: Level, b: Level, past: list[Any], noise: Noise
-    ) -> tuple[Tensor, Tensor]: ...
+NewMethod = Callable[[Denoise, Noise], Method]
 
 
 def sample(
-    step: Step,
-    denoise: Denoise,
+    new_method: NewMethod,
+    denoise: Callable[[Tensor, Level, int], Denoised],
     x: Tensor,
     steps: Iterable[Pair],
     noise: Noise,
@@ -53,22 +68,28 @@ def sample(
     """Yield (x, index, x̂₀) after each step; the last x is the result.
 
     Args:
-        step: the method, from ``ldm.samplers.bind``.
-        denoise: (x, level) → x̂₀, float32, whatever the network predicts.
+        new_method: makes the method's object of this run; from ``ldm.samplers.bind``.
+        denoise: (x, level, number of the step from 1) → ``Denoised``, whatever the network
+            predicts. All calls within a step pass the same number.
         x: latents (B, C, H, W) at the first level of `steps`, float32.
         steps: (from, to) levels, from ``ldm.samplers.plan``; image-to-image passes ``steps[k:]``.
         noise: draws fresh noise like x; called only by methods that add noise.
         after: (x, level) → x after each step; inpainting blends the known part in here.
     """
-    past: list[Any] = []
-    for index, (a, b) in enumerate(steps):
-        x, x0 = step(denoise, x, a, b, past, noise)
+    number = 0
+
+    def denoise_now(x: Tensor, level: Level) -> Denoised:
+        return denoise(x, level, number)
+
+    method = new_method(denoise_now, noise)
+    for number, (a, b) in enumerate(steps, start=1):
+        x, x0 = method.step(x, a, b)
         x = after(x, b)
-        yield x, index, x0
+        yield x, number - 1, x0
 
 
 def start_index(num_inference_steps: int, strength: float) -> int:
-    """Index k of the first step that image-to-image runs: ``steps[k:]``.
+    """Return the index k of the first step that image-to-image runs: ``steps[k:]``.
 
     ``min(int(n·strength), n)`` steps run, as in diffusers, but at least one when strength > 0;
     none at strength 0 (k = n). Raises ArgumentError for a strength outside [0, 1].

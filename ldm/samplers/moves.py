@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 
 def ratio(level: Level) -> float:
-    """σ/α: the σ of Karras et al. 2022, whose x is our x/α. The level's α must not be 0."""
+    """Return σ/α, the σ of Karras et al. 2022, whose x is our x/α. The level's α must not be 0."""
     return level.sigma / level.alpha
 
 
 def noise_in(x: Tensor, x0: Tensor, a: Level) -> Tensor:
-    """ε̂ = (x − α x̂₀)/σ, in Karras' terms the slope dx/dσ of the probability-flow ODE."""
+    """Compute ε̂ = (x − α x̂₀)/σ, in Karras' terms the slope dx/dσ of the probability-flow ODE."""
     return x.sub(x0, alpha=a.alpha).div_(a.sigma)
 
 
@@ -44,7 +44,7 @@ def sde_move(x: Tensor, x0: Tensor, a: Level, b: Level, eps: Tensor) -> Tensor:
 
 
 def mix(weights: Sequence[float], values: Sequence[Tensor]) -> Tensor:
-    """Σ w_k x_k, with one pass over the memory for each x_k."""
+    """Compute Σ w_k x_k, with one pass over the memory for each x_k."""
     total = weights[0] * values[0]
     for weight, value in zip(weights[1:], values[1:], strict=True):
         total.add_(value, alpha=weight)

@@ -14,7 +14,7 @@ OTHER_SCHEDULES = {"uniform": "normal", "ays": "ays", "alignyoursteps": "ays"}
 
 
 def find_sampler(text: str) -> tuple[str, str | None]:
-    """(key of SAMPLERS, key of SCHEDULES or None) for a name, in whatever case.
+    """Find (key of SAMPLERS, key of SCHEDULES or None) for a name, in any case.
 
     Understands our names ("dpmpp_2m"), A1111's labels ("DPM++ 2M"), diffusers' classes, and a
     schedule behind any of them ("dpmpp_2m_karras", "DPM++ 2M Karras"). Raises ArgumentError, with
@@ -31,7 +31,7 @@ def find_sampler(text: str) -> tuple[str, str | None]:
 
 
 def find_schedule(text: str) -> str:
-    """The key of SCHEDULES for a name or an A1111 label. Raises ArgumentError for any other."""
+    """Find the key of SCHEDULES for a name or A1111 label. Raises ArgumentError for any other."""
     plain = _plain(text)
     if plain not in SCHEDULE_OF:
         raise _unknown("schedule", text, SCHEDULES, SCHEDULE_OF)
@@ -39,12 +39,12 @@ def find_schedule(text: str) -> str:
 
 
 def unknown_sampler(text: str) -> ArgumentError:
-    """What to raise for a name that no sampler has: it offers the nearest ones."""
+    """Make the error for a name that no sampler has; it offers the nearest ones."""
     return _unknown("sampler", text, SAMPLERS, SAMPLER_OF)
 
 
 def listing() -> str:
-    """All samplers and schedules, as ``ldm-generate --list-samplers`` prints them."""
+    """List all samplers and schedules, as ``ldm-generate --list-samplers`` prints them."""
     rows = [("sampler", "A1111's label", "calls a step", "diffusers' class")]
     for name, row in SAMPLERS.items():
         rows.append((name, row.label, str(row.calls), row.class_name or "none"))
@@ -54,7 +54,7 @@ def listing() -> str:
 
 
 def _plain(text: str) -> str:
-    """Without case, spaces and signs, but with the + that tells DPM++ from DPM as "p"."""
+    """Strip case, spaces and signs, except the + that tells DPM++ from DPM as "p"."""
     kept = text.casefold().replace("+", "p")
     return "".join(c for c in kept if c.isalnum())
 

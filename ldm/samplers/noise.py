@@ -1,4 +1,4 @@
-"""Where the randomness of a picture comes from: CPU generators, one for each picture of a call."""
+"""The randomness of pictures: CPU generators, one for each picture of a call."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ MAX_SEED = 2**63 - 1
 
 
 class Noise:
-    """Draws ε ~ N(0, I), float32 on the CPU: neither batch size nor device changes a picture.
+    """Draw ε ~ N(0, I), float32 on the CPU: neither batch size nor device changes a picture.
 
     Attributes:
         shape: (B, C, h, w) of a draw.
-        seeds: the seed of each picture; None where generators were given.
-        variation_seeds: the second seed of each picture's first noise, where there is one.
+        seeds: the seed of each picture; None if generators were given.
+        variation_seeds: the second seed of each picture's first noise, if there is one.
         separate: whether each picture has a generator of its own.
     """
 
@@ -32,7 +32,7 @@ class Noise:
         variation_seed: int | None = None,
         variation_strength: float = 0.0,
     ) -> None:
-        """Picture i has seed + i; without a seed, one is picked.
+        """Seed one generator for each picture: picture i has seed + i; None picks a seed.
 
         variation_strength: in [0, 1], how far the first noise goes from seed's to variation_seed's.
         Above 0, as in A1111, all pictures have the one seed, and picture i variation_seed + i.
@@ -61,17 +61,20 @@ class Noise:
         self.separate = not isinstance(generator, torch.Generator)
         if generator is None:
             seed = check_seed("seed", secrets.randbelow(2**32) if seed is None else seed, count)
-            self.seeds = [seed + i * (not variation_strength) for i in range(count)]
-            self.generators = [torch.Generator().manual_seed(s) for s in self.seeds]
+            seeds = [seed if variation_strength else seed + i for i in range(count)]
+            self.seeds = [*seeds]
+            self.generators = [torch.Generator().manual_seed(s) for s in seeds]
+        elif isinstance(generator, torch.Generator):
+            self.generators = [generator]
         else:
-            self.generators = list(generator) if self.separate else [generator]
-            if self.separate and len(self.generators) != count:
+            self.generators = list(generator)
+            if len(self.generators) != count:
                 raise ArgumentError(
                     f"generator holds {len(self.generators)} generators for {count} pictures"
                 )
 
     def first(self) -> Tensor:
-        """ε for the first level: drawn, and turned towards the variation's."""
+        """Draw ε for the first level, turned towards the variation's."""
         eps = self()
         if not self.variation_strength:
             return eps
@@ -80,7 +83,7 @@ class Noise:
         return slerp(eps, other, self.variation_strength)
 
     def __call__(self, count: int | None = None) -> Tensor:
-        """ε like ``shape``; with ``count``, for that many pictures (a single generator's only)."""
+        """Draw ε like ``shape``, or for ``count`` pictures (with a single generator only)."""
         rest = self.shape[1:]
         if self.separate:
             return torch.cat([torch.randn((1, *rest), generator=each) for each in self.generators])
@@ -90,7 +93,7 @@ class Noise:
 
 
 def slerp(a: Tensor, b: Tensor, t: float) -> Tensor:
-    """From a (t = 0) to b (t = 1), both (B, …), on a great circle: the length stays like noise's.
+    """Go from a (t = 0) to b (t = 1), both (B, …), on a great circle, which keeps noise's length.
 
     Source: Shoemake 1985, "Animating rotation with quaternion curves", eq. 3.3.
     """
@@ -106,8 +109,8 @@ def slerp(a: Tensor, b: Tensor, t: float) -> Tensor:
     return near.to(a) * a + far.to(a) * b
 
 
-def check_seed(name: str, value: int, count: int) -> int:
-    """A seed that can count up so often. Raises ArgumentError for any other."""
+def check_seed(name: str, value: int | None, count: int) -> int:
+    """Check that ``count`` seeds can count up from ``value``; raise ArgumentError if not."""
     if not isinstance(value, Integral) or not 0 <= value <= MAX_SEED - count:
         raise ArgumentError(
             f"{name} is {value!r}; it must be a whole number in [0, 2^63 - {count + 1}]"

@@ -3,14 +3,15 @@ for Diffusion Models on Manifolds"): the default of Stable Diffusion 1.x checkpo
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
+from ldm.samplers.loop import Method
 from ldm.samplers.moves import mix, ode_move
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ldm.samplers.loop import Denoise, Noise
     from ldm.scheduler import DDPMScheduler, Level
 
 # Adams-Bashforth weights of 2, 3 and 4 predictions, newest first (eq. 12 has those of 4).
@@ -21,18 +22,11 @@ WEIGHTS = {
 }
 
 
-def pndm(
-    denoise: Denoise,
-    x: Tensor,
-    a: Level,
-    b: Level,
-    past: list[Any],
-    noise: Noise,
-    scheduler: DDPMScheduler,
-) -> tuple[Tensor, Tensor]:
+@dataclass
+class PNDM(Method):
     """A DDIM step (eq. 11) along a mean of the last four predictions (eq. 12).
 
-    What is averaged is the network's raw output, as in diffusers: with v-prediction the mean of ε̂
+    The mean is of the network's raw output, as in diffusers: with v-prediction the mean of ε̂
     would be another. The first step of a run calls the network twice, at a and at b, and takes the
     mean of both (Heun's method). diffusers writes that as a repeated timestep, which image-to-image
     cuts off there (the latents are then some 6 % too noisy for their timestep); ours warms up
@@ -40,18 +34,22 @@ def pndm(
     where T/n rounds down; "linspace" does not, as diffusers' b is then not its repeated timestep.
     """
 
-    def raw(x: Tensor, level: Level) -> Tensor:
-        return scheduler.from_x0(denoise(x, level), x, level)
+    scheduler: DDPMScheduler  # turns x̂₀ into the network's output and back
+    past: list[Tensor] = field(default_factory=list)  # raw outputs, newest first
 
-    def move(mean: Tensor) -> tuple[Tensor, Tensor]:
-        x0 = scheduler.to_x0(mean, x, a)
+    def step(self, x: Tensor, a: Level, b: Level) -> tuple[Tensor, Tensor]:
+        self.past.insert(0, self._raw(x, a))
+        del self.past[4:]
+        if len(self.past) > 1:
+            return self._move(mix(WEIGHTS[len(self.past)], self.past), x, a, b)
+        moved, x0 = self._move(self.past[0], x, a, b)
+        if b.t < 0:  # a run of one step: b is the end, where the network knows no timestep
+            return moved, x0
+        return self._move((self.past[0] + self._raw(moved, b)) / 2, x, a, b)
+
+    def _raw(self, x: Tensor, level: Level) -> Tensor:
+        return self.scheduler.from_x0(self.x0(x, level), x, level)
+
+    def _move(self, mean: Tensor, x: Tensor, a: Level, b: Level) -> tuple[Tensor, Tensor]:
+        x0 = self.scheduler.to_x0(mean, x, a)
         return ode_move(x, x0, a, b), x0
-
-    past.insert(0, raw(x, a))
-    del past[4:]
-    if len(past) > 1:
-        return move(mix(WEIGHTS[len(past)], past))
-    moved, x0 = move(past[0])
-    if b.t < 0:  # a run of one step: b is the end, where the network knows no timestep
-        return moved, x0
-    return move((past[0] + raw(moved, b)) / 2)

@@ -33,19 +33,19 @@ class Schedule(NamedTuple):
 
 
 def karras(scheduler: DDPMScheduler, n: int, high: float, low: float) -> list[Level]:
-    """(σ/α)^(1/ρ) evenly from high to low, ρ = 7 (Karras et al. 2022, eq. 5)."""
+    """Lay (σ/α)^(1/ρ) evenly from high to low, ρ = 7 (Karras et al. 2022, eq. 5)."""
     start, end = high ** (1 / RHO), low ** (1 / RHO)
     return [scheduler.level_of((start + r * (end - start)) ** RHO) for r in _ramp(n)]
 
 
 def exponential(scheduler: DDPMScheduler, n: int, high: float, low: float) -> list[Level]:
-    """log(σ/α) evenly from high to low: equal steps of λ (Lu et al. 2022, DPM-Solver)."""
+    """Lay log(σ/α) evenly from high to low: equal steps of λ (Lu et al. 2022, DPM-Solver)."""
     start, end = math.log(high), math.log(low)
     return [scheduler.level_of(math.exp(start + r * (end - start))) for r in _ramp(n)]
 
 
 def beta(scheduler: DDPMScheduler, n: int, high: float, low: float) -> list[Level]:
-    """σ/α at even quantiles of a Beta(0.6, 0.6) distribution over [low, high].
+    """Lay σ/α at even quantiles of a Beta(0.6, 0.6) distribution over [low, high].
 
     Source: Lee et al. 2024, "Beta Sampling is All You Need", as diffusers and A1111 read it
     (the paper's own is over timesteps).
@@ -55,13 +55,13 @@ def beta(scheduler: DDPMScheduler, n: int, high: float, low: float) -> list[Leve
 
 
 def sgm_uniform(scheduler: DDPMScheduler, n: int, high: float, low: float) -> list[Level]:
-    """t evenly from high to low in n + 1 points, without the last one (Stability's SGM)."""
+    """Lay t evenly from high to low in n + 1 points, without the last one (Stability's SGM)."""
     first, last = (scheduler.level_of(end).t for end in (high, low))
     return [log_level(scheduler, first + i / n * (last - first)) for i in range(n)]
 
 
 def simple(scheduler: DDPMScheduler, n: int, high: float, low: float) -> list[Level]:
-    """Every (T/n)-th timestep of training, from the last one (ComfyUI); knows no high and low."""
+    """Take every (T/n)-th timestep of training, from the last (ComfyUI), not of high and low."""
     total = len(scheduler.ratios)
     if n > total:
         raise ArgumentError(
@@ -72,7 +72,7 @@ def simple(scheduler: DDPMScheduler, n: int, high: float, low: float) -> list[Le
 
 
 def ays(scheduler: DDPMScheduler, n: int, high: float, low: float) -> list[Level]:
-    """The levels found for Stable Diffusion 1.5, log-linearly between them for n ≠ 10.
+    """Take the levels found for Stable Diffusion 1.5, log-linearly between them for n ≠ 10.
 
     Source: Sabour, Fidler & Kreis 2024, "Align Your Steps", and its quick start guide.
     Raises ArgumentError for a model that was trained on other levels of noise.
@@ -81,7 +81,7 @@ def ays(scheduler: DDPMScheduler, n: int, high: float, low: float) -> list[Level
 
 
 def ays_xl(scheduler: DDPMScheduler, n: int, high: float, low: float) -> list[Level]:
-    """The levels found for SDXL, as ``ays``."""
+    """Take the levels found for SDXL, as ``ays``."""
     return _from_table(scheduler, n, AYS_XL)
 
 
@@ -98,7 +98,7 @@ SCHEDULES: dict[str, Schedule] = {
 
 
 def beta_quantile(p: float, a: float = BETA, b: float = BETA) -> float:
-    """The x with I_x(a, b) = p, by bisection: 1e-15 from the true one."""
+    """Find the x with I_x(a, b) = p by bisection, within 1e-15."""
     low, high = 0.0, 1.0
     if p >= 1:
         return high
@@ -111,7 +111,7 @@ def beta_quantile(p: float, a: float = BETA, b: float = BETA) -> float:
 
 
 def incomplete_beta(x: float, a: float, b: float) -> float:
-    """I_x(a, b), the regularised incomplete beta function: Beta(a, b)'s distribution function.
+    """Compute I_x(a, b), the regularised incomplete beta function, Beta(a, b)'s distribution.
 
     Source: Abramowitz & Stegun 26.5.4 as a power series (DLMF 8.17.7), where x ≤ ½ makes it
     converge by half in a term; 26.5.2 mirrors the rest.
@@ -127,9 +127,9 @@ def incomplete_beta(x: float, a: float, b: float) -> float:
 
 
 def log_level(scheduler: DDPMScheduler, t: float) -> Level:
-    """The level of t, with log(σ/α) interpolated linearly between timesteps, as k-diffusion does.
+    """Return the level of t, with log(σ/α) linear between timesteps, as in k-diffusion.
 
-    (``scheduler.level`` interpolates σ/α.)
+    ``scheduler.level`` interpolates σ/α.
     """
     low = min(int(t), len(scheduler.ratios) - 2)
     below, above = (math.log(ratio) for ratio in scheduler.ratios[low : low + 2])
@@ -150,7 +150,7 @@ def _from_table(scheduler: DDPMScheduler, n: int, table: Sequence[float]) -> lis
     logs = [math.log(ratio) for ratio in table]
     ratios = []
     for i in range(n):  # of n + 1 points; the last one is replaced by the clean image
-        low, weight = divmod(i * (len(table) - 1), n)
-        weight /= n
+        low, rest = divmod(i * (len(table) - 1), n)
+        weight = rest / n
         ratios.append(math.exp((1 - weight) * logs[low] + weight * logs[low + 1]))
     return [scheduler.level_of(ratio) for ratio in ratios]

@@ -1,4 +1,4 @@
-"""Which noise levels a run visits, as diffusers' scheduler of the same method chooses them."""
+"""The noise levels that a run visits, as diffusers' scheduler of the same method chooses them."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 def timesteps(
     scheduler: DDPMScheduler, n: int, spacing: str, *, spare: int = 0, whole: bool = True
 ) -> list[float]:
-    """n decreasing timesteps in [0, T − 1] (Lin et al. 2023, table 2).
+    """Lay out n decreasing timesteps in [0, T − 1] (Lin et al. 2023, table 2).
 
     `spare` lays that many more points and leaves the cleanest out; `whole` rounds.
-    Raises ArgumentError where n steps do not fit, CheckpointError for an unknown spacing.
+    Raises ArgumentError if n steps do not fit, CheckpointError for an unknown spacing.
     """
     total, offset = scheduler.config.num_train_timesteps, scheduler.config.steps_offset
     points = n + spare
@@ -49,15 +49,15 @@ def timesteps(
 
 
 def chain(scheduler: DDPMScheduler, n: int, spacing: str) -> list[Pair]:
-    """DDPM: from each timestep to the next one, and at last to the clean image."""
+    """Step from each timestep to the next one, and last to the clean image (DDPM)."""
     return pairs([scheduler.level(t) for t in timesteps(scheduler, n, spacing)], scheduler)
 
 
 def strides(scheduler: DDPMScheduler, n: int, spacing: str) -> list[Pair]:
-    """DDIM and PNDM: from t to t − T//n, which need not be the next timestep.
+    """Step from t to t − T//n, which need not be the next timestep (DDIM and PNDM).
 
-    Where it is not ("linspace" above all, "trailing" where n does not divide T), x and the level
-    that the network is told drift apart, and the picture is worse; but it is diffusers' picture.
+    If it is not ("linspace" above all, "trailing" if n does not divide T), x and the level that the
+    network is given drift apart, and the picture is worse; but it is diffusers' picture.
     """
     ts = timesteps(scheduler, n, spacing)
     stride = scheduler.config.num_train_timesteps // n
@@ -66,7 +66,7 @@ def strides(scheduler: DDPMScheduler, n: int, spacing: str) -> list[Pair]:
 
 
 def lcm_levels(scheduler: DDPMScheduler, n: int, spacing: str, strength: float = 1.0) -> list[Pair]:
-    """LCM: n of the timesteps that it was distilled on, from the noisiest; or below a strength."""
+    """Take n of the timesteps that LCM was distilled on, from the noisiest; or below a strength."""
     total, taught = scheduler.config.num_train_timesteps, scheduler.config.original_inference_steps
     below = int(taught * strength)
     if not 1 <= n <= below:
@@ -79,39 +79,39 @@ def lcm_levels(scheduler: DDPMScheduler, n: int, spacing: str, strength: float =
 
 
 def euler_levels(scheduler: DDPMScheduler, n: int, spacing: str) -> list[Pair]:
-    """Euler and k-diffusion's other methods: a chain with fractional timesteps."""
+    """Chain fractional timesteps (Euler and k-diffusion's other methods)."""
     ts = timesteps(scheduler, n, spacing, whole=False)
     return pairs([_finite_level(scheduler, t) for t in ts], scheduler)
 
 
 def dpmpp_levels(scheduler: DDPMScheduler, n: int, spacing: str) -> list[Pair]:
-    """DPM++ and UniPC: a chain of whole timesteps; n + 1 are laid, the cleanest is left out."""
+    """Chain whole timesteps, the noisiest n of n + 1 (DPM++ and UniPC)."""
     ts = timesteps(scheduler, n, spacing, spare=0 if spacing == "trailing" else 1)
     return pairs([_finite_level(scheduler, t) for t in ts], scheduler)
 
 
 def singlestep_levels(scheduler: DDPMScheduler, n: int, spacing: str) -> list[Pair]:
-    """DPM++ 2S: as ``dpmpp_levels``; diffusers has "linspace" for it, whatever the config says."""
+    """Chain as ``dpmpp_levels``; diffusers has "linspace" for DPM++ 2S, whatever the config."""
     return dpmpp_levels(scheduler, n, "linspace")
 
 
 def deis_levels(scheduler: DDPMScheduler, n: int, spacing: str) -> list[Pair]:
-    """DEIS: as ``dpmpp_levels``, but it stops at ᾱ₀."""
+    """Chain as ``dpmpp_levels``, but stop at ᾱ₀ (DEIS)."""
     *steps, (a, _) = dpmpp_levels(scheduler, n, spacing)
     return [*steps, (a, _almost_clean(scheduler))]
 
 
 def pairs(levels: list[Level], scheduler: DDPMScheduler) -> list[Pair]:
-    """Each level with the next; the last with the clean image."""
+    """Pair each level with the next, the last with the clean image."""
     return list(zip(levels, [*levels[1:], scheduler.level(-1)], strict=True))
 
 
 def _almost_clean(scheduler: DDPMScheduler) -> Level:
-    """ᾱ₀, the cleanest level of training, as the end of a run."""
+    """Return ᾱ₀, the cleanest level of training, as the end of a run."""
     return scheduler.level(0)._replace(t=scheduler.level(-1).t)
 
 
 def _finite_level(scheduler: DDPMScheduler, t: float) -> Level:
-    """``scheduler.level(t)``, but with a finite λ also at zero terminal SNR."""
+    """Return ``scheduler.level(t)``, but with a finite λ also at zero terminal SNR."""
     level = scheduler.level(t)
     return level if level.alpha else scheduler.level_of(scheduler.ratios[-1])._replace(t=level.t)

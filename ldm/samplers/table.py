@@ -1,4 +1,4 @@
-"""All samplers: what they are called, which step and which levels of noise each one has."""
+"""All samplers: their names, methods and levels of noise."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ldm.samplers.ddim import ddim
-from ldm.samplers.ddpm import ddpm
-from ldm.samplers.deis import deis
-from ldm.samplers.dpm2 import dpm2
-from ldm.samplers.dpmpp import dpmpp_2m, dpmpp_2s
-from ldm.samplers.dpmpp_sde import dpmpp_2m_sde, dpmpp_2s_a, dpmpp_3m_sde, dpmpp_sde
-from ldm.samplers.heun import heun
-from ldm.samplers.lcm import lcm
-from ldm.samplers.lms import lms
-from ldm.samplers.loop import Pair, Step
-from ldm.samplers.pndm import pndm
+from ldm.samplers.ddim import DDIM
+from ldm.samplers.ddpm import DDPM
+from ldm.samplers.deis import DEIS
+from ldm.samplers.dpm2 import DPM2
+from ldm.samplers.dpmpp import DPMpp2M, DPMpp2S
+from ldm.samplers.dpmpp_sde import DPMpp2MSDE, DPMpp2SAncestral, DPMpp3MSDE, DPMppSDE
+from ldm.samplers.heun import Heun
+from ldm.samplers.lcm import LCM
+from ldm.samplers.lms import LMS
+from ldm.samplers.loop import NewMethod, Pair
+from ldm.samplers.pndm import PNDM
 from ldm.samplers.schedules import SCHEDULES
 from ldm.samplers.spacing import (
     chain,
@@ -28,7 +28,7 @@ from ldm.samplers.spacing import (
     singlestep_levels,
     strides,
 )
-from ldm.samplers.unipc import unipc
+from ldm.samplers.unipc import UniPC
 
 if TYPE_CHECKING:
     from ldm.scheduler import DDPMScheduler, Level
@@ -43,9 +43,10 @@ class Sampler:
 
     label: str  # as A1111 writes it into a picture
     class_name: str | None  # diffusers' scheduler of the same method
-    bind: Callable[[DDPMScheduler, float, Steps], Step]  # (scheduler, η, the run's steps) → step
+    # (scheduler, η, the run's steps) → what makes the method's object
+    bind: Callable[[DDPMScheduler, float, Steps], NewMethod]
     levels: Callable[[DDPMScheduler, int, str], list[Pair]]  # (…, n, spacing): schedule "normal"
-    spacing: str  # where scheduler_config.json names none
+    spacing: str  # if scheduler_config.json names none
     calls: int = 1  # of the network in a step
     eta: bool = False  # takes η
     scaled_noise: bool = False  # starts from σ ε, unless the spacing is "leading"
@@ -53,7 +54,7 @@ class Sampler:
     obeys_schedule: bool = False
     # Whether diffusers' class lays them between the ends of its own levels, not of all training.
     within_own: bool = False
-    # schedule → how diffusers rounds the timesteps that the network is told.
+    # schedule → how diffusers rounds the timesteps that the network is given.
     whole: Mapping[str, Callable[[float], float]] = field(default_factory=dict)
     schedules: tuple[str, ...] = tuple(SCHEDULES)  # those that make sense
     unfit: str = ""  # why the others do not
@@ -61,18 +62,14 @@ class Sampler:
     honours: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
 
-def _clip(scheduler: DDPMScheduler) -> float | None:
-    return scheduler.config.clip_sample_range if scheduler.config.clip_sample else None
-
-
 def _averaged(scheduler: DDPMScheduler) -> DDPMScheduler:
-    """What PNDM averages over steps: raw predictions, but not μ̃, of which each is about its x."""
+    """Return the scheduler of what PNDM averages: raw outputs, but not μ̃, which depends on x."""
     mean = scheduler.config.prediction_type == "mean"
     return scheduler.predicting("epsilon") if mean else scheduler
 
 
 def _left(steps: Steps) -> dict[Level, int]:
-    """How many steps of a run are left, by the level at which they begin."""
+    """Count the steps of a run that are left, by the level at which they begin."""
     return {a: len(steps) - i for i, (a, _) in enumerate(steps)}
 
 
@@ -103,7 +100,7 @@ SAMPLERS: dict[str, Sampler] = {
         label="DDPM",
         class_name="DDPMScheduler",
         bind=lambda scheduler, eta, steps: partial(
-            ddpm, clip=_clip(scheduler), variance_type=scheduler.config.variance_type
+            DDPM, clip=scheduler.clip, variance_type=scheduler.config.variance_type
         ),
         levels=chain,
         spacing="leading",
@@ -112,7 +109,7 @@ SAMPLERS: dict[str, Sampler] = {
     "ddim": Sampler(
         label="DDIM",
         class_name="DDIMScheduler",
-        bind=lambda scheduler, eta, steps: partial(ddim, eta=eta, clip=_clip(scheduler)),
+        bind=lambda scheduler, eta, steps: partial(DDIM, eta=eta, clip=scheduler.clip),
         levels=strides,
         spacing="leading",
         eta=True,
@@ -121,7 +118,7 @@ SAMPLERS: dict[str, Sampler] = {
     "pndm": Sampler(
         label="PLMS",
         class_name="PNDMScheduler",
-        bind=lambda scheduler, eta, steps: partial(pndm, scheduler=_averaged(scheduler)),
+        bind=lambda scheduler, eta, steps: partial(PNDM, scheduler=_averaged(scheduler)),
         levels=strides,
         spacing="leading",
         schedules=("normal", "sgm_uniform", "simple"),
@@ -131,7 +128,7 @@ SAMPLERS: dict[str, Sampler] = {
     "euler": Sampler(
         label="Euler",
         class_name="EulerDiscreteScheduler",
-        bind=lambda scheduler, eta, steps: ddim,
+        bind=lambda scheduler, eta, steps: DDIM,
         **K_DIFFUSION,
         obeys_schedule=True,
         honours={"final_sigmas_type": ("zero",)},
@@ -139,13 +136,13 @@ SAMPLERS: dict[str, Sampler] = {
     "euler_a": Sampler(
         label="Euler a",
         class_name="EulerAncestralDiscreteScheduler",
-        bind=lambda scheduler, eta, steps: partial(ddim, eta=1.0),
+        bind=lambda scheduler, eta, steps: partial(DDIM, eta=1.0),
         **K_DIFFUSION,
     ),
     "heun": Sampler(
         label="Heun",
         class_name="HeunDiscreteScheduler",
-        bind=lambda scheduler, eta, steps: heun,
+        bind=lambda scheduler, eta, steps: Heun,
         **K_DIFFUSION,
         calls=2,
         obeys_schedule=True,
@@ -154,7 +151,7 @@ SAMPLERS: dict[str, Sampler] = {
     "dpm2": Sampler(
         label="DPM2",
         class_name="KDPM2DiscreteScheduler",
-        bind=lambda scheduler, eta, steps: partial(dpm2, scheduler=scheduler),
+        bind=lambda scheduler, eta, steps: partial(DPM2, scheduler=scheduler),
         **K_DIFFUSION,
         calls=2,
         obeys_schedule=True,
@@ -163,7 +160,7 @@ SAMPLERS: dict[str, Sampler] = {
     "dpm2_a": Sampler(
         label="DPM2 a",
         class_name="KDPM2AncestralDiscreteScheduler",
-        bind=lambda scheduler, eta, steps: partial(dpm2, scheduler=scheduler, ancestral=True),
+        bind=lambda scheduler, eta, steps: partial(DPM2, scheduler=scheduler, ancestral=True),
         **K_DIFFUSION,
         calls=2,
         obeys_schedule=True,
@@ -172,28 +169,28 @@ SAMPLERS: dict[str, Sampler] = {
     "lms": Sampler(
         label="LMS",
         class_name="LMSDiscreteScheduler",
-        bind=lambda scheduler, eta, steps: lms,
+        bind=lambda scheduler, eta, steps: LMS,
         **K_DIFFUSION,
         obeys_schedule=True,
     ),
     "dpmpp_2m": Sampler(
         label="DPM++ 2M",
         class_name="DPMSolverMultistepScheduler",
-        bind=lambda scheduler, eta, steps: dpmpp_2m,
+        bind=lambda scheduler, eta, steps: DPMpp2M,
         **MULTISTEP,
         honours={"algorithm_type": ("dpmsolver++",), **SOLVER},
     ),
     "dpmpp_2m_sde": Sampler(
         label="DPM++ 2M SDE",
         class_name="DPMSolverMultistepScheduler",
-        bind=lambda scheduler, eta, steps: dpmpp_2m_sde,
+        bind=lambda scheduler, eta, steps: DPMpp2MSDE,
         **MULTISTEP,
         honours={"algorithm_type": ("sde-dpmsolver++",), **SOLVER},
     ),
     "dpmpp_3m_sde": Sampler(
         label="DPM++ 3M SDE",
         class_name="DPMSolverMultistepScheduler",
-        bind=lambda scheduler, eta, steps: dpmpp_3m_sde,
+        bind=lambda scheduler, eta, steps: DPMpp3MSDE,
         **MULTISTEP,
         honours={"algorithm_type": ("sde-dpmsolver++",), **SOLVER, "solver_order": (3,)},
     ),
@@ -201,7 +198,7 @@ SAMPLERS: dict[str, Sampler] = {
         label="DPM++ 2S",
         class_name="DPMSolverSinglestepScheduler",
         bind=lambda scheduler, eta, steps: partial(
-            dpmpp_2s, second=frozenset(a for a, _ in steps[1::2])
+            DPMpp2S, second=frozenset(a for a, _ in steps[1::2])
         ),
         **{**MULTISTEP, "levels": singlestep_levels},
         honours={"algorithm_type": ("dpmsolver++",), **SOLVER},
@@ -209,14 +206,14 @@ SAMPLERS: dict[str, Sampler] = {
     "dpmpp_2s_a": Sampler(
         label="DPM++ 2S a",
         class_name=None,
-        bind=lambda scheduler, eta, steps: dpmpp_2s_a,
+        bind=lambda scheduler, eta, steps: DPMpp2SAncestral,
         **K_DIFFUSION,
         calls=2,
     ),
     "dpmpp_sde": Sampler(
         label="DPM++ SDE",
         class_name="DPMSolverSDEScheduler",
-        bind=lambda scheduler, eta, steps: partial(dpmpp_sde, scheduler=scheduler),
+        bind=lambda scheduler, eta, steps: partial(DPMppSDE, scheduler=scheduler),
         **K_DIFFUSION,
         calls=2,
         obeys_schedule=True,
@@ -225,7 +222,7 @@ SAMPLERS: dict[str, Sampler] = {
         label="UniPC",
         class_name="UniPCMultistepScheduler",
         bind=lambda scheduler, eta, steps: partial(
-            unipc, order=min(scheduler.config.solver_order, 3), left=_left(steps)
+            UniPC, order=min(scheduler.config.solver_order, 3), left=_left(steps)
         ),
         **MULTISTEP,
         honours={
@@ -240,7 +237,7 @@ SAMPLERS: dict[str, Sampler] = {
     "deis": Sampler(
         label="DEIS",
         class_name="DEISMultistepScheduler",
-        bind=lambda scheduler, eta, steps: partial(deis, careful=0 < len(steps) < FINE),
+        bind=lambda scheduler, eta, steps: partial(DEIS, careful=0 < len(steps) < FINE),
         **{**MULTISTEP, "levels": deis_levels},
         honours={
             "solver_order": (2,),
@@ -251,7 +248,7 @@ SAMPLERS: dict[str, Sampler] = {
     "lcm": Sampler(
         label="LCM",
         class_name="LCMScheduler",
-        bind=lambda scheduler, eta, steps: lcm,
+        bind=lambda scheduler, eta, steps: LCM,
         levels=lcm_levels,
         spacing="leading",
         schedules=tuple(

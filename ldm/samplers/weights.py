@@ -11,12 +11,12 @@ from math import expm1
 
 
 def adams(nodes: Sequence[float]) -> list[float]:
-    """∫₀¹ ℓ_k(u) du for the Lagrange polynomial ℓ_k of each node: Adams' methods on any grid."""
+    """Compute ∫₀¹ ℓ_k(u) du for each node's Lagrange polynomial ℓ_k: Adams' methods on any grid."""
     return _integrate(nodes, [1 / (j + 1) for j in range(len(nodes))])
 
 
 def exponential(nodes: Sequence[float], h: float) -> list[float]:
-    """∫₀¹ h e^{(u−1)h} ℓ_k(u) du for each node: exponential integrators; they add up to 1 − e^{−h}.
+    """Compute ∫₀¹ h e^{(u−1)h} ℓ_k(u) du for each node; their sum is 1 − e^{−h}.
 
     Source: Hochbruck & Ostermann 2010, "Exponential integrators", section 2.5. h must not be 0.
     """
@@ -27,7 +27,7 @@ def exponential(nodes: Sequence[float], h: float) -> list[float]:
 
 
 def _integrate(nodes: Sequence[float], moments: list[float]) -> list[float]:
-    """The integral of each node's Lagrange polynomial, given those of 1, u, u² …"""
+    """Integrate each node's Lagrange polynomial, given the integrals of 1, u, u² …"""
     weights = []
     for node in nodes:
         polynomial, scale = [1.0], 1.0

@@ -1,20 +1,22 @@
-"""Seamless tiles: pictures whose right edge goes on at the left, and the lower at the upper."""
+"""Seamless tiles: pictures whose right edge continues at the left, and whose bottom at the top."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import ParamSpec, TypeVar
 
 from torch import nn
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @contextmanager
 def seamless(*modules: nn.Module) -> Iterator[None]:
-    """Inside, the modules' convolutions see the other side past an edge, instead of zeros.
+    """Let the modules' convolutions see the other side past an edge, instead of zeros, inside.
 
-    A picture that is rolled then gives a rolled result, for multiples of the coarsest level's
-    pixels.
+    Rolling a picture then rolls the result, for multiples of the coarsest level's pixels.
     """
     convolutions = [
         layer
@@ -31,11 +33,11 @@ def seamless(*modules: nn.Module) -> Iterator[None]:
             layer.padding_mode = "zeros"
 
 
-def tiled(function: Callable, *modules: nn.Module) -> Callable:
-    """``function``, called with the modules seamless."""
+def tiled(function: Callable[P, T], *modules: nn.Module) -> Callable[P, T]:
+    """Wrap ``function`` so that the modules are seamless while it runs."""
 
-    def call(*arguments: Any) -> Any:
+    def call(*arguments: P.args, **options: P.kwargs) -> T:
         with seamless(*modules):
-            return function(*arguments)
+            return function(*arguments, **options)
 
     return call

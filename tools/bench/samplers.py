@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ldm.config import SchedulerConfig
 from ldm.errors import LDMError
-from ldm.samplers import SAMPLERS, bind, first_noise_scale, plan, sample
+from ldm.samplers import SAMPLERS, Denoised, bind, first_noise_scale, plan, sample
 from ldm.scheduler import DDPMScheduler, Level
 from tools.bench.models import error
 from tools.bench.race import Race
@@ -64,17 +64,17 @@ def ours(name: str, settings: dict[str, Any]) -> Callable[[], Tensor]:
 
     def once() -> Tensor:
         levels = plan(scheduler, name, STEPS)
-        step = bind(scheduler, name, steps=levels)
+        method = bind(scheduler, name, steps=levels)
         first = start * first_noise_scale(scheduler, name, levels)
         generator = torch.Generator().manual_seed(1)
 
-        def denoise(x: Tensor, level: Level) -> Tensor:
-            return scheduler.to_x0(x, x, level)
+        def denoise(x: Tensor, level: Level, step: int) -> Denoised:
+            return Denoised(scheduler.to_x0(x, x, level))
 
         def noise() -> Tensor:
             return torch.randn(SHAPE, generator=generator)
 
-        return deque(sample(step, denoise, first, levels, noise), maxlen=1).pop()[0]
+        return deque(sample(method, denoise, first, levels, noise), maxlen=1).pop()[0]
 
     return once
 

@@ -1,0 +1,151 @@
+"""The denoiser that samplers call: (x, level, step) → x̂₀, from a guided U-Net.
+
+It lays the rows of a U-Net call together (each picture with its texts and its negative prompt),
+splits the output again, and has ``ldm.guidance`` make one prediction of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ldm.fast.deepcache import DeepCache
+from ldm.fast.graphs import Graphs
+from ldm.guidance import Guidance
+from ldm.samplers import Denoised
+from ldm.scheduler import DDPMScheduler, Level
+from ldm.text.conditioning import Conditioning, Prompted, Script
+from ldm.unet import UNet
+
+# Called before each U-Net call with (picture, text) per row; None for negative prompts.
+Listener = Callable[[list[tuple[int, str] | None]], None]
+
+
+class Denoiser:
+    """Call the U-Net on x with each picture's texts, guide, and turn the output into x̂₀."""
+
+    def __init__(
+        self,
+        unet: UNet | DeepCache | Graphs,
+        scheduler: DDPMScheduler,
+        prompted: Sequence[Prompted],
+        guidance: Guidance,
+        *,
+        known: Tensor | None = None,
+        embedded_scale: float | None = None,
+        listener: Listener | None = None,
+        device: torch.device | None = None,
+    ) -> None:
+        """Lay out the rows.
+
+        prompted: of each of the B pictures.
+        known: (B, C', h, w), the further input channels of an inpainting network.
+        embedded_scale: the guidance scale, for networks that read it as an input (Meng et al. 2023,
+            "On Distillation of Guided Diffusion Models"; LCM); ``guidance`` then combines nothing.
+        listener: such as ``ldm.techniques.attention_maps.AttentionMaps.set_rows``.
+        device: where the U-Net computes; None takes that of its parameters.
+        """
+        self.unet, self.scheduler, self.guidance = unet, scheduler, guidance
+        self.known, self.embedded_scale, self.listener = known, embedded_scale, listener
+        first = next(unet.parameters())
+        self.dtype, self.device = first.dtype, device or first.device
+        self.negatives = [Row(i, one.negative, negative=True) for i, one in enumerate(prompted)]
+        self.texts = [
+            Row(i, script, negative=False)
+            for i, one in enumerate(prompted)
+            for script in one.scripts
+        ]
+        self.weights: Tensor | None = None  # (B, texts), where AND joins texts
+        if any(one.combined for one in prompted):
+            self.weights = torch.zeros(len(prompted), len(self.texts))
+            for i, row in enumerate(self.texts):
+                self.weights[row.picture, i] = row.script.weight
+        # The batches of the last call, which serve the next one if its conditionings are the same.
+        self._conditionings: list[Conditioning] = []
+        self._batches: list[Batch] = []
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor, level: Level, step: int = 1) -> Denoised:
+        """Return x̂₀ and what else is known of x (B, C, h, w), float32, on any device.
+
+        step: the number of the run's step, from 1, for prompts that change.
+        """
+        # A network that predicts its variance, too, does so in a second half of channels.
+        channels = x.shape[1]
+        guided = self.embedded_scale is None and self.guidance.active(level)
+        if guided or self.weights is not None:
+            output = self._call_unet(x, level, self.negatives + self.texts, step)
+            uncond, cond = output[: len(x)], output[len(x) :]
+            if self.weights is not None:
+                shifts = cond - uncond[[row.picture for row in self.texts]]
+                cond = uncond + self.guidance.join(shifts, self.weights)
+            prediction = cond[:, :channels]
+            if guided:
+                prediction = self.guidance.combine(prediction, uncond[:, :channels], x, level)
+        else:
+            cond = self._call_unet(x, level, self.texts, step)
+            prediction = cond[:, :channels]
+        variance = cond[:, channels:]
+        x0 = self.scheduler.to_x0(prediction.to(x), x, level)
+        gradient = self.guidance.gradient(x, level)
+        return Denoised(x0, variance.to(x) if variance.shape[1] else None, gradient)
+
+    def _call_unet(self, x: Tensor, level: Level, rows: Sequence[Row], step: int) -> Tensor:
+        """Return the U-Net's output for each row, from one call if all contexts are of a length."""
+        conditionings = [row.script.at(step) for row in rows]
+        if conditionings != self._conditionings:
+            self._conditionings = conditionings
+            self._batches = list(batches(rows, conditionings, self.device))
+        inputs = x if self.known is None else torch.cat([x, self.known], dim=1)
+        outputs = []
+        for batch in self._batches:
+            mine = inputs.to(self.device, self.dtype)[batch.pictures]
+            options = dict(batch.inputs)
+            if self.embedded_scale is not None:
+                options["guidance_scale"] = torch.full(
+                    (len(mine),), self.embedded_scale, device=mine.device
+                )
+            t = torch.full((len(mine),), level.t, device=mine.device)
+            if self.listener is not None:
+                self.listener(batch.texts)
+            outputs.append(self.unet(mine, t, **options))
+        if len(outputs) == 1:
+            return outputs[0]
+        order = torch.tensor([row for batch in self._batches for row in batch.rows])
+        return torch.cat(outputs)[order.argsort().to(outputs[0].device)]
+
+
+class Row(NamedTuple):
+    """One row of a U-Net call: x of a picture, under one text."""
+
+    picture: int
+    script: Script
+    negative: bool
+
+
+class Batch(NamedTuple):
+    """The rows of one U-Net call."""
+
+    rows: list[int]  # their numbers among all rows of a step
+    pictures: Tensor  # whose x each row is about
+    inputs: dict[str, Tensor]  # the U-Net's other inputs, each (rows, …)
+    texts: list[tuple[int, str] | None]  # for the listener
+
+
+def batches(
+    rows: Sequence[Row], conditionings: Sequence[Conditioning], device: torch.device
+) -> Iterator[Batch]:
+    """Yield the rows with contexts of one length together: one batch except for mixed lengths."""
+    lengths = [one.length for one in conditionings]
+    for length in dict.fromkeys(lengths):
+        mine = [i for i, other in enumerate(lengths) if other == length]
+        parts = [conditionings[i].parts for i in mine]
+        yield Batch(
+            mine,
+            torch.tensor([rows[i].picture for i in mine], device=device),
+            {name: torch.stack([part[name] for part in parts]) for name in parts[0]},
+            [None if rows[i].negative else (rows[i].picture, conditionings[i].text) for i in mine],
+        )
