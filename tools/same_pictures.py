@@ -7,7 +7,8 @@
 and converts files, by the commands and the public Python names alone, and notes a SHA-256 of each
 picture's pixels and metadata, of each tensor and of each text. ``check`` runs the same cases on the
 same models and compares. Results depend on the processor and on PyTorch's version: check on the
-machine where you recorded. FOLDER/recorded and FOLDER/checked hold the files, to be looked at.
+machine where you recorded. FOLDER/recorded holds the files, to be looked at; ``check`` keeps its
+own in a new FOLDER/checked-… if any differs, so that several can run at once.
 
 A case is a function of this file with ``@case``; what it returns or leaves in its folder is
 compared. ``--only PART`` runs the cases with PART in the name.
@@ -32,6 +33,7 @@ import math
 import re
 import shutil
 import sys
+import tempfile
 import time
 import traceback
 import warnings
@@ -1179,9 +1181,8 @@ def differences(old: Any, new: Any, where: str = "") -> Iterator[str]:
         yield f"{where}was {old!r:.300}, is {new!r:.300}"
 
 
-def run(folder: Path, kind: str, only: str) -> dict[str, Any]:
-    """Run the cases; name → outcome, or {"error": …} of one that fails."""
-    shutil.rmtree(folder / kind, ignore_errors=True)
+def run(files: Path, folder: Path, only: str) -> dict[str, Any]:
+    """Run the cases, each in a folder within ``folder``; name → outcome, or {"error": …}."""
     found = {}
     names = [name for name in CASES if only in name]
     for index, name in enumerate(names):
@@ -1189,7 +1190,7 @@ def run(folder: Path, kind: str, only: str) -> dict[str, Any]:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                found[name] = outcome(name, folder / "files", folder / kind / name)
+                found[name] = outcome(name, files, folder / name)
         except Exception as error:
             traceback.print_exc()
             found[name] = {"error": f"{type(error).__name__}: {error}"}
@@ -1202,7 +1203,11 @@ def record(folder: Path, only: str) -> int:
     """Make the models and note what the code computes. Returns the exit code."""
     if not (folder / "files").exists():
         build(folder / "files")
-    found = run(folder, "recorded", only)
+    recorded = folder / "recorded"
+    for name in CASES:
+        if only in name and (recorded / name).exists():
+            shutil.rmtree(recorded / name)
+    found = run(folder / "files", recorded, only)
     outcomes = folder / "outcomes.json"
     if only and outcomes.exists():
         found = json.loads(outcomes.read_text(encoding="utf-8")) | found
@@ -1220,7 +1225,8 @@ def check(folder: Path, only: str) -> int:
     """Compare with what was recorded. Returns the exit code: 1 if anything differs."""
     old = json.loads((folder / "outcomes.json").read_text(encoding="utf-8"))
     # Through JSON, as the recorded ones went.
-    new = json.loads(json.dumps(run(folder, "checked", only)))
+    checked = Path(tempfile.mkdtemp(prefix="checked-", dir=folder))
+    new = json.loads(json.dumps(run(folder / "files", checked, only)))
     wrong = 0
     for name in [name for name in old if only in name] + [name for name in new if name not in old]:
         lines = list(differences(old.get(name, {}), new.get(name, {})))
@@ -1229,7 +1235,11 @@ def check(folder: Path, only: str) -> int:
             print(f"{name}: {line}")
         if len(lines) > 8:
             print(f"{name}: and {len(lines) - 8} differences more")
-    print(f"{len(new)} cases, {wrong} differ" if wrong else f"{len(new)} cases, all equal")
+    if wrong:
+        print(f"{len(new)} cases, {wrong} differ; their files are in {checked}")
+    else:
+        shutil.rmtree(checked)
+        print(f"{len(new)} cases, all equal")
     return int(bool(wrong))
 
 
