@@ -632,7 +632,7 @@ class Pipeline:
         self._need_text("there are no words to look for")
         before = self._hear
         with watch_attention(self.unet, self.text_models[0].tokenizer) as attention:
-            self._hear = attention.hear
+            self._hear = attention.expect
             try:
                 yield attention
             finally:

@@ -1,11 +1,11 @@
-"""Where each word of a prompt looked: the heat maps of cross-attention.
+"""Where each word of a prompt attends: the heat maps of cross-attention.
 
     with pipe.explain() as attention:
         picture = pipe("a red car", seed=1).images[0]
     for word, heat in attention.words():
         ...
 
-Where AND joins texts, or ``[a:b:0.5]`` changes them, each text that was heard has maps of its own.
+If AND joins texts, or ``[a:b:0.5]`` changes them, each text that was used has maps of its own.
 
 Source: Tang et al. 2022, "What the DAAM: Interpreting Stable Diffusion Using Cross Attention":
 the mean of the attention probabilities over steps, layers and heads, enlarged to one size.
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -23,12 +23,12 @@ from einops import rearrange
 from torch import Tensor
 
 from ldm.errors import ArgumentError
-from ldm.layers import Attention, SpatialTransformer
+from ldm.layers import Attention, SpatialTransformer, TransformerBlock
 from ldm.text.chunks import cut
 from ldm.text.tokenizer import CLIPTokenizer
 from ldm.unet import UNet
 
-COARSEST = 4  # of the latents' pixels in one of the layer's: DAAM leaves out the layers below
+COARSEST = 4  # side of a layer's pixel in latent pixels; DAAM leaves coarser layers out
 
 
 def probabilities(attention: Attention, x: Tensor, context: Tensor) -> Tensor:
@@ -41,19 +41,19 @@ def probabilities(attention: Attention, x: Tensor, context: Tensor) -> Tensor:
 
 
 class AttentionMaps:
-    """What a U-Net's layers looked at while it was watched, for each picture and text."""
+    """What a watched U-Net's layers attended to, for each picture and text."""
 
     def __init__(self, tokenizer: CLIPTokenizer) -> None:
         self.tokenizer = tokenizer
         self._size = self._inner = (0, 0)  # of the latents; in the present transformer
-        self._rows: list[int] = []  # which of those that the U-Net is asked are about a text …
-        self._heard: list[tuple[int, str]] = []  # … and (picture, text) of each
+        self._rows: list[int] = []  # those of the U-Net's next batch that have a text …
+        self._texts: list[tuple[int, str]] = []  # … and (picture, text) of each
         self._sums: dict[tuple[int, str], tuple[Tensor, int]] = {}  # and how many were added
 
     def texts(self, picture: int = 0) -> list[str]:
-        """The texts that were heard for a picture, in that order; negative prompts are not told.
+        """List the texts that a picture used, in order, without negative prompts.
 
-        Raises ArgumentError where no such picture has been drawn.
+        Raises ArgumentError if no such picture has been drawn.
         """
         if not self._sums:
             raise ArgumentError("no picture was drawn within explain(); draw one, then ask")
@@ -64,26 +64,26 @@ class AttentionMaps:
         return texts
 
     def maps(self, text: str | None = None, picture: int = 0) -> Tensor:
-        """Where each token of a text looked, (tokens, h, w), float32 on the CPU: 1 over tokens.
+        """Return where each token of a text attends, (tokens, h, w), float32 on the CPU, sum 1.
 
-        It is the mean over the steps in which the text was heard, at the size of the last latents.
-        ``text`` may be left out where the picture has only one. Raises ArgumentError for another.
+        The maps are the mean over the steps that used the text, at the size of the last latents.
+        ``text`` may be left out if the picture has only one. Raises ArgumentError for another.
         """
         texts = self.texts(picture)
         if text is None and len(texts) == 1:
             (text,) = texts
         if text not in texts:
-            heard = ", ".join(map(repr, texts))
+            expected = ", ".join(map(repr, texts))
             raise ArgumentError(
-                f"text is {text!r}; expected one that picture {picture} has: {heard}"
+                f"text is {text!r}; expected one that picture {picture} has: {expected}"
             )
         total, count = self._sums[picture, text]
         return (total / count).cpu()
 
     def words(self, text: str | None = None, picture: int = 0) -> list[tuple[str, Tensor]]:
-        """Each word of a text, in lower case, and its map (h, w): the mean over its tokens.
+        """List each word of a text, in lower case, with its map (h, w), the mean over its tokens.
 
-        None: of all texts, one after the other. Raises ArgumentError as ``maps``.
+        None lists the words of all texts, one after the other. Raises ArgumentError as ``maps``.
         """
         if text is None:
             return [pair for one in self.texts(picture) for pair in self.words(one, picture)]
@@ -95,10 +95,10 @@ class AttentionMaps:
             if any(letter.isalnum() or ord(letter) > 0x2000 for letter in word)  # no marks alone
         ]
 
-    def hear(self, rows: Sequence[tuple[int, str] | None]) -> None:
-        """What the U-Net is asked next: see ``ldm.guidance.Hear``."""
-        self._rows = [row for row, told in enumerate(rows) if told is not None]
-        self._heard = [(told[0], told[1].strip()) for told in rows if told is not None]
+    def expect(self, rows: Sequence[tuple[int, str] | None]) -> None:
+        """Note (picture, text) of each row of the U-Net's next batch; None for negative prompts."""
+        self._rows = [index for index, row in enumerate(rows) if row is not None]
+        self._texts = [(picture, text.strip()) for picture, text in filter(None, rows)]
 
     def _see_latents(self, unet: UNet, args: tuple[Any, ...]) -> None:
         self._size = tuple(args[0].shape[2:])
@@ -114,14 +114,14 @@ class AttentionMaps:
         mean = probabilities(attention, x, context).mean(dim=1)
         height, width = self._inner
         maps = self._enlarged(rearrange(mean, "b (h w) m -> b m h w", h=height, w=width))
-        for told, new in zip(self._heard, maps, strict=True):
-            total, count = self._sums.get(told, (torch.zeros_like(new), 0))
+        for text, new in zip(self._texts, maps, strict=True):
+            total, count = self._sums.get(text, (torch.zeros_like(new), 0))
             if total.shape[1:] != new.shape[1:]:  # a second pass over a larger picture
                 total = self._enlarged(total[None])[0]
-            # In another call, the same text may be filled up to another length.
+            # In another call, the same text may be padded to another length.
             more = len(new) - len(total)
             total, new = _longer(total, more), _longer(new, -more)
-            self._sums[told] = total + new, count + 1
+            self._sums[text] = total + new, count + 1
 
     def _enlarged(self, maps: Tensor) -> Tensor:
         return F.interpolate(maps, size=self._size, mode="bilinear", align_corners=False)
@@ -133,9 +133,9 @@ def _longer(maps: Tensor, more: int) -> Tensor:
 
 @contextlib.contextmanager
 def watch_attention(unet: UNet, tokenizer: CLIPTokenizer) -> Iterator[AttentionMaps]:
-    """Watch the U-Net draw; the pictures come out the same, to the bit.
+    """Watch the U-Net draw; the pictures are bit-identical.
 
-    Whoever asks the U-Net must call ``hear`` first.
+    Before each call of the U-Net, ``AttentionMaps.expect`` must be called with its rows.
     """
     maps = AttentionMaps(tokenizer)
     handles = [unet.register_forward_pre_hook(maps._see_latents)]
@@ -143,7 +143,7 @@ def watch_attention(unet: UNet, tokenizer: CLIPTokenizer) -> Iterator[AttentionM
         if isinstance(module, SpatialTransformer):
             handles.append(module.register_forward_pre_hook(maps._see_size))
             handles += [
-                block.attn2.register_forward_pre_hook(maps._see)
+                cast(TransformerBlock, block).attn2.register_forward_pre_hook(maps._see)
                 for block in module.transformer_blocks
             ]
     try:

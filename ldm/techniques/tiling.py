@@ -1,4 +1,4 @@
-"""Seamless tiles: pictures whose right edge goes on at the left, and the lower at the upper."""
+"""Seamless tiles: pictures whose right edge continues at the left, and the lower at the upper."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from torch import nn
 
 @contextmanager
 def seamless(*modules: nn.Module) -> Iterator[None]:
-    """Inside, the modules' convolutions see the other side past an edge, instead of zeros.
+    """Pad the modules' convolutions with the opposite edge, instead of zeros, inside the context.
 
-    A picture that is rolled then gives a rolled result, for multiples of the coarsest level's
-    pixels.
+    A rolled picture then gives a rolled result, for multiples of the coarsest level's pixels.
     """
     convolutions = [
         layer
@@ -32,7 +31,7 @@ def seamless(*modules: nn.Module) -> Iterator[None]:
 
 
 def tiled(function: Callable, *modules: nn.Module) -> Callable:
-    """``function``, called with the modules seamless."""
+    """Wrap ``function`` to be called with the modules seamless."""
 
     def call(*arguments: Any) -> Any:
         with seamless(*modules):
