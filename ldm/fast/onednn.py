@@ -166,13 +166,27 @@ def int8_convolution(
 
 
 def has_amx() -> bool:
-    """Whether the processor multiplies tiles of matrices."""
-    return torch.cpu._is_amx_tile_supported()
+    """Whether the processor multiplies tiles of matrices; False if this PyTorch cannot tell."""
+    try:
+        return torch.cpu._is_amx_tile_supported()
+    except AttributeError:
+        return False
+
+
+def has_avx512_bfloat16() -> bool:
+    """Whether the processor multiplies vectors of bfloat16; False if this PyTorch cannot tell."""
+    try:
+        return torch.cpu._is_avx512_bf16_supported()
+    except AttributeError:
+        return False
 
 
 def has_vnni() -> bool:
-    """Whether the processor multiplies vectors of 8 bits."""
-    return torch.cpu._is_vnni_supported()
+    """Whether the processor multiplies vectors of 8 bits; False if this PyTorch cannot tell."""
+    try:
+        return torch.cpu._is_vnni_supported()
+    except AttributeError:
+        return False
 
 
 def group_statistics(x: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
