@@ -25,14 +25,14 @@ class TextStates(NamedTuple):
 
 
 def quick_gelu(x: Tensor) -> Tensor:
-    """x·σ(1.702x), OpenAI's approximation of GELU (Hendrycks & Gimpel 2016, section 2)."""
+    """Compute x·σ(1.702x), OpenAI's approximation of GELU (Hendrycks & Gimpel 2016, section 2)."""
     return x * torch.sigmoid(1.702 * x)
 
 
 class Embeddings(nn.Module):
     """Sum of a token's embedding and its position's: (B,N) → (B,N,D).
 
-    Ids past the vocabulary are those of textual inversions, whose vectors are ``extra`` (n,D).
+    Ids past the vocabulary are those of textual inversions, with the vectors ``extra`` (n,D).
     """
 
     extra: Tensor | None = None
@@ -54,7 +54,7 @@ class Embeddings(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Causal multi-head self-attention: each token sees itself and those before it."""
+    """Causal multi-head self-attention: each token attends to itself and those before it."""
 
     def __init__(self, config: CLIPTextConfig) -> None:
         super().__init__()
@@ -160,7 +160,7 @@ class CLIPTextEncoder(nn.Module):
         return TextStates(context, pooled)
 
     def _end(self, ids: Tensor) -> Tensor:
-        """Position of the first end-of-text token of each row: (B,N) → (B,)."""
+        """Find the first end-of-text token of each row: (B,N) → positions (B,)."""
         if self.config.eos_token_id == 2:  # before transformers 4.31, it stands for the largest id
             return ids.argmax(dim=-1)
         return (ids == self.config.eos_token_id).int().argmax(dim=-1)

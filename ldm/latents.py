@@ -1,4 +1,4 @@
-"""Between pictures and what the U-Net works on: a VAE's latents, or the very pixels."""
+"""Between pictures and what the U-Net denoises: a VAE's latents, or the pixels themselves."""
 
 from __future__ import annotations
 
@@ -19,34 +19,34 @@ from ldm.vae import AutoencoderKL
 
 @dataclass(frozen=True)
 class PixelConfig:
-    """What the pipeline asks of a VAE's config."""
+    """What the pipeline reads of a VAE's config."""
 
     in_channels: int  # 1 is grey, 3 is RGB
     scale: int = 1  # pixels per "latent" along each side
 
     @property
     def latent_channels(self) -> int:
-        """Those of the pixels."""
+        """The channels of the pixels."""
         return self.in_channels
 
 
 class Pixels(nn.Module):
-    """In the VAE's place, where pictures are drawn as pixels (Ho et al. 2020): nothing is to do."""
+    """The identity, in the place of the VAE of models that draw pixels (Ho et al. 2020)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.config = PixelConfig(channels)
 
     def encode(self, x: Tensor) -> Tensor:
-        """Pixels (B, C, H, W) in [-1, 1] → the same."""
+        """Return the pixels (B, C, H, W) in [-1, 1]."""
         return x
 
     def decode(self, z: Tensor) -> Tensor:
-        """The same → pixels (B, C, H, W), about [-1, 1], not clamped."""
+        """Return pixels (B, C, H, W), about [-1, 1], not clamped."""
         return z
 
     def preview(self, z: Tensor) -> Tensor:
-        """Pixels → RGB (B, 3, H, W) in [0, 1], float32 on the CPU."""
+        """Show pixels as RGB (B, 3, H, W) in [0, 1], float32 on the CPU."""
         return (z.float().cpu() / 2 + 0.5).clamp(0, 1).expand(-1, 3, -1, -1)
 
 
@@ -54,7 +54,7 @@ Codec = AutoencoderKL | Pixels
 
 
 def encode(codec: Codec, pixels: Tensor, noise: Noise, device: torch.device) -> Tensor:
-    """Scaled latents (B, C, h, w) of the pictures, float32, sampled as diffusers does."""
+    """Encode pictures → scaled latents (B, C, h, w), float32, sampled as diffusers does."""
     count = noise.shape[0]
     if isinstance(codec, Pixels):  # which draws no noise
         return expand(codec.encode(pixels.to(device)), count)
@@ -70,11 +70,11 @@ def encode(codec: Codec, pixels: Tensor, noise: Noise, device: torch.device) -> 
 
 
 def decode(codec: Codec, latents: Tensor, device: torch.device) -> Tensor | None:
-    """Scaled latents (B, C, h, w) → pixels, float32 in [-1, 1] on the CPU; None: not finite.
+    """Decode scaled latents (B, C, h, w) → pixels, float32 in [-1, 1] on the CPU; None: not finite.
 
-    One picture at a time, so that a batch needs no more memory than a picture; and that in strips
-    where memory would not do for it whole (see ``ldm.fast.strips``). A result that is not finite is
-    computed once more in float32, with a warning, and the VAE stays so.
+    Pictures are decoded one at a time, so that a batch needs no more memory than a picture, and in
+    strips if memory is short even for one (see ``ldm.fast.strips``). A result that is not finite
+    is computed once more in float32, with a warning, and the VAE stays float32.
     """
     first = next((parameter.dtype for parameter in codec.parameters()), torch.float32)
     for dtype in dict.fromkeys([first, torch.float32]):
@@ -92,9 +92,9 @@ def decode(codec: Codec, latents: Tensor, device: torch.device) -> Tensor | None
 
 
 def preview(codec: Codec, latents: Tensor, decode: Callable[[Tensor], Tensor]) -> Tensor:
-    """Scaled latents (B, C, h, w) → RGB (B, 3, h, w) in [0, 1], float32 on the CPU.
+    """Preview scaled latents (B, C, h, w) → RGB (B, 3, h, w) in [0, 1], float32 on the CPU.
 
-    The first call fits a map to colours with ``decode``, where the VAE brings none.
+    The first call fits a map to colours with ``decode``, if the VAE brings none.
     """
     if codec.preview is None:
         like = next(codec.parameters())

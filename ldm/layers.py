@@ -31,7 +31,7 @@ def timestep_embedding(
 class TimestepEmbedding(nn.Module):
     """Two-layer network on the sinusoidal embedding: (B, C) → (B, 4C) in Stable Diffusion.
 
-    With ``condition_dim``, it is also told a condition (B, condition_dim).
+    With ``condition_dim``, it also reads a condition (B, condition_dim).
     """
 
     def __init__(
@@ -54,9 +54,9 @@ class ResnetBlock(nn.Module):
     """Pre-activation residual block: (B,Cin,H,W), (B,T)? → (B,Cout,H,W).
 
     Source: Ho et al. 2020, appendix B. The time is added between the convolutions, or with
-    ``scale_shift`` scales and shifts what is normalised there: adaptive group normalisation
-    (Dhariwal & Nichol 2021, section 3.1). With ``resample`` "down" or "up" both the block and what
-    goes past it halve or double H and W (Brock et al. 2019, figure 15).
+    ``scale_shift`` scales and shifts the normalised values: adaptive group normalisation
+    (Dhariwal & Nichol 2021, section 3.1). With ``resample`` "down" or "up" both the residual and
+    the shortcut halve or double H and W (Brock et al. 2019, figure 15).
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class ResnetBlock(nn.Module):
         eps: float,
         temb_channels: int | None = None,
         scale_shift: bool = False,
-        dropout: float = 0.0,  # probability that a value of the block's own is left out in training
+        dropout: float = 0.0,  # probability that a value of the residual is zeroed in training
         resample: str | None = None,
     ) -> None:
         super().__init__()
@@ -89,9 +89,10 @@ class ResnetBlock(nn.Module):
     def forward(
         self, x: Tensor, temb: Tensor | None = None, size: tuple[int, int] | None = None
     ) -> Tensor:
-        """``temb`` is the activated time embedding; None in the VAE, which knows no time.
+        """Compute the block.
 
-        ``size`` is what "up" enlarges to, by default to the double.
+        ``temb`` is the activated time embedding; None in the VAE, which has no time. ``size`` is
+        what "up" enlarges to, by default double.
         """
         h = F.silu(self.norm1(x))
         if self.resample == "down":  # as a strided convolution halves odd sizes: 7 → 4
@@ -121,9 +122,9 @@ class DotProductAttention(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention: x (B,N,D) looks at context (B,M,Dc), or at itself, → (B,N,out_dim).
+    """Multi-head attention of x (B,N,D) to context (B,M,Dc), or to itself → (B,N,out_dim).
 
-    Source: Vaswani et al. 2017, eq. 1. Like x, what comes out has D channels unless told.
+    Source: Vaswani et al. 2017, eq. 1. ``out_dim`` is D by default.
     """
 
     def __init__(
@@ -154,15 +155,15 @@ class Attention(nn.Module):
 class SpatialAttention(Attention):
     """Self-attention over all pixels, normalised, with residual: (B,C,H,W) → (B,C,H,W).
 
-    The middle of the VAE, and U-Nets without text (Ho et al. 2020, appendix B). ``groups`` None:
-    not normalised, as in the middle of some of diffusers' U-Nets.
+    The middle of the VAE, and U-Nets without text (Ho et al. 2020, appendix B). ``groups`` None
+    leaves the normalisation out, as in the middle of some of diffusers' U-Nets.
     """
 
     def __init__(self, channels: int, groups: int | None, eps: float, heads: int = 1) -> None:
         super().__init__(channels, heads, bias=True)
         self.group_norm = nn.Identity() if groups is None else nn.GroupNorm(groups, channels, eps)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]  # an image, not tokens
         height = x.shape[2]
         tokens = rearrange(self.group_norm(x), "b c h w -> b (h w) c")
         return x + rearrange(super().forward(tokens), "b (h w) c -> b c h w", h=height)

@@ -8,7 +8,9 @@ checkpoints. Classifiers (``ldm.classes.classifier``) share the blocks on the wa
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import zip_longest
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +32,7 @@ from ldm.layers import (
 def resnet_block(
     config: BlocksConfig, in_channels: int, out_channels: int, resample: str | None = None
 ) -> ResnetBlock:
-    """A residual block that is told the time."""
+    """Make a residual block that reads the time."""
     return ResnetBlock(
         in_channels,
         out_channels,
@@ -44,9 +46,9 @@ def resnet_block(
 
 
 def attention_block(config: BlocksConfig, level: int, groups: int | None) -> nn.Module:
-    """Attention as one level has it: to a text where the model reads one, else among pixels.
+    """Make the attention of a level: to the text if the model reads one, else among the pixels.
 
-    ``groups`` are of the normalisation among pixels.
+    ``groups`` are those of the normalisation before attention among pixels.
     """
     width, heads = config.block_out_channels[level], config.heads[level]
     if isinstance(config, UNetConfig) and config.cross_attention_dim is not None:
@@ -62,7 +64,7 @@ def attention_block(config: BlocksConfig, level: int, groups: int | None) -> nn.
 
 
 def downsampler(config: BlocksConfig, level: int) -> nn.Module:
-    """What halves H and W after a level on the way down: a convolution or a residual block."""
+    """Make what halves H and W after a level on the way down."""
     kind, width = config.down_block_types[level], config.block_out_channels[level]
     if kind.startswith("Resnet") or (
         kind.startswith("Attn") and config.downsample_type == "resnet"
@@ -72,7 +74,7 @@ def downsampler(config: BlocksConfig, level: int) -> nn.Module:
 
 
 def upsampler(config: UNetConfig, level: int) -> nn.Module:
-    """What doubles H and W after a level on the way up."""
+    """Make what doubles H and W after a level on the way up."""
     kind, width = config.up_block_types[-1 - level], config.block_out_channels[level]
     how = config.upsample_type if kind.startswith("Attn") else "conv"
     if how == "resnet" or kind.startswith("Resnet"):
@@ -83,10 +85,10 @@ def upsampler(config: UNetConfig, level: int) -> nn.Module:
 class UNetBlock(nn.Module):
     """One resolution on the way down or up.
 
-    Residual blocks, each followed by attention if the block's kind has it, then a change of
-    resolution, which all levels but the last one on a way have: they append it to ``downsamplers``
-    or ``upsamplers``.
-    On the way up each residual block also reads a skip connection, so ``in_channels`` counts both.
+    It holds residual blocks, each followed by attention if the block's kind has it. Then the
+    resolution changes, except at the end of a way: the U-Net appends to ``downsamplers`` or
+    ``upsamplers``. On the way up each residual block also reads a skip connection, so
+    ``in_channels`` counts both.
     """
 
     def __init__(
@@ -112,7 +114,7 @@ class UNetBlock(nn.Module):
     def forward(
         self, x: Tensor, temb: Tensor, context: Tensor | None, skips: list[Tensor], going_up: bool
     ) -> Tensor:
-        """Going down, results are pushed on ``skips``; going up, they are popped from there."""
+        """Push the results on ``skips`` on the way down, pop them from there on the way up."""
         for resnet, attention in zip_longest(self.resnets, self.attentions):
             if going_up:
                 x = torch.cat([x, skips.pop()], dim=1)
@@ -151,12 +153,12 @@ class MidBlock(nn.Module):
 
 
 def attend(attention: nn.Module, x: Tensor, context: Tensor | None) -> Tensor:
-    """Attention to the text where there is one, else among the pixels."""
+    """Attend to the text if there is one, else among the pixels."""
     return attention(x) if context is None else attention(x, context)
 
 
 def way_down(config: BlocksConfig) -> tuple[nn.ModuleList, list[int]]:
-    """The levels down to the coarsest, and the channels of all that they and conv_in push."""
+    """Make the levels down to the coarsest; also return the channels of all skip connections."""
     widths, last = config.block_out_channels, config.levels - 1
     blocks, skips = nn.ModuleList(), [widths[0]]
     for level, (width, kind) in enumerate(zip(widths, config.down_block_types, strict=True)):
@@ -187,11 +189,10 @@ class UNet(nn.Module):
             self.class_embedding = TimestepEmbedding(widths[0], temb_channels)
         elif config.class_embed_type is None and config.num_class_embeds is not None:
             self.class_embedding = nn.Embedding(config.num_class_embeds, temb_channels)
-        self.add_embedding = (
-            TimestepEmbedding(config.projection_class_embeddings_input_dim, temb_channels)
-            if config.addition_embed_type
-            else None
-        )
+        self.add_embedding: nn.Module | None = None
+        if config.addition_embed_type:
+            in_channels = cast(int, config.projection_class_embeddings_input_dim)
+            self.add_embedding = TimestepEmbedding(in_channels, temb_channels)
 
         self.down_blocks, skips = way_down(config)
         self.mid_block = MidBlock(config)
@@ -226,18 +227,18 @@ class UNet(nn.Module):
         """Predict eps, x₀ or v, whatever the network was trained for.
 
         x: noisy latents or pixels (B, in_channels, h, w) at unit variance; t: times (B,) in
-        [0, 1000); context: text states (B, tokens, cross_attention_dim), where it reads a text.
+        [0, 1000); context: text states (B, tokens, cross_attention_dim), if it reads a text.
         Returns (B, out_channels, h, w).
         SDXL also needs pooled, the text's one state (B, P), and time_ids (B, 5 or 6): sizes in
         pixels (Podell et al. 2023, section 2.2). LCM needs the guidance_scale (B,) to imitate.
         A class-conditional model needs class_labels: (B,) int64 in [0, num_class_embeds), by
         class_embed_type "timestep" (B,) numbers, "identity" (B, 4 · first width) embeddings.
-        temb is what ``embed`` makes of all these but x and context, if it is known already.
-        Raises ArgumentError where context or class_labels are missing, or given for nothing.
+        temb is the result of ``embed``, if it is known already.
+        Raises ArgumentError if context or class_labels are missing, or given but not read.
         """
         config = self.config
-        demand("context", context, config.cross_attention_dim is not None)
-        demand("class_labels", class_labels, config.class_conditional)
+        check_given("context", context, config.cross_attention_dim is not None)
+        check_given("class_labels", class_labels, config.class_conditional)
         if temb is None:
             temb = self.embed(t, pooled, time_ids, guidance_scale, class_labels, dtype=x.dtype)
         x = self.conv_in(2 * x - 1 if config.center_input_sample else x)
@@ -259,37 +260,51 @@ class UNet(nn.Module):
         *,
         dtype: torch.dtype,
     ) -> Tensor:
-        """Time, and whatever else the model is told besides the text: (B, 4 · first width).
+        """Embed the time and the other conditioning except the text: (B, 4 · first width).
 
-        Activated: every residual block reads it so. Arguments are ``forward``'s.
+        The arguments are those of ``forward``. The result is activated, as residual blocks read it.
         """
         config = self.config
-        order = {"flip_sin_to_cos": config.flip_sin_to_cos, "freq_shift": config.freq_shift}
-        time = timestep_embedding(t, config.block_out_channels[0], **order).to(dtype)
+        sinusoids = partial(
+            timestep_embedding,
+            flip_sin_to_cos=config.flip_sin_to_cos,
+            freq_shift=config.freq_shift,
+        )
         guidance = None
         if config.time_cond_proj_dim is not None:
             # Meng et al. 2023, section 3.1, as Luo et al. 2023 (LCM) count it: w = scale − 1.
-            w = 1000 * (guidance_scale - 1)
+            w = 1000 * (needed("guidance_scale", guidance_scale) - 1)
             guidance = timestep_embedding(
                 w, config.time_cond_proj_dim, flip_sin_to_cos=False, freq_shift=1
             ).to(dtype)
-        temb = self.time_embedding(time, guidance)
-        if config.class_embed_type == "identity":
-            temb = temb + class_labels.to(dtype)
-        elif config.class_embed_type == "timestep":
-            number = timestep_embedding(class_labels, config.block_out_channels[0], **order)
-            temb = temb + self.class_embedding(number.to(dtype))
-        elif config.class_conditional:
-            temb = temb + self.class_embedding(class_labels)
-        if config.addition_embed_type:
-            sizes = timestep_embedding(time_ids.flatten(), config.addition_time_embed_dim, **order)
-            added = torch.cat([pooled, sizes.view(len(pooled), -1).to(dtype)], dim=-1)
+        width = config.block_out_channels[0]
+        temb = self.time_embedding(sinusoids(t, width).to(dtype), guidance)
+        if config.class_conditional:
+            labels = needed("class_labels", class_labels)
+            if self.class_embedding is None:  # "identity"
+                temb = temb + labels.to(dtype)
+            elif config.class_embed_type == "timestep":
+                temb = temb + self.class_embedding(sinusoids(labels, width).to(dtype))
+            else:
+                temb = temb + self.class_embedding(labels)
+        if self.add_embedding is not None:
+            text, numbers = needed("pooled", pooled), needed("time_ids", time_ids)
+            sizes = sinusoids(numbers.flatten(), cast(int, config.addition_time_embed_dim))
+            added = torch.cat([text, sizes.view(len(text), -1).to(dtype)], dim=-1)
             temb = temb + self.add_embedding(added)
         return F.silu(temb)
 
 
-def demand(name: str, value: Tensor | None, needed: bool) -> None:
-    """Raise ArgumentError unless an argument is there just where the model reads it."""
-    if (value is None) is needed:
-        wrong = "missing, but this U-Net reads it" if needed else "given to a U-Net without it"
-        raise ArgumentError(f"{name} is {wrong}: see its config.json")
+def needed(name: str, value: Tensor | None) -> Tensor:
+    """Return the value of an argument. Raise ArgumentError if it is missing."""
+    if value is None:
+        raise ArgumentError(f"{name} is missing, but this U-Net reads it: see its config.json")
+    return value
+
+
+def check_given(name: str, value: Tensor | None, read: bool) -> None:
+    """Raise ArgumentError unless an argument is given exactly if the model reads it."""
+    if read:
+        needed(name, value)
+    elif value is not None:
+        raise ArgumentError(f"{name} is given to a U-Net without it: see its config.json")

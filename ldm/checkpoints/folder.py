@@ -150,7 +150,7 @@ def fill(
     for key in list(tensors):  # which load_state_dict takes three times as long for
         path, _, name = key.rpartition(".")
         value = cast(tensors.pop(key).to(device), dtype)
-        setattr(modules[path], name, nn.Parameter(value, requires_grad=False))
+        modules[path].register_parameter(name, nn.Parameter(value, requires_grad=False))
     module.eval()
 
 

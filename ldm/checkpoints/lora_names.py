@@ -82,7 +82,8 @@ class Factors(Generic[T]):
 
 def group(tensors: Mapping[str, T]) -> tuple[dict[str, Factors[T]], list[str]]:
     """The tensors of each module, by its name in the file; and the names that are of no LoRA."""
-    groups: dict[str, Factors[T]] = {}
+    names: dict[str, dict[str, str]] = {}  # of each module, by kind
+    factors: dict[str, dict[str, T]] = {}
     unknown = []
     for name, value in tensors.items():
         for kind, end in ENDS.items():
@@ -90,16 +91,15 @@ def group(tensors: Mapping[str, T]) -> tuple[dict[str, Factors[T]], list[str]]:
                 stem = name[: found.start()]
                 # "….to_q_lora.down.weight": the underscore belongs to the module's old name.
                 stem += "_lora" if found[0].startswith("_lora.") else ""
-                factors = groups.setdefault(stem, Factors())
-                if kind in factors.names:  # one of several adapters in a file
+                if kind in names.setdefault(stem, {}):  # one of several adapters in a file
                     unknown.append(name)
                 else:
-                    factors.names[kind] = name
-                    setattr(factors, kind, value)
+                    names[stem][kind] = name
+                    factors.setdefault(stem, {})[kind] = value
                 break
         else:
             unknown.append(name)
-    return groups, unknown
+    return {stem: Factors(names[stem], **factors[stem]) for stem in names}, unknown
 
 
 def unsupported(names: Iterable[str]) -> dict[str, dict[str, str]]:

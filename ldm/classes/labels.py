@@ -120,7 +120,7 @@ class Classes:
             return f"did you mean {' or '.join(repr(plain[name]) for name in near)}?"
         numbers = f"a number from 0 to {self.count - 1}"
         shown = [name for _, name in sorted(self.names.items())]
-        more = ", …" * (len(shown) > SHOWN)
+        more = ", …" if len(shown) > SHOWN else ""
         names = f", or a name: {', '.join(shown[:SHOWN])}{more}" if shown else ""
         return f"give {numbers}{names}"
 

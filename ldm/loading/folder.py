@@ -170,7 +170,7 @@ def class_name(parts: dict[str, Any]) -> str:
     if isinstance(parts["vae"], Pixels):
         ddim = parts["scheduler"].config.sampler_class == "DDIMScheduler"
         return "DDIMPipeline" if ddim else "DDPMPipeline"
-    inpaint = "Inpaint" * (unet.in_channels > parts["vae"].config.latent_channels)
+    inpaint = "Inpaint" if unet.in_channels > parts["vae"].config.latent_channels else ""
     if unet.addition_embed_type is None:
         if unet.time_cond_proj_dim is not None:
             return "LatentConsistencyModelPipeline"
