@@ -20,6 +20,7 @@ from ldm.training.config import TrainConfig
 from ldm.training.data import open_data
 from ldm.training.discriminator import SMALLEST, PatchDiscriminator, adversarial_terms
 from ldm.training.objectives import psnr, reconstruction_loss
+from ldm.training.recipes.base import Recipe
 from ldm.training.warm_start import begin_with
 from ldm.vae import AutoencoderKL
 
@@ -69,7 +70,7 @@ class AutoencoderOptions:
     data: dict[str, Any] = field(default_factory=dict)
 
 
-class AutoencoderRecipe:
+class AutoencoderRecipe(Recipe):
     """Learns to reproduce crops."""
 
     def __init__(self, config: TrainConfig) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor, nn
 
@@ -24,6 +23,7 @@ from ldm.training.batches import check_classes, held_out_batch, noised_batch
 from ldm.training.config import TrainConfig
 from ldm.training.data import open_data
 from ldm.training.figures import evenly
+from ldm.training.recipes.base import Recipe
 from ldm.training.warm_start import begin_with
 
 LEVELS = 5  # at which its accuracy is told
@@ -38,7 +38,7 @@ class ClassifierOptions:
     held_out: int = within("[1, inf)", 256)  # pictures that the accuracy is measured on
 
 
-class ClassifierRecipe:
+class ClassifierRecipe(Recipe):
     """Learns which class a noised picture x_t is of, given t, under the noise of the model."""
 
     def __init__(self, config: TrainConfig) -> None:
@@ -64,9 +64,6 @@ class ClassifierRecipe:
             )
         self.model = Classifier(ClassifierConfig.from_dict({**follows, **config.model}, "model"))
         begin_with(self.model, config.start)
-
-    def prepare(self, accelerator: Accelerator) -> None:
-        """Nothing to do."""
 
     def batch(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         return noised_batch(self.data, self.scheduler, step, self.batch_size, generator)

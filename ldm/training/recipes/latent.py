@@ -28,6 +28,7 @@ from ldm.training.data import Pictures, open_data
 from ldm.training.data.buckets import bucket_sizes
 from ldm.training.data.crops import Size
 from ldm.training.objectives import check_zero_snr, diffusion_weight, simple_error
+from ldm.training.recipes.base import Recipe
 from ldm.training.recipes.cached_contexts import CachedContexts
 from ldm.training.recipes.cached_latents import CachedLatents
 from ldm.training.warm_start import new_unet
@@ -64,7 +65,7 @@ class LatentOptions:
     logit_std: float | None = within("(0, inf)", None)
 
 
-class LatentRecipe:
+class LatentRecipe(Recipe):
     """Learns to denoise the latents of pictures, given their captions.
 
     Raises ArgumentError for options that do not go together.

@@ -28,6 +28,7 @@ from ldm.training.objectives import (
     check_zero_snr,
     diffusion_loss,
 )
+from ldm.training.recipes.base import Recipe
 from ldm.training.warm_start import new_unet
 
 MOMENTS, ROWS = 8, 10  # of the figure of drawing through time, at most
@@ -52,7 +53,7 @@ class PixelOptions:
     figures: bool = True
 
 
-class PixelRecipe:
+class PixelRecipe(Recipe):
     """Learns to denoise pictures, alone or given their class."""
 
     def __init__(self, config: TrainConfig) -> None:
