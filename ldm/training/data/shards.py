@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from ldm.errors import DataError, ImageError
-from ldm.training.data.encoded import EncodedImages, Row
+from ldm.training.data.encoded import EncodedImages, Row, columns_if_any
 from ldm.training.data.metadata import LABEL, TEXT, first_text
 from ldm.training.data.options import DataOptions
 from ldm.training.data.pictures import spread
@@ -121,13 +121,13 @@ class ShardImages(EncodedImages):
         options = options or DataOptions()
         self.index = read_index(name)
         described = [row.caption_and_label(options) for row in self.index]
-        captions, labels = (list(values) for values in zip(*described, strict=True))
+        captions, labels = columns_if_any(*zip(*described, strict=True))
         super().__init__(
             name,
             options,
             len(self.index),
-            captions=captions if any(captions) else None,
-            labels=labels if any(label is not None for label in labels) else None,
+            captions=captions,
+            labels=labels,
         )
 
     def encoded(self, index: int) -> bytes:
