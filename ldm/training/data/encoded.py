@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 
@@ -39,7 +40,8 @@ class Row:
     label: int | str | None = None
 
 
-Captions, Labels = Sequence[str | None], Sequence[int | str | None]
+Captions: TypeAlias = Sequence[str | None]
+Labels: TypeAlias = Sequence[int | str | None]
 
 
 def columns_if_any(captions: Captions, labels: Labels) -> tuple[Captions | None, Labels | None]:

@@ -13,6 +13,7 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,7 +56,7 @@ class Member:
 
     def caption_and_label(self, options: DataOptions) -> tuple[str | None, int | str | None]:
         """From .txt, .cls and .json. Raises DataError for JSON that is none."""
-        values: dict[str, object] = {}
+        values: dict[str, Any] = {}
         try:
             if "json" in self.parts:
                 values |= json.loads(self.read("json"))

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor, nn
 
+M = TypeVar("M", bound=nn.Module)
 
-class Recipe(ABC):
+
+class Recipe(ABC, Generic[M]):
     """What differs between trainings: data, model and objective.
 
     Attributes:
@@ -20,7 +22,7 @@ class Recipe(ABC):
         data: the data set, with the indices ``train`` and ``held_out`` of its rows.
     """
 
-    model: nn.Module
+    model: M
     data: Any
 
     @abstractmethod
@@ -32,17 +34,17 @@ class Recipe(ABC):
         """Return the scalar to minimise, a mean over the rows, and scalars to log."""
 
     @abstractmethod
-    def save(self, model: nn.Module, folder: Path) -> None:
+    def save(self, model: M, folder: Path) -> None:
         """Write the averaged model as a diffusers folder."""
 
     def prepare(self, accelerator: Accelerator) -> None:  # noqa: B027
         """Compute what the first step needs, such as cached latents. By default nothing."""
 
-    def evaluate(self, model: nn.Module) -> tuple[Image.Image | None, dict[str, float]]:
+    def evaluate(self, model: M) -> tuple[Image.Image | None, dict[str, float]]:
         """Return a picture of what the averaged model does, and figures on held-out data."""
         return None, {}
 
-    def figures(self, model: nn.Module, folder: Path) -> None:  # noqa: B027
+    def figures(self, model: M, folder: Path) -> None:  # noqa: B027
         """Draw more pictures of the averaged model into a folder. By default none."""
 
     def example(self, count: int) -> dict[str, Tensor] | None:

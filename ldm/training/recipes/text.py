@@ -75,7 +75,7 @@ class TextOptions:
     caption_share: float = within("[0, 1]", 0.5)  # of texts with readings, in a batch
 
 
-class TextRecipe(Recipe):
+class TextRecipe(Recipe[Student]):
     """Learns the teacher's sentence embeddings, and which word of a text describes which."""
 
     def __init__(self, config: TrainConfig) -> None:
@@ -138,7 +138,7 @@ class TextRecipe(Recipe):
     def examples(self) -> tuple[int, int]:
         return len(self.train), len(self.held_out)
 
-    def evaluate(self, model: nn.Module) -> tuple[Image.Image | None, dict[str, float]]:
+    def evaluate(self, model: Student) -> tuple[Image.Image | None, dict[str, float]]:
         device, vectors, guesses = next(model.parameters()).device, [], []
         for part in self.held_out.split(256):
             rows = self.rows(part)
@@ -161,7 +161,7 @@ class TextRecipe(Recipe):
             )
         return None, figures
 
-    def save(self, model: nn.Module, folder: Path) -> None:
+    def save(self, model: Student, folder: Path) -> None:
         save_component(model.text_encoder, folder / "text_encoder")
 
 
