@@ -141,7 +141,7 @@ def stated_prediction(shapes: Shapes, metadata: Mapping[str, str]) -> str | None
 def describe_other(shapes: Shapes) -> str:
     """Say what a file that is no whole model looks like, and what to do with it."""
     names = list(shapes)
-    groups, unknown = group(shapes)
+    groups, unknown = group(shapes)  # type: ignore[type-var]  # shapes, whose names are enough
     if any(factors.down or factors.up for factors in groups.values()):
         return "is a LoRA, not a model; give it beside one: --lora FILE"
     if kinds := unsupported(unknown):

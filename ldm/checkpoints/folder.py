@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import typing
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -118,8 +119,9 @@ def load_component(
     """
     if not folder.is_dir():
         raise CheckpointError(f"{folder} does not exist; a model folder needs it")
-    module = empty(module_class, module_class.config_class.from_file(folder / "config.json"))
-    path = find_weights(folder, module_class.weight_stem, variant)
+    component = typing.cast("type[Component]", module_class)
+    module = empty(module_class, component.config_class.from_file(folder / "config.json"))
+    path = find_weights(folder, component.weight_stem, variant)
     fill(module, to_ours(read_weights(path), module.state_dict()), path, dtype, device)
     return module
 
@@ -148,9 +150,9 @@ def fill(
     check(module.state_dict(), tensors, path)
     modules = dict(module.named_modules())
     for key in list(tensors):  # which load_state_dict takes three times as long for
-        path, _, name = key.rpartition(".")
+        owner, _, name = key.rpartition(".")
         value = cast(tensors.pop(key).to(device), dtype)
-        setattr(modules[path], name, nn.Parameter(value, requires_grad=False))
+        setattr(modules[owner], name, nn.Parameter(value, requires_grad=False))
     module.eval()
 
 
@@ -180,5 +182,6 @@ def save_component(module: nn.Module, folder: Path, dtype: torch.dtype | None = 
     """Write ``config.json`` and safetensors, named as diffusers and transformers read them."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = to_save(module.state_dict(), dtype)
-    write_tensors(tensors, folder / f"{module.weight_stem}.safetensors")
-    write_json(folder / "config.json", module.config.to_dict())
+    component = typing.cast("Component", module)
+    write_tensors(tensors, folder / f"{component.weight_stem}.safetensors")
+    write_json(folder / "config.json", component.config.to_dict())

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from ldm.checkpoints.assets import asset_path
 from ldm.errors import ArgumentError, CheckpointError
@@ -77,7 +78,7 @@ def _from_hub(
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
-    arguments = {"cache_dir": cache_dir, "revision": revision, "token": token}
+    arguments: dict[str, Any] = {"cache_dir": cache_dir, "revision": revision, "token": token}
     try:
         folder = Path(snapshot_download(repo, local_files_only=True, **arguments))
         whole = (folder / "unet").is_dir() or any(folder.glob(f"{WEIGHTS}.*"))
