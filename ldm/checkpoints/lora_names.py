@@ -170,15 +170,15 @@ class Directory:
 
     def find(self, name: str) -> Module | None:
         """The module, or None where there is none."""
-        for prefix, part in KOHYA.items():
+        for prefix, owner in KOHYA.items():
             if name.startswith(prefix):
-                return self.joined.get((part, name.removeprefix(prefix)))
+                return self.joined.get((owner, name.removeprefix(prefix)))
         name = name.removeprefix("base_model.model.")
         part = next((p for p in PARTS if name.startswith(f"{p}.")), None)
         path = name.removeprefix(f"{part}.")
         for old, new in OLD_PATHS:
             path = re.sub(old, new, path)
-        for candidate in ((part or "unet", path), (part, f"text_model.{path}")):
+        for candidate in ((part or "unet", path), (part or "", f"text_model.{path}")):
             if candidate in self.modules:
                 return candidate
         return None
