@@ -62,7 +62,7 @@ def fetch(archives: Path) -> Path:
 
 
 def members(deb: Path) -> Iterator[tuple[str, bytes]]:
-    """The package's files with their paths: an ar archive, in which data.tar.* has them."""
+    """Yield the package's files with their paths: an ar archive, in which data.tar.* has them."""
     content = deb.read_bytes()
     place = len(b"!<arch>\n")
     while place < len(content):
@@ -89,7 +89,7 @@ def is_photograph(image: Image.Image) -> bool:
 
 
 def on_white(image: Image.Image, side: int) -> Image.Image:
-    """The object alone, in the middle of a white square."""
+    """Cut out the object, in the middle of a white square."""
     image = image.convert("RGBA")
     image = image.crop(image.getchannel("A").getbbox())
     length = round(max(image.size) * (1 + 2 * MARGIN))

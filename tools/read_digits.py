@@ -55,7 +55,7 @@ def reader(channels: int, size: int, classes: int) -> nn.Sequential:
 
 
 def learn(data: Dataset, steps: int) -> nn.Sequential:
-    """A reader of the data's training pictures."""
+    """Train a reader on the data's training pictures."""
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
     _, channels, size, _ = data.pixels(data.train[:1]).shape
@@ -79,18 +79,18 @@ def learn(data: Dataset, steps: int) -> nn.Sequential:
 
 @torch.no_grad()
 def read(model: nn.Module, pixels: Tensor) -> Tensor:
-    """The class of each picture, int64 (N,)."""
+    """Predict the class of each picture, int64 (N,)."""
     return torch.cat([model(part).argmax(1) for part in pixels.split(500)])
 
 
 @torch.no_grad()
 def features(model: nn.Sequential, pixels: Tensor) -> np.ndarray:
-    """What the reader sees in each picture before it decides, (N, 128)."""
+    """Return the reader's features of each picture, (N, 128)."""
     return torch.cat([model[:-1](part) for part in pixels.split(500)]).numpy()
 
 
 def accuracy(model: nn.Module, data: Dataset) -> float:
-    """The share of held-out pictures that are read right. Raises ArgumentError without any."""
+    """Return the share of held-out pictures read right. Raises ArgumentError without any."""
     if not len(data.held_out):
         raise ArgumentError("the data set holds nothing out to measure the reader on")
     return float(
@@ -124,7 +124,7 @@ def distances(
 
 
 def counted(model: nn.Module, drawn: Tensor, names: list[str]) -> dict[str, Any]:
-    """The shares of pictures, equally many of each class, that are read as asked for."""
+    """Return the shares, by class, of pictures that are read as the class of their prompt."""
     asked = torch.arange(len(names)).repeat_interleave(len(drawn) // len(names))
     right = (read(model, drawn) == asked).float().view(len(names), -1).mean(1)
     shares = dict(zip(names, right.tolist(), strict=True))
@@ -201,7 +201,7 @@ def measure(arguments: argparse.Namespace) -> None:
 
 
 def parser() -> Parser:
-    """The command line."""
+    """Build the parser of the command line."""
     parser = Parser(description=__doc__.splitlines()[0], epilog=EXIT_CODES, allow_abbrev=False)
     add = parser.add_argument
     add("--model", type=Path, required=True, help="folder of a run of recipe pixel")

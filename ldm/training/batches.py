@@ -31,7 +31,7 @@ def draw_times(
     logit_mean: float = 0.0,
     logit_std: float | None = None,
 ) -> Tensor:
-    """Times of a batch, int64 (count,): one from each of ``count`` equal shares, in random order.
+    """Draw the times of a batch, int64 (count,): one from each of ``count`` equal shares, shuffled.
 
     Every batch sees every level of noise. All T times are as likely; or, with ``logit_std``, the
     logit of t / T is normal (Esser et al. 2024, section 3.1), for fewer of the times at the ends,
@@ -55,7 +55,7 @@ def held_out_batch(data: Dataset, count: int) -> Batch | None:
 
 
 def check_classes(data: Dataset, name: str, why: str) -> list[str]:
-    """The names of the classes. Raises DataError where the data set has no labels."""
+    """Return the names of the classes. Raises DataError where the data set has no labels."""
     if not data.classes:
         raise DataError(
             f"{name} has no labels, {why}; put the pictures of each class into a folder of its "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -47,17 +46,17 @@ def draw_curves(run: Path) -> None:
         axes.grid(alpha=0.3)
     partial = run / ".curves.partial.png"
     figure.savefig(partial, dpi=100)
-    os.replace(partial, run / "curves.png")
+    partial.replace(run / "curves.png")
 
 
 def points(rows: list[dict[str, Any]], name: str) -> tuple[list[int], list[float]]:
-    """The steps at which a figure was taken, and its values."""
+    """Return the steps at which a figure was measured, and its values."""
     found = [(row["step"], row[name]) for row in rows if name in row]
     return [step for step, _ in found], [value for _, value in found]
 
 
 def smooth(values: list[float]) -> list[float]:
-    """Running mean that forgets; it starts at the plain mean of the first values."""
+    """Average exponentially; the average starts at the plain mean of the first values."""
     out, total, weight = [], 0.0, 0.0
     for value in values:
         total = SMOOTH * total + (1 - SMOOTH) * value

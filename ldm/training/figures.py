@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
@@ -25,7 +24,7 @@ POINTS = 16  # of the error's curve
 
 
 def draw_noising(path: Path, x0: Tensor, schedulers: Mapping[str, DDPMScheduler]) -> None:
-    """A picture (C, H, W) on its way to noise under each schedule, and ᾱ against time.
+    """Draw a picture (C, H, W) on its way to noise under each schedule, and ᾱ against time.
 
     As figures 3 and 5 of Nichol & Dhariwal 2021: the linear schedule destroys a picture early.
     """
@@ -50,7 +49,7 @@ def draw_noising(path: Path, x0: Tensor, schedulers: Mapping[str, DDPMScheduler]
 def draw_denoising(
     path: Path, scheduler: DDPMScheduler, predict: Predict, x0: Tensor, shown: int = 2
 ) -> None:
-    """What the network makes of pictures at rising noise levels, and its error against t.
+    """Draw the network's predictions at rising noise levels, and their error against t.
 
     Of the first ``shown`` pictures of x0 (B, C, H, W): x_t, ε̂ and x̂₀. The error is the mean
     square over all B, of ε̂ and of x̂₀. Outputs with a learned variance will do too.
@@ -119,7 +118,7 @@ def available() -> bool:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure, in inches."""
+    """Make an empty figure; sizes in inches."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="compressed")
@@ -143,4 +142,4 @@ def save(figure: Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}")
     figure.savefig(partial, dpi=120)
-    os.replace(partial, path)
+    partial.replace(path)

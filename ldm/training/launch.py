@@ -19,7 +19,7 @@ PATIENCE = timedelta(hours=3)  # of processes that wait for the main one to draw
 
 
 def build_accelerator(config: TrainConfig) -> Accelerator:
-    """The accelerator of a run. Raises ArgumentError for a precision or tracker not there."""
+    """Build the accelerator of a run. Raises ArgumentError for a precision or tracker not there."""
     check_trackers(config.trackers)
     # A second run in one process (a notebook, a test) would else have the first one's precision.
     AcceleratorState._reset_state()

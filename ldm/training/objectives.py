@@ -79,7 +79,7 @@ def diffusion_loss(
     gamma: float | None = None,
     vlb_weight: float = 0.001,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """What a pixel model minimises, and its parts to log.
+    """Return the loss of a pixel model, and its parts to log.
 
     "simple": L_simple, with min-SNR weights where there is a ``gamma``.
     "vlb": L_vlb, the variational bound; T · L_t in bits per dimension stands for its sum.

@@ -77,7 +77,7 @@ class Muon(torch.optim.Optimizer):
         return [self.state[w].setdefault(name, torch.zeros_like(gradient(w))) for w in weights]
 
     def _orthogonal(self, weights: list[Tensor], group: dict) -> list[Tensor]:
-        """Updates of matrices: their momentum with Nesterov's look ahead, made orthogonal."""
+        """Compute the updates of matrices: their Nesterov momentum, orthogonalised."""
         if not weights:
             return []
         grads, momenta = list(map(gradient, weights)), self._moments(weights, "momentum")
@@ -97,7 +97,7 @@ class Muon(torch.optim.Optimizer):
         return updates
 
     def _adam(self, weights: list[Tensor], group: dict) -> list[Tensor]:
-        """Updates of vectors: AdamW's (Loshchilov & Hutter 2019), without the decay."""
+        """Compute the updates of vectors: AdamW's (Loshchilov & Hutter 2019), without the decay."""
         if not weights:
             return []
         (beta1, beta2), grads = group["betas"], list(map(gradient, weights))
@@ -134,7 +134,7 @@ def moments_size(model: nn.Module, config: TrainConfig) -> int:
 
 
 def orthogonalise_together(matrices: Tensor, first: int) -> Tensor:
-    """What ``orthogonalise`` makes of (N, m, n), which all processes have; each does its share.
+    """Orthogonalise (N, m, n), which all processes hold; each process computes its share.
 
     Process r of P takes the matrices whose number, counted from ``first``, leaves r when divided
     by P, and all exchange what they found.

@@ -30,12 +30,12 @@ def collect(tensors: dict[str, Tensor], keep: bool) -> dict[str, Tensor]:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This process's part, which shares its memory with the tensor."""
+    """Return this process's part, which shares its memory with the tensor."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 def spread_like(parameter: Tensor, values: Tensor) -> Tensor:
-    """A copy of ``values``, of the parameter's shape, laid out in memory and spread as it is."""
+    """Copy ``values`` into a tensor with the memory layout and the sharding of ``parameter``."""
     if hasattr(parameter, "full_tensor"):
         from torch.distributed.tensor import DTensor, distribute_tensor
 

@@ -32,7 +32,7 @@ ENDS = {
 
 
 def new_unet(config: UNetConfig, start: str) -> UNet:
-    """A U-Net that predicts 0, as Ho et al.'s code begins, or one with the weights of ``start``."""
+    """Build a U-Net with the weights of ``start``; for "", one that predicts 0, as Ho et al.'s."""
     unet = adapt_to_cpu(UNet(config))
     nn.init.zeros_(unet.conv_out.weight)
     assert unet.conv_out.bias is not None

@@ -23,7 +23,7 @@ DECODED = 64  # latents of 512 pixels
 
 
 def ours(**how: bool) -> Pipeline:
-    """The pipeline that `optimize` has made faster; `how` are its arguments."""
+    """Load the pipeline that `optimize` has made faster; `how` are its arguments."""
     return Pipeline.from_pretrained(sd15(), device="cuda", dtype=DTYPE).optimize(**how)
 
 
@@ -62,7 +62,7 @@ def peak(call: Callable[[], object]) -> float:
 
 
 def step(compiled: bool) -> Race:
-    """A guided step of one picture of 512 pixels; `compiled`: both by `torch.compile`."""
+    """Race a guided step of one picture of 512 pixels; `compiled`: both by `torch.compile`."""
     exact = peer(torch.float32).unet.cpu()
     want = exact(*told(exact, SMALL, torch.float32)).sample
     del exact
@@ -98,7 +98,7 @@ def step(compiled: bool) -> Race:
 
 
 def vae() -> Race:
-    """A picture of 512 pixels from its latents."""
+    """Race the decoding of a picture of 512 pixels."""
     pipe, theirs = ours(), peer().vae
     z = noise().to("cuda", DTYPE)
     scale = pipe.vae.config.scaling_factor
@@ -125,13 +125,13 @@ def noise() -> Tensor:
 
 
 def draw_ours(pipe: Pipeline, **more: Any) -> Tensor:
-    """A picture of 512 pixels."""
+    """Draw a picture of 512 pixels with ours."""
     settings = {"num_inference_steps": STEPS, "guidance_scale": SCALE, "latents": noise()}
     return pipe([PROMPT], output_type="pt", sampler="ddim", **settings, **more).images
 
 
 def draw_theirs(pipe: Any) -> Tensor:
-    """The same."""
+    """Draw a picture of 512 pixels with diffusers."""
     from diffusers import DDIMScheduler
 
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
@@ -140,7 +140,7 @@ def draw_theirs(pipe: Any) -> Tensor:
 
 
 def run(memory: bool, offload: bool = False) -> Race:
-    """Prompt to pixels, models loaded: seconds, or memory of the GPU."""
+    """Race a prompt to pixels, models loaded: seconds, or memory of the GPU."""
     pipe, theirs = ours(offload=offload), peer()
     if offload:
         theirs.to("cpu")
@@ -161,7 +161,7 @@ def run(memory: bool, offload: bool = False) -> Race:
 
 
 def mode(what: str, goal: float, **arguments: Any) -> Race:
-    """A mode that draws another picture, against our own exact one."""
+    """Race a mode that draws another picture against our own exact one."""
     pipe = ours()
 
     def check() -> tuple[float, float]:

@@ -23,7 +23,7 @@ SIZE_OF_MODES = 32
 def guided_step(
     what: str, size: int, ours_in: torch.dtype, theirs_in: torch.dtype, last: bool, goal: float
 ) -> Race:
-    """A guided step; ``last``: diffusers' in channels_last, as its documentation advises."""
+    """Race a guided step; ``last``: diffusers' in channels_last, as its documentation advises."""
     ours, theirs = pair("unet")
     exact = theirs(*told(theirs, SMALL, torch.float32)).sample
     theirs.to(theirs_in)
@@ -71,7 +71,7 @@ def unet_fp32() -> Race:
 
 
 def in_int8(dtype: torch.dtype, goal: float) -> Race:
-    """A guided step in 8 bits against our own exact one."""
+    """Race a guided step in 8 bits against our own exact one."""
     exact, _ = pair("unet")
     exact.to(dtype)
     speed_up(exact)
@@ -136,7 +136,7 @@ def latents(size: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
 
 
 def vae() -> Race:
-    """A picture of 512 pixels."""
+    """Race the decoding of a picture of 512 pixels."""
     whole, _, peer, exact = decoders()  # which takes strips for such a picture by itself
 
     def check() -> tuple[float, float]:
@@ -147,7 +147,7 @@ def vae() -> Race:
 
 
 def vae_memory() -> Race:
-    """How much memory tensors take at most while it decodes."""
+    """Compare the peak memory of tensors while decoding."""
     _, strips, peer, exact = decoders()
 
     def check() -> tuple[float, float]:

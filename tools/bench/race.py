@@ -71,7 +71,7 @@ HEAD = "| | what | against | ours | theirs | ratio | goal | spread |\n" + "|---"
 
 
 def taken_by(action: Callable[[], Any], measured: bool, clock: Callable[[], float]) -> float:
-    """The seconds of a run, or what it returns as measured itself."""
+    """Return the seconds of a run, or those that it returns as its own measure."""
     began = clock()
     result = action()
     seconds = clock() - began

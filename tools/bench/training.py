@@ -135,7 +135,7 @@ def apart(recipe: Cached, theirs: Theirs) -> float:
 
 
 def beside(precision: str, what: str, goal: float) -> Race:
-    """Steps of ours in bfloat16, and of theirs."""
+    """Race steps of ours in bfloat16 against theirs."""
     settings = tomllib.loads((ROOT / "configs/train/latent.toml").read_text(encoding="utf-8"))
     recipe = Cached(settings)
     peer, folder = Theirs(recipe, settings, precision), tempfile.TemporaryDirectory()

@@ -14,7 +14,6 @@ concrete nouns with their definitions, and phrases of colours, numbers and every
 
 import argparse
 import json
-import os
 import random
 import sys
 import tempfile
@@ -49,7 +48,7 @@ BATCH_TOKENS = 8_192
 
 
 def icon_captions(folder: Path) -> dict[str, dict[str, str]]:
-    """The distinct captions in ``folder``/metadata.jsonl, in its order, and what each says.
+    """Read the distinct captions of ``folder``/metadata.jsonl, in order, with their readings.
 
     Builds without "things" do not tell that: {}. Raises BuildError when there is no such file.
     """
@@ -69,7 +68,7 @@ def icon_captions(folder: Path) -> dict[str, dict[str, str]]:
 
 
 def readings(row: Mapping[str, Any]) -> dict[str, str]:
-    """What a caption says, field by field: of its things, in its order, and its background.
+    """Return what a caption names, field by field: its things, in order, and its background.
 
     row: of metadata.jsonl. What the caption does not say is "none", as is all of a second thing
     that is not there; a row without "things" gives {}.
@@ -94,7 +93,7 @@ def sample(captions: Sequence[str], count: int, seed: int) -> list[str]:
 
 
 def noun_texts(rng: random.Random, nouns: Sequence[Noun]) -> Iterator[str]:
-    """A short phrase and a definition for each of ``nouns``."""
+    """Return a short phrase and a definition for each of ``nouns``."""
     for noun in nouns:
         name = noun.name
         phrase = the_thing(name, takes_no_article(name))
@@ -141,7 +140,7 @@ def compose(
 
 
 def batches(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Indices in batches of similar length, each of at most BATCH_TOKENS with its padding."""
+    """Group indices into batches of similar length, each of at most BATCH_TOKENS when padded."""
     batch: list[int] = []
     for index in sorted(range(len(lengths)), key=lengths.__getitem__):
         if batch and (len(batch) + 1) * lengths[index] > BATCH_TOKENS:
@@ -188,7 +187,7 @@ def write(
                 lines.write(json.dumps(row) + "\n")
         np.save(partial / "embeddings.npy", rows)
         (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        os.rename(partial, output)
+        partial.rename(output)
 
 
 def build(args: argparse.Namespace) -> None:
@@ -219,7 +218,7 @@ def build(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """The command line."""
+    """Build the parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--icons", type=Path, default=Path("data/icons"), help="of build_icons.py")

@@ -34,7 +34,7 @@ class Vocabulary:
 
 
 def name(subject: Subject) -> str:
-    """What all icons of one thing share."""
+    """Return the name that all icons of one thing share."""
     return subject.noun.noun if subject.noun else subject.label
 
 
@@ -64,7 +64,7 @@ def weight(subject: Subject) -> float:
 
 
 def shares(subject: Subject) -> np.ndarray:
-    """The shares of `scenes.KINDS` among a subject's pictures; "bread" cannot be counted."""
+    """Return the shares of `scenes.KINDS` among a subject's pictures; "bread" cannot be counted."""
     if subject.noun is None:
         return np.array(SHARES_OTHER)
     found = np.array(SHARES_COMMON if subject.noun.common else SHARES_EVERYDAY)

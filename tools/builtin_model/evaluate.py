@@ -65,7 +65,7 @@ def say(text: str) -> None:
 
 
 def read_data(folder: Path) -> CaptionedImages:
-    """The data set. Raises ArgumentError where it is missing or has nothing held out."""
+    """Open the data set. Raises ArgumentError where it is missing or has nothing held out."""
     if not (folder / "images.npy").is_file():
         raise ArgumentError(
             f"--data {folder} has no images.npy; "
@@ -80,7 +80,7 @@ def read_data(folder: Path) -> CaptionedImages:
 def draw(
     pipe: Pipeline, asked: list[Prompt], seeds: list[int], arguments: argparse.Namespace
 ) -> tuple[list[Image.Image], float]:
-    """A picture of each prompt, each from its seed, and the seconds for one."""
+    """Draw a picture of each prompt, each from its seed; returns the seconds for one, too."""
     pictures: list[Image.Image] = []
     started = time.monotonic()
     for start in range(0, len(asked), arguments.batch_size):
@@ -152,7 +152,7 @@ def is_single(item: Judged) -> bool:
 
 
 def near_copies(pictures: list[Any], judged: list[Judged], icons: Tensor) -> float | None:
-    """The share of pictures that are near-copies, where a colour or composition was asked for."""
+    """Return the share of near-copies, among prompts with a colour or a composition."""
     composed = [np.asarray(p) for j, p in zip(judged, pictures, strict=True) if j.prompt.composed]
     if not composed:
         return None
@@ -160,7 +160,7 @@ def near_copies(pictures: list[Any], judged: list[Judged], icons: Tensor) -> flo
 
 
 def settings(pipe: Pipeline, arguments: argparse.Namespace) -> dict[str, Any]:
-    """What the pictures were drawn with."""
+    """Return the settings that the pictures were drawn with."""
     choice = pipe.choose_sampler(arguments.sampler)
     steps, scale = arguments.num_inference_steps, arguments.guidance_scale
     return {
@@ -184,7 +184,7 @@ def described(item: Judged, seed: int) -> dict[str, Any]:
 def asked_for(
     data: CaptionedImages, arguments: argparse.Namespace
 ) -> tuple[list[int], list[Prompt]]:
-    """The seeds and the prompts; raises ArgumentError for a number of them that there is not."""
+    """Return the seeds and the prompts. Raises ArgumentError for a number of them out of range."""
     known = set(examples.known_nouns(data))
     held_out = [row for i in data.held_out.tolist() if (row := data.rows[i])["noun"] in known]
     every = prompts.prompts(
@@ -255,7 +255,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
 
 def shared_parser(description: str) -> Parser:
-    """The options that ``evaluate_modes.py`` has, too."""
+    """Build a parser with the options that ``evaluate_modes.py`` has, too."""
     parser = Parser(description=description, epilog=EXIT_CODES, allow_abbrev=False)
     add = parser.add_argument
     add("--data", type=Path, default=Path("data/icons"), help="data set (default: data/icons)")
@@ -279,7 +279,7 @@ def shared_parser(description: str) -> Parser:
 
 
 def parser() -> Parser:
-    """The command line."""
+    """Build the parser of the command line."""
     parser = shared_parser(__doc__.splitlines()[0])
     add = parser.add_argument
     add(

@@ -74,5 +74,5 @@ class Reservoir:
 
 
 def in_bfloat16(module: nn.Module, device: torch.device) -> nn.Module:
-    """A copy of a frozen network."""
+    """Copy a network, frozen, onto a device in bfloat16."""
     return copy.deepcopy(module).requires_grad_(False).eval().to(device, torch.bfloat16)

@@ -120,7 +120,7 @@ class Supply:
 
 
 def take_free(free: Queue[int]) -> int | None:
-    """The number of a free block, once there is one; None when the trainer is no more."""
+    """Wait for the number of a free block; None if the trainer has ended."""
     trainer = multiprocessing.parent_process()
     while trainer is None or trainer.is_alive():
         with contextlib.suppress(queue.Empty):

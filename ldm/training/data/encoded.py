@@ -21,7 +21,7 @@ class EncodedImages(Pictures):
 
     @abstractmethod
     def encoded(self, index: int) -> Path | bytes:
-        """A row's file, or its bytes. Raises ImageError."""
+        """Return a row's file, or its bytes. Raises ImageError."""
 
     def picture(self, index: int, enough: int) -> np.ndarray:
         return decode(self.encoded(index), self.row_name(index), self.options.channels or 3, enough)

@@ -25,7 +25,7 @@ REMEDY = "get the file again, or build the set with python -m tools.build_mnist"
 
 
 def find_idx(folder: Path, split: str, kind: str) -> Path | None:
-    """The file of a split ("train" or "t10k") and kind ("images-idx3" or "labels-idx1")."""
+    """Find the file of a split ("train", "t10k") and kind ("images-idx3", "labels-idx1")."""
     for dot in "-.":  # some copies are called train-images.idx3-ubyte
         for end in ("", ".gz"):
             path = folder / f"{split}-{kind.replace('-', dot)}-ubyte{end}"

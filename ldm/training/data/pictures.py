@@ -65,13 +65,13 @@ class Pictures(ABC):
 
     @abstractmethod
     def picture(self, index: int, enough: int) -> np.ndarray:
-        """A row's picture, uint8 (H,W,C); at a fraction of its size if both sides stay ``enough``.
+        """Return a row's picture, uint8 (H,W,C), reduced if both sides keep at least ``enough`` px.
 
         Raises ImageError, naming it.
         """
 
     def row_name(self, index: int) -> str:
-        """What messages call a row."""
+        """Return the name of a row in messages."""
         return f"{self.name}, row {index}"
 
     def shape(self, index: int) -> Size:
@@ -102,7 +102,7 @@ class Pictures(ABC):
         return self.readable(self._held_out)
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
-        """Indices of ``count`` training rows, (count,), drawn in proportion to their weight.
+        """Draw the indices of ``count`` training rows, (count,), in proportion to their weights.
 
         In the place of a row that cannot be read stands the next one that can.
         Raises DataError where none can be read, or all rows are held out.
@@ -115,7 +115,7 @@ class Pictures(ABC):
         return self.train[chosen] if self.cheap else self.usable(chosen)
 
     def usable(self, places: Tensor) -> Tensor:
-        """The rows at places of ``train``, and for each that cannot be read the next that can.
+        """Return the rows at places of ``train``; a row that cannot be read gives way to the next.
 
         Raises DataError where none can be read.
         """
@@ -144,7 +144,7 @@ class Pictures(ABC):
     def take(
         self, indices: Tensor, generator: torch.Generator, size: int | Size | None = None
     ) -> Batch:
-        """These rows: pictures as ``pixels`` gives them, labels and captions if there are any."""
+        """Return these rows as a batch: pixels, and labels and captions if the set has any."""
         described = self._captions is not None or self._labels is not None
         return Batch(
             self.pixels(indices, size, generator),
@@ -199,7 +199,7 @@ class Pictures(ABC):
         return (size, size) if isinstance(size, int) else size
 
     def _ready(self, index: int, target: Size | None) -> np.ndarray:
-        """A picture that only needs cropping to ``target``."""
+        """Return a picture that only needs cropping to ``target``."""
         key = index, target
         ready = self._cache.get(key)
         if ready is None:

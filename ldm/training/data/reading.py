@@ -18,7 +18,7 @@ NAMED = 10  # unreadable pictures warned of one by one; after that, at each tenf
 
 
 def decode(source: Path | bytes, name: str, channels: int, enough: int = 0) -> np.ndarray:
-    """A picture file, or its bytes → uint8 (H, W, channels), as ``load_image`` reads it.
+    """Decode a picture file, or its bytes, as ``load_image`` does: uint8 (H, W, channels).
 
     A JPEG is decoded at a fraction of its size where that leaves both sides ``enough`` px.
     Raises ImageError with ``name`` for what cannot be read.
@@ -92,7 +92,7 @@ class Cache:
         self.pictures: OrderedDict[object, np.ndarray] = OrderedDict()
 
     def get(self, key: object) -> np.ndarray | None:
-        """The picture, if it is still here."""
+        """Return the picture, or None if it is not in the cache."""
         if key in self.pictures:
             self.pictures.move_to_end(key)
         return self.pictures.get(key)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import glob
 import json
-import os
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -40,7 +39,7 @@ class Member:
         return f"{self.shard}/{self.key}"
 
     def read(self, end: str) -> bytes:
-        """A part's content. Raises ImageError where the shard has become unreadable."""
+        """Read a part's content. Raises ImageError where the shard has become unreadable."""
         offset, size = self.parts[end]
         try:
             with self.shard.open("rb") as file:
@@ -73,14 +72,15 @@ class Member:
 
 
 def find_shards(name: str) -> list[Path]:
-    """The .tar files of a folder, a pattern such as "shards/*.tar", or the one file."""
-    if os.path.isdir(name):
+    """List the .tar files of a folder, of a pattern such as "shards/*.tar", or the one file."""
+    if Path(name).is_dir():
         return sorted(Path(name).glob("*.tar"))
-    return sorted(Path(path) for path in glob.glob(name) if path.endswith(".tar"))
+    paths = glob.glob(name)  # noqa: PTH207 (an absolute pattern, too)
+    return sorted(Path(path) for path in paths if path.endswith(".tar"))
 
 
 def members(shard: Path) -> Iterator[Member]:
-    """The rows of a shard, from its headers only. Raises DataError for a shard that is cut off."""
+    """Yield the rows of a shard, read from its headers. Raises DataError for a truncated shard."""
     row = Member(shard, "")
     try:
         with tarfile.open(shard, "r:") as tar:

@@ -105,7 +105,7 @@ class Stream:
         return Batch.join(parts)
 
     def _from(self, place: int) -> tuple[RowImages, Tensor]:
-        """The block that a place of the stream lies in, and its rows from there on, in order."""
+        """Return the block that holds a place of the stream, and its rows from there on."""
         epoch, inside = divmod(place, self._length) if self._length else (0, place)
         number, first = divmod(inside, self.options.buffer)
         if self._block is None or self._block[0] != (epoch, number):

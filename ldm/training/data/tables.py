@@ -23,7 +23,7 @@ HUB = "hub:"
 
 
 def import_datasets() -> ModuleType:
-    """The library. Raises ArgumentError where it is not installed."""
+    """Import the library. Raises ArgumentError where it is not installed."""
     try:
         import datasets
     except ImportError:
@@ -44,7 +44,7 @@ def is_table(path: Path) -> bool:
 
 
 def load(name: str, streaming: bool) -> Mapping[str, Any]:
-    """The splits of a set by name: "hub:user/set" or "hub:user/set:config", or a local path.
+    """Load the splits, by name, of "hub:user/set", "hub:user/set:config" or a local path.
 
     Raises DataError with the library's reason where it cannot be loaded.
     """
@@ -67,7 +67,7 @@ def load(name: str, streaming: bool) -> Mapping[str, Any]:
 
 
 def choose_splits(name: str, splits: Mapping[str, Any], options: DataOptions) -> tuple[str, str]:
-    """The names of the split to learn from and of the one held out ("" where there is none)."""
+    """Return the names of the split to train on and of the one held out ("" for none)."""
     if options.split not in splits:
         raise ArgumentError(
             f"{name} has no split {options.split!r}; set data.split to one of {', '.join(splits)}"
@@ -101,7 +101,7 @@ class Columns:
 
 
 def picture_bytes(value: object) -> bytes:
-    """The file of a picture as tables hold it; b"" for anything else, which no reader takes."""
+    """Return the file of a picture in a table; b"", which is unreadable, for any other value."""
     if isinstance(value, Mapping):
         if value.get("bytes") is None and value.get("path"):
             try:
@@ -113,7 +113,7 @@ def picture_bytes(value: object) -> bytes:
 
 
 def without_decoding(table: Any, columns: Columns) -> Any:
-    """The table with its pictures as bytes: so that a damaged one does not end the run."""
+    """Return the table with encoded pictures, so that a damaged one does not end the run."""
     datasets = import_datasets()
     if isinstance(table.features[columns.image], datasets.Image):
         return table.cast_column(columns.image, datasets.Image(decode=False))

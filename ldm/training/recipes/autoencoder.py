@@ -154,7 +154,7 @@ class AutoencoderRecipe(Recipe[Autoencoding]):
 
     @torch.no_grad()
     def unit_scale(self, vae: AutoencoderKL) -> float:
-        """The factor that gives the latents of some pictures a standard deviation of 1."""
+        """Compute the factor that gives the latents of some pictures a standard deviation of 1."""
         sample = self.data.readable(examples(self.data.train, self.data.held_out, 256))
         device = next(vae.parameters()).device
         parts = [vae.encode(self.data.pixels(part).to(device)) for part in sample.split(16)]

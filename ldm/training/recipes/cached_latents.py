@@ -111,7 +111,7 @@ class CachedLatents:
             np.lib.format.open_memmap(self._file(size), "w+", np.float16, shape).flush()
 
     def _assign(self) -> np.ndarray:
-        """The index of each row's size, int32 (N,); -1 for a picture that has none."""
+        """Choose the index of each row's size, int32 (N,); -1 for a picture that has none."""
         bucket = np.zeros(len(self.data), np.int32)
         if len(self.sizes) > 1:
             for row in range(len(bucket)):
@@ -123,7 +123,7 @@ class CachedLatents:
         return bucket
 
     def _rows_of_sizes(self) -> list[tuple[Size, Tensor]]:
-        """The sizes that have pictures, and the rows of each."""
+        """Return the sizes that have pictures, and the rows of each."""
         bucket = np.load(self.folder / "bucket.npy")
         groups = [np.flatnonzero(bucket == i) for i in range(len(self.sizes))]
         pairs = zip(self.sizes, groups, strict=True)
@@ -155,7 +155,7 @@ class CachedLatents:
         readable.flush()
 
     def _training_groups(self) -> list[Group]:
-        """The readable training rows of each size that has some."""
+        """Return the readable training rows of each size that has some."""
         readable = torch.from_numpy(np.load(self.folder / "readable.npy"))
         weight = torch.zeros(len(self.data))
         weight[self.data.train] = self.data.weights
@@ -177,5 +177,5 @@ class CachedLatents:
 
 
 def fingerprint(module: torch.nn.Module) -> float:
-    """A number that tells two sets of weights apart."""
+    """Compute a number that differs between different weights."""
     return float(sum(tensor.double().abs().sum() for tensor in module.state_dict().values()))

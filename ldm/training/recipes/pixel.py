@@ -79,7 +79,7 @@ class PixelRecipe(Recipe[UNet]):
         self.model = new_unet(self.unet_config(config.model), config.start)
 
     def unet_config(self, values: dict[str, Any]) -> UNetConfig:
-        """The config's table ``[model]``, and what follows from the data and the objective.
+        """Return the config's table ``[model]``, with what follows from the data and the objective.
 
         Raises ArgumentError where the table says that too.
         """
@@ -166,7 +166,7 @@ class PixelRecipe(Recipe[UNet]):
         return image_grid(images, columns=10), metrics
 
     def predict(self, model: UNet) -> Predict:
-        """The model as a function of (x_t, t), x_t of the first held-out pictures."""
+        """Return the model as a function of (x_t, t), x_t of the first held-out pictures."""
         device, shown = next(model.parameters()).device, self.shown
         assert shown is not None
 
@@ -198,7 +198,7 @@ class PixelRecipe(Recipe[UNet]):
             draw_noising(folder / "noising.png", pixels[0], schedules)
 
     def save(self, model: UNet, folder: Path) -> None:
-        """A whole pipeline: ``ldm-generate --model`` takes the run's folder."""
+        """Write a whole pipeline: ``ldm-generate --model`` takes the run's folder."""
         self.pipeline(model).save_pretrained(folder)
 
     def pipeline(self, unet: UNet) -> Pipeline:

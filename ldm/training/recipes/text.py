@@ -105,7 +105,7 @@ class TextRecipe(Recipe[Student]):
         self.model = Student(encoder, data.embeddings.shape[1], reader)
 
     def rows(self, indices: Tensor) -> dict[str, Tensor]:
-        """What the loss takes of some texts (B,).
+        """Return the inputs of the loss for texts with these indices (B,).
 
         The ids (B,N) are cut behind the longest text's end: a causal encoder ignores padding.
         """
@@ -166,7 +166,7 @@ class TextRecipe(Recipe[Student]):
 
 
 def mix(has_reading: Tensor, share: float) -> tuple[float, Tensor]:
-    """The chance of each training text to be drawn (N,), such that ``share`` have readings.
+    """Return the chance of each text to be drawn (N,), such that ``share`` have readings.
 
     has_reading: bool (N,). Returns the share too: 0 or 1 where only one kind of texts is there.
     """

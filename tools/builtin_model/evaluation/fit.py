@@ -33,7 +33,7 @@ NO_COLOUR = -100  # cross_entropy leaves these out
 def trained(
     data: CaptionedImages, folder: Path, archives: Path, say: Callable[[str], None]
 ) -> Classifier:
-    """The classifier of `folder`, trained first where there is none.
+    """Load the classifier of `folder`, trained first where there is none.
 
     `archives` is the folder of the icon sets' packages, which are fetched where they are missing.
     Raises ArgumentError where the one there was trained on other icons, or a package cannot be had.

@@ -142,7 +142,7 @@ def judge(
     blue_aside: frozenset[str],
     style_judge: StyleJudge | None = None,
 ) -> list[Judged]:
-    """A verdict for each picture.
+    """Judge each picture.
 
     `among` are the nouns of the narrower choice, `blue_aside` those whose blue parts may be
     windows; `style_judge` is needed where prompts ask for a style.

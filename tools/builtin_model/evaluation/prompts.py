@@ -112,7 +112,7 @@ def prompts(
 def choose(
     rows: list[tuple[int, Prompt]], kinds: Sequence[str] = KINDS, count: int | None = None
 ) -> list[tuple[int, Prompt]]:
-    """The first `count` of these kinds, or all.
+    """Return the first `count` prompts of these kinds, or all.
 
     Raises ArgumentError for a count below 1 or above what there is.
     """
@@ -177,7 +177,7 @@ def set_aside(words: Sequence[str], word: str | None) -> list[str]:
 
 
 def colour_order(index: int, noun: str) -> list[str]:
-    """The colours in the order in which they are asked of object number `index`.
+    """Return the colours of the prompts for object number `index`, in order.
 
     Neighbouring objects begin elsewhere, so that every round asks for each colour about as often.
     Those that training never puts together with `noun` are left out.

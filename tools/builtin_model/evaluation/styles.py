@@ -1,5 +1,6 @@
 """A network that says in the style of which icon set a picture is drawn; trained in minutes."""
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -42,7 +43,7 @@ class StyleJudge(nn.Module):
                 convolution(outputs, outputs),
                 nn.ReLU(),
             )
-            for inputs, outputs in zip(widths, widths[1:], strict=False)
+            for inputs, outputs in itertools.pairwise(widths)
         )
         self.words = nn.Linear(2 * sum(WIDTHS), len(WORDS))
         self.to(memory_format=torch.channels_last)
@@ -58,7 +59,7 @@ class StyleJudge(nn.Module):
 
     @torch.no_grad()
     def seen(self, pictures: np.ndarray, batch: int = 32) -> list[str]:
-        """The word for each of uint8 (N, H, W, 3), each judged with its mirror image."""
+        """Name the style of each of uint8 (N, H, W, 3), each judged with its mirror image."""
         self.eval()
         parts = to_float(torch.from_numpy(pictures).permute(0, 3, 1, 2)).split(batch)
         best = [(self(x) + self(x.flip(3))).argmax(1) for x in parts]
@@ -66,7 +67,7 @@ class StyleJudge(nn.Module):
 
 
 def trained(data: CaptionedImages, folder: Path, say: Callable[[str], None]) -> StyleJudge:
-    """The one of `folder`, trained first where there is none: a quarter of an hour on one core.
+    """Load the judge of `folder`, trained first where there is none: 15 minutes on one core.
 
     Raises ArgumentError where the one there was trained on other icons.
     """

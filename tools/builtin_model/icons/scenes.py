@@ -60,7 +60,7 @@ class Stock:
         self.odds = {name: _odds(group) for name, group in groups.items()}
 
     def draw(self, beside: Subject, rng: np.random.Generator) -> Subject:
-        """A thing to stand beside another; never the same noun, nor a pair held out."""
+        """Draw a thing to stand beside another; never the same noun, nor a pair held out."""
         name = beside.icon.set if rng.random() < SAME_SET else ""
         while True:
             found = self.groups[name][int(rng.choice(len(self.odds[name]), p=self.odds[name]))]
@@ -110,7 +110,7 @@ def pictures(
 
 
 def kinds(subject: Subject) -> np.ndarray:
-    """The shares of KINDS among a subject's pictures; "bread" cannot be counted."""
+    """Return the shares of KINDS among a subject's pictures; "bread" cannot be counted."""
     if subject.noun is None:
         return np.array(OTHER)
     shares = np.array(COMMON if subject.noun.common else EVERYDAY)
@@ -123,7 +123,7 @@ def kinds(subject: Subject) -> np.ndarray:
 def placed(
     subject: Subject, master: Image.Image, size: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, Row]:
-    """A small picture of one thing; the caption says that it is small, or where, or both."""
+    """Compose a small picture of one thing; the caption names its size, its place, or both."""
     place = str(rng.choice(list(PLACE_ODDS), p=list(PLACE_ODDS.values())))
     said_place = rng.random() < SAID_PLACE
     small = "small" if not said_place or rng.random() < SAID_SIZE else None
@@ -194,5 +194,5 @@ def put(
 
 @lru_cache(maxsize=4000)
 def master_of(icon: Icon, size: int) -> Image.Image:
-    """The rendered icon, kept: common things stand beside many others."""
+    """Render the icon, cached: common things stand beside many others."""
     return render(icon, size)

@@ -62,7 +62,7 @@ def one_of(rng: np.random.Generator, choices: Sequence[str]) -> str:
 
 
 def phrase(rng: np.random.Generator, thing: Thing, word: str, bare: bool) -> str:
-    """The thing alone: "a small red car", "three apples", "car in red".
+    """Phrase the thing alone: "a small red car", "three apples", "car in red".
 
     Args:
         rng: draws the wording.
@@ -82,7 +82,7 @@ def phrase(rng: np.random.Generator, thing: Thing, word: str, bare: bool) -> str
 
 
 def many(word: str) -> str:
-    """The plural: "cars", "cups of coffee"."""
+    """Form the plural: "cars", "cups of coffee"."""
     head, of, rest = word.partition(" of ")
     return plural(head) + of + rest
 
@@ -94,7 +94,7 @@ def caption(
     background: str | None,
     style: str,
 ) -> tuple[str, tuple[Thing, ...]]:
-    """A caption and what it says, in the order of its words.
+    """Write a caption; returns the things as it describes them, in the order of its words.
 
     Args:
         rng: draws the wording, the order of two things, and whether the style is named.
