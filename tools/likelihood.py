@@ -22,12 +22,12 @@ from ldm.likelihood import Predict, bound_estimate, bound_terms, spans
 from ldm.pipeline import Pipeline
 from ldm.training.batches import held_out_batch
 from ldm.training.data import open_data
-from ldm.training.data.dataset import Batch
+from ldm.training.data.dataset import PictureBatch
 
 ROWS = 8  # of the table: spans of t, the later the longer
 
 
-def pictures(arguments: argparse.Namespace, pipe: Pipeline) -> Batch:
+def pictures(arguments: argparse.Namespace, pipe: Pipeline) -> PictureBatch:
     """Return the pictures to measure. Raises ArgumentError or DataError where there are none."""
     config = read_json(arguments.model / "config.json", optional=True)
     name = arguments.data or config.get("data")

@@ -8,7 +8,7 @@ from torch import Tensor
 from ldm.errors import DataError
 from ldm.scheduler import DDPMScheduler
 from ldm.training.data import Dataset
-from ldm.training.data.dataset import Batch
+from ldm.training.data.dataset import PictureBatch
 
 
 def noised_batch(
@@ -45,13 +45,13 @@ def draw_times(
     return t[torch.randperm(count, generator=generator)]
 
 
-def held_out_batch(data: Dataset, count: int) -> Batch | None:
+def held_out_batch(data: Dataset, count: int) -> PictureBatch | None:
     """At most ``count`` held-out rows, spread evenly; None where nothing is held out."""
     rows = data.held_out
     if not len(rows):
         return None
     rows = rows[torch.linspace(0, len(rows) - 1, min(count, len(rows))).round().long()]
-    return Batch(data.pixels(rows), data.labels(rows) if data.classes else None, None)
+    return PictureBatch(data.pixels(rows), data.labels(rows) if data.classes else None, None)
 
 
 def check_classes(data: Dataset, name: str, why: str) -> list[str]:

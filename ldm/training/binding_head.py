@@ -47,33 +47,33 @@ def kind_of(field: str) -> str:
     return field.partition(" ")[0]
 
 
-def reading_loss(logits: list[Tensor], says: Tensor, share: float) -> Tensor:
+def reading_loss(logits: list[Tensor], readings: Tensor, share: float) -> Tensor:
     """Mean cross-entropy of the fields of texts with readings, in nats.
 
-    logits: (B, values) of each of F fields; says: (B,F), UNKNOWN where nothing is to be read.
+    logits: (B, values) of each of F fields; readings: (B,F), UNKNOWN where nothing is to be read.
     share: of the texts that have readings, as they are drawn. Divided by it instead of by the
     number that this batch happens to have, the loss is a mean over the rows, so that parts of a
     batch on many processes give what the whole gives.
     """
     errors = [
         F.cross_entropy(x.float(), y, ignore_index=UNKNOWN, reduction="sum")
-        for x, y in zip(logits, says.unbind(1), strict=True)
+        for x, y in zip(logits, readings.unbind(1), strict=True)
     ]
-    return torch.stack(errors).sum() / (says.numel() * share)
+    return torch.stack(errors).sum() / (readings.numel() * share)
 
 
 def reading_figures(
-    guesses: Tensor, says: Tensor, fields: list[str], values: dict[str, list[str]]
+    guesses: Tensor, readings: Tensor, fields: list[str], values: dict[str, list[str]]
 ) -> dict[str, float]:
     """How well texts with readings are read; both (B,F).
 
     read: share of all fields that are right. read_two: of the texts with two things, the share
     whose nouns and colours are all right, which needs more than knowing the words.
     """
-    right = guesses == says
+    right = guesses == readings
     figures = {"read": float(right.float().mean())}
     if "noun 2" in fields and "none" in values["noun"]:
-        two = says[:, fields.index("noun 2")] != values["noun"].index("none")
+        two = readings[:, fields.index("noun 2")] != values["noun"].index("none")
         things = [i for i, field in enumerate(fields) if kind_of(field) in ("noun", "colour")]
         if two.any():
             figures["read_two"] = float(right[two][:, things].all(dim=1).float().mean())

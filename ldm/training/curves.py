@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any
 
+from ldm.training.figures import matplotlib_available
 from ldm.training.metrics import read_log
 
-INSTALL = "matplotlib is not installed, so the run draws no curves; pip install 'ldm[train]'"
 NOT_DRAWN = {"step", "seconds", "lr", "steps_per_second"}
 SMOOTH = 0.9  # weight of the past in the bold line
 
@@ -16,17 +15,16 @@ SMOOTH = 0.9  # weight of the past in the bold line
 def draw_curves(run: Path) -> None:
     """Draw ``run/curves.png``: loss, gradient norm and every other figure against the step.
 
-    Warns, once, where matplotlib is missing.
+    Warns, once, if matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import MaxNLocator
-    except ImportError:
-        warnings.warn(INSTALL, stacklevel=2)
+    if not matplotlib_available("curves"):
         return
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
     rows = read_log(run)
-    names = [name for name in dict.fromkeys(key for row in rows for key in row)]
-    names = [name for name in names if name not in NOT_DRAWN]
+    found = dict.fromkeys(key for row in rows for key in row)
+    names = [name for name in found if name not in NOT_DRAWN]
     columns = min(len(names), 3)
     lines = -(-len(names) // columns)
     figure = Figure(figsize=(4.5 * columns, 3.2 * lines), layout="constrained")

@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from ldm.training.sharding import is_sharded, local, spread_like, whole
+from ldm.training.sharding import full_tensor, is_sharded, local, spread_like
 
 
 class EMA:
@@ -45,5 +45,5 @@ class EMA:
         """Return the averaged model, on this process alone. Where sharded, all must call it."""
         for name, parameter in self.model.named_parameters():
             if parameter is not self.averages[name]:
-                parameter.copy_(whole(self.averages[name]))
+                parameter.copy_(full_tensor(self.averages[name]))
         return self.model

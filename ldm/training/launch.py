@@ -15,7 +15,7 @@ from ldm.config.settings import nearest
 from ldm.errors import ArgumentError
 from ldm.training.config import TrainConfig, as_json
 
-PATIENCE = timedelta(hours=3)  # of processes that wait for the main one to draw and save
+PROCESS_TIMEOUT = timedelta(hours=3)  # of processes that wait for the main one to draw and save
 
 
 def build_accelerator(config: TrainConfig) -> Accelerator:
@@ -32,7 +32,7 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
             log_with=list(config.trackers) or None,
             project_config=ProjectConfiguration(str(run), logging_dir=str(run / "trackers")),
             kwargs_handlers=[
-                InitProcessGroupKwargs(timeout=PATIENCE),
+                InitProcessGroupKwargs(timeout=PROCESS_TIMEOUT),
                 DistributedDataParallelKwargs(gradient_as_bucket_view=True),
             ],
         )

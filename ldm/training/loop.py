@@ -36,10 +36,10 @@ from ldm.training.data import step_generator
 from ldm.training.ema import EMA
 from ldm.training.launch import build_accelerator, start_trackers
 from ldm.training.lock import only_run_in
-from ldm.training.metrics import Metrics, cut_log, log
+from ldm.training.metrics import Metrics, append_row, cut_log
 from ldm.training.optimizer import build_optimizer
 from ldm.training.recipes.base import Recipe
-from ldm.training.sharding import is_sharded, whole
+from ldm.training.sharding import full_tensor, is_sharded
 
 
 @dataclass
@@ -54,7 +54,9 @@ class State:
     stop: bool = False  # set it to end the run here, with a checkpoint
 
 
-def train(config: TrainConfig, recipe: Recipe, accept_changes: bool = False) -> Iterator[State]:
+def train_steps(
+    config: TrainConfig, recipe: Recipe, accept_changes: bool = False
+) -> Iterator[State]:
     """Run ``recipe`` to ``config.steps``, yielding after every step.
 
     Resumes the run that the output folder holds; with ``accept_changes``, also under settings
@@ -94,7 +96,7 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.recipe.prepare(accelerator)
         model = self.recipe.model
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model.to(memory_format=torch.channels_last)
         ema = EMA(model, config.ema_decay)
         self.parallel, optimizer = accelerator.prepare(model, build_optimizer(model, config))
         ema.follow(model)
@@ -127,7 +129,7 @@ class Trainer:
             with accelerator.no_sync(self.parallel) if more else contextlib.nullcontext():
                 self.backward(step, part, len(parts))
         norm = accelerator.clip_grad_norm_(self.parallel.parameters(), config.max_grad_norm)
-        norm = whole(norm)
+        norm = full_tensor(norm)
         self.metrics.add({"grad_norm": norm})
         if accelerator.scaler is None:  # it leaves out steps whose gradient overflows
             self.metrics.watch(step + 1, norm)
@@ -168,7 +170,7 @@ class Trainer:
     def log(self, state: State) -> None:
         """Add a row to ``metrics.jsonl`` and to the trackers."""
         row = {"step": state.step, "seconds": round(state.seconds, 1), "lr": state.rate}
-        log(self.run, row | state.metrics)
+        append_row(self.run, row | state.metrics)
         self.accelerator.log({"lr": state.rate} | state.metrics, state.step)
 
     @torch.no_grad()

@@ -13,7 +13,7 @@ from ldm.training.optimizer import moments_size
 from ldm.training.recipes.base import Recipe
 
 
-def plan(config: TrainConfig, recipe: Recipe, processes: int = 1) -> Iterator[str]:
+def describe_run(config: TrainConfig, recipe: Recipe, processes: int = 1) -> Iterator[str]:
     """Yield lines on the size of the model, of the data, and of the memory of one process."""
     weights = sum(parameter.nbytes for parameter in recipe.model.parameters())
     count = sum(parameter.numel() for parameter in recipe.model.parameters())

@@ -55,7 +55,7 @@ class Metrics:
         return means
 
 
-def log(run: Path, row: dict[str, Any]) -> None:
+def append_row(run: Path, row: dict[str, Any]) -> None:
     """Append a row to ``run/metrics.jsonl``."""
     with (run / "metrics.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")

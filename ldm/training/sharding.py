@@ -14,7 +14,7 @@ def is_sharded(model: nn.Module) -> bool:
     return any(hasattr(parameter, "full_tensor") for parameter in model.parameters())
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """Return all of a tensor. Every process must call it."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
@@ -23,7 +23,7 @@ def collect(tensors: dict[str, Tensor], keep: bool) -> dict[str, Tensor]:
     """Return all of each tensor on processes that ``keep`` them, one moved at a time."""
     found = {}
     for name, tensor in tensors.items():
-        value = whole(tensor)
+        value = full_tensor(tensor)
         if keep:
             found[name] = value if value is tensor else value.cpu()
     return found

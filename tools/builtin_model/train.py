@@ -45,7 +45,7 @@ from ldm.training.clock import Clock
 from ldm.training.config import differences
 from ldm.training.ema import EMA
 from ldm.training.lock import only_run_in
-from ldm.training.metrics import Metrics, cut_log, log
+from ldm.training.metrics import Metrics, append_row, cut_log
 from ldm.training.objectives import simple_error
 from ldm.training.optimizer import Muon
 from ldm.training.warm_start import new_unet
@@ -274,7 +274,7 @@ class TimedTrainer:
             "pictures_per_second": round(means["steps_per_second"] * self.batch_size, 1),
             "composed": self.composed,
         }
-        log(self.output, row)
+        append_row(self.output, row)
         return row
 
     def save(self) -> None:

@@ -5,7 +5,7 @@ processes, sees what one uninterrupted process would see.
 """
 
 from ldm.training.data.arrays import CaptionedImages
-from ldm.training.data.dataset import Batch, Dataset
+from ldm.training.data.dataset import Dataset, PictureBatch
 from ldm.training.data.open import open_data
 from ldm.training.data.options import DataOptions
 from ldm.training.data.pictures import Pictures
@@ -13,11 +13,11 @@ from ldm.training.data.seeds import step_generator
 from ldm.training.data.texts import EmbeddedTexts
 
 __all__ = [
-    "Batch",
     "CaptionedImages",
     "DataOptions",
     "Dataset",
     "EmbeddedTexts",
+    "PictureBatch",
     "Pictures",
     "open_data",
     "step_generator",

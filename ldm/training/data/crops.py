@@ -35,7 +35,7 @@ def scaled_size(stored: Size, target: Size, shorter: int | None) -> Size:
     return height, width
 
 
-def resize(picture: np.ndarray, size: Size) -> np.ndarray:
+def resize_picture(picture: np.ndarray, size: Size) -> np.ndarray:
     """Antialiased (Lanczos, as images.py does it), 8 bits."""
     if picture.shape[:2] == size:
         return picture
@@ -77,6 +77,6 @@ def centre_crop(pictures: list[np.ndarray], size: Size) -> np.ndarray:
     return crop(pictures, size, False, False, torch.Generator())
 
 
-def to_pixels(images: np.ndarray) -> Tensor:
+def images_to_tensor(images: np.ndarray) -> Tensor:
     """uint8 (B, H, W, C) → float32 (B, C, H, W) in [-1, 1]."""
     return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1

@@ -12,7 +12,7 @@ from ldm.training.data.crops import Size
 
 
 @dataclass(frozen=True)
-class Batch:
+class PictureBatch:
     """Rows of a data set, as a recipe takes them."""
 
     pixels: Tensor  # float32 (B,C,h,w) in [-1, 1]
@@ -20,11 +20,11 @@ class Batch:
     captions: list[str] | None
 
     @staticmethod
-    def join(parts: list[Batch]) -> Batch:
+    def join(parts: list[PictureBatch]) -> PictureBatch:
         """One batch after the other."""
         labels = [part.labels for part in parts if part.labels is not None]
         captions = [part.captions for part in parts if part.captions is not None]
-        return Batch(
+        return PictureBatch(
             torch.cat([part.pixels for part in parts]),
             torch.cat(labels) if len(labels) == len(parts) else None,
             [text for texts in captions for text in texts] if len(captions) == len(parts) else None,
@@ -47,7 +47,7 @@ class Dataset(Protocol):
         count: int,
         generator: torch.Generator,
         size: int | Size | None = None,
-    ) -> Batch:
+    ) -> PictureBatch:
         """Return the training rows of a step; ``generator`` is that step's."""
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:

@@ -13,7 +13,7 @@ import numpy as np
 from ldm.training.data.crops import Size
 from ldm.training.data.options import DataOptions
 from ldm.training.data.pictures import Pictures
-from ldm.training.data.reading import Skipped, decode, stored_size
+from ldm.training.data.reading import Skipped, decode_picture, stored_size
 
 
 class EncodedImages(Pictures):
@@ -24,14 +24,16 @@ class EncodedImages(Pictures):
         """Return a row's file, or its bytes. Raises ImageError."""
 
     def picture(self, index: int, enough: int) -> np.ndarray:
-        return decode(self.encoded(index), self.row_name(index), self.options.channels or 3, enough)
+        return decode_picture(
+            self.encoded(index), self.row_name(index), self.options.channels or 3, enough
+        )
 
     def shape(self, index: int) -> Size:
         return stored_size(self.encoded(index), self.row_name(index))
 
 
 @dataclass(frozen=True)
-class Row:
+class EncodedRow:
     """A picture with its caption and label, if it has them."""
 
     name: str  # for messages
@@ -57,7 +59,7 @@ class RowImages(EncodedImages):
         self,
         name: str,
         options: DataOptions,
-        rows: Sequence[Row],
+        rows: Sequence[EncodedRow],
         classes: Sequence[str],
         skipped: Skipped,
     ) -> None:

@@ -12,8 +12,16 @@ import torch
 from torch import Tensor
 
 from ldm.errors import ArgumentError, DataError, ImageError
-from ldm.training.data.crops import Size, centre_crop, crop, pad, resize, scaled_size, to_pixels
-from ldm.training.data.dataset import Batch
+from ldm.training.data.crops import (
+    Size,
+    centre_crop,
+    crop,
+    images_to_tensor,
+    pad,
+    resize_picture,
+    scaled_size,
+)
+from ldm.training.data.dataset import PictureBatch
 from ldm.training.data.labels import number_labels
 from ldm.training.data.options import DataOptions
 from ldm.training.data.reading import Cache, Skipped
@@ -52,7 +60,7 @@ class Pictures(ABC):
         self._captions = captions
         self._labels, self.classes = number_labels(name, labels, options.classes or classes)
         if held_out is None:
-            held_out = spread(rows, options.held_out)
+            held_out = choose_held_out(rows, options.held_out)
         self.train = torch.from_numpy(np.flatnonzero(~held_out))
         self._held_out = torch.from_numpy(np.flatnonzero(held_out))
         self._weights = weights
@@ -137,16 +145,16 @@ class Pictures(ABC):
         count: int,
         generator: torch.Generator,
         size: int | Size | None = None,
-    ) -> Batch:
+    ) -> PictureBatch:
         """Rows drawn as ``draw`` does, with pictures as ``pixels`` gives them."""
         return self.take(self.draw(count, generator), generator, size)
 
     def take(
         self, indices: Tensor, generator: torch.Generator, size: int | Size | None = None
-    ) -> Batch:
+    ) -> PictureBatch:
         """Return these rows as a batch: pixels, and labels and captions if the set has any."""
         described = self._captions is not None or self._labels is not None
-        return Batch(
+        return PictureBatch(
             self.pixels(indices, size, generator),
             None if self._labels is None else self.labels(indices),
             self.captions(indices) if described else None,
@@ -190,9 +198,9 @@ class Pictures(ABC):
         if target is None:
             target = self._common_size(pictures)
         if generator is None:
-            return to_pixels(centre_crop(pictures, target))
+            return images_to_tensor(centre_crop(pictures, target))
         random, flip = self.options.crop == "random", self.options.flip
-        return to_pixels(crop(pictures, target, random, flip, generator))
+        return images_to_tensor(crop(pictures, target, random, flip, generator))
 
     def _target(self, size: int | Size | None) -> Size | None:
         size = size or self.options.size
@@ -225,7 +233,7 @@ class Pictures(ABC):
                 f"{self.row_name(index)} has {stored[1]} × {stored[0]} px, below the crop of "
                 f'{target[1]} × {target[0]}; data.small = "enlarge" would take it'
             )
-        return resize(picture, scaled_size(stored, target, self.options.resize))
+        return resize_picture(picture, scaled_size(stored, target, self.options.resize))
 
     def _common_size(self, pictures: list[np.ndarray]) -> Size:
         sizes = {picture.shape[:2] for picture in pictures}
@@ -268,7 +276,7 @@ def draw_places(weights: Tensor, count: int, generator: torch.Generator) -> Tens
     return torch.searchsorted(below, torch.rand(count, generator=generator).double() * below[-1])
 
 
-def spread(rows: int, held_out: int | None) -> np.ndarray:
+def choose_held_out(rows: int, held_out: int | None) -> np.ndarray:
     """Which rows to hold out, bool (rows,): evenly spread; by default a twentieth, at most 256."""
     count = min(rows // 20, 256) if held_out is None else held_out
     chosen = np.zeros(rows, bool)

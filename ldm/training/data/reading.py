@@ -17,7 +17,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", "
 NAMED = 10  # unreadable pictures warned of one by one; after that, at each tenfold
 
 
-def decode(source: Path | bytes, name: str, channels: int, enough: int = 0) -> np.ndarray:
+def decode_picture(source: Path | bytes, name: str, channels: int, enough: int = 0) -> np.ndarray:
     """Decode a picture file, or its bytes, as ``load_image`` does: uint8 (H, W, channels).
 
     A JPEG is decoded at a fraction of its size where that leaves both sides ``enough`` px.

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 
 from ldm.errors import DataError, ImageError
-from ldm.training.data.encoded import EncodedImages, Row, columns_if_any
+from ldm.training.data.encoded import EncodedImages, EncodedRow, columns_if_any
 from ldm.training.data.metadata import LABEL, TEXT, first_text
 from ldm.training.data.options import DataOptions
-from ldm.training.data.pictures import spread
+from ldm.training.data.pictures import choose_held_out
 from ldm.training.data.reading import SUFFIXES
 
 
@@ -147,18 +147,18 @@ class ShardSource:
     def __init__(self, name: str, options: DataOptions) -> None:
         self.options = options
         index = read_index(name)
-        out = spread(len(index), 64 if options.held_out is None else options.held_out)
+        out = choose_held_out(len(index), 64 if options.held_out is None else options.held_out)
         self.held_out = [self._row(index[i]) for i in np.flatnonzero(out)]
         self.shards: dict[Path, list[Member]] = {}
         for i in np.flatnonzero(~out):
             self.shards.setdefault(index[i].shard, []).append(index[i])
         self.length = int((~out).sum())
 
-    def _row(self, member: Member) -> Row:
+    def _row(self, member: Member) -> EncodedRow:
         text, label = member.caption_and_label(self.options)
-        return Row(member.name, member.read(member.picture), text, label)
+        return EncodedRow(member.name, member.read(member.picture), text, label)
 
-    def read(self, epoch: int, start: int, count: int) -> list[Row]:
+    def read(self, epoch: int, start: int, count: int) -> list[EncodedRow]:
         """Rows ``start`` to ``start + count`` of an epoch, fewer at its end."""
         generator = torch.Generator().manual_seed(epoch)
         shards = list(self.shards.values())

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ldm.errors import ArgumentError, DataError
 from ldm.training.data.crops import Size
-from ldm.training.data.dataset import Batch
-from ldm.training.data.encoded import Row, RowImages
+from ldm.training.data.dataset import PictureBatch
+from ldm.training.data.encoded import EncodedRow, RowImages
 from ldm.training.data.options import DataOptions
 from ldm.training.data.reading import Skipped
 from ldm.training.data.seeds import step_generator
@@ -24,14 +24,14 @@ from ldm.training.data.seeds import step_generator
 class Source(Protocol):
     """Rows in an order that an epoch's number settles."""
 
-    held_out: list[Row]
+    held_out: list[EncodedRow]
     classes: tuple[str, ...]
 
     @property
     def length(self) -> int | None:
         """Return the rows of an epoch; None where only reading it to its end shows them."""
 
-    def read(self, epoch: int, start: int, count: int) -> list[Row]:
+    def read(self, epoch: int, start: int, count: int) -> list[EncodedRow]:
         """Rows ``start`` to ``start + count`` of an epoch, fewer at its end."""
 
     def count(self) -> int:
@@ -94,7 +94,7 @@ class Stream:
         count: int,
         generator: torch.Generator,
         size: int | Size | None = None,
-    ) -> Batch:
+    ) -> PictureBatch:
         """Rows ``step · count`` to ``(step + 1) · count`` of the stream, over all epochs."""
         parts, place, end = [], step * count, (step + 1) * count
         while place < end:
@@ -102,7 +102,7 @@ class Stream:
             rows = images.usable(order[: end - place])
             parts.append(images.take(rows, generator, size))
             place += len(rows)
-        return Batch.join(parts)
+        return PictureBatch.join(parts)
 
     def _from(self, place: int) -> tuple[RowImages, Tensor]:
         """Return the block that holds a place of the stream, and its rows from there on."""
@@ -121,7 +121,7 @@ class Stream:
         order = torch.randperm(len(images), generator=step_generator(epoch, number))
         return images, order[first:]
 
-    def _images(self, rows: list[Row]) -> RowImages:
+    def _images(self, rows: list[EncodedRow]) -> RowImages:
         return RowImages(self.name, self.options, rows, self.classes, self.skipped)
 
     def _held_out_rows(self) -> RowImages:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ldm.errors import ArgumentError, DataError, ImageError
-from ldm.training.data.encoded import EncodedImages, Row
+from ldm.training.data.encoded import EncodedImages, EncodedRow
 from ldm.training.data.folders import HELD_OUT
 from ldm.training.data.metadata import IMAGE, LABEL, TEXT, column, first_text
 from ldm.training.data.options import DataOptions
@@ -93,11 +93,11 @@ class Columns:
         kind = features[self.label] if self.label else None
         self.classes = kind.names if isinstance(kind, datasets.ClassLabel) else []
 
-    def row(self, values: Mapping[str, Any], name: str) -> Row:
+    def row(self, values: Mapping[str, Any], name: str) -> EncodedRow:
         """One row of the table. Raises DataError for a caption that is no text."""
         text = first_text(values[self.text], name) if self.text else None
         label = values[self.label] if self.label else None
-        return Row(name, picture_bytes(values[self.image]), text, label)
+        return EncodedRow(name, picture_bytes(values[self.image]), text, label)
 
 
 def picture_bytes(value: object) -> bytes:
@@ -193,7 +193,7 @@ class TableSource:
         self._at = (-1, 0)  # epoch and place of the iterator
         self._rows: Iterator[Mapping[str, object]] = iter(())
 
-    def read(self, epoch: int, start: int, count: int) -> list[Row]:
+    def read(self, epoch: int, start: int, count: int) -> list[EncodedRow]:
         if self._at != (epoch, start):
             self.table.set_epoch(epoch)  # another order of the files
             self._rows = iter(self.table.skip(start) if start else self.table)

@@ -21,7 +21,7 @@ from ldm.vae import AutoencoderKL
 
 
 @dataclass(frozen=True)
-class Group:
+class SizeGroup:
     """The training rows whose pictures have one size."""
 
     rows: Tensor  # their indices in the data set, (n,)
@@ -154,7 +154,7 @@ class CachedLatents:
         latents.flush()
         readable.flush()
 
-    def _training_groups(self) -> list[Group]:
+    def _training_groups(self) -> list[SizeGroup]:
         """Return the readable training rows of each size that has some."""
         readable = torch.from_numpy(np.load(self.folder / "readable.npy"))
         weight = torch.zeros(len(self.data))
@@ -167,7 +167,7 @@ class CachedLatents:
             if len(places):
                 chosen = rows[places]
                 latents = np.load(self._file(size), mmap_mode="r")
-                groups.append(Group(chosen, weight[chosen], places, latents))
+                groups.append(SizeGroup(chosen, weight[chosen], places, latents))
         if not groups:
             raise DataError(
                 f"none of the {len(self.data.train)} training pictures of {self.data.name} "

@@ -22,7 +22,13 @@ from ldm.scheduler import DDPMScheduler
 from ldm.training.batches import check_classes, held_out_batch, noised_batch
 from ldm.training.config import TrainConfig
 from ldm.training.data import open_data
-from ldm.training.figures import available, draw_denoising, draw_noising, draw_through_time, evenly
+from ldm.training.figures import (
+    draw_denoising,
+    draw_noising,
+    draw_through_time,
+    evenly,
+    matplotlib_available,
+)
 from ldm.training.objectives import (
     OBJECTIVES,
     check_objective,
@@ -181,7 +187,7 @@ class PixelRecipe(Recipe[UNet]):
 
     def figures(self, model: UNet, folder: Path) -> None:
         """Noising, denoising, and the pictures of ``evaluate`` through time."""
-        if not self.options.figures or not available():
+        if not self.options.figures or not matplotlib_available("figures"):
             return
         draw_through_time(folder / f"{self.step:08d}.png", self.moments)
         if self.shown is None:
