@@ -24,6 +24,7 @@ from PIL import Image
 from ldm.images import load_image
 from tools.building import build_whole
 from tools.builtin_model.icons.sources import BuildError
+from tools.packages import read_file
 
 PACKAGE = "tuxpaint-stamps-default"
 STAMPS = "./usr/share/tuxpaint/stamps/"
@@ -73,7 +74,7 @@ def members(deb: Path) -> Iterator[tuple[str, bytes]]:
             with tarfile.open(fileobj=data) as tar:
                 for member in tar:
                     if member.isfile():
-                        yield member.name, tar.extractfile(member).read()
+                        yield member.name, read_file(tar, member.name)
         place += 60 + size + size % 2
 
 

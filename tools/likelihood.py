@@ -46,8 +46,8 @@ def pictures(arguments: argparse.Namespace, pipe: Pipeline) -> PictureBatch:
 
 def predictor(pipe: Pipeline, labels: Tensor | None) -> Predict:
     """Return the U-Net as a function of (x_t, t), conditioned on the pictures' classes."""
-    told = labels if pipe.unet.config.class_conditional else None
-    return lambda x, t: pipe.unet(x, t, class_labels=told)
+    class_labels = labels if pipe.unet.config.class_conditional else None
+    return lambda x, t: pipe.unet(x, t, class_labels=class_labels)
 
 
 def table(terms: Tensor) -> list[str]:

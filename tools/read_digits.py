@@ -125,8 +125,8 @@ def distances(
 
 def counted(model: nn.Module, drawn: Tensor, names: list[str]) -> dict[str, Any]:
     """Return the shares, by class, of pictures that are read as the class of their prompt."""
-    asked = torch.arange(len(names)).repeat_interleave(len(drawn) // len(names))
-    right = (read(model, drawn) == asked).float().view(len(names), -1).mean(1)
+    classes = torch.arange(len(names)).repeat_interleave(len(drawn) // len(names))
+    right = (read(model, drawn) == classes).float().view(len(names), -1).mean(1)
     shares = dict(zip(names, right.tolist(), strict=True))
     for name, share in shares.items():
         print(f"{name:>10} {share:.1%}")
@@ -171,8 +171,8 @@ def measure(arguments: argparse.Namespace) -> None:
     print(f"reader: {real:.2%} of {len(data.held_out)} real digits right that it never saw")
 
     by_class = pipe.unet.config.class_conditional
-    told = names if by_class else [""] * len(names)
-    pictures, seconds = draw(pipe, told, arguments)
+    prompts = names if by_class else [""] * len(names)
+    pictures, seconds = draw(pipe, prompts, arguments)
     drawn = to_tensor([picture.convert("RGB") for picture in pictures])
     channels = data.pixels(data.train[:1]).shape[1]
     drawn = drawn.mean(1, keepdim=True) if channels == 1 else drawn

@@ -798,9 +798,9 @@ def replay_of_a1111(files: Path) -> Any:
     from PIL.PngImagePlugin import PngInfo
 
     information = PngInfo()
-    told = "a red car\nNegative prompt: blue\nSteps: 3, Sampler: DPM++ 2M, Schedule type: Karras, "
-    told += "CFG scale: 5, Seed: 11, Size: 64x64, Clip skip: 2, RNG: CPU, Version: v1.10.0"
-    information.add_text("parameters", told)
+    text = "a red car\nNegative prompt: blue\nSteps: 3, Sampler: DPM++ 2M, Schedule type: Karras, "
+    text += "CFG scale: 5, Seed: 11, Size: 64x64, Clip skip: 2, RNG: CPU, Version: v1.10.0"
+    information.add_text("parameters", text)
     drawing(3).save("webui.png", pnginfo=information)
     given = ("--model", files / "sd1", "--dtype", "float32")
     return command(generate.main, "--from", "webui.png", *given, "-o", "again.png")

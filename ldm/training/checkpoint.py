@@ -31,7 +31,7 @@ class Learner:
     """All that changes while a run learns."""
 
     model: nn.Module
-    ema: EMA
+    ema: EMA[nn.Module]
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler | None = None  # of fp16
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ldm.cli.guidance_options import FAST
 from ldm.pipeline import Pipeline
-from tools.bench.models import allowed_error, error, told
+from tools.bench.models import allowed_error, error, unet_inputs
 from tools.bench.networks import SMALL
 from tools.bench.processes import sd15
 from tools.bench.race import Race
@@ -64,14 +64,14 @@ def peak(call: Callable[[], object]) -> float:
 def step(compiled: bool) -> Race:
     """Race a guided step of one picture of 512 pixels; `compiled`: both by `torch.compile`."""
     exact = peer(torch.float32).unet.cpu()
-    want = exact(*told(exact, SMALL, torch.float32)).sample
+    want = exact(*unet_inputs(exact, SMALL, torch.float32)).sample
     del exact
     pipe, theirs = ours(compile=compiled), peer().unet
     if compiled:
         theirs.compile_repeated_blocks(fullgraph=True)
 
     def on_gpu(size: int) -> list[Tensor]:
-        x, t, context = (y.to("cuda") for y in told(theirs, size, DTYPE))
+        x, t, context = (y.to("cuda") for y in unet_inputs(theirs, size, DTYPE))
         return [x.contiguous(memory_format=torch.channels_last), t, context]
 
     def call_ours(x: Tensor, t: Tensor, context: Tensor) -> Tensor:

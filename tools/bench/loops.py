@@ -50,8 +50,8 @@ def built_in(count: int, goal: float, dtype: str | None = None) -> Race:
             return (call_ours() - call_theirs()).abs().max().item(), 2e-3
         return error(call_ours(), call_theirs()), 0.02  # some 40 dB
 
-    told = dtype or f"{mine} against diffusers' default (float32)".removeprefix("torch.")
-    what = f"built-in model, {STEPS} steps, batch {count}, {told}"
+    number_format = dtype or f"{mine} against diffusers' default (float32)".removeprefix("torch.")
+    what = f"built-in model, {STEPS} steps, batch {count}, {number_format}"
     return Race(what, call_ours, call_theirs, check, goal, more=partial(ceiling, call_ours))
 
 

@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from ldm.fast import decode_in_strips, speed_up
 from ldm.fast.int8 import quantize
-from tools.bench.models import allowed_error, ceiling, error, pair, share, told
+from tools.bench.models import allowed_error, ceiling, error, pair, share, unet_inputs
 from tools.bench.race import Race
 
 SMALL = 16  # latents on which outcomes are compared
@@ -25,7 +25,7 @@ def guided_step(
 ) -> Race:
     """Race a guided step; ``last``: diffusers' in channels_last, as its documentation advises."""
     ours, theirs = pair("unet")
-    exact = theirs(*told(theirs, SMALL, torch.float32)).sample
+    exact = theirs(*unet_inputs(theirs, SMALL, torch.float32)).sample
     theirs.to(theirs_in)
     if ours_in == theirs_in:  # one memory again
         ours = share(ours, theirs)
@@ -35,10 +35,10 @@ def guided_step(
     speed_up(ours)
 
     def call_ours(size: int = size) -> Tensor:
-        return ours(*told(ours, size, ours_in))
+        return ours(*unet_inputs(ours, size, ours_in))
 
     def call_theirs(size: int = size) -> Tensor:
-        x, t, context = told(theirs, size, theirs_in)
+        x, t, context = unet_inputs(theirs, size, theirs_in)
         x = x.contiguous(memory_format=torch.channels_last) if last else x
         return theirs(x, t, context).sample
 
@@ -77,7 +77,7 @@ def in_int8(dtype: torch.dtype, goal: float) -> Race:
     speed_up(exact)
     ours = copy.deepcopy(exact)
     quantize(ours)
-    x, t, context = told(exact, SIZE_OF_MODES, dtype)
+    x, t, context = unet_inputs(exact, SIZE_OF_MODES, dtype)
 
     def relative() -> dict[str, str]:
         return {"error": f"{error(ours(x, t, context), exact(x, t, context)):.1%} of the spread"}

@@ -60,8 +60,8 @@ def python(*arguments: str) -> str:
     command = [sys.executable, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
-        said = done.stderr.strip().splitlines() or ["it said nothing"]
-        raise LDMError(f"a run failed: {said[-1]}")
+        lines = done.stderr.strip().splitlines() or ["it said nothing"]
+        raise LDMError(f"a run failed: {lines[-1]}")
     return (done.stdout.strip().splitlines() or [""])[-1]
 
 

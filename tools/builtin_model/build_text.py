@@ -172,18 +172,19 @@ def embed(model: BertModel, tokens: Sequence[Sequence[int]]) -> np.ndarray:
 def write(
     output: Path,
     texts: Sequence[str],
-    says: Mapping[str, dict[str, str]],
+    readings: Mapping[str, dict[str, str]],
     rows: np.ndarray,
     config: dict[str, object],
 ) -> None:
-    """Write the folder ``output`` whole or not at all; ``says`` has the readings of some texts."""
+    """Write the folder ``output`` whole or not at all; ``readings``: those of some texts."""
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
         partial = Path(folder) / output.name
         partial.mkdir()
         with (partial / "texts.jsonl").open("w", encoding="utf-8") as lines:
             for text in texts:
-                row = {"text": text, "says": says[text]} if says.get(text) else {"text": text}
+                reading = readings.get(text)
+                row = {"text": text, "says": reading} if reading else {"text": text}
                 lines.write(json.dumps(row) + "\n")
         np.save(partial / "embeddings.npy", rows)
         (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")
@@ -192,8 +193,8 @@ def write(
 
 def build(args: argparse.Namespace) -> None:
     """Compose the texts, embed and write them."""
-    says = {} if args.no_icons else icon_captions(args.icons)
-    captions = sample(list(says), args.captions, args.seed)
+    readings = {} if args.no_icons else icon_captions(args.icons)
+    captions = sample(list(readings), args.captions, args.seed)
     icons = [word for noun in read_everyday() for word in noun.words]
     ranks = json.loads((TOKENIZER / "vocab.json").read_text(encoding="utf-8"))
     nouns = sorted(read_nouns(fetch(WORDNET, args.archives)), key=lambda noun: rarity(noun, ranks))
@@ -214,7 +215,7 @@ def build(args: argparse.Namespace) -> None:
         "captions": len(captions),
         "packages": dict([TEACHER, (WORDNET.name, WORDNET.version)]),
     }
-    write(args.output, texts, says, rows, config)
+    write(args.output, texts, readings, rows, config)
 
 
 def main() -> None:

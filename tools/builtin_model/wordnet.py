@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from tools.packages import read_file
+
 # Lexicographer files (man 5 lexnames) that hold things one can see.
 CONCRETE = {
     5: "animal",
@@ -43,7 +45,7 @@ def read_nouns(archive: Path) -> list[Noun]:
     """
     with tarfile.open(archive) as package:
         data, index = (
-            package.extractfile(f"package/dict/{name}").read().decode("latin-1").splitlines()
+            read_file(package, f"package/dict/{name}").decode("latin-1").splitlines()
             for name in ("data.noun", "index.sense")
         )
     uses: dict[tuple[str, str], int] = {}

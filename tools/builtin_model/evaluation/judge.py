@@ -69,13 +69,13 @@ class Judged:
     @property
     def both(self) -> bool:
         """Each of the two things asked for is recognised among those found."""
-        return {asked.noun for asked in self.prompt.things} <= {seen.noun for seen in self.things}
+        return {thing.noun for thing in self.prompt.things} <= {seen.noun for seen in self.things}
 
     @property
     def both_of_forty(self) -> bool:
         """Each is there by the narrower choice, among the forty objects."""
         found = {seen.opinion.among for seen in self.things}
-        return {asked.noun for asked in self.prompt.things} <= found
+        return {thing.noun for thing in self.prompt.things} <= found
 
     @property
     def both_coloured(self) -> bool:

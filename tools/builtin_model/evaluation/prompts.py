@@ -205,7 +205,7 @@ def _pairs() -> list[Prompt]:
         for number, form in enumerate(TOGETHER):
             first = colour_order(index + number, a)[0]
             second = next(c for c in colour_order(index + number + 1, b) if c != first)
-            said = {
+            words = {
                 "a": the_thing(WORDS[a], bare=False),
                 "b": the_thing(WORDS[b], bare=False),
                 "colour_a": the_thing(f"{first} {WORDS[a]}", bare=False),
@@ -213,5 +213,5 @@ def _pairs() -> list[Prompt]:
             }
             coloured = "colour" in form
             things = (Asked(a, first), Asked(b, second)) if coloured else (Asked(a), Asked(b))
-            rows.append(Prompt(form.format(**said), "two", things))
+            rows.append(Prompt(form.format(**words), "two", things))
     return rows

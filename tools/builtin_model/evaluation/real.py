@@ -34,13 +34,13 @@ def real(
     kept, pictures = [], []
     for prompt in prompts:
         icons = []
-        for asked in prompt.things:
-            if (asked.noun, prompt.style) not in icon_of:
-                what = f"{asked.noun}, {prompt.style}" if prompt.style else asked.noun
+        for thing in prompt.things:
+            if (thing.noun, prompt.style) not in icon_of:
+                what = f"{thing.noun}, {prompt.style}" if prompt.style else thing.noun
                 raise ArgumentError(f"{data.folder} holds no icon of {what} out of training")
-            icon = np.asarray(data.images[icon_of[asked.noun, prompt.style]])
-            if asked.colour:
-                icon = repainted(icon, asked.colour, asked.noun in blue_aside)
+            icon = np.asarray(data.images[icon_of[thing.noun, prompt.style]])
+            if thing.colour:
+                icon = repainted(icon, thing.colour, thing.noun in blue_aside)
             icons.append(icon)
         if all(icon is not None for icon in icons):
             kept.append(prompt)

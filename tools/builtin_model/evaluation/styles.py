@@ -66,7 +66,7 @@ class StyleJudge(nn.Module):
         return [WORDS[i] for i in torch.cat(best).tolist()]
 
 
-def trained(data: CaptionedImages, folder: Path, say: Callable[[str], None]) -> StyleJudge:
+def trained(data: CaptionedImages, folder: Path, log: Callable[[str], None]) -> StyleJudge:
     """Load the judge of `folder`, trained first where there is none: 15 minutes on one core.
 
     Raises ArgumentError where the one there was trained on other icons.
@@ -79,8 +79,8 @@ def trained(data: CaptionedImages, folder: Path, say: Callable[[str], None]) -> 
         model = StyleJudge()
         model.load_state_dict(found.tensors)
         return model.eval()
-    say(f"training a judge of styles on the icons of {data.folder}: a quarter of an hour, once")
-    model = fit(data, say)
+    log(f"training a judge of styles on the icons of {data.folder}: a quarter of an hour, once")
+    model = fit(data, log)
     write_tensors(model.state_dict(), path, {"data": digest})
     return model
 
@@ -91,7 +91,7 @@ def plain_rows(data: CaptionedImages) -> list[int]:
     return [i for i, row in rows if kind(row) == "one" and not row["colour"] and on_white(row)]
 
 
-def fit(data: CaptionedImages, say: Callable[[str], None]) -> StyleJudge:
+def fit(data: CaptionedImages, log: Callable[[str], None]) -> StyleJudge:
     """Train from scratch, on the present number of threads."""
     torch.manual_seed(0)
     rows = torch.tensor(plain_rows(data))
@@ -112,7 +112,7 @@ def fit(data: CaptionedImages, say: Callable[[str], None]) -> StyleJudge:
         schedule.step()
         if step % 50 == 0 or step == STEPS:
             right = (logits.argmax(1) == words[chosen]).float().mean()
-            say(f"  step {step}/{STEPS}, loss {loss:.2f}, right {right:.0%} of the batch")
+            log(f"  step {step}/{STEPS}, loss {loss:.2f}, right {right:.0%} of the batch")
     return model.eval()
 
 

@@ -109,11 +109,18 @@ def pictures(
     return images, rows
 
 
-def kinds(subject: Subject) -> np.ndarray:
-    """Return the shares of KINDS among a subject's pictures; "bread" cannot be counted."""
+def kinds(
+    subject: Subject,
+    common: tuple[float, ...] = COMMON,
+    everyday: tuple[float, ...] = EVERYDAY,
+) -> np.ndarray:
+    """Return the shares of KINDS among a subject's pictures; "bread" cannot be counted.
+
+    common, everyday: the shares of things of these ranks; other subjects stand alone.
+    """
     if subject.noun is None:
         return np.array(OTHER)
-    shares = np.array(COMMON if subject.noun.common else EVERYDAY)
+    shares = np.array(common if subject.noun.common else everyday)
     if set(subject.noun.words) & subject.noun.bare:
         shares[0] += shares[3]
         shares[3] = 0
@@ -136,8 +143,8 @@ def placed(
     left, top = np.rint((size - side) * at).astype(int)
     paste(canvas, drawing.pixels, int(left), int(top))
     things = [(drawing.thing, drawing.word, drawing.bare)]
-    text, said = caption(rng, things, None, background, style_of(subject))
-    return canvas, row(subject, "train", "placed", text, drawing.thing.colour, background, said)
+    text, named = caption(rng, things, None, background, style_of(subject))
+    return canvas, row(subject, "train", "placed", text, drawing.thing.colour, background, named)
 
 
 def two(
@@ -158,8 +165,8 @@ def two(
     if rng.random() < SAID_RELATION:
         relation = (("left", "right") if across else ("top", "bottom"))[swapped]
     things = [(d.thing, d.word, d.bare) for d in (first, second)]
-    text, said = caption(rng, things, relation, background, style_of(subject))
-    return canvas, row(subject, "train", "two", text, first.thing.colour, background, said)
+    text, named = caption(rng, things, relation, background, style_of(subject))
+    return canvas, row(subject, "train", "two", text, first.thing.colour, background, named)
 
 
 def several(
@@ -176,10 +183,10 @@ def several(
     for middle in layout:
         put(canvas, drawing.pixels, middle, rng)
     thing = dataclasses.replace(drawing.thing, count=count)
-    text, said = caption(
+    text, named = caption(
         rng, [(thing, drawing.word, drawing.bare)], None, background, style_of(subject)
     )
-    return canvas, row(subject, "train", "several", text, thing.colour, background, said)
+    return canvas, row(subject, "train", "several", text, thing.colour, background, named)
 
 
 def put(

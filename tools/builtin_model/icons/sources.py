@@ -7,8 +7,11 @@ import subprocess
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
+
+from tools.packages import read_file
 
 
 class BuildError(Exception):
@@ -81,11 +84,11 @@ def fetch(package: Package, archives: Path) -> Path:
     return path
 
 
-def read_member(archive: Path, member: str) -> dict | list:
+def read_member(archive: Path, member: str) -> Any:
     """Read the JSON file `member` of the package in `archive`."""
     try:
         with tarfile.open(archive) as tar:
-            return json.load(tar.extractfile(f"package/{member}"))
+            return json.loads(read_file(tar, f"package/{member}"))
     except (tarfile.TarError, KeyError, OSError, ValueError) as error:
         message = f"{archive}: cannot read {member} ({error}); delete it and retry"
         raise BuildError(message) from None

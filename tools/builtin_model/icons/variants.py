@@ -107,10 +107,10 @@ def single(
 ) -> tuple[np.ndarray, Row]:
     """Draw the icon as large as fits, or a little smaller: uint8 (size, size, 3), and its row."""
     canvas, drawing, background = alone(subject, master, size, rng)
-    text, said = caption(
+    text, named = caption(
         rng, [(drawing.thing, drawing.word, drawing.bare)], None, background, style_of(subject)
     )
-    return canvas, row(subject, "train", "one", text, drawing.thing.colour, background, said)
+    return canvas, row(subject, "train", "one", text, drawing.thing.colour, background, named)
 
 
 def alone(
@@ -138,11 +138,11 @@ def draw(
     master: Image.Image,
     side: int,
     rng: np.random.Generator,
-    **said: str | int | None,
+    **described: str | int | None,
 ) -> Drawing:
     """Draw the icon, maybe mirrored and in another colour, with `side` pixels a side.
 
-    `said` is what the caption shall say of it beside its colour: fields of Thing.
+    `described` is what the caption shall name beside its colour: fields of Thing.
     """
     picture = _shrink(master, side)
     if rng.random() < 0.5 and not _ONE_WAY & set(subject.icon.name.split("-")):
@@ -150,7 +150,7 @@ def draw(
     pixels, main, changed = _colours(subject, np.asarray(picture), rng)
     named = _named_colour(subject, main, changed, rng)
     word, bare = _word(subject, named, changed, rng)
-    return Drawing(pixels, main, Thing(name_of(subject), named, **said), word, bare)
+    return Drawing(pixels, main, Thing(name_of(subject), named, **described), word, bare)
 
 
 def _colours(
