@@ -14,7 +14,7 @@ from ldm.training.data.dataset import PictureBatch
 def noised_batch(
     data: Dataset, scheduler: DDPMScheduler, step: int, count: int, generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """Training pictures x0 and noise (B,C,h,w), times t (B,), and labels (B,) where there are any.
+    """Draw pictures x0 and noise (B,C,h,w), times t (B,), and labels (B,) if the data has any.
 
     x_t = ``scheduler.add_noise(x0, noise, t)``.
     """
@@ -33,9 +33,9 @@ def draw_times(
 ) -> Tensor:
     """Draw the times of a batch, int64 (count,): one from each of ``count`` equal shares, shuffled.
 
-    Every batch sees every level of noise. All T times are as likely; or, with ``logit_std``, the
-    logit of t / T is normal (Esser et al. 2024, section 3.1), for fewer of the times at the ends,
-    where little is left to learn.
+    Every batch has every level of noise. All T times are equally likely; or, with ``logit_std``,
+    the logit of t / T is normal (Esser et al. 2024, section 3.1): fewer times at the ends, where
+    there is little to learn.
     """
     share = (torch.arange(count) + torch.rand(count, generator=generator)) / count
     if logit_std is not None:
@@ -46,7 +46,7 @@ def draw_times(
 
 
 def held_out_batch(data: Dataset, count: int) -> PictureBatch | None:
-    """At most ``count`` held-out rows, spread evenly; None where nothing is held out."""
+    """Read at most ``count`` held-out rows, evenly spread; None if nothing is held out."""
     rows = data.held_out
     if not len(rows):
         return None

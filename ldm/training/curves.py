@@ -9,7 +9,7 @@ from ldm.training.figures import matplotlib_available
 from ldm.training.metrics import read_log
 
 NOT_DRAWN = {"step", "seconds", "lr", "steps_per_second"}
-SMOOTH = 0.9  # weight of the past in the bold line
+SMOOTH = 0.9  # decay of the exponential average, the bold line
 
 
 def draw_curves(run: Path) -> None:

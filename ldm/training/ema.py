@@ -26,7 +26,7 @@ class EMA(Generic[M_co]):
         self.averages: dict[str, Tensor] = dict(self.model.named_parameters())
 
     def follow(self, model: nn.Module) -> None:
-        """Go where ``model`` has been put: onto its device, or in parts over processes as it is."""
+        """Move the averages to the device of ``model``, or shard them over processes as it is."""
         parameters = dict(model.named_parameters())
         if is_sharded(model):
             self.averages = {
@@ -38,7 +38,7 @@ class EMA(Generic[M_co]):
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
-        """One step of the average; ``step`` counts from 0."""
+        """Update the averages once; ``step`` counts from 0."""
         decay = min(self.decay, (1 + step) / (10 + step))
         averages = [local(average) for average in self.averages.values()]
         torch._foreach_lerp_(averages, [local(p) for p in model.parameters()], 1 - decay)

@@ -1,4 +1,4 @@
-"""Figures of a pixel model, as PNG: noising, what the network makes of it, drawing in time."""
+"""Figures of a pixel model, as PNG: noising, predictions at each level, drawing in time."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def draw_denoising(
 
 
 def draw_through_time(path: Path, moments: Sequence[tuple[str, Tensor]]) -> None:
-    """Pictures as they are drawn: a column (B, C, H, W) for each moment, with its title."""
+    """Draw pictures through sampling: a column (B, C, H, W) for each moment, with its title."""
     rows = len(moments[0][1])
     figure = new_figure(len(moments), rows + 0.3)
     grid = figure.subplots(rows, len(moments), squeeze=False)
@@ -106,7 +106,7 @@ def draw_through_time(path: Path, moments: Sequence[tuple[str, Tensor]]) -> None
 
 
 def evenly(total: int, count: int) -> list[int]:
-    """At most ``count`` of 0 … total − 1, from end to end."""
+    """Pick at most ``count`` of 0 … total − 1, evenly, both ends included."""
     return sorted({round(i * (total - 1) / max(count - 1, 1)) for i in range(count)})
 
 

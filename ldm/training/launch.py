@@ -1,4 +1,4 @@
-"""What accelerate gives: processes, precision, sharding and trackers, or a plain refusal."""
+"""The accelerator of a run: processes, precision, sharding and trackers."""
 
 from __future__ import annotations
 
@@ -57,6 +57,6 @@ def check_trackers(names: tuple[str, ...]) -> None:
 
 
 def start_trackers(accelerator: Accelerator, config: TrainConfig) -> None:
-    """Tell the trackers of the settings; TensorBoard writes to ``run/trackers``."""
+    """Start the trackers with the run's settings; TensorBoard writes to ``run/trackers``."""
     if config.trackers:
         accelerator.init_trackers("ldm", {key: str(v) for key, v in as_json(config).items()})

@@ -44,7 +44,7 @@ from ldm.training.sharding import full_tensor, is_sharded
 
 @dataclass
 class State:
-    """What the loop yields after each step."""
+    """The state of a run after a step, which the loop yields."""
 
     step: int  # steps done
     seconds: float  # training time over all sessions
@@ -78,7 +78,7 @@ def train_steps(
 
 
 class Trainer:
-    """A run on this process: what learns, and what is logged, drawn and saved of it."""
+    """A run on this process: its training steps, and its logs, samples and checkpoints."""
 
     def __init__(self, config: TrainConfig, recipe: Recipe) -> None:
         self.config, self.recipe = config, recipe
@@ -149,7 +149,7 @@ class Trainer:
         self.metrics.watch(step + 1, loss)
 
     def after_step(self, state: State) -> None:
-        """Log, draw samples and save a checkpoint, each where it is due."""
+        """Log, draw samples and save a checkpoint, each if it is due."""
         config, clock = self.config, self.clock
         before = clock.spent()
         last = state.step == config.steps

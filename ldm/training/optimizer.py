@@ -57,7 +57,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """One update of every parameter that has a gradient; ``closure`` is not supported."""
+        """Update every parameter that has a gradient; ``closure`` is not supported."""
         if closure is not None:
             raise NotImplementedError("Muon takes no closure")
         for group in self.param_groups:
@@ -128,7 +128,7 @@ def is_matrix(weight: Tensor) -> bool:
 
 
 def moments_size(model: nn.Module, config: TrainConfig) -> int:
-    """Bytes of the moments that ``build_optimizer``'s optimizer will hold: one or two a weight."""
+    """Return the bytes of the optimizer's moments: one or two per weight."""
     muon = config.optimizer == "muon"
     return sum(p.nbytes * (1 if muon and is_matrix(p) else 2) for p in model.parameters())
 
@@ -149,7 +149,7 @@ def orthogonalise_together(matrices: Tensor, first: int) -> Tensor:
 
 
 def orthogonalise(matrices: Tensor) -> Tensor:
-    """About U Vᵀ of the singular value decomposition U S Vᵀ, by a Newton–Schulz iteration in bf16.
+    """Approximate U Vᵀ of the SVD U S Vᵀ by a Newton–Schulz iteration in bf16.
 
     (…, m, n) → (…, m, n), bfloat16; singular values end in about [0.7, 1.2].
     """

@@ -1,4 +1,4 @@
-"""Tensors that FSDP has spread over processes (DTensors): taken whole, and spread alike.
+"""Tensors that FSDP has sharded over processes (DTensors): gathered, and sharded alike.
 
 On whole tensors these do nothing, so that checkpoints and averages have one form for all runs.
 """

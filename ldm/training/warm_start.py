@@ -1,4 +1,4 @@
-"""Begin a run with trained weights: to go on with a model, or to widen its two ends.
+"""Start a run from trained weights: to fine-tune a model, or to give its ends more channels.
 
 Stable Diffusion's inpainting models were made so, from ones without the mask's channels (Rombach et
 al. 2022, section 4.5): the inputs that are new begin with weights of zero.

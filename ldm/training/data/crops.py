@@ -14,7 +14,7 @@ Size = tuple[int, int]
 
 
 def pad(picture: np.ndarray, side: int) -> np.ndarray:
-    """Black around a picture up to ``side`` × ``side``; what is larger stays as it is."""
+    """Pad a picture with black to ``side`` × ``side``; a larger picture stays as it is."""
     height, width, channels = picture.shape
     out = np.zeros((max(height, side), max(width, side), channels), np.uint8)
     top, left = (out.shape[0] - height) // 2, (out.shape[1] - width) // 2
@@ -36,7 +36,7 @@ def scaled_size(stored: Size, target: Size, shorter: int | None) -> Size:
 
 
 def resize_picture(picture: np.ndarray, size: Size) -> np.ndarray:
-    """Antialiased (Lanczos, as images.py does it), 8 bits."""
+    """Resize with antialiasing (Lanczos, as ``ldm.images`` does), in 8 bits."""
     if picture.shape[:2] == size:
         return picture
     grey = picture.shape[2] == 1
@@ -78,5 +78,5 @@ def centre_crop(pictures: list[np.ndarray], size: Size) -> np.ndarray:
 
 
 def images_to_tensor(images: np.ndarray) -> Tensor:
-    """uint8 (B, H, W, C) → float32 (B, C, H, W) in [-1, 1]."""
+    """Convert uint8 (B, H, W, C) → float32 (B, C, H, W) in [-1, 1]."""
     return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1

@@ -1,4 +1,4 @@
-"""Data sets whose pictures are files, or the bytes of files."""
+"""Data sets whose pictures are encoded (JPEG, PNG, …): files, or the bytes of files."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ class EncodedImages(Pictures):
 
 @dataclass(frozen=True)
 class EncodedRow:
-    """A picture with its caption and label, if it has them."""
+    """A row in memory: an encoded picture, with its caption and label if it has them."""
 
     name: str  # for messages
-    picture: bytes
+    picture: bytes  # of a picture file
     text: str | None = None
     label: int | str | None = None
 

@@ -21,7 +21,7 @@ METADATA = "metadata.jsonl"
 
 
 def list_pictures(folder: Path) -> list[str]:
-    """Picture files in a folder and below, as sorted paths from it, hidden ones left out."""
+    """List the picture files in a folder and below: sorted relative paths, no hidden files."""
     found = []
     for base, folders, files in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]

@@ -1,4 +1,4 @@
-"""What a config says of its data set: the table ``[options.data]``."""
+"""How a config's data set is read: the table ``[options.data]``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is the same for data sets of every form that can be read in any order."""
+"""The base of the data sets that can be read in any order, whatever their form."""
 
 from __future__ import annotations
 
@@ -34,14 +34,15 @@ class Pictures(ABC):
 
     Args:
         name: of the set, for messages.
-        rows: how many there are.
+        rows: their number.
         captions, labels: of each row; None where the set has none.
         held_out: whether each row is kept from training; None keeps ``options.held_out`` rows,
             spread evenly, or where that is None too, a twentieth of them but no more than 256.
-        weights: how often each row is drawn, relative to the others; None: all alike.
+        weights: how often each row is drawn, relative to the others; None: equally often.
+        classes: names of the labels 0, 1, …, unless ``options.classes`` gives others.
     """
 
-    cheap = False  # whether ``picture`` costs nothing and cannot fail
+    cheap = False  # whether pictures are decoded already, in memory or mapped: no read can fail
 
     def __init__(
         self,
@@ -83,12 +84,12 @@ class Pictures(ABC):
         return f"{self.name}, row {index}"
 
     def shape(self, index: int) -> Size:
-        """(height, width) of a row's picture as stored. Raises ImageError."""
+        """Return the stored (height, width) of a row's picture. Raises ImageError."""
         height, width = self.picture(index, 0).shape[:2]
         return height, width
 
     def check_captions(self) -> None:
-        """Warn where some rows lack a caption: the model learns them like dropped captions."""
+        """Warn if rows lack a caption: the model is trained on them as on dropped captions."""
         missing = [i for i, text in enumerate(self._captions or ()) if not text]
         if missing:
             warnings.warn(
@@ -112,7 +113,7 @@ class Pictures(ABC):
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """Draw the indices of ``count`` training rows, (count,), in proportion to their weights.
 
-        In the place of a row that cannot be read stands the next one that can.
+        The next readable row replaces one that cannot be read.
         Raises DataError where none can be read, or all rows are held out.
         """
         if not len(self.train):
@@ -146,7 +147,7 @@ class Pictures(ABC):
         generator: torch.Generator,
         size: int | Size | None = None,
     ) -> PictureBatch:
-        """Rows drawn as ``draw`` does, with pictures as ``pixels`` gives them."""
+        """Draw rows as ``draw`` does, with pictures as ``pixels`` reads them."""
         return self.take(self.draw(count, generator), generator, size)
 
     def take(
@@ -161,7 +162,7 @@ class Pictures(ABC):
         )
 
     def readable(self, indices: Tensor, size: int | Size | None = None) -> Tensor:
-        """Those of the rows whose pictures can be used; for the others there are warnings."""
+        """Return the indices of those rows whose pictures can be read; warns of the others."""
         return indices[[self._read(i, size) for i in indices.tolist()]]
 
     def _read(self, index: int, size: int | Size | None = None) -> bool:
@@ -183,11 +184,11 @@ class Pictures(ABC):
         size: int | Size | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Pictures of one size: (B,) → float32 (B,C,h,w) in [-1, 1].
+        """Read pictures at one size: (B,) → float32 (B,C,h,w) in [-1, 1].
 
-        With a generator they are cropped and mirrored at random, as the options say; without, the
-        middle is taken. ``size`` is ``options.size`` where it is None, and the stored size where
-        both are.
+        With a generator they are cropped and mirrored at random, as the options set; without, their
+        centres are cropped. A ``size`` of None is ``options.size``; if that is None too, pictures
+        keep their stored size.
         Raises ImageError for a picture that cannot be read, see ``draw`` and ``readable``, and
         ArgumentError for no rows or, without a size, pictures of several.
         """
@@ -246,7 +247,7 @@ class Pictures(ABC):
         return sizes.pop()
 
     def labels(self, indices: Tensor) -> Tensor:
-        """(B,) → int64 (B,). Raises DataError where the set has no labels."""
+        """Return the labels of rows: (B,) → int64 (B,). Raises DataError if there are none."""
         if self._labels is None:
             raise DataError(
                 f"{self.name} has no labels; give each row of its metadata a label, or put the "
@@ -255,7 +256,7 @@ class Pictures(ABC):
         return self._labels[indices]
 
     def captions(self, indices: Tensor) -> list[str]:
-        """(B,) → B texts: each row's caption, "" where it lacks one, or its class's name.
+        """Return each row's caption ("" if it lacks one) or class name: (B,) → B texts.
 
         Raises DataError where the set has neither.
         """
@@ -269,7 +270,7 @@ class Pictures(ABC):
 
 
 def draw_places(weights: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Places in ``weights``, (count,), drawn in proportion to them, with repeats."""
+    """Draw places in ``weights``, (count,), in proportion to them, with repeats."""
     if len(weights) <= MULTINOMIAL:
         return torch.multinomial(weights, count, replacement=True, generator=generator)
     below = weights.double().cumsum(0)
@@ -277,7 +278,7 @@ def draw_places(weights: Tensor, count: int, generator: torch.Generator) -> Tens
 
 
 def choose_held_out(rows: int, held_out: int | None) -> np.ndarray:
-    """Which rows to hold out, bool (rows,): evenly spread; by default a twentieth, at most 256."""
+    """Choose rows to hold out, bool (rows,), evenly spread; by default a twentieth, at most 256."""
     count = min(rows // 20, 256) if held_out is None else held_out
     chosen = np.zeros(rows, bool)
     if count:

@@ -44,7 +44,7 @@ def decode_picture(source: Path | bytes, name: str, channels: int, enough: int =
 
 
 def stored_size(source: Path | bytes, name: str) -> tuple[int, int]:
-    """(height, width) of a picture file as it is shown, from its header.
+    """Read the displayed (height, width) of a picture file from its header.
 
     Raises ImageError where there is none.
     """
@@ -65,7 +65,7 @@ class Skipped:
         self.reasons: dict[str, str] = {}
 
     def add(self, name: str, reason: str) -> None:
-        """Note one, with a warning: the first few by name, later ones by their number."""
+        """Add a row, with a warning: the first few by name, later ones by their number."""
         if name in self.reasons:
             return
         self.reasons[name] = reason

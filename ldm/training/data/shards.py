@@ -35,7 +35,7 @@ class Member:
 
     @property
     def name(self) -> str:
-        """What messages call the row."""
+        """The row's name in messages."""
         return f"{self.shard}/{self.key}"
 
     def read(self, end: str) -> bytes:
@@ -54,7 +54,7 @@ class Member:
         return next(end for end in self.parts if f".{end}".endswith(SUFFIXES))
 
     def caption_and_label(self, options: DataOptions) -> tuple[str | None, int | str | None]:
-        """From .txt, .cls and .json. Raises DataError for JSON that is none."""
+        """Read them from .txt, .cls and .json. Raises DataError for damaged JSON."""
         values: dict[str, Any] = {}
         try:
             if "json" in self.parts:
@@ -103,7 +103,7 @@ def members(shard: Path) -> Iterator[Member]:
 
 
 def read_index(name: str) -> list[Member]:
-    """Every row with a picture, in the order of shards. Raises DataError where there is none."""
+    """List the rows with a picture, in the order of shards. Raises DataError if there are none."""
     rows = [
         row
         for shard in find_shards(name)
@@ -159,7 +159,7 @@ class ShardSource:
         return EncodedRow(member.name, member.read(member.picture), text, label)
 
     def read(self, epoch: int, start: int, count: int) -> list[EncodedRow]:
-        """Rows ``start`` to ``start + count`` of an epoch, fewer at its end."""
+        """Read rows ``start`` to ``start + count`` of an epoch, fewer at its end."""
         generator = torch.Generator().manual_seed(epoch)
         shards = list(self.shards.values())
         order = torch.randperm(len(shards), generator=generator).tolist()
@@ -167,5 +167,5 @@ class ShardSource:
         return [self._row(member) for member in rows[start : start + count]]
 
     def count(self) -> int:
-        """Rows of an epoch."""
+        """Return the number of rows of an epoch."""
         return self.length

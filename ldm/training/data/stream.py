@@ -1,8 +1,8 @@
-"""Data sets that are read in order: too large to fetch, or on disks that only read fast in a row.
+"""Data sets that are read in order: too large to download, or on disks slow at random access.
 
 Rows are shuffled block by block: a block of ``options.buffer`` rows is read and given out in a
-random order. So the row at a place of the stream is known without the rows before it, and a run
-resumes by going to its place: nothing need be saved.
+random order. So the row at any place of the stream can be found without reading those before it,
+and a run resumes at its place without a saved state.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ldm.training.data.seeds import step_generator
 
 
 class Source(Protocol):
-    """Rows in an order that an epoch's number settles."""
+    """What a stream reads from: rows in an order that the epoch's number determines."""
 
     held_out: list[EncodedRow]
     classes: tuple[str, ...]
@@ -32,16 +32,16 @@ class Source(Protocol):
         """Return the rows of an epoch; None where only reading it to its end shows them."""
 
     def read(self, epoch: int, start: int, count: int) -> list[EncodedRow]:
-        """Rows ``start`` to ``start + count`` of an epoch, fewer at its end."""
+        """Read rows ``start`` to ``start + count`` of an epoch, fewer at its end."""
 
     def count(self) -> int:
-        """Rows of an epoch, found by reading it."""
+        """Count the rows of an epoch by reading it."""
 
 
 class Stream:
-    """A data set without an index. It gives batches by their step, and the rows it holds out.
+    """A data set without indices of its training rows: it has batches by step, and held-out rows.
 
-    ``train`` is empty: there are no rows to draw by number.
+    ``train`` is empty: no row can be drawn by its index.
     """
 
     def __init__(self, name: str, options: DataOptions, source: Source) -> None:
@@ -61,7 +61,7 @@ class Stream:
         return self._examples.readable(torch.arange(len(self._examples)))
 
     def readable(self, indices: Tensor) -> Tensor:
-        """Those of the held-out rows whose pictures can be used."""
+        """Return the indices of those held-out rows whose pictures can be read."""
         return self._held_out_rows().readable(indices)
 
     def pixels(
@@ -70,19 +70,19 @@ class Stream:
         size: int | Size | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Held-out rows: (B,) → float32 (B,C,h,w) in [-1, 1]."""
+        """Read the pictures of held-out rows: (B,) → float32 (B,C,h,w) in [-1, 1]."""
         return self._held_out_rows().pixels(indices, size, generator)
 
     def labels(self, indices: Tensor) -> Tensor:
-        """Held-out rows: (B,) → int64 (B,)."""
+        """Return the labels of held-out rows: (B,) → int64 (B,)."""
         return self._held_out_rows().labels(indices)
 
     def captions(self, indices: Tensor) -> list[str]:
-        """Held-out rows: (B,) → B texts."""
+        """Return the captions of held-out rows: (B,) → B texts."""
         return self._held_out_rows().captions(indices)
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
-        """Never: raises ArgumentError."""
+        """Raise ArgumentError: the rows of a stream have no indices."""
         raise ArgumentError(
             f"{self.name} is a stream, which this recipe cannot draw rows from by number; leave "
             "data.streaming out"
@@ -95,7 +95,7 @@ class Stream:
         generator: torch.Generator,
         size: int | Size | None = None,
     ) -> PictureBatch:
-        """Rows ``step · count`` to ``(step + 1) · count`` of the stream, over all epochs."""
+        """Return rows ``step · count`` to ``(step + 1) · count`` of the stream, over all epochs."""
         parts, place, end = [], step * count, (step + 1) * count
         while place < end:
             images, order = self._from(place)

@@ -94,7 +94,7 @@ class Columns:
         self.classes = kind.names if isinstance(kind, datasets.ClassLabel) else []
 
     def row(self, values: Mapping[str, Any], name: str) -> EncodedRow:
-        """One row of the table. Raises DataError for a caption that is no text."""
+        """Convert one row of the table. Raises DataError for a caption that is no text."""
         text = first_text(values[self.text], name) if self.text else None
         label = values[self.label] if self.label else None
         return EncodedRow(name, picture_bytes(values[self.image]), text, label)
@@ -205,5 +205,5 @@ class TableSource:
         ]
 
     def count(self) -> int:
-        """Rows of an epoch, found by reading it to its end."""
+        """Count the rows of an epoch by reading it to its end."""
         return sum(1 for _ in self.table)

@@ -104,7 +104,7 @@ class AutoencoderRecipe(Recipe[Autoencoding]):
             )
 
     def prepare(self, accelerator: Accelerator) -> None:
-        """Read the pictures of the evaluations: what is wrong with them shall not show at the end.
+        """Read the pictures of the evaluations, so that errors in them show before training.
 
         Raises ArgumentError for pictures of several sizes without ``data.size``.
         """
@@ -162,6 +162,6 @@ class AutoencoderRecipe(Recipe[Autoencoding]):
 
 
 def examples(rows: Tensor, otherwise: Tensor, count: int) -> Tensor:
-    """Up to ``count`` of the rows, evenly spread; of others where there are none."""
+    """Pick up to ``count`` of the rows, evenly spread; of ``otherwise`` if there are none."""
     rows = rows if len(rows) else otherwise
     return rows[:: max(1, len(rows) // count)][:count]

@@ -87,7 +87,7 @@ class PixelRecipe(Recipe[UNet]):
     def unet_config(self, values: dict[str, Any]) -> UNetConfig:
         """Return the config's table ``[model]``, with what follows from the data and the objective.
 
-        Raises ArgumentError where the table says that too.
+        Raises ArgumentError for a table that sets those, too.
         """
         pixels = self.data.batch(0, 1, torch.Generator().manual_seed(0)).pixels
         channels, side = pixels.shape[1], pixels.shape[-1]

@@ -1,7 +1,7 @@
 """Train the text encoder: its sentence state learns to be a teacher's sentence embedding.
 
-The states of the words, which the U-Net attends to, learn to say which colour, number and place
-belongs to which thing: a reader finds it in them, for texts whose data say so.
+The states of the words, which the U-Net attends to, learn which colour, number and place belongs to
+which thing: a reader predicts it from them, for the texts that have readings.
 """
 
 from __future__ import annotations
