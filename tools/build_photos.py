@@ -113,7 +113,7 @@ def build(archives: Path, folder: Path, side: int) -> int:
         }
     except (tarfile.TarError, ValueError, OSError, EOFError) as error:
         raise BuildError(f"{deb} cannot be read ({error}); delete it and retry") from None
-    rows = []
+    rows: list[dict[str, str]] = []
     for name in sorted(files):
         caption = files.get(f"{name[:-4]}.txt", b"").decode("utf-8", "replace")
         if name.endswith(".txt") or LEFT_OUT.search(name) or not caption.strip():

@@ -93,7 +93,11 @@ def measure(arguments: argparse.Namespace) -> None:
     error = totals.std() / len(totals) ** 0.5 if len(totals) > 1 else float("nan")
     print(f"{'total':<18} {totals.mean():9.5f} ± {error:.5f} bits/dim, {len(totals)} pictures")
     if arguments.output:
-        values = {"total": float(totals.mean()), "error": float(error), "pictures": len(totals)}
+        values: dict[str, object] = {
+            "total": float(totals.mean()),
+            "error": float(error),
+            "pictures": len(totals),
+        }
         if not arguments.calls:
             values["terms"] = terms.mean(0).tolist()
         write_json(arguments.output, values)

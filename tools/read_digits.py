@@ -67,6 +67,7 @@ def learn(data: Dataset, steps: int) -> nn.Sequential:
         batch = data.batch(step, BATCH, generator)
         moves = torch.randint(-shift, shift + 1, (2,), generator=generator).tolist()
         logits = model(batch.pixels.roll(moves, (2, 3)))
+        assert batch.labels is not None  # see check_classes
         loss = F.cross_entropy(logits, batch.labels)
         optimizer.zero_grad()
         loss.backward()

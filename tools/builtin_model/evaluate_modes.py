@@ -52,7 +52,8 @@ def draw(mode: Mode, texts: list[str], arguments: argparse.Namespace) -> tuple[n
     """(N, H, W, 3) pictures, the i-th from the seed i, and the seconds for one."""
     pipe = Pipeline.from_pretrained(arguments.model, device="cpu", dtype=mode.dtype)
     pipe.optimize(int8=mode.int8)
-    began, pictures = time.monotonic(), []
+    began = time.monotonic()
+    pictures: list[np.ndarray] = []
     for start in range(0, len(texts), arguments.batch_size):
         some = texts[start : start + arguments.batch_size]
         steps = arguments.num_inference_steps

@@ -1,6 +1,6 @@
 """Verdicts on pictures: what is in them, and whether that was asked for."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,7 +8,7 @@ from PIL import Image
 
 from tools.builtin_model.evaluation.classifier import Classifier, Opinion
 from tools.builtin_model.evaluation.colours import background_colour, object_colour
-from tools.builtin_model.evaluation.prompts import Asked, Prompt
+from tools.builtin_model.evaluation.prompts import Prompt, PromptThing
 from tools.builtin_model.evaluation.styles import StyleJudge
 from tools.builtin_model.evaluation.things import cut_out, find_things, together
 
@@ -80,7 +80,7 @@ class Judged:
     @property
     def both_coloured(self) -> bool:
         """Each of the two is there in the colour asked for."""
-        found = {Asked(seen.noun, seen.colour) for seen in self.things}
+        found = {PromptThing(seen.noun, seen.colour) for seen in self.things}
         return set(self.prompt.things) <= found
 
     @property
@@ -149,7 +149,10 @@ def judge(
     """
     arrays = [np.asarray(picture) for picture in pictures]
     styled = [array for prompt, array in zip(prompts, arrays, strict=True) if prompt.style]
-    words = iter(style_judge.seen(np.stack(styled)) if styled else [])
+    words: Iterator[str] = iter(())
+    if styled:
+        assert style_judge is not None  # see above
+        words = iter(style_judge.seen(np.stack(styled)))
     found = [find_things(array) for array in arrays]
     crops, aside = [], []
     for prompt, array, things in zip(prompts, arrays, found, strict=True):

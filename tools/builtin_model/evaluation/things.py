@@ -27,8 +27,8 @@ class Thing:
     def box(self) -> tuple[float, float, float, float]:
         """Left, top, right and bottom, in shares of the picture's side."""
         rows, columns = (np.flatnonzero(self.mask.any(axis)) for axis in (1, 0))
-        left, top, right, bottom = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
-        return tuple(float(end) / SIDE for end in (left, top, right, bottom))
+        left, top = float(columns[0]) / SIDE, float(rows[0]) / SIDE
+        return left, top, float(columns[-1] + 1) / SIDE, float(rows[-1] + 1) / SIDE
 
     @property
     def centre(self) -> tuple[float, float]:

@@ -63,7 +63,8 @@ class Subject:
 
 def read_everyday(path: Path = HERE / "everyday.json") -> list[Noun]:
     """Read the curated table. Raises BuildError where an icon belongs to two nouns."""
-    nouns, owner = [], {}
+    nouns: list[Noun] = []
+    owner: dict[str, str] = {}
     for row in json.loads(path.read_text()):
         lists = {key: tuple(row.get(key, ())) for key in ("words", "icons", "keep")}
         noun = Noun(**{**row, **lists, "bare": frozenset(row.get("bare", ()))})

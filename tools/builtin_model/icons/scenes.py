@@ -31,10 +31,10 @@ COMMON, EVERYDAY, OTHER = (0.42, 0.14, 0.26, 0.18), (0.6, 0.12, 0.16, 0.12), (0.
 
 PLACED_SCALE = (0.3, 0.52)  # of the picture's side
 PLACE_ODDS = {name: 0.15 if " " not in name else 0.0625 for name in PLACES}
-SAID_PLACE, SAID_SIZE = 0.7, 0.6
+NAMED_PLACE, NAMED_SIZE = 0.7, 0.6
 TWO_SCALE, COUNT_SCALE, ROW_SCALE = (0.38, 0.46), (0.35, 0.43), (0.26, 0.3)
 SIDE_BY_SIDE = 0.75  # of two things; else one above the other
-SAID_RELATION = 0.4
+NAMED_RELATION = 0.4
 SAME_SET = 0.8  # of two things from one set, in one style
 JITTER = 0.012  # of places, as a part of the side
 
@@ -132,10 +132,10 @@ def placed(
 ) -> tuple[np.ndarray, Row]:
     """Compose a small picture of one thing; the caption names its size, its place, or both."""
     place = str(rng.choice(list(PLACE_ODDS), p=list(PLACE_ODDS.values())))
-    said_place = rng.random() < SAID_PLACE
-    small = "small" if not said_place or rng.random() < SAID_SIZE else None
+    names_place = rng.random() < NAMED_PLACE
+    small = "small" if not names_place or rng.random() < NAMED_SIZE else None
     side = round(size * rng.uniform(*PLACED_SCALE))
-    drawing = draw(subject, master, side, rng, size=small, place=place if said_place else None)
+    drawing = draw(subject, master, side, rng, size=small, place=place if names_place else None)
     background, tone = choose_background([drawing.main], rng)
     canvas = np.full((size, size, 3), tone, np.uint8)
     # The words for a place cover the outer or the middle part of the room that is free.
@@ -162,7 +162,7 @@ def two(
         free = 0.5 + rng.uniform(-0.1, 0.1)
         put(canvas, drawing.pixels, (middle, free) if across else (free, middle), rng)
     relation = None
-    if rng.random() < SAID_RELATION:
+    if rng.random() < NAMED_RELATION:
         relation = (("left", "right") if across else ("top", "bottom"))[swapped]
     things = [(d.thing, d.word, d.bare) for d in (first, second)]
     text, named = caption(rng, things, relation, background, style_of(subject))

@@ -3,6 +3,7 @@
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -26,7 +27,7 @@ RECOLOURED = 0.65  # share of pictures in other colours than the icon's own
 COLOURED_BACKGROUND = 0.38
 TRIES = 3  # colours to try before an icon keeps its own
 HELD_OUT_SCALE = 0.92
-BIG, SAID_BIG = 0.85, 0.06  # scale from which a thing may be called big; share so called
+BIG, NAMED_BIG = 0.85, 0.06  # scale from which a thing may be called big; share so called
 
 # Object colours with their odds; people ask for hues more often than for grays.
 _ODDS = {name: 1.0 for name in TONES} | {"brown": 0.7, "black": 0.8, "white": 0.6, "gray": 0.6}
@@ -118,7 +119,7 @@ def alone(
 ) -> tuple[np.ndarray, Drawing, str | None]:
     """Return the picture of ``single``, what is drawn, and its background's colour, if any."""
     scale = rng.uniform(0.85, 0.98) if rng.random() < 0.8 else rng.uniform(0.72, 1.0)
-    big = scale > BIG and rng.random() < SAID_BIG
+    big = scale > BIG and rng.random() < NAMED_BIG
     drawing = draw(subject, master, round(size * scale), rng, size="big" if big else None)
     background, tone = choose_background([drawing.main], rng)
     canvas = np.full((size, size, 3), tone, np.uint8)
@@ -138,7 +139,7 @@ def draw(
     master: Image.Image,
     side: int,
     rng: np.random.Generator,
-    **described: str | int | None,
+    **described: Any,
 ) -> Drawing:
     """Draw the icon, maybe mirrored and in another colour, with `side` pixels a side.
 
