@@ -143,7 +143,7 @@ def generators(seed: int, count: int) -> list[torch.Generator]:
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Pipeline, Any]]:
     """(ours, diffusers' pipeline) of a family, both from one folder."""
-    from families import FAMILIES
+    from tests.helpers.families import FAMILIES
 
     made: dict[str, tuple[Pipeline, Any]] = {}
 

@@ -4,12 +4,12 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import difference, norm_eps, ours_like, randomize
 from torch import Tensor, nn
 
 from ldm.clip import CLIPTextEncoder
 from ldm.config import CLIPTextConfig
 from ldm.errors import ArgumentError
+from tests.conftest import difference, norm_eps, ours_like, randomize
 
 transformers = pytest.importorskip("transformers")
 

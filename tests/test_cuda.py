@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import difference
 
 from ldm.pipeline import Pipeline
+from tests.conftest import difference
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 PROMPTS = ["a red car", "two cats"]

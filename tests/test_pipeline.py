@@ -12,16 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import (
-    assert_same,
-    difference,
-    draw,
-    draw_theirs,
-    generator,
-    generators,
-    pixels,
-    quiet,
-)
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -32,6 +22,16 @@ from ldm.loading import devices
 from ldm.loading.devices import choose_device, choose_dtype
 from ldm.pipeline import Pipeline
 from ldm.scheduler import DDPMScheduler
+from tests.conftest import (
+    assert_same,
+    difference,
+    draw,
+    draw_theirs,
+    generator,
+    generators,
+    pixels,
+    quiet,
+)
 
 diffusers = pytest.importorskip("diffusers")
 # What diffusers has to say about its own schedulers and old configs.

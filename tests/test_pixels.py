@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import difference, generator, generators, pixels, quiet, randomize
 from PIL import Image
 from torch import Tensor
 
@@ -23,6 +22,7 @@ from ldm.pipeline import Pipeline
 from ldm.samplers import SAMPLERS
 from ldm.scheduler import DDPMScheduler
 from ldm.unet import UNet
+from tests.conftest import difference, generator, generators, pixels, quiet, randomize
 
 diffusers = pytest.importorskip("diffusers")
 

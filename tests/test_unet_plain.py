@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import difference, norm_eps, ours_like, randomize
 from torch import Tensor, nn
 
 from ldm.checkpoints.folder import load_component, save_component
@@ -14,6 +13,7 @@ from ldm.config import UNetConfig
 from ldm.errors import ArgumentError
 from ldm.layers import ResnetBlock
 from ldm.unet import UNet
+from tests.conftest import difference, norm_eps, ours_like, randomize
 
 diffusers = pytest.importorskip("diffusers")
 

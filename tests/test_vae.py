@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import difference, norm_eps, ours_like, randomize
 from torch import nn
 
 from ldm.config import VAEConfig
 from ldm.vae import AutoencoderKL, DiagonalGaussian
+from tests.conftest import difference, norm_eps, ours_like, randomize
 
 diffusers = pytest.importorskip("diffusers")
 
