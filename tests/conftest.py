@@ -23,6 +23,9 @@ from ldm.checkpoints.names import to_ours
 from ldm.loading import devices
 from ldm.pipeline import Pipeline
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # one thread in each process, and in what it starts
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
 # Read when diffusers and transformers are first imported, which only parity tests do.
 for library in ("DIFFUSERS", "TRANSFORMERS"):
     os.environ.setdefault(f"{library}_VERBOSITY", "error")

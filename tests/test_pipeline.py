@@ -1,5 +1,6 @@
 """The pipeline: diffusers' pictures from the same folder and seed; clear words for bad input."""
 
+import itertools
 import json
 import shutil
 import subprocess
@@ -355,7 +356,7 @@ def test_stream(
     assert {p.steps for p in seen} == {steps}
     assert {p.latents.shape for p in seen} == {p.x0.shape for p in seen} == {(1, 4, 5, 7)}
     assert [p.output is None for p in seen] == [True] * (steps - 1) + [False]
-    assert all(difference(a.x0, b.x0) > 1e-3 for a, b in zip(seen, seen[1:], strict=False))
+    assert all(difference(a.x0, b.x0) > 1e-3 for a, b in itertools.pairwise(seen))
     assert difference(seen[-1].latents, seen[-1].x0) < 0.5  # hardly any noise is left
     whole = ours(PROMPT, num_inference_steps=5, seed=1, **start)
     assert difference(pixels(seen[-1].output.images), pixels(whole.images)) == 0
@@ -536,7 +537,7 @@ def test_devices_and_dtypes() -> None:
     assert choose_dtype("bfloat16", cpu) == torch.bfloat16
     with pytest.raises(ArgumentError, match="device is 'nothing'"):
         choose_device("nothing")
-    with pytest.raises(ArgumentError, match="device is 'meta'|device is 'xpu'"):
+    with pytest.raises(ArgumentError, match=r"device is 'meta'|device is 'xpu'"):
         choose_device("xpu")
     with pytest.raises(ArgumentError, match="dtype is 'int8'; expected one of float32"):
         choose_dtype("int8", cpu)
@@ -608,9 +609,9 @@ def test_parts_that_do_not_fit(ours: Pipeline) -> None:
             return type(ours.unet)(replace(ours.unet.config, **values))
 
     parts = (ours.vae, ours.text_encoder, ours.tokenizer)
-    with pytest.raises(CheckpointError, match="reads texts of width 40, .* write 32"):
+    with pytest.raises(CheckpointError, match=r"reads texts of width 40, .* write 32"):
         Pipeline(*parts, rebuilt(cross_attention_dim=40))
-    with pytest.raises(CheckpointError, match="7 input channels .* expected 4, or 9 for"):
+    with pytest.raises(CheckpointError, match=r"7 input channels .* expected 4, or 9 for"):
         Pipeline(*parts, rebuilt(in_channels=7))
 
 
@@ -619,7 +620,7 @@ def test_unknown_sampler_of_the_checkpoint(folder: Path, tmp_path: Path) -> None
     model = shutil.copytree(folder, tmp_path / "model")
     edit_json(model / "scheduler" / "scheduler_config.json", _class_name="UnheardOfScheduler")
     pipe = Pipeline.from_pretrained(model, device="cpu")
-    with pytest.raises(CheckpointError, match="'UnheardOfScheduler'.*choose a sampler"):
+    with pytest.raises(CheckpointError, match=r"'UnheardOfScheduler'.*choose a sampler"):
         pipe(PROMPT)
     assert pipe(PROMPT, sampler="ddim", num_inference_steps=1).images
 

@@ -180,7 +180,7 @@ def test_inpainting(both: Callable[[str], Both], picture: Image.Image) -> None:
     arguments |= {"mask_blur": 1.0, "num_inference_steps": 2}
     pasted = ours(image=picture, mask_image=hole, **arguments).images[0]
     assert (np.asarray(pasted)[0, 0] == np.asarray(picture)[0, 0]).all()
-    with pytest.raises(ArgumentError, match="no white: .* and mask_blur is 4 pixels"):
+    with pytest.raises(ArgumentError, match=r"no white: .* and mask_blur is 4 pixels"):
         ours(image=picture, mask_image=hole)
 
 
@@ -280,7 +280,7 @@ def test_what_needs_a_text_says_so(
 
 
 def test_no_single_file(both: Callable[[str], Both], tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="draws pixels.*save a folder instead"):
+    with pytest.raises(CheckpointError, match=r"draws pixels.*save a folder instead"):
         both("ddpm")[0].save_single_file(tmp_path / "x.safetensors")
     with pytest.raises(ArgumentError, match="draws pixels and has no VAE"):
         Pipeline.from_pretrained(both("ddpm")[2], vae=tmp_path)

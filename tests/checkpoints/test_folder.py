@@ -161,7 +161,7 @@ def test_missing_files(vae: Path) -> None:
     assert f"{WEIGHTS}.safetensors" in message
     assert message.endswith("found config.json, other.safetensors")
     (vae / "config.json").unlink()
-    with pytest.raises(CheckpointError, match="config.json does not exist"):
+    with pytest.raises(CheckpointError, match=r"config\.json does not exist"):
         load(vae)
 
 
@@ -176,7 +176,7 @@ def test_truncated(vae: Path, kept: float, suffix: str) -> None:
         torch.save(tensors, file)
     content = file.read_bytes()
     file.write_bytes(content[: int(len(content) * kept) if kept == 0.5 else int(kept)])
-    with pytest.raises(CheckpointError, match="get it again|get the .safetensors") as caught:
+    with pytest.raises(CheckpointError, match=r"get it again|get the \.safetensors") as caught:
         load(vae)
     assert str(file) in one_line(caught)
 
@@ -329,7 +329,7 @@ def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: Any) -> 
 
 
 def test_saving_where_nothing_can_be_written(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="model.safetensors"):
+    with pytest.raises(OSError, match=r"model\.safetensors"):
         write_tensors({"a": torch.ones(2)}, tmp_path / "missing" / "model.safetensors")
 
 
@@ -395,18 +395,29 @@ def test_hub_model_that_cannot_be_had(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, local: bool
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(CheckpointError, match="no folder someone/model.*give a") as e:
+    with pytest.raises(CheckpointError, match=r"no folder someone/model.*give a") as e:
         find_model("someone/model", cache_dir=str(tmp_path), local_files_only=local)
     one_line(e)
 
 
-FILES = """README.md model_index.json v1.safetensors unet/config.json tokenizer/merges.txt
-    unet/diffusion_pytorch_model.safetensors unet/diffusion_pytorch_model.fp16.safetensors
-    unet/diffusion_pytorch_model.non_ema.safetensors unet/diffusion_pytorch_model.bin
-    vae/diffusion_pytorch_model.bin vae/diffusion_pytorch_model.fp16.bin
-    text_encoder/model-00001-of-00002.safetensors text_encoder/model-00002-of-00002.safetensors
-    text_encoder/model.fp16-00001-of-00001.safetensors safety_checker/model.safetensors
-    text_encoder/flax_model.msgpack""".split()
+FILES = [
+    "README.md",
+    "model_index.json",
+    "v1.safetensors",
+    "unet/config.json",
+    "tokenizer/merges.txt",
+    "unet/diffusion_pytorch_model.safetensors",
+    "unet/diffusion_pytorch_model.fp16.safetensors",
+    "unet/diffusion_pytorch_model.non_ema.safetensors",
+    "unet/diffusion_pytorch_model.bin",
+    "vae/diffusion_pytorch_model.bin",
+    "vae/diffusion_pytorch_model.fp16.bin",
+    "text_encoder/model-00001-of-00002.safetensors",
+    "text_encoder/model-00002-of-00002.safetensors",
+    "text_encoder/model.fp16-00001-of-00001.safetensors",
+    "safety_checker/model.safetensors",
+    "text_encoder/flax_model.msgpack",
+]
 
 
 @pytest.mark.parametrize(

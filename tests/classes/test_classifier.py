@@ -141,7 +141,7 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
 
 
 def test_another_size_is_refused() -> None:
-    with pytest.raises(ArgumentError, match="x is of 6×8 pixels; .* 8×8"):
+    with pytest.raises(ArgumentError, match=r"x is of 6×8 pixels; .* 8×8"):
         small()(torch.zeros(1, 1, 8, 6), torch.tensor([0]))
 
 

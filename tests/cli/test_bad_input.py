@@ -21,6 +21,7 @@ from ldm.cli.common import FAILED, INTERRUPTED, USAGE
 from ldm.cli.generate import main
 from ldm.images import load_image
 from ldm.unet import UNet
+from tests.helpers.files import names
 
 ROOT = Path(__file__).parents[2]
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -229,7 +230,7 @@ def test_a_file_that_appears_while_drawing(
     assert command("a", "-o", "a.png") == FAILED
     assert "a.png already exists" in capsys.readouterr().err
     assert Path("a.png").read_text() == "theirs"
-    assert os.listdir() == ["a.png"]
+    assert names() == ["a.png"]
 
 
 def test_force_overwrites(command: Command) -> None:
@@ -265,7 +266,7 @@ def test_what_was_saved_before_an_error_stays(
     monkeypatch.setattr(UNet, "forward", after(2, lambda: 1 / 0, UNet.forward))
     assert command("a", "-o", "a.png", "--num-images", "4", "--batch-size", "2") == FAILED
     out, err = capsys.readouterr()
-    assert out.split() == sorted(os.listdir()) == ["a-1.png", "a-2.png"]
+    assert out.split() == names() == ["a-1.png", "a-2.png"]
     assert err.splitlines()[-1].startswith("error: ZeroDivisionError")
 
 
@@ -280,7 +281,7 @@ def test_standard_output_that_cannot_be_written(
     if kind == "closed":
         stdout = None
     elif kind == "full":
-        stdout = open("/dev/full", "w")
+        stdout = Path("/dev/full").open("w")  # noqa: SIM115 (the command writes to it below)
     else:
         reading, writing = os.pipe()
         os.close(reading)
@@ -289,11 +290,11 @@ def test_standard_output_that_cannot_be_written(
     code = command("a", "--num-images", "2", "--batch-size", "1", "--seed", "1")
     if stdout is None:
         assert code == 0
-        assert sorted(os.listdir()) == ["a-1.png", "a-2.png"]
+        assert names() == ["a-1.png", "a-2.png"]
     else:
         stdout.close()  # as Python does in the end; it must not fail
         assert code == FAILED
-        assert os.listdir() == ["a-1.png"]
+        assert names() == ["a-1.png"]
         err = capsys.readouterr().err.splitlines()
         assert err[-1].startswith("error: stopped after a-1.png: standard output cannot be written")
 
@@ -339,7 +340,7 @@ def test_interrupt(
     out, err = capsys.readouterr()
     assert out == ""
     assert [line for line in err.splitlines() if not line.startswith("seed ")] == ["stopped"]
-    assert os.listdir() == []
+    assert names() == []
 
 
 def test_interrupt_between_pictures(
@@ -352,7 +353,7 @@ def test_interrupt_between_pictures(
     argv = ["--num-images", "2", "--batch-size", "1", "-o", "a.png"]
     assert command("a", *argv) == INTERRUPTED
     assert capsys.readouterr().out == "a-1.png\n"
-    assert os.listdir() == ["a-1.png"]
+    assert names() == ["a-1.png"]
     Image.open("a-1.png").load()
 
 
@@ -383,7 +384,7 @@ sys.exit(main(["a", "--model", {str(command.model)!r}, "--steps", "900"]))
         process.send_signal(signal.SIGINT)
     assert process.communicate() == ("", "stopped\n")
     assert process.returncode == INTERRUPTED
-    assert os.listdir(tmp_path) == []
+    assert names(tmp_path) == []
 
 
 # Images to start from

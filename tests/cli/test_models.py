@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
@@ -21,6 +20,7 @@ from ldm.cli import convert, generate, info
 from ldm.cli.loras import find_lora, lora_option, split_tags
 from ldm.errors import ArgumentError
 from ldm.pipeline import Pipeline
+from tests.helpers.files import names
 from tests.helpers.original_layouts import layout
 
 LAYER = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
@@ -129,7 +129,7 @@ def test_convert_overwrites_only_by_force(
     assert "already exists" in capsys.readouterr().err
     assert convert.main([str(folder), str(out), "--dtype", "float16", "--force"]) == 0
     assert dtypes(out) == {torch.float16}
-    assert os.listdir(tmp_path) == ["out"]
+    assert names(tmp_path) == ["out"]
 
 
 def test_convert_never_replaces_a_folder_of_something_else(
@@ -138,7 +138,7 @@ def test_convert_never_replaces_a_folder_of_something_else(
     (tmp_path / "mine.txt").write_text("x")
     assert convert.main([str(folder), str(tmp_path), "--force"]) == 1
     assert "of no model; it is not overwritten" in capsys.readouterr().err
-    assert os.listdir(tmp_path) == ["mine.txt"]
+    assert names(tmp_path) == ["mine.txt"]
 
 
 def test_what_float16_cannot_hold_is_not_written(
@@ -150,7 +150,7 @@ def test_what_float16_cannot_hold_is_not_written(
     save_file(load_file(file) | {"conv_in.bias": torch.full((32,), 1e5)}, file, {"format": "pt"})
     assert convert.main([str(model), str(out), "--dtype", "float16"]) == 1
     assert "conv_in.bias has values that are NaN or infinite in float16" in capsys.readouterr().err
-    assert os.listdir(tmp_path) == ["model"]
+    assert names(tmp_path) == ["model"]
 
 
 def test_a_conversion_that_fails_leaves_nothing(
@@ -161,7 +161,7 @@ def test_a_conversion_that_fails_leaves_nothing(
     out.mkdir()
     assert convert.main([str(folder), str(out / "x.safetensors")]) == 1
     assert "save a folder instead" in capsys.readouterr().err
-    assert not os.listdir(out)
+    assert not names(out)
 
 
 @pytest.mark.parametrize(
@@ -204,13 +204,8 @@ def test_loras_of_a_command(folder: Path, lora: Path, tmp_path: Path) -> None:
     picture = draw(folder, out, *tag)
     assert picture.tobytes() == option
     assert picture.text["parameters"].startswith("a car <lora:style:0.5>\n")
-    assert (
-        generate.main(
-            [tag[0], "a car", *tag[1:], "--model", str(folder), "--output", str(out), "--seed", "1"]
-            + ["--steps", "2"]
-        )
-        == 0
-    )
+    both = [tag[0], "a car", *tag[1:], "--model", str(folder), "--output", str(out)]
+    assert generate.main([*both, "--seed", "1", "--steps", "2"]) == 0
     assert Image.open(tmp_path / "x-1.png").tobytes() == option
     draw(folder, tmp_path / "b.png", "a car", "--lora", f"{lora}:0.5")
     again = ["--from", str(tmp_path / "b.png"), "--model", str(folder), "--output", str(out)]

@@ -5,6 +5,7 @@ x = α m + √(α² s² + σ²) z with z constant. A method with noise must end 
 its output is linear in the start and in every draw, so its variance can be computed exactly.
 """
 
+import itertools
 import math
 
 import pytest
@@ -43,7 +44,7 @@ def uniform_in_lambda(n: int) -> list[Pair]:
         lam = -3 + 5 * i / n
         alpha = 1 / math.sqrt(1 + math.exp(-2 * lam))
         levels.append(Level(500.0, alpha, math.sqrt(1 - alpha**2)))
-    return list(zip(levels, levels[1:], strict=False))
+    return list(itertools.pairwise(levels))
 
 
 def no_noise() -> Tensor:
@@ -57,7 +58,7 @@ def final(name: str, x: Tensor, steps: list[Pair], noise: Noise = no_noise) -> T
 
 
 def orders(errors: list[float]) -> list[float]:
-    return [math.log2(a / b) for a, b in zip(errors, errors[1:], strict=False)]
+    return [math.log2(a / b) for a, b in itertools.pairwise(errors)]
 
 
 @pytest.mark.parametrize(

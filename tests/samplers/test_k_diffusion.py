@@ -6,6 +6,7 @@ This is the reference where diffusers has no such sampler (DPM++ 2S a), refuses 
 """
 
 import copy
+import itertools
 import math
 from collections.abc import Callable
 
@@ -41,7 +42,7 @@ def to_d(x: Tensor, sigma: float, denoised: Tensor) -> Tensor:
 
 
 def euler_ancestral(model: Model, x: Tensor, sigmas: list[float], draw: Draw) -> Tensor:
-    for s, n in zip(sigmas, sigmas[1:], strict=False):
+    for s, n in itertools.pairwise(sigmas):
         denoised = model(x, s)
         down, up = ancestral(s, n)
         x = x + to_d(x, s, denoised) * (down - s) + draw() * up
@@ -49,7 +50,7 @@ def euler_ancestral(model: Model, x: Tensor, sigmas: list[float], draw: Draw) ->
 
 
 def heun(model: Model, x: Tensor, sigmas: list[float], draw: Draw) -> Tensor:
-    for s, n in zip(sigmas, sigmas[1:], strict=False):
+    for s, n in itertools.pairwise(sigmas):
         d = to_d(x, s, model(x, s))
         if n == 0:
             x = x + d * (n - s)
@@ -60,7 +61,7 @@ def heun(model: Model, x: Tensor, sigmas: list[float], draw: Draw) -> Tensor:
 
 
 def dpm_2(model: Model, x: Tensor, sigmas: list[float], draw: Draw) -> Tensor:
-    for s, n in zip(sigmas, sigmas[1:], strict=False):
+    for s, n in itertools.pairwise(sigmas):
         d = to_d(x, s, model(x, s))
         if n == 0:
             x = x + d * (n - s)
@@ -72,7 +73,7 @@ def dpm_2(model: Model, x: Tensor, sigmas: list[float], draw: Draw) -> Tensor:
 
 
 def dpm_2_ancestral(model: Model, x: Tensor, sigmas: list[float], draw: Draw) -> Tensor:
-    for s, n in zip(sigmas, sigmas[1:], strict=False):
+    for s, n in itertools.pairwise(sigmas):
         d = to_d(x, s, model(x, s))
         down, up = ancestral(s, n)
         if down == 0:
@@ -111,7 +112,7 @@ def lms(model: Model, x: Tensor, sigmas: list[float], draw: Draw) -> Tensor:
 
 
 def dpmpp_2s_ancestral(model: Model, x: Tensor, sigmas: list[float], draw: Draw) -> Tensor:
-    for s, n in zip(sigmas, sigmas[1:], strict=False):
+    for s, n in itertools.pairwise(sigmas):
         denoised = model(x, s)
         down, up = ancestral(s, n)
         if down == 0:
@@ -130,7 +131,7 @@ def dpmpp_2s_ancestral(model: Model, x: Tensor, sigmas: list[float], draw: Draw)
 
 def dpmpp_sde(model: Model, x: Tensor, sigmas: list[float], draw: Draw) -> Tensor:
     """The Brownian motion over σ is the sum of what is drawn, not a tree."""
-    for s, n in zip(sigmas, sigmas[1:], strict=False):
+    for s, n in itertools.pairwise(sigmas):
         denoised = model(x, s)
         if n == 0:
             x = x + to_d(x, s, denoised) * (n - s)
@@ -153,7 +154,7 @@ def dpmpp_sde(model: Model, x: Tensor, sigmas: list[float], draw: Draw) -> Tenso
 
 def dpmpp_2m_sde(model: Model, x: Tensor, sigmas: list[float], draw: Draw) -> Tensor:
     old, h_last = None, 0.0
-    for s, n in zip(sigmas, sigmas[1:], strict=False):
+    for s, n in itertools.pairwise(sigmas):
         denoised, eps = model(x, s), draw()
         if n == 0:
             x = denoised
@@ -172,7 +173,7 @@ def dpmpp_2m_sde(model: Model, x: Tensor, sigmas: list[float], draw: Draw) -> Te
 def dpmpp_3m_sde(model: Model, x: Tensor, sigmas: list[float], draw: Draw) -> Tensor:
     denoised_1 = denoised_2 = None
     h_1 = h_2 = 0.0
-    for s, n in zip(sigmas, sigmas[1:], strict=False):
+    for s, n in itertools.pairwise(sigmas):
         denoised, eps = model(x, s), draw()
         if n == 0:
             x = denoised

@@ -231,7 +231,7 @@ def test_what_was_not_drawn(pipe: Pipeline) -> None:
         attention.words(picture=2)
     with pytest.raises(ArgumentError, match="text is 'b'; expected one that picture 0 has: 'a'"):
         attention.maps("b")
-    with pytest.raises(ArgumentError, match="text is None; expected .* picture 1 has: 'b', 'c'"):
+    with pytest.raises(ArgumentError, match=r"text is None; expected .* picture 1 has: 'b', 'c'"):
         attention.maps(picture=1)
 
 

@@ -231,7 +231,7 @@ def test_each_chunk_is_encoded_once(
         return forward(ids, *args)
 
     monkeypatch.setattr(encoder, "forward", spy)
-    (one, other) = encode(ours, "[a|b] car", "a car BREAK (b:1.2) car BREAK a car")
+    one, _ = encode(ours, "[a|b] car", "a car BREAK (b:1.2) car BREAK a car")
     assert rows == [2, 1]  # "a car" and "b car", weighted or not; then the negative one, ""
     lines = one.scripts[0].lines
     assert [end for end, _ in lines] == list(range(1, 11))

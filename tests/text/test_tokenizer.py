@@ -179,7 +179,7 @@ def test_saved_folder_reads_back_here_and_in_transformers(
 
 def test_save_onto_a_file(tokenizer: CLIPTokenizer, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match="cannot write the tokenizer to .*file"):
+    with pytest.raises(CheckpointError, match=r"cannot write the tokenizer to .*file"):
         tokenizer.save_pretrained(tmp_path / "file")
 
 

@@ -103,7 +103,7 @@ def test_an_idx_file_that_is_not_whole_is_named(tmp_path: Path) -> None:
             open_data(str(tmp_path))
     file.unlink()
     (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(whole)[:-100])
-    with pytest.raises(DataError, match="ubyte.gz cannot be read"):
+    with pytest.raises(DataError, match=r"ubyte\.gz cannot be read"):
         open_data(str(tmp_path))
 
 
@@ -113,7 +113,7 @@ def test_idx_labels_that_do_not_fit_are_named(tmp_path: Path) -> None:
     labels = bytearray(file.read_bytes())
     labels[8 + 4] = 10
     file.write_bytes(labels)
-    with pytest.raises(DataError, match="row 4: label 10 is not from 0 to 9.*data.classes"):
+    with pytest.raises(DataError, match=r"row 4: label 10 is not from 0 to 9.*data\.classes"):
         open_data(str(tmp_path))
     file.write_bytes(struct.pack(">II", 0x801, 2) + b"\0\1")
     with pytest.raises(DataError, match="30 pictures but train-labels-idx1-ubyte 2 labels"):

@@ -128,7 +128,7 @@ def test_a_folder_of_classes_and_one_without_labels(tmp_path: Path) -> None:
     assert data.classes == [] and len(data) == 7
     with pytest.raises(DataError, match="has no labels"):
         data.labels(ROWS)
-    with pytest.raises(DataError, match="no captions; give it a metadata.jsonl"):
+    with pytest.raises(DataError, match=r"no captions; give it a metadata\.jsonl"):
         data.captions(ROWS)
 
 
@@ -162,7 +162,7 @@ def test_corrupt_pictures_are_skipped_and_told_of(tmp_path: Path) -> None:
     # The next readable row stands in: rows 4, 5 and 6 became row 7.
     assert data.usable(torch.tensor([3, 4, 6])).tolist() == [3, 7, 7]
     assert data.readable(torch.arange(12)).tolist() == [0, 1, 2, 3, 7, 8, 9, 10, 11]
-    with pytest.raises(ImageError, match="05.png"):
+    with pytest.raises(ImageError, match=r"05\.png"):
         data.pixels(torch.tensor([5]))
 
 
@@ -173,7 +173,9 @@ def test_all_corrupt_and_none_at_all_are_fatal(tmp_path: Path) -> None:
     for i in range(4):
         (tmp_path / f"{i}.png").write_bytes(b"no")
     data = open_data(str(tmp_path), {"size": 8})
-    with pytest.raises(DataError, match="none of the 4 training pictures.*[0-3].png is not a pict"):
+    with pytest.raises(
+        DataError, match=r"none of the 4 training pictures.*[0-3]\.png is not a pict"
+    ):
         data.draw(2, step_generator(0, 0))
 
 
@@ -192,7 +194,7 @@ def test_small_pictures_are_enlarged_or_skipped(tmp_path: Path) -> None:
     assert "00.png has 20 × 26 px, below the crop of 26 × 26" in str(told[0].message)
     data = open_data(name, {"size": 64, "resize": 0, "held_out": 0})
     assert data.pixels(torch.tensor([0, 11])).shape == (2, 3, 64, 64)
-    with pytest.raises(ArgumentError, match="several sizes, such as 2[0-9] × 26.*set data.size"):
+    with pytest.raises(ArgumentError, match=r"several sizes, such as 2[0-9] × 26.*set data\.size"):
         open_data(name).pixels(torch.tensor([0, 11]))
 
 
@@ -207,7 +209,7 @@ def test_metadata_that_does_not_fit_is_named(tmp_path: Path) -> None:
     assert "names 1 pictures that are not there, skipped: ./in/nowhere.png" in text
     assert "has no row for 1 pictures" in text and len(data) == 11
     file.write_text("\n".join(line.replace("in/", "out/") for line in lines))
-    with pytest.raises(DataError, match="names no picture that is there .12 rows"):
+    with pytest.raises(DataError, match=r"names no picture that is there \(12 rows"):
         open_data(name)
     file.write_text("\n".join(lines).replace('"text": "no 2", ', ""))
     with pytest.warns(UserWarning, match=r"1 of 12 rows.*no caption \(first: .*02.png\)"):
@@ -224,7 +226,7 @@ def test_metadata_that_does_not_fit_is_named(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=message):
             open_data(name, {"classes": list(CLASSES)})
     file.write_text("{broken\n")
-    with pytest.raises(ArgumentError, match="metadata.jsonl is not JSON lines"):
+    with pytest.raises(ArgumentError, match=r"metadata\.jsonl is not JSON lines"):
         open_data(name)
 
 
@@ -243,12 +245,16 @@ def test_tables_with_splits_and_columns_of_other_names(tmp_path: Path) -> None:
     assert data.held_out.tolist() == [8, 9] and data.captions(data.held_out) == ["no 8", "no 9"]
     assert data.pixels(data.held_out).shape == (2, 3, 8, 8)
     assert open_data(name, options | {"held_out": 1}).train.shape == (7,)
-    with pytest.raises(ArgumentError, match="no column of pictures among photo, what; set data.im"):
+    with pytest.raises(
+        ArgumentError, match=r"no column of pictures among photo, what; set data\.im"
+    ):
         open_data(name, {"text": "what"})
-    with pytest.raises(ArgumentError, match="no split 'all'; set data.split to one of train, test"):
+    with pytest.raises(
+        ArgumentError, match=r"no split 'all'; set data\.split to one of train, test"
+    ):
         open_data(name, options | {"split": "all"})
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 or not")
-    with pytest.raises(DataError, match="datasets cannot load .*bad.parquet: "):
+    with pytest.raises(DataError, match=r"datasets cannot load .*bad\.parquet: "):
         open_data(str(tmp_path / "bad.parquet"))
 
 
@@ -284,7 +290,7 @@ def test_a_stream_gives_each_row_once_an_epoch_and_resumes(
         assert batch.captions == batches[step].captions
         assert torch.equal(batch.pixels, batches[step].pixels)
         assert batch.labels.tolist() == [int(t.split()[1]) % 2 for t in batch.captions]
-    with pytest.raises(ArgumentError, match="leave data.streaming out"):
+    with pytest.raises(ArgumentError, match=r"leave data\.streaming out"):
         data.draw(1, step_generator(0, 0))
 
 

@@ -218,7 +218,7 @@ def test_half_precision_cannot_tell_the_mean(data: Path, tmp_path: Path) -> None
 def test_pictures_without_labels_have_no_classes(tmp_path: Path) -> None:
     for i in range(4):
         Image.new("RGB", (8, 8), (i * 60, 0, 0)).save(tmp_path / f"{i}.png")
-    with pytest.raises(DataError, match="has no labels, which options.classes needs"):
+    with pytest.raises(DataError, match=r"has no labels, which options\.classes needs"):
         PixelRecipe(settings(tmp_path, tmp_path / "run", {"classes": True, "data": {}}))
     recipe = PixelRecipe(settings(tmp_path, tmp_path / "run", {"data": {}}))
     assert recipe.model.config.in_channels == 3
@@ -226,7 +226,7 @@ def test_pictures_without_labels_have_no_classes(tmp_path: Path) -> None:
 
 def test_a_classifier_of_other_pictures_is_refused(data: Path, guided: Path) -> None:
     config = settings(data, guided / "no", {}, recipe="classifier")
-    with pytest.raises(ArgumentError, match="give the options.data of its config"):
+    with pytest.raises(ArgumentError, match=r"give the options\.data of its config"):
         ClassifierRecipe(replace(config, options={"guides": str(guided), "data": {"pad": 12}}))
 
 

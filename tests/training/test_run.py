@@ -205,14 +205,13 @@ def test_a_full_disk_while_the_model_is_written(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Toy, "save", full)
-    with pytest.raises(TrainingError, match="No space left.*00000002 is complete"):
+    with pytest.raises(TrainingError, match=r"No space left.*00000002 is complete"):
         toy_run(toy_config(run, steps=4))
 
 
 def test_a_lock_ends_with_its_block(tmp_path: Path) -> None:
-    with only_run_in(tmp_path), pytest.raises(TrainingError):
-        with only_run_in(tmp_path):
-            pass
+    with only_run_in(tmp_path), pytest.raises(TrainingError), only_run_in(tmp_path):
+        pass
     with only_run_in(tmp_path):
         pass
 
@@ -254,7 +253,7 @@ def test_not_a_number_stops_the_run_and_is_not_saved(tmp_path: Path, log_every: 
 def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
     """The last update overflows: no loss or gradient has told."""
     run = tmp_path / "run"
-    with pytest.raises(TrainingError, match="0.weight is not finite after step 1"):
+    with pytest.raises(TrainingError, match=r"0\.weight is not finite after step 1"):
         toy_run(toy_config(run, steps=1, learning_rate=1e38, weight_decay=1e3))
     assert not checkpoints(run) and not (run / "toy.safetensors").exists()
 
@@ -284,7 +283,7 @@ def test_a_checkpoint_of_another_model_is_named(tmp_path: Path) -> None:
         toy_run(toy_config(run))
     del tensors["0.bias"]
     save_file(tensors, file)
-    with pytest.raises(CheckpointError, match="0.bias is missing"):
+    with pytest.raises(CheckpointError, match=r"0\.bias is missing"):
         toy_run(toy_config(run))
 
 
@@ -298,7 +297,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path: Path) -> N
     assert runs[4] == pytest.approx(runs[1], rel=1e-5)
     a, b = (state_of(tmp_path / name)["model/0.weight"] for name in ("1", "4"))
     assert (a - b).abs().max() < 1e-5
-    with pytest.raises(TrainingError, match="batch of 8 .* 1 processes with 3 parts"):
+    with pytest.raises(TrainingError, match=r"batch of 8 .* 1 processes with 3 parts"):
         toy_run(toy_config(tmp_path / "3", gradient_accumulation_steps=3))
 
 
