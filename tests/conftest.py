@@ -34,6 +34,11 @@ HUB = tempfile.TemporaryDirectory(prefix="ldm-hub-")
 os.environ["HF_HOME"] = HUB.name
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("cuda") and not torch.cuda.is_available():
+        pytest.skip("needs CUDA")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def float32_by_default() -> Iterator[None]:
     """The same numbers on processors with and without bfloat16; commands in their own processes

@@ -56,6 +56,7 @@ def some_ids(config: CLIPTextConfig, length: int) -> Tensor:
     return ids
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_same_as_transformers(variant: str) -> None:
     theirs, ours = pair(TINY | VARIANTS[variant])
@@ -69,6 +70,7 @@ def test_same_as_transformers(variant: str) -> None:
         assert difference(pooled, context[range(3), [1, length // 2, length - 1]]) == 0
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_with_projection(variant: str) -> None:
     theirs, ours = pair(TINY | VARIANTS[variant], "CLIPTextModelWithProjection")
@@ -80,6 +82,7 @@ def test_with_projection(variant: str) -> None:
     assert pooled.shape == (3, 10)
 
 
+@pytest.mark.parity
 def test_skip_takes_an_earlier_layer_and_the_final_norm() -> None:
     theirs, ours = pair(TINY)
     ids = some_ids(ours.config, 77)
@@ -111,6 +114,7 @@ def test_a_token_sees_only_those_before() -> None:
     assert difference(before[:, 12:], after[:, 12:]) > 1e-2
 
 
+@pytest.mark.parity
 def test_the_end_is_the_first_end_token() -> None:
     """Also where a text without an end comes in: transformers takes position 0 then."""
     theirs, ours = pair(TINY)
@@ -120,6 +124,7 @@ def test_the_end_is_the_first_end_token() -> None:
     assert difference(want, ours(ids).context[range(2), [1, 0]]) <= 1e-5
 
 
+@pytest.mark.parity
 def test_full_size() -> None:
     """CLIP ViT-L/14's text encoder, 123 million parameters."""
     theirs, ours = pair(CLIP_L)

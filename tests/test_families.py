@@ -16,6 +16,7 @@ from tests.helpers.families import FAMILIES, SCHEDULE, for_task
 
 diffusers = pytest.importorskip("diffusers")
 pytestmark = [
+    pytest.mark.parity,
     pytest.mark.filterwarnings("ignore::FutureWarning:diffusers"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers"),
 ]

@@ -30,6 +30,7 @@ pytestmark = [
 ARGUMENTS = {"num_inference_steps": 4, "height": 40, "width": 64}
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("family", ["sd2", "sdxl"])
 @pytest.mark.parametrize("rescale", [0.3, 1.0])
 def test_rescaled_guidance_is_diffusers(models: Any, family: str, rescale: float) -> None:

@@ -91,6 +91,7 @@ def reference(pipe: Any, sampler: str, image: bool = False, **settings: Any) -> 
 # The same pictures as diffusers
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -111,6 +112,7 @@ def test_text_to_image(
     assert_same(draw(pipe, sampler=sampler, seed=3, **arguments), want)
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("strength", [0.3, 0.75, 1.0])
 @pytest.mark.parametrize("sampler", IMAGE_SAMPLERS)
@@ -137,6 +139,7 @@ def test_image_to_image(
     assert got[1][0].size == (56, 40)
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("spacing", ["linspace", "trailing"])
 @pytest.mark.parametrize("sampler", ["ddpm", "dpmpp_2m", "euler"])
 def test_other_spacings(ours: Pipeline, theirs: Any, sampler: str, spacing: str) -> None:
@@ -147,6 +150,7 @@ def test_other_spacings(ours: Pipeline, theirs: Any, sampler: str, spacing: str)
     assert_same(draw(pipe, sampler=sampler, generator=generator(5), **arguments), want)
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("separate", [False, True])
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
 def test_batches(ours: Pipeline, theirs: Any, sampler: str, separate: bool) -> None:
@@ -169,6 +173,7 @@ def test_batches(ours: Pipeline, theirs: Any, sampler: str, separate: bool) -> N
     assert min(difference(*got[0][[i, j]]) for i in range(4) for j in range(i)) > 0.1
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("separate", [False, True])
 @pytest.mark.parametrize(("prompts", "images", "each"), [(1, 1, 2), (2, 1, 1), (2, 2, 1)])
 def test_batches_of_images(
@@ -196,6 +201,7 @@ def test_batches_of_images(
     assert_same(draw(ours, texts, sampler="ddpm", generator=randomness(), **arguments), want)
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize(
     ("ours_only", "theirs_only", "both"),
     [
@@ -220,6 +226,7 @@ def test_arguments(
     assert_same(draw(ours, generator=generator(1), **ours_only, **both), want)
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("skip", [1, 2, 3])
 def test_clip_skip(ours: Pipeline, theirs: Any, skip: int) -> None:
     """It counts as A1111 does, and is for both prompts; diffusers forgets the negative one."""
@@ -237,6 +244,7 @@ def test_clip_skip(ours: Pipeline, theirs: Any, skip: int) -> None:
     assert_same(got, want)
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_the_checkpoint_chooses_the_sampler(
     folder: Path, tmp_path: Path, theirs: Any, sampler: str
@@ -249,6 +257,7 @@ def test_the_checkpoint_chooses_the_sampler(
     assert_same(draw(mine, num_inference_steps=4, seed=2), want)
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("name", ["PNDMScheduler", "DDIMScheduler"])
 def test_old_scheduler_configs(folder: Path, tmp_path: Path, name: str) -> None:
     """The first Stable Diffusion folders lack half of the keys; diffusers' pipeline adds some."""
@@ -263,6 +272,7 @@ def test_old_scheduler_configs(folder: Path, tmp_path: Path, name: str) -> None:
     assert_same(draw(mine, num_inference_steps=4, seed=2), want)
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2m_karras"])
 def test_diffusers_loads_what_we_save(ours: Pipeline, tmp_path: Path, sampler: str) -> None:
     name, settings = SAMPLERS[sampler]
@@ -442,6 +452,7 @@ def test_defaults_of_the_model(folder: Path, tmp_path: Path) -> None:
         Pipeline.from_pretrained(model, device="cpu")
 
 
+@pytest.mark.parity
 def test_long_prompts(ours: Pipeline, theirs: Any) -> None:
     """As diffusers draws from the states of two chunks; the short negative prompt is filled up."""
     words = [f"w{i % 10}" for i in range(60)]  # 120 tokens

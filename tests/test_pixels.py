@@ -88,6 +88,7 @@ def pt(pipe: Pipeline, *prompt: str, **arguments: Any) -> Tensor:
     return pipe(*prompt, output_type="pt", **arguments).images
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("name", PIPELINES)
 def test_pictures_are_diffusers(both: Callable[[str], Both], name: str) -> None:
     ours, theirs, _ = both(name)
@@ -101,6 +102,7 @@ def test_pictures_are_diffusers(both: Callable[[str], Both], name: str) -> None:
     assert difference(pixels(got), pixels(want)) <= 1
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("name", ["ddpm", "ddim", "learned"])
 def test_batches(both: Callable[[str], Both], name: str) -> None:
     ours, theirs, _ = both(name)
@@ -113,6 +115,7 @@ def test_batches(both: Callable[[str], Both], name: str) -> None:
     assert difference(got, want) <= 1e-4
 
 
+@pytest.mark.parity
 def test_eta(both: Callable[[str], Both]) -> None:
     ours, theirs, _ = both("ddim")
     arguments = {"eta": 0.6, "num_inference_steps": 5}
@@ -142,6 +145,7 @@ def test_other_sizes(both: Callable[[str], Both]) -> None:
         ours(height=0)
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("name", ["ddpm", "grey"])
 def test_image_to_image(both: Callable[[str], Both], picture: Image.Image, name: str) -> None:
     """Pixels are noised as they are: no noise is drawn for a VAE."""
@@ -160,6 +164,7 @@ def test_image_to_image(both: Callable[[str], Both], picture: Image.Image, name:
     assert difference(kept, x0 / 2 + 0.5) <= 1e-6
 
 
+@pytest.mark.parity
 def test_inpainting(both: Callable[[str], Both], picture: Image.Image) -> None:
     ours, theirs, _ = both("ddim")
     picture = picture.resize((16, 16))
@@ -218,6 +223,7 @@ def test_defaults(both: Callable[[str], Both]) -> None:
     assert both("ddpm")[0].text_models == []
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("name", PIPELINES)
 def test_what_is_saved_diffusers_draws(
     both: Callable[[str], Both], name: str, tmp_path: Path
@@ -235,6 +241,7 @@ def test_what_is_saved_diffusers_draws(
     assert mine.defaults == ours.defaults
 
 
+@pytest.mark.parity
 def test_folders_of_old(both: Callable[[str], Both], tmp_path: Path) -> None:
     """diffusers' first models have the U-Net in no folder of its own, under old names."""
     ours, theirs, folder = both("ddpm")

@@ -13,6 +13,7 @@ from ldm.unet import UNet
 from tests.conftest import difference, norm_eps, ours_like, randomize
 
 diffusers = pytest.importorskip("diffusers")
+pytestmark = pytest.mark.parity
 
 TINY: dict[str, Any] = {
     "block_out_channels": (16, 32),

@@ -108,6 +108,7 @@ def values(pipe: Pipeline) -> dict[str, Tensor]:
     }
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize(("family", "form"), CASES)
 def test_same_picture_as_diffusers_and_off_again(
     models: Any,

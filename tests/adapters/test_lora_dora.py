@@ -82,6 +82,7 @@ def layers(unet: Any) -> Iterator[tuple[str, Any]]:
             yield path, layer
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("form", ["plain", "dora", "dora_scale"])
 def test_same_weights_and_outputs_as_peft(tmp_path: Path, form: str) -> None:
     """α is 5 of rank 3: in diffusers' files its place is the metadata; it is inside the norm."""
@@ -118,6 +119,7 @@ def test_same_weights_and_outputs_as_peft(tmp_path: Path, form: str) -> None:
     assert worst < 1e-6
 
 
+@pytest.mark.parity
 def test_alpha_in_the_metadata_of_each_layer(tmp_path: Path) -> None:
     """alpha_pattern, rank_pattern and rank-stabilised scaling (α/√r), as peft has them."""
     settings = {"alpha_pattern": {"attn2.to_k": 7, "conv1": 2}, "rank_pattern": {"to_q": 2}}

@@ -47,6 +47,7 @@ def on_meta(shapes: Shapes) -> dict[str, Tensor]:
     return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize(
     ("family", "convolutions", "counts"),
     [
@@ -86,6 +87,7 @@ def test_kohya(family: str, convolutions: bool, counts: dict[str, int]) -> None:
         assert stem.endswith(f"_{path.replace('.', '_')}")
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
 @pytest.mark.parametrize("form", ["peft", "down and up", "processors"])
 def test_diffusers(family: str, form: str) -> None:
@@ -105,6 +107,7 @@ def test_diffusers(family: str, form: str) -> None:
         assert name.replace("_lora.", ".").startswith(f"{part}.{path}.")
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("stem", ["to_{}_lora{}", "{}_proj.lora_linear_layer{}"])
 def test_text_encoders_of_old_diffusers(stem: str) -> None:
     shapes = {

@@ -43,6 +43,7 @@ def diffusers_bin(path: Path) -> Path:
     return path / "learned_embeds.bin"
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("form", [a1111, a1111_safetensors, diffusers_form, diffusers_bin])
 def test_same_picture_as_diffusers(models: Any, tmp_path: Path, form: Any) -> None:
     ours, theirs = models("sd")
@@ -63,6 +64,7 @@ def test_same_picture_as_diffusers(models: Any, tmp_path: Path, form: Any) -> No
     assert torch.equal(draw(ours, PROMPT, seed=3, **ARGUMENTS)[0], plain[0])
 
 
+@pytest.mark.parity
 def test_of_sdxl(models: Any, tmp_path: Path) -> None:
     ours, theirs = models("sdxl")
     theirs = for_task(theirs, "text")

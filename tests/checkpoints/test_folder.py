@@ -280,6 +280,7 @@ def test_weights_of_another_component(folder: Path, vae: Path) -> None:
 # Saving
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("dtype", [None, torch.float16])
 @pytest.mark.parametrize(
     ("name", "module_class", "library"),

@@ -137,6 +137,7 @@ def test_families_read() -> None:
         assert read_family(name).id == name
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("name", UNUSED)
 def test_a_full_size_folder(name: str) -> None:
     """The modules that diffusers and transformers build of our configs have our names and shapes.

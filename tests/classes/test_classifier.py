@@ -54,6 +54,7 @@ def test_attention_pool() -> None:
     assert difference(pool(x), want) <= 1e-5
 
 
+@pytest.mark.parity
 def test_the_way_down_is_the_unets() -> None:
     """diffusers' UNet2DModel on the same weights, read out at the middle."""
     diffusers = pytest.importorskip("diffusers")

@@ -217,6 +217,7 @@ def by_hand(pipe: Pipeline, label: int, scale: float, n: int) -> Tensor:
     return x.clamp(-1, 1) / 2 + 0.5
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("embeddings", [None, 11])
 def test_algorithm_1(embeddings: int | None) -> None:
     pipe = judged(embeddings)

@@ -143,6 +143,7 @@ def pt(pipe: Pipeline, prompt: Any = "", **arguments: Any) -> Tensor:
     return pipe(prompt, output_type="pt", num_inference_steps=5, **arguments).images
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("channels", [1, 2])
 def test_guidance_on_classes(channels: int) -> None:
     pipe = pipeline(11, out_channels=channels)
@@ -190,6 +191,7 @@ def test_without_no_class() -> None:
         pipe.stream("seven", negative_prompt="sven")
 
 
+@pytest.mark.parity
 def test_saved_and_loaded(guided: Pipeline, tmp_path: Path) -> None:
     diffusers = pytest.importorskip("diffusers")
     guided.save_pretrained(tmp_path)

@@ -125,6 +125,7 @@ def read_by(cls: Any, values: dict[str, Any]) -> dict[str, Any]:
         return plain(cls.from_config(values).config)
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize(
     ("name", "config_class", "values"),
     [
@@ -148,6 +149,7 @@ def test_diffusers_reads_what_we_write(
     assert config_class.from_dict(json.loads(json.dumps(ours.to_dict()))) == ours
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("name", SCHEDULERS)
 @pytest.mark.parametrize("full", [True, False])
 def test_diffusers_reads_what_we_write_of_schedulers(name: str, full: bool) -> None:
@@ -161,6 +163,7 @@ def test_diffusers_reads_what_we_write_of_schedulers(name: str, full: bool) -> N
     assert SchedulerConfig.from_dict(ours.to_dict()) == ours
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("name", ["CLIPTextModel", "CLIPTextModelWithProjection"])
 def test_transformers_reads_what_we_write(name: str) -> None:
     want = transformers.CLIPTextConfig(**TEXT, architectures=[name]).to_dict()
@@ -173,6 +176,7 @@ def test_transformers_reads_what_we_write(name: str) -> None:
     assert got["model_type"] == want["model_type"]
 
 
+@pytest.mark.parity
 def test_defaults_are_those_of_the_reference() -> None:
     """A folder may leave keys out: they mean the same to us."""
     assert UNetConfig.from_dict(

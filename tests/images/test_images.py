@@ -529,6 +529,7 @@ def test_file_permissions_follow_the_umask(tmp_path: Path) -> None:
 # --- tensors ---------------------------------------------------------------------------------
 
 
+@pytest.mark.parity
 def test_to_tensor_equals_diffusers() -> None:
     pictures = [noise(24, 16, seed=seed) for seed in range(3)]
     want = VaeImageProcessor(vae_scale_factor=1).preprocess(pictures)
@@ -539,6 +540,7 @@ def test_to_tensor_equals_diffusers() -> None:
     assert to_tensor([Image.new("RGB", (1, 1), (0, 0, 255))]).flatten().tolist() == [-1, -1, 1]
 
 
+@pytest.mark.parity
 def test_to_pil_equals_diffusers() -> None:
     generator = torch.Generator().manual_seed(0)
     tensor = torch.randn(2, 3, 64, 48, generator=generator)
@@ -589,6 +591,7 @@ def test_to_tensor_of_unlike_images(pictures: list[Image.Image], message: str) -
         to_tensor(pictures)
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (64, 40), (16, 24), (1, 1)])
 def test_resize_equals_diffusers(height: int, width: int) -> None:
     want = VaeImageProcessor().resize(noise(), height, width)

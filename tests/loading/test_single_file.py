@@ -84,6 +84,7 @@ TASKS = {
 }
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize(("task", "name"), [(task, name) for task in TASKS for name in TASKS[task]])
 def test_a_single_file_draws_diffusers_pictures(
     files: Any, picture: Image.Image, mask: Image.Image, task: str, name: str
@@ -101,6 +102,7 @@ def test_a_single_file_draws_diffusers_pictures(
     assert_same(draw(ours, seed=3, **arguments, **own), want)
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("name", [name for name in LAYOUTS if name != "lcm"])
 def test_diffusers_reads_what_we_write(files: Any, name: str) -> None:
     _, theirs, path = files(name)

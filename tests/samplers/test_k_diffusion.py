@@ -26,6 +26,8 @@ from tests.samplers.test_samplers import (
     theirs_for,
 )
 
+pytestmark = pytest.mark.parity
+
 SHAPE = (2, 4, 5, 7)
 Model = Callable[[Tensor, float], Tensor]  # (x, σ; −σ between two steps) → denoised
 Draw = Callable[[], Tensor]

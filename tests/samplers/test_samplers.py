@@ -236,6 +236,7 @@ def combinations() -> Iterator[tuple[str, str, str]]:
                     yield case, spacing, "epsilon" if refused else prediction
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize(("case", "spacing", "prediction"), combinations())
 def test_final_latents_are_diffusers(case: str, spacing: str, prediction: str) -> None:
     """From noise and from the middle."""
@@ -252,6 +253,7 @@ def test_final_latents_are_diffusers(case: str, spacing: str, prediction: str) -
             assert error <= limit(name, n), f"{n} steps from step {start}: {error:.1e}"
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize(
     "case",
@@ -274,6 +276,7 @@ def test_zero_terminal_snr(case: str, spacing: str) -> None:
         assert error <= limit, f"{n} steps: {error:.1e}"
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("case", ["ddpm", "ddim", "dpmpp_2m", "dpmpp_2m karras"])
 def test_cosine_schedule(case: str) -> None:
     name, settings, eta = CASES[case]
@@ -283,6 +286,7 @@ def test_cosine_schedule(case: str) -> None:
         assert difference(name, settings, n, 0, eta) <= 1e-4
 
 
+@pytest.mark.parity
 def test_ddpm_over_all_timesteps() -> None:
     """diffusers rounds β = 1 − ᾱ_t/ᾱ_{t−1} to float32, 9e-4 in the end; not with ᾱ in float64."""
     x, *_ = run_ours("ddpm", {}, 999, 0)
@@ -296,6 +300,7 @@ def test_ddpm_over_all_timesteps() -> None:
     assert (x - y).abs().max() <= 1e-4
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("spacing", [None, *SPACINGS])
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_timesteps_are_diffusers_for_many_counts(name: str, spacing: str | None) -> None:

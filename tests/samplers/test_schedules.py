@@ -27,6 +27,7 @@ def ratios(scheduler: DDPMScheduler, name: str, n: int, schedule: str | None = N
     return [a.sigma / a.alpha for a, _ in plan(scheduler, name, n, schedule)]
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize("schedule", KEYS)
 @pytest.mark.parametrize("name", [name for name, row in SAMPLERS.items() if row.obeys_schedule])
@@ -88,6 +89,7 @@ def test_sgm_uniform_and_simple_are_comfyuis(name: str) -> None:
         assert plan(scheduler, name, n, "simple")[-1][1] == CLEAN
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("schedule", ["ays", "ays_xl"])
 def test_ays_is_the_published_table(schedule: str) -> None:
     """Ten steps as diffusers has them; other counts by the quick start guide's interpolation."""

@@ -64,6 +64,7 @@ def theirs(kind: str, n: int, **settings: Any) -> Tensor:
     return x
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("n", [1, 10, 250, 1000])
 @pytest.mark.parametrize("settings", [{}, COSINE], ids=["linear", "cosine"])
 def test_learned_range_is_diffusers(n: int, settings: dict[str, Any]) -> None:
@@ -73,6 +74,7 @@ def test_learned_range_is_diffusers(n: int, settings: dict[str, Any]) -> None:
         assert difference(ours("fixed_small", n, **settings), want) > 1e-2
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("spacing", ["trailing", "linspace"])
 @pytest.mark.parametrize("kind", ["learned_range", "learned", "fixed_small_log"])
 def test_the_others_are_diffusers(kind: str, spacing: str) -> None:

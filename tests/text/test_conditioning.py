@@ -143,6 +143,7 @@ def states(theirs: Any, skip: int, text: str) -> list[tuple[Tensor, Tensor]]:
     return found
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("family", ["sd", "sdxl"])
 @pytest.mark.parametrize("skip", [1, 2])
 def test_weighted_states(models: Any, family: str, skip: int) -> None:

@@ -96,6 +96,7 @@ def edit(path: Path, **changes: object) -> None:
     path.write_text(json.dumps({k: v for k, v in content.items() if v is not None}))
 
 
+@pytest.mark.parity
 def test_ids_equal_transformers(tokenizer: CLIPTokenizer) -> None:
     assert_same_ids(tokenizer, transformers.CLIPTokenizer.from_pretrained(FOLDER))
 
@@ -113,6 +114,7 @@ def test_known_ids(tokenizer: CLIPTokenizer) -> None:
     assert tokenizer.model_max_length == 77
 
 
+@pytest.mark.parity
 def test_stable_diffusion_2_pads_with_id_0(folder: Path) -> None:
     """Its two files disagree; special_tokens_map.json has the last word, as in transformers."""
     edit(folder / "special_tokens_map.json", pad_token="!")
@@ -122,6 +124,7 @@ def test_stable_diffusion_2_pads_with_id_0(folder: Path) -> None:
     assert_same_ids(ours, transformers.CLIPTokenizer.from_pretrained(folder))
 
 
+@pytest.mark.parity
 def test_bare_vocabulary_is_clip(folder: Path) -> None:
     (folder / "tokenizer_config.json").unlink()
     (folder / "special_tokens_map.json").unlink()
@@ -135,6 +138,7 @@ def test_length_that_was_never_given(folder: Path) -> None:
     assert CLIPTokenizer.from_pretrained(folder).model_max_length == 77
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("pad", ["<|endoftext|>", "!"])
 def test_folder_saved_by_transformers(folder: Path, tmp_path: Path, pad: str) -> None:
     """transformers 5 writes tokenizer.json alone, with the tokens that were added."""
@@ -146,6 +150,7 @@ def test_folder_saved_by_transformers(folder: Path, tmp_path: Path, pad: str) ->
     assert_same_ids(ours, transformers.CLIPTokenizer.from_pretrained(tmp_path / "saved"))
 
 
+@pytest.mark.parity
 def test_older_form_of_added_tokens(folder: Path) -> None:
     (folder / "added_tokens.json").write_text('{"<my-cat>": 49408}')
     ours = CLIPTokenizer.from_pretrained(folder)
@@ -153,6 +158,7 @@ def test_older_form_of_added_tokens(folder: Path) -> None:
     assert_same_ids(ours, transformers.CLIPTokenizer.from_pretrained(folder))
 
 
+@pytest.mark.parity
 def test_older_form_of_merges(folder: Path, tmp_path: Path) -> None:
     transformers.CLIPTokenizer.from_pretrained(folder).save_pretrained(tmp_path / "saved")
     path = tmp_path / "saved" / "tokenizer.json"
@@ -163,6 +169,7 @@ def test_older_form_of_merges(folder: Path, tmp_path: Path) -> None:
     assert ours(TEXTS) == CLIPTokenizer.from_pretrained(FOLDER)(TEXTS)
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("pad", ["<|endoftext|>", "!"])
 def test_saved_folder_reads_back_here_and_in_transformers(
     folder: Path, tmp_path: Path, pad: str

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pytest
 from transformers import CLIPTokenizer
 
 from tools.builtin_model import build_vocabulary
@@ -27,6 +28,7 @@ def test_vocabulary_has_clip_s_ids() -> None:
     assert {token: vocabulary[token] for token in known} == known
 
 
+@pytest.mark.parity
 def test_transformers_reads_the_folder() -> None:
     tokenizer = CLIPTokenizer.from_pretrained(FOLDER)
     ids = tokenizer("a photo of a cat", padding="max_length")["input_ids"]

@@ -129,6 +129,7 @@ def test_without_matplotlib_a_run_goes_on(
     assert not list((tmp_path / "run" / "figures").glob("*"))
 
 
+@pytest.mark.parity
 def test_diffusers_draws_from_the_run(data: Path, tmp_path: Path) -> None:
     diffusers = pytest.importorskip("diffusers")
     run(settings(data, tmp_path / "run", {}))
