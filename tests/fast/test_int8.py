@@ -201,6 +201,7 @@ def test_pipeline(folder: Path) -> None:
     assert torch.equal(pipe("a red car", **SETTINGS).images, want)
 
 
+@pytest.mark.slow
 def test_the_built_in_model_draws_nearly_the_same() -> None:
     pipe = Pipeline.from_pretrained(asset_path("weights"), device="cpu", dtype="float32")
     prompts = [

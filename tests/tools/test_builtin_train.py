@@ -27,7 +27,7 @@ from tools.builtin_model.reservoir import Reservoir
 
 ROOT = Path(__file__).parents[2]
 TINY = {
-    "sample_size": 16,
+    "sample_size": 4,
     "in_channels": 8,
     "out_channels": 8,
     "block_out_channels": [32, 32],
@@ -53,7 +53,7 @@ class Blocks:
 
     def take(self, timeout: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
         self.count += 1
-        pixels = np.full((4, 128, 128, 3), self.count % 256, np.uint8)
+        pixels = np.full((4, 32, 32, 3), self.count % 256, np.uint8)
         return pixels, np.full((4, 77), 49407, np.uint16)
 
 
@@ -63,6 +63,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     network = tmp_path / "unet.json"
     network.write_text(json.dumps(TINY))
     monkeypatch.setattr(train, "Supply", Blocks)
+    monkeypatch.setattr(train, "SIZE", 32)
     monkeypatch.setattr(train, "BLOCK", 4)
     monkeypatch.setattr(train, "PROMPTS", ("a red car",))
     monkeypatch.setattr(train, "DEFAULTS", Defaults(num_inference_steps=1))
@@ -271,7 +272,7 @@ def test_a_worker_that_fails_says_why(
         supply.Supply(source, 1, tmp_path / "memory") as pictures,
         pytest.raises(TrainingError, match=message),
     ):
-        while pictures.take(timeout=1.0) is None:
+        while pictures.take(timeout=0.1) is None:
             pass
     assert not (tmp_path / "memory").exists()
 

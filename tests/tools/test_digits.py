@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 from sklearn.datasets import load_digits
 
 from ldm.cli import train
@@ -34,6 +35,7 @@ def write_digits(folder: Path, learnt: int = 1500) -> None:
         write_idx(folder / f"{split}-labels-idx1-ubyte", digits.target[rows].astype(np.uint8))
 
 
+@pytest.mark.slow
 def test_digits_drawn_after_minutes_are_read_as_asked(tmp_path: Path) -> None:
     data, run, read = (tmp_path / name for name in ("data", "run", "read"))
     data.mkdir()

@@ -16,6 +16,8 @@ from ldm.training.checkpoint import checkpoints
 from tests.helpers.share_muon import moved
 from tests.helpers.toy_training import toy_config, toy_run
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 PATIENCE = 300  # seconds; it takes about ten
 DDP = ("--multi_gpu", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no")
@@ -30,13 +32,8 @@ def launch(script: str, run: Path, *options: str, **settings: object) -> None:
         "CUDA_VISIBLE_DEVICES": "",
     }
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2"]
-    command += [
-        "--main_process_port",
-        "0",
-        *options,
-        str(ROOT / "tests" / "helpers" / script),
-        str(run),
-    ]
+    command += ["--main_process_port", "0", *options]
+    command += [str(ROOT / "tests" / "helpers" / script), str(run)]
     command += [f"{key}={json.dumps(value)}" for key, value in settings.items()]
     result = subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False
