@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import difference
 
 from ldm.fast.cpu import ExactDownsample, attend
+from tests.conftest import difference
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 5, 7, 16), (1, 1, 9, 77, 56), (3, 2, 1, 4, 8)])

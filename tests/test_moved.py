@@ -40,7 +40,7 @@ def test_the_warning_is_about_the_line_that_imports() -> None:
 
 
 def test_other_names_are_not_found() -> None:
-    with pytest.raises(ModuleNotFoundError, match="ldm.no_such"):
+    with pytest.raises(ModuleNotFoundError, match=r"ldm\.no_such"):
         import_module("ldm.no_such")
     with pytest.raises(ImportError, match="no_such"):
         exec("from ldm.recipe import no_such", {})
