@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
+from importlib.abc import Loader
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
@@ -35,7 +36,7 @@ NAMES = {
 }
 
 
-class OldNames:
+class OldNames(Loader):
     """Finder and loader of the old names, which Python asks after all others."""
 
     @staticmethod

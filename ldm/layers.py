@@ -31,7 +31,7 @@ def timestep_embedding(
 class TimestepEmbedding(nn.Module):
     """Two-layer network on the sinusoidal embedding: (B, C) → (B, 4C) in Stable Diffusion.
 
-    With ``condition_dim``, it is also told a condition (B, condition_dim).
+    With ``condition_dim``, it also reads a condition (B, condition_dim).
     """
 
     def __init__(
@@ -120,10 +120,10 @@ class DotProductAttention(nn.Module):
         return F.scaled_dot_product_attention(q, k, v)
 
 
-class Attention(nn.Module):
-    """Multi-head attention: x (B,N,D) looks at context (B,M,Dc), or at itself, → (B,N,out_dim).
+class MultiHeadAttention(nn.Module):
+    """Multi-head attention (Vaswani et al. 2017, section 3.2.2); each subclass says of what to what.
 
-    Source: Vaswani et al. 2017, eq. 1. Like x, what comes out has D channels unless told.
+    ``out_dim`` None: the output has D channels, as x has.
     """
 
     def __init__(
@@ -142,8 +142,8 @@ class Attention(nn.Module):
         self.attend = DotProductAttention()
         self.to_out = nn.ModuleList([nn.Linear(dim, out_dim or dim)])
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        context = x if context is None else context
+    def attend_to(self, x: Tensor, context: Tensor) -> Tensor:
+        """Let x (B,N,D) look at context (B,M,Dc): → (B,N,out_dim)."""
         q, k, v = (
             rearrange(y, "b n (h d) -> b h n d", h=self.heads)
             for y in (self.to_q(x), self.to_k(context), self.to_v(context))
@@ -151,7 +151,14 @@ class Attention(nn.Module):
         return self.to_out[0](rearrange(self.attend(q, k, v), "b h n d -> b n (h d)"))
 
 
-class SpatialAttention(Attention):
+class Attention(MultiHeadAttention):
+    """Cross-attention of x (B,N,D) to context (B,M,Dc); self-attention without: → (B,N,D)."""
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        return self.attend_to(x, x if context is None else context)
+
+
+class SpatialAttention(MultiHeadAttention):
     """Self-attention over all pixels, normalised, with residual: (B,C,H,W) → (B,C,H,W).
 
     The middle of the VAE, and U-Nets without text (Ho et al. 2020, appendix B). ``groups`` None:
@@ -165,7 +172,7 @@ class SpatialAttention(Attention):
     def forward(self, x: Tensor) -> Tensor:
         height = x.shape[2]
         tokens = rearrange(self.group_norm(x), "b c h w -> b (h w) c")
-        return x + rearrange(super().forward(tokens), "b (h w) c -> b c h w", h=height)
+        return x + rearrange(self.attend_to(tokens, tokens), "b (h w) c -> b c h w", h=height)
 
 
 class GEGLU(nn.Module):

@@ -229,13 +229,12 @@ class DDPMScheduler:
     def _of_mean(self, level: Level | Levels, x: Tensor) -> tuple[float | Tensor, float | Tensor]:
         """The weights of x₀ and x_t in μ̃ at a level (Ho et al. eq. 7)."""
         if isinstance(level, Levels):
-            of_x0, of_xt, _, _ = self._posterior(level.t)
+            of_x0, of_xt, *_ = self._posterior(level.t)
             return _column(of_x0, x), _column(of_xt, x)
         t = level.t - 1  # of the level before; below the first timestep σ/α goes on to 0 linearly
         below = (1 + t) * self.ratios[0] if t < 0 else None
         before = self.level(t) if below is None else _from_ratio(t, below)
-        of_x0, of_xt, _, _ = _posterior(before.alpha**2, level.alpha**2)
-        return of_x0, of_xt
+        return _posterior(before.alpha**2, level.alpha**2)[:2]
 
     def _posterior(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """``_posterior`` of a batch's t, int64 (B,): each float64 (B,), on the CPU."""

@@ -8,6 +8,7 @@ checkpoints. Classifiers (``ldm.classes.classifier``) share the blocks on the wa
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import zip_longest
 
 import torch
@@ -30,7 +31,7 @@ from ldm.layers import (
 def resnet_block(
     config: BlocksConfig, in_channels: int, out_channels: int, resample: str | None = None
 ) -> ResnetBlock:
-    """A residual block that is told the time."""
+    """Make a residual block that reads the time embedding."""
     return ResnetBlock(
         in_channels,
         out_channels,
@@ -188,9 +189,9 @@ class UNet(nn.Module):
         elif config.class_embed_type is None and config.num_class_embeds is not None:
             self.class_embedding = nn.Embedding(config.num_class_embeds, temb_channels)
         self.add_embedding = (
-            TimestepEmbedding(config.projection_class_embeddings_input_dim, temb_channels)
-            if config.addition_embed_type
-            else None
+            None
+            if config.projection_class_embeddings_input_dim is None
+            else TimestepEmbedding(config.projection_class_embeddings_input_dim, temb_channels)
         )
 
         self.down_blocks, skips = way_down(config)
@@ -236,8 +237,8 @@ class UNet(nn.Module):
         Raises ArgumentError where context or class_labels are missing, or given for nothing.
         """
         config = self.config
-        demand("context", context, config.cross_attention_dim is not None)
-        demand("class_labels", class_labels, config.class_conditional)
+        check_given("context", context, config.cross_attention_dim is not None)
+        check_given("class_labels", class_labels, config.class_conditional)
         if temb is None:
             temb = self.embed(t, pooled, time_ids, guidance_scale, class_labels, dtype=x.dtype)
         x = self.conv_in(2 * x - 1 if config.center_input_sample else x)
@@ -259,37 +260,52 @@ class UNet(nn.Module):
         *,
         dtype: torch.dtype,
     ) -> Tensor:
-        """Time, and whatever else the model is told besides the text: (B, 4 · first width).
+        """Embed the time and all other conditions except the text: (B, 4 · first width).
 
-        Activated: every residual block reads it so. Arguments are ``forward``'s.
+        The embedding is activated, as every residual block reads it. Arguments are ``forward``'s.
+        Raises ArgumentError for one that is missing.
         """
         config = self.config
-        order = {"flip_sin_to_cos": config.flip_sin_to_cos, "freq_shift": config.freq_shift}
-        time = timestep_embedding(t, config.block_out_channels[0], **order).to(dtype)
+        sinusoidal = partial(
+            timestep_embedding,
+            flip_sin_to_cos=config.flip_sin_to_cos,
+            freq_shift=config.freq_shift,
+        )
+        time = sinusoidal(t, config.block_out_channels[0]).to(dtype)
         guidance = None
         if config.time_cond_proj_dim is not None:
             # Meng et al. 2023, section 3.1, as Luo et al. 2023 (LCM) count it: w = scale − 1.
-            w = 1000 * (guidance_scale - 1)
+            w = 1000 * (required("guidance_scale", guidance_scale) - 1)
             guidance = timestep_embedding(
                 w, config.time_cond_proj_dim, flip_sin_to_cos=False, freq_shift=1
             ).to(dtype)
         temb = self.time_embedding(time, guidance)
         if config.class_embed_type == "identity":
-            temb = temb + class_labels.to(dtype)
-        elif config.class_embed_type == "timestep":
-            number = timestep_embedding(class_labels, config.block_out_channels[0], **order)
-            temb = temb + self.class_embedding(number.to(dtype))
-        elif config.class_conditional:
-            temb = temb + self.class_embedding(class_labels)
-        if config.addition_embed_type:
-            sizes = timestep_embedding(time_ids.flatten(), config.addition_time_embed_dim, **order)
-            added = torch.cat([pooled, sizes.view(len(pooled), -1).to(dtype)], dim=-1)
+            temb = temb + required("class_labels", class_labels).to(dtype)
+        elif self.class_embedding is not None:
+            labels = required("class_labels", class_labels)
+            if config.class_embed_type == "timestep":
+                labels = sinusoidal(labels, config.block_out_channels[0]).to(dtype)
+            temb = temb + self.class_embedding(labels)
+        if self.add_embedding is not None and config.addition_time_embed_dim is not None:
+            text = required("pooled", pooled)
+            numbers = required("time_ids", time_ids).flatten()
+            sizes = sinusoidal(numbers, config.addition_time_embed_dim)
+            added = torch.cat([text, sizes.view(len(text), -1).to(dtype)], dim=-1)
             temb = temb + self.add_embedding(added)
         return F.silu(temb)
 
 
-def demand(name: str, value: Tensor | None, needed: bool) -> None:
-    """Raise ArgumentError unless an argument is there just where the model reads it."""
-    if (value is None) is needed:
-        wrong = "missing, but this U-Net reads it" if needed else "given to a U-Net without it"
-        raise ArgumentError(f"{name} is {wrong}: see its config.json")
+def required(name: str, value: Tensor | None) -> Tensor:
+    """Return an argument that the model reads; raise ArgumentError if it is missing."""
+    if value is None:
+        raise ArgumentError(f"{name} is missing, but this U-Net reads it: see its config.json")
+    return value
+
+
+def check_given(name: str, value: Tensor | None, reads: bool) -> None:
+    """Raise ArgumentError unless an argument is given exactly if the model reads it."""
+    if reads:
+        required(name, value)
+    elif value is not None:
+        raise ArgumentError(f"{name} is given to a U-Net without it: see its config.json")

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from ldm.config import ClassifierConfig
 from ldm.errors import ArgumentError
-from ldm.layers import Attention, TimestepEmbedding, timestep_embedding
+from ldm.layers import MultiHeadAttention, TimestepEmbedding, timestep_embedding
 from ldm.unet import MidBlock, way_down
 
 
-class AttentionPool(Attention):
+class AttentionPool(MultiHeadAttention):
     """The mean of the pixels looks at all of them and at itself: (B,C,S,S) → (B,out_dim).
 
     Source: Radford et al. 2021, section 2.4.
@@ -29,7 +29,7 @@ class AttentionPool(Attention):
     def forward(self, x: Tensor) -> Tensor:
         pixels = rearrange(x, "b c h w -> b (h w) c")
         tokens = torch.cat([pixels.mean(dim=1, keepdim=True), pixels], dim=1) + self.positions
-        return super().forward(tokens[:, :1], tokens).squeeze(1)
+        return self.attend_to(tokens[:, :1], tokens).squeeze(1)
 
 
 class Classifier(nn.Module):

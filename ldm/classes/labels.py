@@ -73,8 +73,8 @@ class Classes:
             )
         if classified not in (None, count):
             raise CheckpointError(f"the classifier knows {classified} classes, the model {count}")
-        told = embedded is not None
-        return cls(count, names, told, count if told and embedded > count else None)
+        no_class = count if embedded is not None and embedded > count else None
+        return cls(count, names, embedded is not None, no_class)
 
     def read(self, text: str, argument: str = "prompt") -> int | None:
         """The number of a class's name or number, in any case; None for "", no class.

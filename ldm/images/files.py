@@ -211,7 +211,7 @@ def _reading(name: str | Path) -> Iterator[None]:
     except UnidentifiedImageError as error:
         raise ImageError(f"{name} is not an image; give a PNG, JPEG or WebP file") from error
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        limit = Image.MAX_IMAGE_PIXELS // 1_000_000
+        limit = (Image.MAX_IMAGE_PIXELS or 0) // 1_000_000
         raise ImageError(f"{name} has more than {limit} megapixels; scale it down") from error
     except Exception as error:  # Pillow's decoders raise errors of many types on damaged files
         raise ImageError(f"cannot read {name}: {_reason(error)}") from error

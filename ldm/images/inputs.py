@@ -63,7 +63,10 @@ def read_pictures(
     """
     if source is None:
         return None
-    sources = list(source) if isinstance(source, list | tuple) else [source]
+    if isinstance(source, str | Path | Image) or not isinstance(source, Sequence):
+        sources = [source]
+    else:
+        sources = list(source)
     if len(sources) not in (1, prompts):
         raise ArgumentError(
             f"{name} holds {len(sources)} pictures for {prompts} prompts; give one, or one for each"

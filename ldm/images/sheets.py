@@ -16,18 +16,19 @@ LONGEST_SIDE = {".webp": 16_383, ".jpg": 65_535, ".jpeg": 65_535}  # that a form
 GAP = 8  # pixels around each picture
 LINES = 3  # of a label; longer ones end in "…"
 COLOURS = ((0, 0, 0), (70, 15, 110), (190, 45, 80), (250, 145, 40), (255, 250, 170))  # cold to hot
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont  # the latter where Pillow has no FreeType
 GREY = 0.35  # how much of the picture shows below its heat
 
 
 def check_size(width: int, height: int, what: str, path: Path | None = None) -> None:
     """Raise ArgumentError for a sheet that is too large: call it before a run."""
-    side = LONGEST_SIDE.get(path.suffix.lower() if path else "", max(width, height))
+    side = LONGEST_SIDE.get(path.suffix.lower()) if path else None
     if width * height > MOST_PIXELS:
         raise ArgumentError(
             f"{what} would have {width}x{height} = {width * height:,} pixels; at most "
             f"{MOST_PIXELS:,} work: ask for fewer or smaller pictures"
         )
-    if max(width, height) > side:
+    if path and side and max(width, height) > side:
         raise ArgumentError(
             f"{what} would be {width}x{height}; a {path.suffix} file holds {side} pixels a side: "
             "choose .png"
@@ -101,8 +102,8 @@ def heat(picture: Image.Image, values: np.ndarray) -> Image.Image:
     """A map (h, w) over a grey copy of the picture: its least value is black, its largest hot."""
     spread = float(values.max() - values.min())
     scaled = (values - values.min()) / spread if spread else np.zeros_like(values)
-    mask = Image.fromarray(scaled.astype(np.float32))
-    mask = np.asarray(mask.resize(picture.size, Image.Resampling.BICUBIC)).clip(0, 1)
+    small = Image.fromarray(scaled.astype(np.float32))
+    mask = np.asarray(small.resize(picture.size, Image.Resampling.BICUBIC)).clip(0, 1)
     stops = np.linspace(0, 1, len(COLOURS))
     colours = np.stack([np.interp(mask, stops, c) for c in zip(*COLOURS, strict=True)], axis=-1)
     grey = np.asarray(picture.convert("L"), np.float32)[..., None]
@@ -115,7 +116,7 @@ def _line(width: int) -> int:
     return min(max(width // 10, 13), 40)
 
 
-def _wrap(text: str, font: ImageFont.FreeTypeFont, room: int) -> list[str]:
+def _wrap(text: str, font: Font, room: int) -> list[str]:
     """The text in lines of at most ``room`` pixels, broken between words where that is possible."""
     lines, words = [""], text.split()
     while words and len(lines) <= LINES:

@@ -52,9 +52,9 @@ class CLIPTokenizer:
         self._tokenizer.add_tokens(list(added))
         self._words: dict[int, range] = {}
         self.model_max_length: int = config["model_max_length"]
-        self.bos_token_id: int = self._tokenizer.token_to_id(config["bos_token"])
-        self.eos_token_id: int = self._tokenizer.token_to_id(config["eos_token"])
-        self.pad_token_id: int = self._tokenizer.token_to_id(config["pad_token"])
+        self.bos_token_id = self._id(config["bos_token"])
+        self.eos_token_id = self._id(config["eos_token"])
+        self.pad_token_id = self._id(config["pad_token"])
         self.comma_token_id: int | None = self._tokenizer.token_to_id(",</w>")
 
     @classmethod
@@ -76,8 +76,8 @@ class CLIPTokenizer:
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write vocab.json, merges.txt, tokenizer_config.json and special_tokens_map.json."""
-        added = self._tokenizer.get_added_tokens_decoder().items()
-        added = {str(index): _describe(token) for index, token in sorted(added)}
+        tokens = sorted(self._tokenizer.get_added_tokens_decoder().items())
+        added = {str(index): _describe(token) for index, token in tokens}
         special = {name: self._config[name] for name in SPECIAL_TOKENS}
         folder = Path(folder)
         try:
@@ -90,7 +90,7 @@ class CLIPTokenizer:
             raise CheckpointError(f"cannot write the tokenizer to {folder}: {error}") from error
 
     def with_words(self, words: Mapping[str, int]) -> "CLIPTokenizer":
-        """A tokenizer like this one that knows new words, each as so many ids in a row.
+        """Return a tokenizer like this one that knows new words, each as so many ids in a row.
 
         The ids count up from the size of the vocabulary, in the order of `words`. A word is found
         in either case, but not inside of a longer one.
@@ -100,8 +100,7 @@ class CLIPTokenizer:
         end = tokenizer._tokenizer.get_vocab_size()
         for word, count in words.items():
             tokenizer._tokenizer.add_tokens([AddedToken(word, single_word=True)])
-            index = tokenizer._tokenizer.token_to_id(word)
-            tokenizer._words[index] = range(end, end + count)
+            tokenizer._words[tokenizer._id(word)] = range(end, end + count)
             end += count
         return tokenizer
 
@@ -152,7 +151,7 @@ class CLIPTokenizer:
         begun: list[int] = []  # where the ids of a word stand that has not ended
         for at, index in enumerate(ids):
             if index in loaded:
-                word = self._tokenizer.id_to_token(loaded[index])
+                word = self._token(loaded[index])
                 if (
                     words
                     and words[-1][0] == word
@@ -163,10 +162,23 @@ class CLIPTokenizer:
                     words.append((word, [at]))
             elif index not in special:
                 begun.append(at)
-                if self._tokenizer.id_to_token(index).endswith("</w>"):
+                if self._token(index).endswith("</w>"):
                     words.append((self.decode([ids[i] for i in begun]), begun))
                     begun = []
         return words
+
+    def _id(self, token: str) -> int:
+        index = self._tokenizer.token_to_id(token)
+        if index is None:
+            raise CheckpointError(
+                f"{token!r} is not in the vocabulary of the tokenizer; download the model again"
+            )
+        return index
+
+    def _token(self, index: int) -> str:
+        token = self._tokenizer.id_to_token(index)
+        assert token is not None  # ids come from this tokenizer
+        return token
 
 
 def _read_folder(folder: Path) -> tuple[BPE, list[AddedToken], dict[str, Any]]:
