@@ -45,9 +45,9 @@ def resnet_block(
 
 
 def attention_block(config: BlocksConfig, level: int, groups: int | None) -> nn.Module:
-    """Attention as one level has it: to a text where the model reads one, else among pixels.
+    """Make the attention of one level: to the text if the model reads one, else among pixels.
 
-    ``groups`` are of the normalisation among pixels.
+    ``groups`` is of the normalisation before attention among pixels.
     """
     width, heads = config.block_out_channels[level], config.heads[level]
     if isinstance(config, UNetConfig) and config.cross_attention_dim is not None:
@@ -63,7 +63,7 @@ def attention_block(config: BlocksConfig, level: int, groups: int | None) -> nn.
 
 
 def downsampler(config: BlocksConfig, level: int) -> nn.Module:
-    """What halves H and W after a level on the way down: a convolution or a residual block."""
+    """Make what halves H and W after a level on the way down: a convolution or a residual block."""
     kind, width = config.down_block_types[level], config.block_out_channels[level]
     if kind.startswith("Resnet") or (
         kind.startswith("Attn") and config.downsample_type == "resnet"
@@ -73,7 +73,7 @@ def downsampler(config: BlocksConfig, level: int) -> nn.Module:
 
 
 def upsampler(config: UNetConfig, level: int) -> nn.Module:
-    """What doubles H and W after a level on the way up."""
+    """Make what doubles H and W after a level on the way up."""
     kind, width = config.up_block_types[-1 - level], config.block_out_channels[level]
     how = config.upsample_type if kind.startswith("Attn") else "conv"
     if how == "resnet" or kind.startswith("Resnet"):
@@ -84,9 +84,9 @@ def upsampler(config: UNetConfig, level: int) -> nn.Module:
 class UNetBlock(nn.Module):
     """One resolution on the way down or up.
 
-    Residual blocks, each followed by attention if the block's kind has it, then a change of
-    resolution, which all levels but the last one on a way have: they append it to ``downsamplers``
-    or ``upsamplers``.
+    It consists of residual blocks, each followed by attention if the block's kind has it, then a
+    change of resolution in all levels except the last one of a way: the U-Net appends it to
+    ``downsamplers`` or ``upsamplers``.
     On the way up each residual block also reads a skip connection, so ``in_channels`` counts both.
     """
 
@@ -113,13 +113,13 @@ class UNetBlock(nn.Module):
     def forward(
         self, x: Tensor, temb: Tensor, context: Tensor | None, skips: list[Tensor], going_up: bool
     ) -> Tensor:
-        """Going down, results are pushed on ``skips``; going up, they are popped from there."""
+        """Push results to ``skips`` on the way down; pop them from there on the way up."""
         for resnet, attention in zip_longest(self.resnets, self.attentions):
             if going_up:
                 x = torch.cat([x, skips.pop()], dim=1)
             x = resnet(x, temb)
             if attention is not None:
-                x = attend(attention, x, context)
+                x = apply_attention(attention, x, context)
             if not going_up:
                 skips.append(x)
         for sampler in self.downsamplers:
@@ -131,7 +131,7 @@ class UNetBlock(nn.Module):
         return x
 
 
-class MidBlock(nn.Module):
+class UNetMidBlock(nn.Module):
     """Residual block, attention, residual block at the coarsest resolution."""
 
     def __init__(self, config: BlocksConfig) -> None:
@@ -147,17 +147,17 @@ class MidBlock(nn.Module):
     def forward(self, x: Tensor, temb: Tensor, context: Tensor | None) -> Tensor:
         x = self.resnets[0](x, temb)
         for attention in self.attentions:
-            x = attend(attention, x, context)
+            x = apply_attention(attention, x, context)
         return self.resnets[1](x, temb)
 
 
-def attend(attention: nn.Module, x: Tensor, context: Tensor | None) -> Tensor:
-    """Attention to the text where there is one, else among the pixels."""
+def apply_attention(attention: nn.Module, x: Tensor, context: Tensor | None) -> Tensor:
+    """Attend to the text if there is one, else among the pixels."""
     return attention(x) if context is None else attention(x, context)
 
 
 def way_down(config: BlocksConfig) -> tuple[nn.ModuleList, list[int]]:
-    """The levels down to the coarsest, and the channels of all that they and conv_in push."""
+    """Make the levels down to the coarsest; also return the channels that conv_in and they push."""
     widths, last = config.block_out_channels, config.levels - 1
     blocks, skips = nn.ModuleList(), [widths[0]]
     for level, (width, kind) in enumerate(zip(widths, config.down_block_types, strict=True)):
@@ -195,7 +195,7 @@ class UNet(nn.Module):
         )
 
         self.down_blocks, skips = way_down(config)
-        self.mid_block = MidBlock(config)
+        self.mid_block = UNetMidBlock(config)
         self.up_blocks = nn.ModuleList()
         previous = widths[-1]
         for level in reversed(range(config.levels)):
@@ -224,17 +224,17 @@ class UNet(nn.Module):
         class_labels: Tensor | None = None,
         temb: Tensor | None = None,
     ) -> Tensor:
-        """Predict eps, x₀ or v, whatever the network was trained for.
+        """Predict ε, x₀ or v, whichever the network was trained for.
 
         x: noisy latents or pixels (B, in_channels, h, w) at unit variance; t: times (B,) in
-        [0, 1000); context: text states (B, tokens, cross_attention_dim), where it reads a text.
+        [0, 1000); context: text states (B, tokens, cross_attention_dim), if it reads a text.
         Returns (B, out_channels, h, w).
         SDXL also needs pooled, the text's one state (B, P), and time_ids (B, 5 or 6): sizes in
         pixels (Podell et al. 2023, section 2.2). LCM needs the guidance_scale (B,) to imitate.
         A class-conditional model needs class_labels: (B,) int64 in [0, num_class_embeds), by
         class_embed_type "timestep" (B,) numbers, "identity" (B, 4 · first width) embeddings.
-        temb is what ``embed`` makes of all these but x and context, if it is known already.
-        Raises ArgumentError where context or class_labels are missing, or given for nothing.
+        temb is the result of ``embed`` for all these except x and context, if it is known already.
+        Raises ArgumentError for an input that is missing, or that the model does not read.
         """
         config = self.config
         check_given("context", context, config.cross_attention_dim is not None)

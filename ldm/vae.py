@@ -27,16 +27,16 @@ class DiagonalGaussian:
     logvar: Tensor
 
     def sample(self, noise: Tensor) -> Tensor:
-        """The reparameterised sample mean + std·noise (Kingma & Welling 2013, section 2.4)."""
+        """Reparameterise a sample: mean + std·noise (Kingma & Welling 2013, section 2.4)."""
         return self.mean + torch.exp(0.5 * self.logvar) * noise
 
     def kl(self) -> Tensor:
-        """KL(q ‖ N(0, I)) in nats for each latent value (appendix B); its sum is an image's."""
+        """Compute KL(q ‖ N(0, I)) for each latent value in nats (appendix B); summed for an image."""
         return 0.5 * (self.mean**2 + self.logvar.exp() - 1 - self.logvar)
 
 
 class Block(nn.Module):
-    """Residual blocks at one resolution, then a change of resolution where there is one."""
+    """Residual blocks at one resolution, then a change of resolution if there is one."""
 
     def __init__(
         self,
@@ -132,7 +132,7 @@ class Decoder(nn.Module):
 
 
 class AutoencoderKL(nn.Module):
-    """Encoder and decoder; ``encode`` and ``decode`` speak scaled latents, about unit variance."""
+    """Encoder and decoder; ``encode`` and ``decode`` use scaled latents, of about unit variance."""
 
     config_class = VAEConfig
     weight_stem = "diffusion_pytorch_model"
@@ -144,22 +144,22 @@ class AutoencoderKL(nn.Module):
         self.decoder = Decoder(config)
         self.quant_conv = nn.Conv2d(2 * config.latent_channels, 2 * config.latent_channels, 1)
         self.post_quant_conv = nn.Conv2d(config.latent_channels, config.latent_channels, 1)
-        # Latents → rough colours, for Pipeline.preview, which sets it; None: not known.
+        # Latents → rough colours, for Pipeline.preview, which sets it; None if not known.
         self.preview: Callable[[Tensor], Tensor] | None = None
 
     def posterior(self, x: Tensor) -> DiagonalGaussian:
-        """q(z|x) of pixels (B,3,H,W) in [-1, 1], *before* scaling, in the module's dtype."""
+        """Encode pixels (B,3,H,W) in [-1, 1] to q(z|x), *before* scaling, in the module's dtype."""
         mean, logvar = self.quant_conv(self.encoder(x)).chunk(2, dim=1)
         return DiagonalGaussian(mean, logvar.clamp(-30, 20))
 
     def encode(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Pixels (B,3,H,W) in [-1, 1] → scaled latents (B,4,H/8,W/8).
+        """Encode pixels (B,3,H,W) in [-1, 1] to scaled latents (B,4,H/8,W/8).
 
-        A sample with ``noise``, ε ~ N(0, I) like the latents; without, the mean.
+        They are a sample with ``noise``, ε ~ N(0, I) shaped like the latents; without, the mean.
         """
         q = self.posterior(x)
         return (q.mean if noise is None else q.sample(noise)) * self.config.scaling_factor
 
     def decode(self, z: Tensor) -> Tensor:
-        """Scaled latents (B,4,h,w) → pixels (B,3,8h,8w), about [-1, 1], not clamped."""
+        """Decode scaled latents (B,4,h,w) to pixels (B,3,8h,8w), about in [-1, 1], not clamped."""
         return self.decoder(self.post_quant_conv(z / self.config.scaling_factor))

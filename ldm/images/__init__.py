@@ -7,8 +7,8 @@ from ldm.images.files import (
     load_image,
     read_parameters,
     read_settings,
-    resize,
     save_image,
+    stretch,
     to_pil,
     to_tensor,
 )
@@ -20,8 +20,8 @@ __all__ = [
     "load_image",
     "read_parameters",
     "read_settings",
-    "resize",
     "save_image",
+    "stretch",
     "to_pil",
     "to_tensor",
 ]

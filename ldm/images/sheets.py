@@ -1,4 +1,4 @@
-"""Sheets: many pictures side by side with words to them, and heat maps over a picture."""
+"""Sheets: many pictures side by side with labels, and heat maps over a picture."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont  # the latter where Pillow h
 GREY = 0.35  # how much of the picture shows below its heat
 
 
-def check_size(width: int, height: int, what: str, path: Path | None = None) -> None:
-    """Raise ArgumentError for a sheet that is too large: call it before a run."""
+def check_sheet_size(width: int, height: int, what: str, path: Path | None = None) -> None:
+    """Raise ArgumentError for a sheet that is too large: to be called before a run."""
     side = LONGEST_SIDE.get(path.suffix.lower()) if path else None
     if width * height > MOST_PIXELS:
         raise ArgumentError(
@@ -36,7 +36,7 @@ def check_size(width: int, height: int, what: str, path: Path | None = None) -> 
 
 
 def sheet_size(count: int, columns: int, width: int, height: int) -> tuple[int, int]:
-    """(width, height) of a sheet of cells of that size, with all labels and titles at most."""
+    """Return the largest (width, height) of a labelled sheet with cells of that size."""
     rows = math.ceil(count / columns)
     line = _line(width)
     return (
@@ -52,7 +52,7 @@ def sheet(
     column_titles: Sequence[str] = (),
     row_titles: Sequence[str] = (),
 ) -> Image.Image:
-    """Pictures row by row on white; ``columns`` None makes it about square.
+    """Lay pictures row by row on white; ``columns`` None makes the sheet about square.
 
     labels: a text below each picture; column_titles, row_titles: above and left of them. The font
     is Pillow's own, which has Latin letters only.
@@ -76,7 +76,7 @@ def sheet(
     cell_width = width + 2 * GAP
     cell_height = height + 2 * GAP + line * max(map(len, below), default=0)
     size = (left + columns * cell_width, top + rows * cell_height)
-    check_size(*size, "the sheet")
+    check_sheet_size(*size, "the sheet")
     whole = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(whole)
 
@@ -99,7 +99,7 @@ def sheet(
 
 
 def heat(picture: Image.Image, values: np.ndarray) -> Image.Image:
-    """A map (h, w) over a grey copy of the picture: its least value is black, its largest hot."""
+    """Lay a map (h, w) over a grey copy of the picture: the least value black, the largest hot."""
     spread = float(values.max() - values.min())
     scaled = (values - values.min()) / spread if spread else np.zeros_like(values)
     small = Image.fromarray(scaled.astype(np.float32))
@@ -112,12 +112,12 @@ def heat(picture: Image.Image, values: np.ndarray) -> Image.Image:
 
 
 def _line(width: int) -> int:
-    """The height of a line of text below a picture so wide."""
+    """Return the height of a line of text below a picture of this width."""
     return min(max(width // 10, 13), 40)
 
 
 def _wrap(text: str, font: Font, room: int) -> list[str]:
-    """The text in lines of at most ``room`` pixels, broken between words where that is possible."""
+    """Break the text into lines of at most ``room`` pixels, between words if possible."""
     lines, words = [""], text.split()
     while words and len(lines) <= LINES:
         word = words.pop(0)

@@ -1,4 +1,4 @@
-"""Samplers and schedules by the names that people know: ours, diffusers' and A1111's."""
+"""Samplers and schedules by their names: ours, diffusers' and A1111's."""
 
 from __future__ import annotations
 

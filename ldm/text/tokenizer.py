@@ -1,4 +1,4 @@
-"""CLIP's byte-pair tokenizer: text → token ids, 77 per prompt. A thin wrapper over `tokenizers`.
+"""CLIP's byte-pair tokenizer: text → token ids. A thin wrapper around `tokenizers`.
 
 Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision", 2.4:
 a lower-cased byte-pair encoding (Sennrich et al. 2016) between a start and an end token.
@@ -27,16 +27,20 @@ PIECES = (
 
 
 class CLIPTokenizer:
-    """Text → ids, equal to those of transformers' CLIPTokenizer on the same folder.
+    """Converts text to ids, equal to those of transformers' CLIPTokenizer on the same folder.
 
     Attributes:
         model_max_length: tokens per prompt, with start and end token (77).
         bos_token_id, eos_token_id, pad_token_id: start, end and padding.
-        comma_token_id: a comma that stands alone; None where the vocabulary has none.
+        comma_token_id: a comma that stands alone; None if the vocabulary has none.
     """
 
     def __init__(self, bpe: BPE, added: Sequence[AddedToken], config: dict[str, Any]) -> None:
-        """`config` is tokenizer_config.json, where `SPECIAL_TOKENS` are present and strings."""
+        """Set up the tokenizer.
+
+        config: of tokenizer_config.json, with `SPECIAL_TOKENS` as strings.
+        Raises CheckpointError for one of these that is not in the vocabulary.
+        """
         self._config = config
         self._tokenizer = Tokenizer(bpe)
         self._tokenizer.normalizer = normalizers.Sequence(
@@ -105,14 +109,14 @@ class CLIPTokenizer:
         return tokenizer
 
     def encode(self, text: str) -> list[int]:
-        """Text → ids, as many as it takes, without start, end and padding.
+        """Convert text to ids, without start, end, padding and limit.
 
         Raises ArgumentError if `text` is not valid Unicode text.
         """
         return [index for unit in self.units(text) for index in unit]
 
     def units(self, text: str) -> list[tuple[int, ...]]:
-        """The ids of ``encode`` in groups that belong together: one id, or a new word's.
+        """Return the ids of ``encode`` in groups that belong together: one id, or a new word's.
 
         Raises ArgumentError if `text` is not valid Unicode text.
         """
@@ -125,14 +129,14 @@ class CLIPTokenizer:
         return [tuple(self._words.get(index, (index,))) for index in ids]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Ids → lower-cased text, without special tokens."""
+        """Convert ids to lower-cased text, without special tokens."""
         text = self._tokenizer.decode(list(ids), skip_special_tokens=True)
         return text.replace("</w>", " ").strip()
 
     def __call__(self, texts: Sequence[str]) -> list[list[int]]:
-        """Texts → (B, 77) ids: start, at most 75 tokens of the text, end, padding.
+        """Convert texts to (B, 77) ids: start, at most 75 tokens of the text, end, padding.
 
-        The rest of a longer text is left out; prompts are cut into chunks by ``ldm.text.chunks``.
+        Longer texts are truncated; prompts are cut into chunks by ``ldm.text.chunks``.
         """
         if isinstance(texts, str):
             raise ArgumentError(f"texts is {texts!r}; it must be a list of strings: [{texts!r}]")
@@ -144,11 +148,11 @@ class CLIPTokenizer:
         return rows
 
     def words(self, ids: Sequence[int]) -> list[tuple[str, list[int]]]:
-        """Each word in a row of ids, in lower case, and where its ids stand; no special tokens."""
+        """Return each word in a row of ids, in lower case, and the places of its ids."""
         special = {self.bos_token_id, self.eos_token_id, self.pad_token_id}
         loaded = {index: word for word, own in self._words.items() for index in own}
         words: list[tuple[str, list[int]]] = []
-        begun: list[int] = []  # where the ids of a word stand that has not ended
+        begun: list[int] = []  # places of the ids of a word that has not ended
         for at, index in enumerate(ids):
             if index in loaded:
                 word = self._token(loaded[index])
@@ -188,7 +192,7 @@ def _read_folder(folder: Path) -> tuple[BPE, list[AddedToken], dict[str, Any]]:
         raise CheckpointError(
             f"{folder} holds a {kind}; only CLIPTokenizer is supported: check the model folder"
         )
-    if "added_tokens_decoder" not in config:  # older folders: this file has the last word
+    if "added_tokens_decoder" not in config:  # older folders: this file takes precedence
         config |= read_json(folder / "special_tokens_map.json", optional=True)
     special = {name: config.get(name) or token for name, token in SPECIAL_TOKENS.items()}
     config |= {name: _content(token) for name, token in special.items()}
@@ -213,7 +217,7 @@ def _read_folder(folder: Path) -> tuple[BPE, list[AddedToken], dict[str, Any]]:
 
 
 def _read_bpe(folder: Path, unknown: str) -> tuple[BPE, dict[int, Any]]:
-    """The byte-pair model of a folder, and the tokens that were added to it: id → token."""
+    """Read the byte-pair model of a folder, and the tokens that were added to it: id → token."""
     options = {"unk_token": unknown, "continuing_subword_prefix": "", "end_of_word_suffix": "</w>"}
     whole, vocab, merges = (folder / f for f in ("tokenizer.json", "vocab.json", "merges.txt"))
     if whole.exists():
@@ -236,7 +240,7 @@ def _read_bpe(folder: Path, unknown: str) -> tuple[BPE, dict[int, Any]]:
 
 
 def _content(token: str | dict[str, Any]) -> str:
-    """A token is written as its text, or as an object with its text and flags."""
+    """Return the text of a token that is written as that, or as an object with flags."""
     return token if isinstance(token, str) else token["content"]
 
 
