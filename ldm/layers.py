@@ -122,7 +122,7 @@ class DotProductAttention(nn.Module):
 
 
 class MultiHeadAttention(nn.Module):
-    """Multi-head attention (Vaswani et al. 2017, section 3.2.2); subclasses say of what to what.
+    """Multi-head attention (Vaswani et al. 2017, section 3.2.2); subclasses choose its inputs.
 
     ``out_dim`` None: the output has D channels, as x has.
     """

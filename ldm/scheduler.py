@@ -54,7 +54,7 @@ class DDPMScheduler:
     """The forward process of a checkpoint, and what its network predicts.
 
     The network predicts ε ("epsilon"), x₀ ("sample"), v ("v_prediction"), or the mean μ̃ of
-    q(x_{t−1} | x_t, x₀) ("mean", of which Ho et al. say in section 3.2 why ε is better).
+    q(x_{t−1} | x_t, x₀) ("mean"; section 3.2 of Ho et al. explains why ε is better).
     Raises CheckpointError for an unknown ``beta_schedule`` or ``prediction_type``.
 
     Attributes:

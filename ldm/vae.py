@@ -31,7 +31,10 @@ class DiagonalGaussian:
         return self.mean + torch.exp(0.5 * self.logvar) * noise
 
     def kl(self) -> Tensor:
-        """Compute KL(q ‖ N(0, I)) for each latent value in nats (appendix B); summed for an image."""
+        """Compute KL(q ‖ N(0, I)) in nats for each latent value (appendix B).
+
+        An image's is the sum of its values.
+        """
         return 0.5 * (self.mean**2 + self.logvar.exp() - 1 - self.logvar)
 
 

@@ -1,4 +1,4 @@
-"""Pictures: files, what they say of how they were made, and what a user gives to start from."""
+"""Pictures: their files, the settings in these, and the images and masks that a user gives."""
 
 from ldm.images.files import (
     check_output,

@@ -1,4 +1,4 @@
-"""What a picture file says of how it was made, by ldm or by A1111's web UI.
+"""The settings in a picture's file, as written by ldm or by A1111's web UI.
 
 info = read_generation_info("car.png")
 pipe = Pipeline.from_pretrained(**info.loading)  # and info.model, if it names one
@@ -38,12 +38,12 @@ class GenerationInfo:
         arguments: those of ``Pipeline.stream``. The prompt has the ``<lora:name:scale>`` tags that
             ``ldm-generate`` takes out and loads.
         loading: those of ``Pipeline.from_pretrained``, without the paths.
-        model, vae, embeddings: names of files ("ldm built-in" for that model); None if not said.
+        model, vae, embeddings: names of files ("ldm built-in" for that model); None if unknown.
         images: argument → digest (see ``images.digest``; "": not known) of each picture that was
             given; it is not in the file and must be given again.
         batch: (size, index): how many pictures were drawn at once, and which of them this is. The
             processor rounds differently for other sizes: bit-identical pictures need the same one.
-        notes: what the file asks for and is not supported here, by name.
+        notes: settings in the file that are not supported here, by name.
         grid: what the file shows if it holds several pictures; the first one is described here.
     """
 
@@ -58,13 +58,13 @@ class GenerationInfo:
     grid: str | None = None
 
     def settings(self, version: str, drawn: Mapping[str, str]) -> dict[str, Any]:
-        """Return what ``images.save_image`` writes; ``drawn`` says where, for information."""
+        """Return what ``images.save_image`` writes; ``drawn`` describes the machine."""
         found = {name: value for name, value in vars(self).items() if value and name != "notes"}
         return {metadata.OURS: version} | found | {"drawn": dict(drawn)}
 
 
 def read_generation_info(path: str | Path) -> GenerationInfo:
-    """Read what a PNG, JPEG or WebP file says: our own settings, else the web UI's text.
+    """Read the settings in a PNG, JPEG or WebP file: our own, else the web UI's text.
 
     Raises ImageError for a file without, and for values of a wrong type.
     """
@@ -160,7 +160,7 @@ NUMBERS: dict[str, tuple[str, type[int] | type[float]]] = {
 
 
 def _size(settings: Mapping[str, str]) -> dict[str, int]:
-    """Return the width and height that the text says, if it does."""
+    """Return the width and height in the text, if it has them."""
     if "Size" not in settings:
         return {}
     sizes = re.fullmatch(r"(\d{1,6})x(\d{1,6})", settings["Size"])
@@ -180,7 +180,7 @@ def _strength(settings: Mapping[str, str]) -> tuple[dict[str, float], list[str]]
 
 
 def _sampler(settings: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
-    """Return the sampler and the schedule that the text says, and what is unknown here."""
+    """Return the sampler and the schedule in the text, and what is unknown here."""
     if "Sampler" not in settings:
         return {}, []
     schedule = settings.get("Schedule type", "")

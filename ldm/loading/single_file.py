@@ -169,8 +169,8 @@ def save_file(parts: dict[str, Any], path: Path, dtype: torch.dtype | None) -> N
         tensors["v_pred"] = torch.empty(0)
     if scheduler.rescale_betas_zero_snr:
         tensors["ztsnr"] = torch.empty(0)
-    said = scheduler.prediction_type
-    metadata = {SAID_PREDICTION: "v" if said == "v_prediction" else said}
+    prediction = scheduler.prediction_type
+    metadata = {SAID_PREDICTION: "v" if prediction == "v_prediction" else prediction}
     write_tensors(to_save(tensors, dtype), path, metadata)
 
 

@@ -25,8 +25,8 @@ class Denoised(NamedTuple):
     def guided(self, level: Level) -> Tensor:
         """Return x̂₀ + σ²/α g, which belongs to ε̂ − σ g, for the gradient g.
 
-        Source: Dhariwal & Nichol 2021, eq. 14 and algorithm 2. At α = 0, x says nothing about a
-        class.
+        Source: Dhariwal & Nichol 2021, eq. 14 and algorithm 2. At α = 0, x does not depend on
+        a class.
         """
         if self.gradient is None or not level.alpha:
             return self.x0

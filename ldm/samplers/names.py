@@ -54,7 +54,7 @@ def listing() -> str:
 
 
 def _plain(text: str) -> str:
-    """Strip case, spaces and signs, except the + that tells DPM++ from DPM as "p"."""
+    """Strip case, spaces and signs; the + that distinguishes DPM++ from DPM becomes "p"."""
     kept = text.casefold().replace("+", "p")
     return "".join(c for c in kept if c.isalnum())
 
