@@ -54,7 +54,7 @@ class Embeddings(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Causal multi-head self-attention: each token sees itself and those before it."""
+    """Causal multi-head self-attention: each token attends to itself and those before it."""
 
     def __init__(self, config: CLIPTextConfig) -> None:
         super().__init__()

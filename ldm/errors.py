@@ -1,5 +1,10 @@
 """Errors for users: the command line prints their message on one line, without a traceback."""
 
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+
 
 class LDMError(Exception):
     """Base of all errors that this package raises on purpose."""
@@ -23,3 +28,19 @@ class DataError(LDMError):
 
 class TrainingError(LDMError):
     """A training run cannot continue; the message names the step (exit code 1)."""
+
+
+def did_you_mean(
+    word: str,
+    known: Iterable[str] | Mapping[str, str],
+    count: int = 1,
+    quote: Callable[[str], str] = repr,
+) -> str:
+    """ "did you mean 'a' or 'b'?" with up to ``count`` names nearest to a word; "" for none near.
+
+    known: the names, or spellings of them, such as those without case, each with its name.
+    """
+    names = known if isinstance(known, Mapping) else {name: name for name in known}
+    near = difflib.get_close_matches(word, names, count)
+    found = dict.fromkeys(names[spelling] for spelling in near)
+    return f"did you mean {' or '.join(map(quote, found))}?" if found else ""

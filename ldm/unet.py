@@ -188,11 +188,10 @@ class UNet(nn.Module):
             self.class_embedding = TimestepEmbedding(widths[0], temb_channels)
         elif config.class_embed_type is None and config.num_class_embeds is not None:
             self.class_embedding = nn.Embedding(config.num_class_embeds, temb_channels)
-        self.add_embedding = (
-            None
-            if config.projection_class_embeddings_input_dim is None
-            else TimestepEmbedding(config.projection_class_embeddings_input_dim, temb_channels)
-        )
+        self.add_embedding: TimestepEmbedding | None = None
+        added_width = config.projection_class_embeddings_input_dim
+        if config.addition_embed_type and added_width is not None:  # UNetConfig needs both
+            self.add_embedding = TimestepEmbedding(added_width, temb_channels)
 
         self.down_blocks, skips = way_down(config)
         self.mid_block = UNetMidBlock(config)

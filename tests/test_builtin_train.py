@@ -7,6 +7,7 @@ import tarfile
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from ldm.clip import CLIPTextEncoder
 from ldm.config import UNetConfig
 from ldm.config.generation import Defaults
 from ldm.errors import TrainingError
+from ldm.training import clock
 from ldm.unet import UNet
 from ldm.vae import AutoencoderKL
 from tools.builtin_model import compose, pack, parts, supply, train
@@ -70,7 +72,9 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(train, "REUSE", 1)
     monkeypatch.setattr(train, "LOG_SECONDS", 0.2)
     ticks = count()  # time goes by with each look at the clock, however slow the machine is
-    monkeypatch.setattr(train, "monotonic", lambda: 0.05 * next(ticks))
+    slow = SimpleNamespace(monotonic=lambda: 0.05 * next(ticks))
+    for module in (train, clock):
+        monkeypatch.setattr(module, "time", slow)
     sizes = ["--batch-size", "4", "--capacity", "16", "--first", "8"]
     folders = ["--output", str(tmp_path / "run"), "--weights", str(ROOT / "weights")]
     return ["--minutes", "0.04", "--network", str(network), *sizes, *folders, "--device", "cpu"]
@@ -136,14 +140,14 @@ def test_a_stopped_run_goes_on_where_it_was(
 def test_short_memory_halves_the_batch_and_says_so(
     command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    step = train.Trainer.train_step
+    step = train.TimedTrainer.train_step
 
-    def short(self: train.Trainer, *arguments: object) -> object:
+    def short(self: train.TimedTrainer, *arguments: object) -> object:
         if self.batch_size > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return step(self, *arguments)
 
-    monkeypatch.setattr(train.Trainer, "train_step", short)
+    monkeypatch.setattr(train.TimedTrainer, "train_step", short)
     assert train.main(command) == 0
     done = capsys.readouterr()
     assert "from now on batches of 2" in done.err
@@ -152,13 +156,18 @@ def test_short_memory_halves_the_batch_and_says_so(
 
 
 def test_the_rate_rises_stays_and_falls_to_nothing(command: list[str]) -> None:
-    trainer = train.Trainer(train.parser().parse_args(command))
+    trainer = train.TimedTrainer(train.parser().parse_args(command))
     peak = trainer.plan.learning_rate
-    assert trainer.rate(0.0) == pytest.approx(peak / train.WARMUP)
+
+    def rate(share: float) -> float:
+        trainer.share = lambda: share  # type: ignore[method-assign]
+        return trainer.rate()
+
+    assert rate(0.0) == pytest.approx(peak / train.WARMUP)
     trainer.step = 10 * train.WARMUP
-    assert trainer.rate(0.4) == trainer.rate(train.DECAY_FROM) == peak
-    assert trainer.rate((1 + train.DECAY_FROM) / 2) == pytest.approx(peak / 2)
-    assert trainer.rate(1.0) == trainer.rate(1.1) == 0
+    assert rate(0.4) == rate(train.DECAY_FROM) == peak
+    assert rate((1 + train.DECAY_FROM) / 2) == pytest.approx(peak / 2)
+    assert rate(1.0) == rate(1.1) == 0
 
 
 @pytest.mark.parametrize(

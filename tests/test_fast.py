@@ -124,7 +124,7 @@ def test_convolution(
 ) -> None:
     kernel, padding, stride = kind
     a, b, height, width = sizes
-    # PyTorch itself is wrong in bfloat16 where one column comes out: see ldm.layers.Downsample.
+    # PyTorch itself is wrong in bfloat16 where one column comes out: see ExactDownsample.
     height, width = max(height, kernel), max(width, kernel + stride)
     layer = nn.Conv2d(a, b, kernel, stride, padding).to(dtype).requires_grad_(False)
     layer.padding_mode = mode

@@ -11,18 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ldm.training.config import TrainConfig
 from ldm.training.loop import train
+from ldm.training.recipes.base import Recipe
 
 WIDTH = 24
 
 
-class Toy:
+class Toy(Recipe):
     """Learns x → sin(3x) with dropout; batches are drawn anew at each step."""
 
     def __init__(self, config: TrainConfig) -> None:
@@ -32,11 +32,10 @@ class Toy:
             *(nn.Linear(8, WIDTH), nn.SiLU(), dropout, nn.Linear(WIDTH, WIDTH)),
             *(nn.SiLU(), nn.Linear(WIDTH, 8)),
         )
-        self.train = self.held_out = torch.arange(100)
         self.drawn: list[Path] = []
 
-    def prepare(self, accelerator: Accelerator) -> None:
-        """Nothing to do."""
+    def examples(self) -> tuple[int, int]:
+        return 100, 100
 
     def batch(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         x = torch.randn(self.config.batch_size, 8, generator=generator)

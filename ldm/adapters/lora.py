@@ -1,8 +1,8 @@
 """LoRA: low-rank updates of weights (Hu et al. 2021, "LoRA: Low-rank adaptation").
 
-W' = W + Σ scale · (α/rank) · up · down, computed from the base weights each time and put in their
-place, so that a picture costs no more with LoRAs than without, and taking them off gives back the
-very tensors that were there.
+W' = W + Σ scale · (α/rank) · up · down is computed from the base weights each time and replaces
+them, so that a picture costs no more with LoRAs than without, and removing them restores the very
+tensors that were there.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from ldm.adapters.lora_checks import check_shapes, check_values, dora_axis
+from ldm.adapters.lora_checks import check_shapes, check_values, dora_axis, pair
 from ldm.checkpoints.family import FAMILIES, read_family
 from ldm.checkpoints.lora_names import (
     CROSS_ATTENTION,
@@ -46,7 +47,7 @@ class Lora:
 
     @property
     def summary(self) -> str:
-        """How much of the file is used."""
+        """Say how much of the file is used."""
         return f"{self.path.name}: {self.applied} of {self.total} keys applied"
 
 
@@ -157,11 +158,11 @@ class Loras:
         )
 
     def unload(self) -> None:
-        """Take all off: the weights are those from before, to the bit."""
+        """Remove all: the weights are those from before, bit-identical."""
         self.use({})
 
     def use(self, loras: dict[str, Lora]) -> None:
-        """Have these LoRAs on the model; where that fails, those from before."""
+        """Use these LoRAs; if that fails, those from before."""
         before, self.loaded = self.loaded, loras
         try:
             self.apply()
@@ -195,12 +196,12 @@ class Loras:
 
 
 def difference(weight: Tensor, factors: Factors[Tensor], scale: float = 1.0) -> Tensor:
-    """What a LoRA adds to ``weight``, both float32 and of its shape.
+    """Compute what a LoRA adds to ``weight``, both float32 and of its shape.
 
-    As in peft, a DoRA's scale multiplies the update whose direction it takes, while the length
-    stays what was learnt; ComfyUI goes a part of the way from the old weight to the new instead.
+    As in peft, a DoRA's scale multiplies the update that gives the direction, while the length
+    stays as learnt; ComfyUI interpolates between the old weight and the new instead.
     """
-    down, up = (tensor.to(weight) for tensor in (factors.down, factors.up))
+    down, up = (tensor.to(weight) for tensor in pair(factors))
     rank = len(down)
     alpha = rank if factors.alpha is None else float(factors.alpha)
     if factors.mid is not None:  # LoCon's Tucker form: a small convolution between 1×1 ones
@@ -214,7 +215,7 @@ def difference(weight: Tensor, factors: Factors[Tensor], scale: float = 1.0) -> 
         return delta
     # Liu et al. 2024 ("DoRA"), eq. 5: the update gives a direction, its length is learnt apart.
     changed = weight + delta
-    lengths = factors.magnitude if factors.dora_scale is None else factors.dora_scale
+    lengths = cast(Tensor, factors.magnitude if factors.dora_scale is None else factors.dora_scale)
     axis = dora_axis(factors, weight)
     others = [i for i in range(weight.ndim) if i != axis]
     present = torch.linalg.vector_norm(changed, dim=others, keepdim=True)
@@ -229,6 +230,6 @@ def check_scale(scale: float) -> None:
 
 
 def family_name(width: int) -> str:
-    """The family whose U-Net reads texts of this width, for people."""
+    """Name the family whose U-Net reads texts of this width, for messages."""
     name = read_family(FAMILIES[width]).name if width in FAMILIES else "no known family"
     return f"{name} (texts of width {width})"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 from torch import Tensor
 
@@ -11,9 +12,15 @@ from ldm.checkpoints.lora_names import Factors
 from ldm.errors import CheckpointError
 
 
+def pair(factors: Factors[Tensor]) -> tuple[Tensor, Tensor]:
+    """Return both factors of an update, which every update that is used has."""
+    return cast(Tensor, factors.down), cast(Tensor, factors.up)
+
+
 def check_shapes(path: Path, name: str, factors: Factors[Tensor], weight: Tensor) -> None:
     """Raise CheckpointError unless the factors' product has the weight's shape."""
-    down, up, mid = factors.down, factors.up, factors.mid
+    down, up = pair(factors)
+    mid = factors.mid
     fits = down.ndim > 1 and up.ndim > 1 and down.numel() > 0 and up.numel() > 0
     if fits:
         rank, outer = len(down), len(down) if mid is None else up.shape[1]
@@ -38,8 +45,7 @@ def check_shapes(path: Path, name: str, factors: Factors[Tensor], weight: Tensor
 
 def check_lengths(path: Path, factors: Factors[Tensor], weight: Tensor) -> None:
     """Raise CheckpointError unless a DoRA has one length for each row, or column, of the weight."""
-    for kind in ("dora_scale", "magnitude"):
-        lengths = getattr(factors, kind)
+    for kind, lengths in (("dora_scale", factors.dora_scale), ("magnitude", factors.magnitude)):
         if lengths is None:
             continue
         axis = dora_axis(factors, weight) if lengths.ndim else 0
@@ -52,8 +58,16 @@ def check_lengths(path: Path, factors: Factors[Tensor], weight: Tensor) -> None:
 
 def check_values(path: Path, factors: Factors[Tensor]) -> None:
     """Raise CheckpointError, naming the tensor, unless all values are finite numbers."""
+    tensors = {
+        "down": factors.down,
+        "up": factors.up,
+        "mid": factors.mid,
+        "alpha": factors.alpha,
+        "dora_scale": factors.dora_scale,
+        "magnitude": factors.magnitude,
+    }
     for kind, name in factors.names.items():
-        tensor = getattr(factors, kind)
+        tensor = cast(Tensor, tensors[kind])  # what has a name is in the file
         # kohya writes a whole α as an integer.
         real = not tensor.is_complex() if kind == "alpha" else tensor.is_floating_point()
         if not real:
@@ -63,7 +77,7 @@ def check_values(path: Path, factors: Factors[Tensor]) -> None:
 
 
 def dora_axis(factors: Factors[Tensor], weight: Tensor) -> int:
-    """The axis along which a DoRA's lengths lie: 0 for rows, as in peft, or 1 for columns.
+    """Find the axis along which a DoRA's lengths lie: 0 for rows, as in peft, or 1 for columns.
 
     LyCORIS writes either; ComfyUI tells them apart by the same rule.
     """
@@ -73,6 +87,6 @@ def dora_axis(factors: Factors[Tensor], weight: Tensor) -> int:
 
 
 def same(a: Sequence[int], b: Sequence[int]) -> bool:
-    """Whether shapes are equal but for ones at the end: a 1×1 convolution is a linear layer."""
+    """Whether shapes are equal except ones at the end: a 1×1 convolution is a linear layer."""
     a, b = ((*shape, *[1] * (4 - len(shape))) for shape in (a, b))
     return a == b

@@ -1,6 +1,6 @@
 """Textual inversion: new words for a text encoder (Gal et al. 2022, "An image is worth one word").
 
-A file holds one or several vectors, which stand in a prompt where its word is typed.
+A file holds one or several vectors, which replace its word in a prompt.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ldm.checkpoints.tensors import read_embedding
 from ldm.errors import ArgumentError, CheckpointError
@@ -32,13 +32,13 @@ class TextualInversions:
     """The new words of a pipeline's text encoders."""
 
     def __init__(self, models: Mapping[str, TextModel]) -> None:
-        """models: "text_encoder", "text_encoder_2" → the model as it came."""
+        """Take the models as loaded, by name: "text_encoder", "text_encoder_2"."""
         self.base = dict(models)
         self.models = dict(models)  # with the words
         self.loaded: dict[str, Inversion] = {}
 
     def load(self, path: str | Path, token: str | None = None) -> Inversion:
-        """Learn a file's word: ``token``, else the file's own name for it, else the file's name.
+        """Load a file's word: ``token``, else the file's own name for it, else the file's name.
 
         Raises CheckpointError for a file that does not fit, ArgumentError for a word in use.
         """
@@ -55,21 +55,21 @@ class TextualInversions:
         return inversion
 
     def part_of(self, key: str, vectors: Tensor, path: Path) -> str:
-        """Which text encoder vectors (n, D) are for: SDXL's by their key, others by D."""
+        """Find the text encoder that vectors (n, D) are for: SDXL's by their key, others by D."""
         widths = {part: model.encoder.config.hidden_size for part, model in self.base.items()}
         named = XL_KEYS.get(key)
         parts = [named] if named else list(widths)
         for part in parts:
             if widths.get(part) == vectors.shape[1]:
                 return part
-        told = ", ".join(map(str, widths.values()))
+        expected = ", ".join(map(str, widths.values()))
         raise CheckpointError(
-            f"{path} has vectors of width {vectors.shape[1]}, this model's text encoders {told}; "
-            "it is for another family of models"
+            f"{path} has vectors of width {vectors.shape[1]}, this model's text encoders "
+            f"{expected}; it is for another family of models"
         )
 
     def unload(self) -> None:
-        """Forget all new words."""
+        """Remove all loaded words."""
         self.loaded.clear()
         self.apply()
 
@@ -77,7 +77,7 @@ class TextualInversions:
         """Give the words loaded to the tokenizers, and their vectors to the encoders."""
         for part, model in self.base.items():
             mine = {w: i.vectors[part] for w, i in self.loaded.items() if part in i.vectors}
-            embeddings: nn.Module = model.encoder.text_model.embeddings
+            embeddings = model.encoder.text_model.embeddings
             if not mine:
                 embeddings.extra, self.models[part] = None, model
                 continue

@@ -45,8 +45,8 @@ def describe(path: Path) -> Rows:
     if path.is_dir():
         return describe_folder(path)
     header, step = (read_header(path), None) if path.suffix == SAFE else read_pickle_header(path)
-    told = ("file", f"{path}, {size(path.stat().st_size)}")
-    return [told, *describe_header(header, path, step)]
+    file = ("file", f"{path}, {size(path.stat().st_size)}")
+    return [file, *describe_header(header, path, step)]
 
 
 def read_pickle_header(path: Path) -> tuple[Header, int | None]:
@@ -111,8 +111,8 @@ def describe_header(header: Header, path: Path, global_step: int | None = None) 
         rows = [("kind", "VAE"), ("weights", amount(header.tensors.values()))]
     else:
         rows = [("kind", "unknown"), ("weights", amount(header.tensors.values()))]
-    told = [(name, header.metadata[key]) for key, name in SHOWN.items() if key in header.metadata]
-    return rows + told
+    notes = [(name, header.metadata[key]) for key, name in SHOWN.items() if key in header.metadata]
+    return rows + notes
 
 
 def describe_model(header: Header, path: Path, global_step: int | None) -> Rows:
@@ -196,7 +196,7 @@ def frequent_tags(metadata: Mapping[str, str]) -> list[str]:
 def amount(infos: Iterable[TensorInfo]) -> str:
     """ "859.5M parameters, float16"."""
     infos = list(infos)
-    dtypes = Counter()
+    dtypes: Counter[str] = Counter()
     for info in infos:
         dtypes[DTYPES.get(info.dtype, info.dtype.lower())] += info.count
     kinds = " and ".join(name for name, _ in dtypes.most_common())

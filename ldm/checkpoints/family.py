@@ -20,7 +20,7 @@ Shapes = Mapping[str, Sequence[int]]
 FAMILIES = {768: "sd1", 1024: "sd2", 2048: "sdxl", 1280: "sdxl_refiner"}
 CONTEXT = "transformer_blocks.0.attn2.to_k.weight"
 KNOWN_PREDICTIONS = ("epsilon", "v_prediction", "sample")
-SAID_PREDICTION = "modelspec.prediction_type"
+STATED_PREDICTION = "modelspec.prediction_type"
 PREDICTION_TYPES = {"epsilon": "epsilon", "eps": "epsilon", "v": "v_prediction"}
 BASE_STEPS = 875_000  # "global_step" of SD 2.x base in its .ckpt: it predicts ε, the others v
 
@@ -51,7 +51,7 @@ class Family:
 
 
 def read_family(name: str) -> Family:
-    """A file of ``configs/models`` by its name."""
+    """Read a file of ``configs/models`` by its name."""
     path = asset_path("configs") / "models" / f"{name}.json"
     data = read_json(path)
     texts = (
@@ -76,7 +76,7 @@ def detect(
     global_step: int | None = None,
     prediction_type: str | None = None,
 ) -> Family:
-    """The family of a file of original names, with what its own tensors and metadata change.
+    """Find the family of a file of original names, with what its own tensors and metadata change.
 
     ``prediction_type`` overrides what the file says. Raises CheckpointError for a file of
     something else.
@@ -94,49 +94,54 @@ def detect(
             f"{source}: its U-Net reads texts of width {widths[0]}; known are {known}"
         )
     family = read_family(FAMILIES[widths[0]])
+    stated = prediction_type or stated_prediction(shapes, metadata)
+    certain = True
+    if stated is None:
+        inpainting = first[1] != family.unet.in_channels
+        stated, certain = usual_prediction(family.id, inpainting, global_step)
+    if stated not in KNOWN_PREDICTIONS:
+        raise CheckpointError(
+            f"{source}: its {STATED_PREDICTION} is {stated!r}, which is not supported; "
+            "give a prediction_type in its place"
+        )
     guidance = shapes.get(f"{UNET}time_embed.cond_proj.weight")
     unet = replace(
         family.unet,
         in_channels=first[1],
         time_cond_proj_dim=None if guidance is None else guidance[1],
     )
-    said = prediction_type or said_prediction(shapes, metadata)
-    certain = said is not None
-    if said is None:
-        said = "epsilon"
-        if family.id == "sd2" and first[1] == family.unet.in_channels:
-            certain = global_step is not None
-            said = "epsilon" if global_step == BASE_STEPS else "v_prediction"
-        else:
-            certain = True
-    if said not in KNOWN_PREDICTIONS:
-        raise CheckpointError(
-            f"{source}: its {SAID_PREDICTION} is {said!r}, which is not supported; "
-            "give a prediction_type in its place"
-        )
-    if family.id == "sd2" and said == "v_prediction":
+    if family.id == "sd2" and stated == "v_prediction":
         unet = replace(unet, sample_size=96)  # the 768 models
-    zero_snr = "ztsnr" in shapes or metadata.get("ztsnr", "").lower() == "true"
-    scheduler = replace(family.scheduler, prediction_type=said)
-    if zero_snr:
+    scheduler = replace(family.scheduler, prediction_type=stated)
+    if "ztsnr" in shapes or metadata.get("ztsnr", "").lower() == "true":
         scheduler = replace(scheduler, rescale_betas_zero_snr=True, timestep_spacing="trailing")
     if guidance is not None:
         scheduler = replace(scheduler, sampler_class="LCMScheduler")
     return replace(family, unet=unet, scheduler=scheduler, certain=certain)
 
 
-def said_prediction(shapes: Shapes, metadata: Mapping[str, str]) -> str | None:
-    """The prediction type that a file's marker keys or its metadata state."""
+def usual_prediction(family: str, inpainting: bool, global_step: int | None) -> tuple[str, bool]:
+    """Return the prediction type of a family's files that state none, and whether it is certain.
+
+    Only SD 2.x has two, which the training step in a .ckpt tells apart.
+    """
+    if family != "sd2" or inpainting:
+        return "epsilon", True
+    return "epsilon" if global_step == BASE_STEPS else "v_prediction", global_step is not None
+
+
+def stated_prediction(shapes: Shapes, metadata: Mapping[str, str]) -> str | None:
+    """Return the prediction type that a file's marker keys or its metadata state."""
     if "v_pred" in shapes:
         return "v_prediction"
-    said = metadata.get(SAID_PREDICTION, "").lower()
-    return PREDICTION_TYPES.get(said, said or None)
+    stated = metadata.get(STATED_PREDICTION, "").lower()
+    return PREDICTION_TYPES.get(stated, stated or None)
 
 
 def describe_other(shapes: Shapes) -> str:
-    """What a file that is no whole model looks like, and what to do with it."""
+    """Say what a file that is no whole model looks like, and what to do with it."""
     names = list(shapes)
-    groups, unknown = group(shapes)
+    groups, unknown = group(shapes)  # type: ignore[type-var]  # shapes, whose names are enough
     if any(factors.down or factors.up for factors in groups.values()):
         return "is a LoRA, not a model; give it beside one: --lora FILE"
     if kinds := unsupported(unknown):

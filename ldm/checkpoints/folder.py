@@ -148,9 +148,9 @@ def fill(
     check(module.state_dict(), tensors, path)
     modules = dict(module.named_modules())
     for key in list(tensors):  # which load_state_dict takes three times as long for
-        path, _, name = key.rpartition(".")
+        owner, _, name = key.rpartition(".")
         value = cast(tensors.pop(key).to(device), dtype)
-        setattr(modules[path], name, nn.Parameter(value, requires_grad=False))
+        modules[owner].register_parameter(name, nn.Parameter(value, requires_grad=False))
     module.eval()
 
 

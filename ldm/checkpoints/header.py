@@ -89,16 +89,21 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _tensor(name: str, entry: object) -> TensorInfo:
     if not isinstance(entry, dict):
         raise ValueError(f"{name!r} is no tensor")
-    dtype, shape, place = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
+    dtype = entry.get("dtype")
     if dtype not in BITS:
         raise ValueError(f"{name!r} has the unknown dtype {dtype!r}")
-    for key, value in (("shape", shape), ("data_offsets", place)):
-        if not isinstance(value, list) or not all(type(v) is int and v >= 0 for v in value):
-            raise ValueError(f"{key} of {name!r} is {value!r}")
+    shape, place = (_counts(name, entry, key) for key in ("shape", "data_offsets"))
     info = TensorInfo(dtype, tuple(shape))
     if len(place) != 2 or (place[1] - place[0]) * 8 != info.count * BITS[dtype]:
         raise ValueError(f"{name!r} does not have the bytes of its shape {shape}")
     return info
+
+
+def _counts(name: str, entry: dict[str, Any], key: str) -> list[int]:
+    value = entry.get(key)
+    if not isinstance(value, list) or not all(type(v) is int and v >= 0 for v in value):
+        raise ValueError(f"{key} of {name!r} is {value!r}")
+    return value
 
 
 def _check_places(

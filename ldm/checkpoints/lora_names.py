@@ -82,7 +82,8 @@ class Factors(Generic[T]):
 
 def group(tensors: Mapping[str, T]) -> tuple[dict[str, Factors[T]], list[str]]:
     """The tensors of each module, by its name in the file; and the names that are of no LoRA."""
-    groups: dict[str, Factors[T]] = {}
+    names: dict[str, dict[str, str]] = {}  # of each module, by kind
+    factors: dict[str, dict[str, T]] = {}
     unknown = []
     for name, value in tensors.items():
         for kind, end in ENDS.items():
@@ -90,16 +91,15 @@ def group(tensors: Mapping[str, T]) -> tuple[dict[str, Factors[T]], list[str]]:
                 stem = name[: found.start()]
                 # "….to_q_lora.down.weight": the underscore belongs to the module's old name.
                 stem += "_lora" if found[0].startswith("_lora.") else ""
-                factors = groups.setdefault(stem, Factors())
-                if kind in factors.names:  # one of several adapters in a file
+                if kind in names.setdefault(stem, {}):  # one of several adapters in a file
                     unknown.append(name)
                 else:
-                    factors.names[kind] = name
-                    setattr(factors, kind, value)
+                    names[stem][kind] = name
+                    factors.setdefault(stem, {})[kind] = value
                 break
         else:
             unknown.append(name)
-    return groups, unknown
+    return {stem: Factors(names[stem], **factors[stem]) for stem in names}, unknown
 
 
 def unsupported(names: Iterable[str]) -> dict[str, dict[str, str]]:
@@ -170,15 +170,15 @@ class Directory:
 
     def find(self, name: str) -> Module | None:
         """The module, or None where there is none."""
-        for prefix, part in KOHYA.items():
+        for prefix, owner in KOHYA.items():
             if name.startswith(prefix):
-                return self.joined.get((part, name.removeprefix(prefix)))
+                return self.joined.get((owner, name.removeprefix(prefix)))
         name = name.removeprefix("base_model.model.")
         part = next((p for p in PARTS if name.startswith(f"{p}.")), None)
         path = name.removeprefix(f"{part}.")
         for old, new in OLD_PATHS:
             path = re.sub(old, new, path)
-        for candidate in ((part or "unet", path), (part, f"text_model.{path}")):
+        for candidate in ((part or "unet", path), (part or "", f"text_model.{path}")):
             if candidate in self.modules:
                 return candidate
         return None

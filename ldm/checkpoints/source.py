@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from ldm.checkpoints.assets import asset_path
 from ldm.errors import ArgumentError, CheckpointError
@@ -19,7 +20,7 @@ SMALL = (".json", ".txt", ".model")  # configs and vocabularies
 def choose_files(names: Iterable[str], variant: str | None = None) -> list[str]:
     """What to download of a repository's files: each part's weights once, all small files.
 
-    Safetensors before pickles, then the variant asked for, then the plain files.
+    Safetensors before pickles, then the requested variant, then the plain files.
     """
     names = list(names)
     chosen = [name for name in names if name.endswith(SMALL) and name.count("/") <= 1]
@@ -51,7 +52,7 @@ def find_model(
     """Where ``model`` is: None is the built-in one, else a path, else a hub id ``owner/name``.
 
     A folder, or a single file.
-    The hub's cache is asked before the network. Raises CheckpointError when there is no such model.
+    The hub's cache comes before the network. Raises CheckpointError when there is no such model.
     """
     if model is None:
         return asset_path("weights")
@@ -77,7 +78,7 @@ def _from_hub(
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
-    arguments = {"cache_dir": cache_dir, "revision": revision, "token": token}
+    arguments: dict[str, Any] = {"cache_dir": cache_dir, "revision": revision, "token": token}
     try:
         folder = Path(snapshot_download(repo, local_files_only=True, **arguments))
         whole = (folder / "unet").is_dir() or any(folder.glob(f"{WEIGHTS}.*"))
@@ -94,8 +95,8 @@ def _from_hub(
         )
     try:
         # Unlike list_repo_files, this does not try for 24 s where there is no network.
-        told = HfApi(token=token).model_info(repo, revision=revision, timeout=PATIENCE)
-        names = [file.rfilename for file in told.siblings or ()]
+        model = HfApi(token=token).model_info(repo, revision=revision, timeout=PATIENCE)
+        names = [file.rfilename for file in model.siblings or ()]
         if "model_index.json" not in names:
             shown = ", ".join(names[:5])
             raise CheckpointError(f"{repo} has no model_index.json (there are: {shown}, …); {hint}")

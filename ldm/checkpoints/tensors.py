@@ -62,7 +62,7 @@ def read_embedding(path: Path) -> tuple[dict[str, Tensor], str | None]:
     elif isinstance(content, Mapping) and len(content) == 1:
         (word,) = content
         word = None if word == "emb_params" else word
-    vectors = {}
+    vectors: dict[str, Tensor] = {}
     for name, value in content.items() if isinstance(content, Mapping) else ():
         if not whole(value) or value.ndim not in (1, 2) or not value.numel():
             vectors.clear()
@@ -119,7 +119,7 @@ def map_tensors(path: Path, header: Header) -> dict[str, Tensor]:
             filled = 0
         windows[-1].append(name)
         filled += info.size
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for names in windows:
         with safe_open(path, framework="pt") as file:
             tensors |= {name: file.get_tensor(name) for name in names}

@@ -7,14 +7,13 @@ trained without a class, which has a label of its own: the last one (Ho & Salima
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from ldm.config import ClassifierConfig, UNetConfig
-from ldm.errors import ArgumentError, CheckpointError
+from ldm.errors import ArgumentError, CheckpointError, did_you_mean
 from ldm.text.conditioning import Conditioning, Prompted, Script
 
 NEAR, SHOWN = 4, 12  # names that an error offers, for a wrong one and for none
@@ -117,8 +116,8 @@ class Classes:
     def hint(self, wanted: str = "") -> str:
         """Return what to give instead, in words."""
         plain = {name.casefold(): name for _, name in self.spoken}
-        if near := difflib.get_close_matches(wanted.casefold(), plain, NEAR):
-            return f"did you mean {' or '.join(repr(plain[name]) for name in near)}?"
+        if near := did_you_mean(wanted.casefold(), plain, NEAR):
+            return near
         numbers = f"a number from 0 to {self.count - 1}"
         shown = [name for _, name in sorted(self.names.items())]
         more = ", …" if len(shown) > SHOWN else ""

@@ -6,18 +6,20 @@ any other value would change the picture, so it is an error that names the key.
 
 from __future__ import annotations
 
-import math
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, get_type_hints
 
+from ldm.config.checking import fits, inside, listed, scalars
 from ldm.config.json import read_json
 from ldm.errors import CheckpointError
 
 C = TypeVar("C", bound="Config")
-SCALARS = {"int": int, "float": (int, float), "bool": bool, "str": str, "None": type(None)}
-LARGEST = 1 << 20  # of a number in a config: larger ones would take all memory
-DEEPEST = 100  # of a number of layers or levels
+# Larger whole numbers would take all memory, and no key means anything by ∞ or NaN.
+INTERVALS = {int: f"[0, {1 << 20}]", float: "(-inf, inf)"}
+# Of numbers of layers, and of lists with one value for each level.
+DEPTH = "[1, 100]"
 DEPTHS = frozenset(
     "layers_per_block transformer_layers_per_block num_hidden_layers block_out_channels".split()
 )
@@ -37,11 +39,12 @@ class Config:
     @classmethod
     def from_dict(cls: type[C], values: dict[str, Any], source: str = "config") -> C:
         """Read a JSON object. Raises CheckpointError for a key that we cannot honour."""
-        known = {field.name: field.type for field in fields(cls)}
+        hints = get_type_hints(cls)
+        known = {field.name: hints[field.name] for field in fields(cls)}
         kept: dict[str, Any] = {}
         for key, value in values.items():
             if key in known:
-                if not (fits(value, known[key]) and (key not in DEPTHS or shallow(value))):
+                if not is_supported(key, value, known[key]):
                     raise CheckpointError(f"{source}: {key} is {value!r}, which is not supported")
                 kept[key] = tuple(value) if isinstance(value, list) else value
             elif not key.startswith("_") and key not in cls.IGNORED:
@@ -64,38 +67,23 @@ class Config:
         return cls.from_dict(read_json(path), source=str(path))
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON object that diffusers (or transformers) reads back."""
+        """Return the JSON object that diffusers (or transformers) reads back."""
         return {**self.EXTRA, **asdict(self)}
 
 
-def fits(value: object, annotation: str) -> bool:
-    """Whether a JSON value is of a field's type, such as "int | tuple[int, ...] | None".
-
-    Numbers must be finite, in [0, LARGEST] where they are whole.
-    """
-    for kind in annotation.split(" | "):
-        if kind.startswith("tuple["):
-            inner = kind.removeprefix("tuple[").split(",")[0]
-            if isinstance(value, list | tuple) and all(fits(item, inner) for item in value):
-                return True
-        elif isinstance(value, SCALARS[kind]) and isinstance(value, bool) == (kind == "bool"):
-            return (
-                not isinstance(value, int | float)
-                or (kind == "int" and 0 <= value <= LARGEST)
-                or (kind != "int" and math.isfinite(value))
-            )
-    return False
-
-
-def shallow(value: int | tuple[int, ...] | list[int]) -> bool:
-    """Whether numbers of layers, or a list with one value for each level, could be a network's."""
-    if isinstance(value, int):
-        return 1 <= value <= DEEPEST
-    return 1 <= len(value) <= DEEPEST
+def is_supported(key: str, value: Any, hint: Any) -> bool:
+    """Whether a value of a JSON file could be that of a field: its type, and a sensible size."""
+    interval = next((INTERVALS[kind] for kind in scalars(hint) if kind in INTERVALS), None)
+    if not fits(value, hint) or (interval and not inside(value, interval)):
+        return False
+    return key not in DEPTHS or inside(value if isinstance(value, int) else len(value), DEPTH)
 
 
 def per_level(value: int | tuple[int, ...], levels: int, name: str) -> tuple[int, ...]:
-    """One value per resolution level: a single one is repeated, else there must be one for each."""
+    """Return one value per resolution level; a single one is repeated.
+
+    Raises CheckpointError for a list of another length.
+    """
     values = (value,) * levels if isinstance(value, int) else tuple(value)
     if len(values) != levels:
         raise CheckpointError(
@@ -105,7 +93,7 @@ def per_level(value: int | tuple[int, ...], levels: int, name: str) -> tuple[int
 
 
 def check_groups(channels: tuple[int, ...], groups: int, name: str = "norm_num_groups") -> None:
-    """Group normalisation needs channel counts that its groups divide."""
+    """Raise CheckpointError for channel counts that group normalisation cannot divide."""
     for count in channels:
         if groups < 1 or count < 1 or count % groups:
             raise CheckpointError(
@@ -113,8 +101,7 @@ def check_groups(channels: tuple[int, ...], groups: int, name: str = "norm_num_g
             )
 
 
-def check_choice(name: str, value: object, choices: str, none: bool = False) -> None:
-    """Raise CheckpointError unless a value is one of the words, or None where that is one."""
-    if value not in choices.split() and not (none and value is None):
-        words = " or ".join(map(repr, choices.split()))
-        raise CheckpointError(f"{name} is {value!r}; expected {words}{' or none' * none}")
+def check_choice(name: str, value: object, choices: Collection[str | None]) -> None:
+    """Raise CheckpointError unless a value is one of the choices."""
+    if value not in choices:
+        raise CheckpointError(f"{name} is {value!r}; expected {listed(choices)}")

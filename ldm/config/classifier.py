@@ -50,5 +50,5 @@ class ClassifierConfig(BlocksConfig):
     def from_dict(cls, values: dict[str, Any], source: str = "config") -> ClassifierConfig:
         """As ``Config.from_dict``, for a file that says it is of a Classifier."""
         name = values.get("_class_name", "Classifier")
-        check_choice(f"{source}: _class_name", name, "Classifier")
+        check_choice(f"{source}: _class_name", name, ("Classifier",))
         return super().from_dict(values, source)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
-from ldm.config.base import Config
+from ldm.config.base import Config, check_choice
 from ldm.errors import CheckpointError
 
 
@@ -37,10 +37,7 @@ class CLIPTextConfig(Config):
     )
 
     def __post_init__(self) -> None:
-        if self.hidden_act not in ("quick_gelu", "gelu"):
-            raise CheckpointError(
-                f"hidden_act is {self.hidden_act!r}; expected 'quick_gelu' or 'gelu'"
-            )
+        check_choice("hidden_act", self.hidden_act, ("quick_gelu", "gelu"))
         if self.hidden_size % self.num_attention_heads:
             raise CheckpointError(
                 f"hidden_size {self.hidden_size} is not divisible by "

@@ -48,8 +48,10 @@ class BlocksConfig(Config):
             check_groups(
                 self.block_out_channels[-1:], self.attn_norm_num_groups, "attn_norm_num_groups"
             )
-        check_choice("resnet_time_scale_shift", self.resnet_time_scale_shift, "default scale_shift")
-        check_choice("downsample_type", self.downsample_type, "conv resnet")
+        check_choice(
+            "resnet_time_scale_shift", self.resnet_time_scale_shift, ("default", "scale_shift")
+        )
+        check_choice("downsample_type", self.downsample_type, ("conv", "resnet"))
         if self.downsample_padding not in (0, 1):
             raise CheckpointError(f"downsample_padding is {self.downsample_padding}; expected 0, 1")
         if not 0 <= self.dropout < 1:
@@ -90,6 +92,7 @@ class BlocksConfig(Config):
     def heads(self) -> tuple[int, ...]:
         """Attention heads of each level, finest first."""
         size = self.attention_head_dim
+        assert not isinstance(size, tuple)  # see check_heads
         return tuple(1 if size is None else width // size for width in self.block_out_channels)
 
 
@@ -109,7 +112,7 @@ class UNetConfig(BlocksConfig):
     upsample_type: str = "conv"  # of AttnUpBlock2D; "resnet": by a residual block
     # With a text, the NUMBER of heads, by a misnomer of diffusers.
     attention_head_dim: int | tuple[int, ...] | None = 8
-    # Classes that the model is told; with guidance the last one is "no class".
+    # Classes that the model is conditioned on; with guidance the last one is "no class".
     num_class_embeds: int | None = None
     class_embed_type: str | None = None  # "timestep": a number instead; "identity": an embedding
     cross_attention_dim: int | None = 768  # width of the text's states; None: no text
@@ -160,12 +163,12 @@ class UNetConfig(BlocksConfig):
                 raise CheckpointError(
                     f"{field.name} is {value!r}, but a {self.class_name} has no such key"
                 )
-        check_choice("upsample_type", self.upsample_type, "conv resnet")
+        check_choice("upsample_type", self.upsample_type, ("conv", "resnet"))
         if self.num_class_embeds is not None and self.num_class_embeds < 1:
             raise CheckpointError("num_class_embeds is 0; expected 1 or more, or none")
-        check_choice("class_embed_type", self.class_embed_type, "timestep identity", none=True)
+        check_choice("class_embed_type", self.class_embed_type, ("timestep", "identity", None))
         per_level(self.transformer_layers_per_block, self.levels, "transformer_layers_per_block")
-        check_choice("addition_embed_type", self.addition_embed_type, "text_time", none=True)
+        check_choice("addition_embed_type", self.addition_embed_type, ("text_time", None))
         sizes = (self.addition_time_embed_dim, self.projection_class_embeddings_input_dim)
         if self.addition_embed_type and None in sizes:
             raise CheckpointError(
@@ -191,11 +194,11 @@ class UNetConfig(BlocksConfig):
     def from_dict(cls, values: dict[str, Any], source: str = "config") -> UNetConfig:
         """As ``Config.from_dict``, for both of diffusers' classes, by ``_class_name``."""
         name = values.get("_class_name", "UNet2DConditionModel")
-        check_choice(f"{source}: _class_name", name, "UNet2DConditionModel UNet2DModel")
+        check_choice(f"{source}: _class_name", name, ("UNet2DConditionModel", "UNet2DModel"))
         if name == "UNet2DModel":
             values = cls.PLAIN | values
             middle = values.pop("mid_block_type", "UNetMidBlock2D")
-            check_choice(f"{source}: mid_block_type", middle, "UNetMidBlock2D")
+            check_choice(f"{source}: mid_block_type", middle, ("UNetMidBlock2D",))
         width = values.get("cross_attention_dim", cls.cross_attention_dim)
         if (width is None) != (name == "UNet2DModel"):
             raise CheckpointError(
@@ -213,7 +216,7 @@ class UNetConfig(BlocksConfig):
 
     @property
     def class_conditional(self) -> bool:
-        """Whether the model is told a class."""
+        """Whether the model is conditioned on a class."""
         return self.num_class_embeds is not None or self.class_embed_type is not None
 
     @property
@@ -237,6 +240,8 @@ class UNetConfig(BlocksConfig):
             if self.num_attention_heads is None
             else self.num_attention_heads
         )
+        if value is None:
+            raise CheckpointError("attention_head_dim is None; expected a number of heads")
         return per_level(value, len(self.block_out_channels), "attention_head_dim")
 
     @property
@@ -246,15 +251,17 @@ class UNetConfig(BlocksConfig):
         return per_level(self.transformer_layers_per_block, levels, "transformer_layers_per_block")
 
     def time_ids(self, pooled: int) -> int:
-        """How many sizes in pixels SDXL's U-Net reads beside a text of width ``pooled``: 5 or 6."""
+        """Return how many sizes in pixels SDXL's U-Net reads beside a text of width ``pooled``."""
         if self.addition_embed_type is None:
             return 0
-        width = self.projection_class_embeddings_input_dim - pooled
-        count, rest = divmod(width, self.addition_time_embed_dim)
+        total, each = self.projection_class_embeddings_input_dim, self.addition_time_embed_dim
+        assert total is not None and each is not None  # see __post_init__
+        width = total - pooled
+        count, rest = divmod(width, each)
         if rest or count not in (5, 6):
             raise CheckpointError(
                 f"projection_class_embeddings_input_dim leaves {width} for sizes in pixels; "
-                f"expected 5 or 6 times {self.addition_time_embed_dim}"
+                f"expected 5 or 6 times {each}"
             )
         return count
 
@@ -267,4 +274,4 @@ def check_blocks(name: str, found: tuple[str, ...], kinds: tuple[str, ...], leve
         )
     way = name.partition("_")[0].capitalize()
     for kind in found:
-        check_choice(f"{name}: a block", kind, " ".join(kinds).format(*[way] * len(kinds)))
+        check_choice(f"{name}: a block", kind, [one.format(way) for one in kinds])

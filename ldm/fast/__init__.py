@@ -1,18 +1,21 @@
-"""Faster ways to compute what the readable modules do, with the same results but for rounding.
+"""Faster ways to compute what the readable modules do, with the same results except rounding.
 
-``Pipeline.optimize()`` puts them on, ``Pipeline.optimize(False)`` takes them off; each is a file:
+``Pipeline.optimize()`` installs them, ``Pipeline.optimize(False)`` removes them:
 
-- ``packed``: weights that lie in memory as oneDNN reads them, activations done with the products;
+- ``packed``: weights in oneDNN's memory format, activations fused with the products;
 - ``norm``: group normalisation without copies in channels_last memory;
 - ``attention``: the text's keys and values computed once for all steps;
 - ``time_cache``: what depends on the time alone, once for all steps of a run;
-- ``strips``: the VAE's decoder from strip to strip, in less memory; in thin ones also the plain
-  pipeline decodes where memory would not do otherwise (``memory``);
-- ``install``: how layers get these and lose them again.
+- ``strips``: the VAE's decoder strip by strip, in less memory; the plain pipeline uses it, too, if
+  memory is short (``memory``);
+- ``install``, ``replace``: how these take the places of plain layers and give them back.
 
 For CUDA, measured once, on an H100 (see the README): ``graphs``, ``compiled``, ``offload``.
 
-And modes that draw another picture, to be asked for by themselves: ``deepcache`` and ``int8``.
+``deepcache`` and ``int8`` draw another picture, so each has an option of its own.
+
+``cpu`` is always installed: workarounds for PyTorch's CPU kernels. ``onednn`` alone names PyTorch's
+private operators.
 """
 
 from ldm.fast.cpu import adapt_to_cpu

@@ -17,7 +17,7 @@ class Caching:
 
 
 def marks(layer: nn.Linear | nn.Conv2d) -> tuple[object, ...]:
-    """What tells whether a layer's weights are those of before: its tensors and their versions."""
+    """Return what tells whether a layer's weights have changed: its tensors, their versions."""
     packed = kept(layer)
     if packed is not None:
         return packed

@@ -17,7 +17,7 @@ KINDS = 64  # widths of blocks, times shapes of inputs; Stable Diffusion 1.5 has
 
 
 def compile_regions(model: nn.Module, **options: Any) -> None:
-    """Have each block compiled when it is first called; ``options`` are ``torch.compile``'s.
+    """Compile each block when it is first called; ``options`` are ``torch.compile``'s.
 
     A block that cannot be compiled whole raises there: no slow half is hidden. PyTorch's limit of 8
     kinds of a block, beyond which it would raise too, is raised for the process.
@@ -31,6 +31,6 @@ def compile_regions(model: nn.Module, **options: Any) -> None:
 
 
 def uncompile(model: nn.Module) -> None:
-    """Have the plain blocks back."""
+    """Restore the plain blocks."""
     for module in model.modules():
         module._compiled_call_impl = None

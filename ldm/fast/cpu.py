@@ -28,7 +28,7 @@ def adapt_to_cpu(model: M) -> M:
 
 
 def _adapted(layer: nn.Module) -> nn.Module:
-    """The layer for the place of this one."""
+    """Choose the layer for the place of this one."""
     if type(layer) is nn.GroupNorm:
         return with_state_of(layer, PlanarGroupNorm)
     if type(layer) is Downsample:
@@ -98,5 +98,6 @@ class ExactDownsample(Downsample):
         width = x.shape[3] + (self.conv.padding[0] == 0)  # as padded
         if x.dtype != torch.bfloat16 or x.device.type != "cpu" or width > 4:
             return super().forward(x)
-        conv, weight, bias = self.conv, self.conv.weight.float(), self.conv.bias.float()
-        return conv._conv_forward(self.pad(x).float(), weight, bias).to(x.dtype)
+        weight = self.conv.weight.float()
+        bias = None if self.conv.bias is None else self.conv.bias.float()
+        return self.conv._conv_forward(self.pad(x).float(), weight, bias).to(x.dtype)

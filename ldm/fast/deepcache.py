@@ -1,19 +1,36 @@
 """DeepCache: most steps run the finest layers only, on deep features of an earlier step.
 
 Source: Ma et al. 2023, "DeepCache: Accelerating diffusion models for free", section 3.2 and eq. 9:
-between neighbouring steps the coarse levels' output hardly changes. Not exact: a mode to ask for.
+between neighbouring steps the coarse levels' output hardly changes. Not exact, so off by default.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple, cast
 
+import torch
 from torch import Tensor, nn
 
 from ldm.errors import ArgumentError
 from ldm.fast.replace import M, with_state_of
+from ldm.layers import ResnetBlock
 from ldm.unet import UNet, UNetBlock
+
+
+class Features(NamedTuple):
+    """Deep features, and the inputs of the call that computed them."""
+
+    shape: torch.Size  # of x
+    context: Tensor | None
+    class_labels: Tensor | None
+    deep: Tensor
+
+    def fit(self, x: Tensor, context: Tensor | None, class_labels: Tensor | None) -> bool:
+        """Whether they are of the same pictures, texts and classes."""
+        return (
+            self.shape == x.shape and self.context is context and self.class_labels is class_labels
+        )
 
 
 class DeepCache:
@@ -24,7 +41,7 @@ class DeepCache:
     """
 
     def __init__(self, unet: UNet, every: int, branch: int = 0) -> None:
-        """Raises ArgumentError for numbers that do not work."""
+        """Split the U-Net. Raises ArgumentError for numbers that do not work."""
         layers = unet.config.layers_per_block
         if every < 1:
             raise ArgumentError(f"deep_cache is {every}; it must be at least 1, which is off")
@@ -34,11 +51,12 @@ class DeepCache:
             )
         self.unet, self.config, self.every = unet, unet.config, every
         self.steps = 0
-        self.kept: list[tuple[tuple[Any, ...], Tensor]] = []  # (asked, deep features)
-        last = unet.up_blocks[-1]
-        self.entry = last.resnets[-branch - 1]  # the first layer that a short step computes
+        self.features: list[Features] = []  # of each call of the last whole step
+        first, last = cast(UNetBlock, unet.down_blocks[0]), cast(UNetBlock, unet.up_blocks[-1])
+        # The first layer that a short step computes.
+        self.entry = cast(ResnetBlock, last.resnets[-branch - 1])
         self.deep = self.entry.conv1.in_channels - unet.config.block_out_channels[0]
-        down = [_part(unet.down_blocks[0], slice(branch))] if branch else []
+        down = [_part(first, slice(branch))] if branch else []
         self.middle = _Known()
         self.short = _with(
             unet,
@@ -48,10 +66,10 @@ class DeepCache:
         )
 
     def next_step(self) -> None:
-        """Tell that a step of the sampler is done, however often it asked."""
+        """Count a step of the sampler, however often it called."""
         self.steps += 1
         if self.steps % self.every == 0:
-            self.kept.clear()
+            self.features.clear()
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """As ``UNet.parameters``."""
@@ -63,31 +81,30 @@ class DeepCache:
         t: Tensor,
         context: Tensor | None = None,
         class_labels: Tensor | None = None,
-        **told: Tensor,
+        **conditioning: Tensor | None,
     ) -> Tensor:
-        """As ``UNet.forward``. What is asked with other tensors than before is computed whole."""
-        told |= {"context": context, "class_labels": class_labels}
+        """As ``UNet.forward``. A call with other tensors than before is computed whole."""
+        conditioning |= {"context": context, "class_labels": class_labels}
         if self.every == 1:
-            return self.unet(x, t, **told)
-        asked = (x.shape, context, class_labels)
-        for before, deep in self.kept:
-            if before[0] == x.shape and before[1] is context and before[2] is class_labels:
-                self.middle.x = deep
-                return self.short(x, t, **told)
+            return self.unet(x, t, **conditioning)
+        for known in self.features:
+            if known.fit(x, context, class_labels):
+                self.middle.x = known.deep
+                return self.short(x, t, **conditioning)
 
-        def keep(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-            # The other channels are the skip connection.
-            self.kept.append((asked, inputs[0][:, : self.deep].clone()))
+        def remember(_: nn.Module, inputs: tuple[Any, ...]) -> None:
+            deep = inputs[0][:, : self.deep].clone()  # the other channels are the skip connection
+            self.features.append(Features(x.shape, context, class_labels, deep))
 
-        handle = self.entry.register_forward_pre_hook(keep)
+        handle = self.entry.register_forward_pre_hook(remember)
         try:
-            return self.unet(x, t, **told)
+            return self.unet(x, t, **conditioning)
         finally:
             handle.remove()
 
 
 class _Known(nn.Module):
-    """What all coarser levels together give: known already."""
+    """Give what all coarser levels together gave before."""
 
     x: Tensor
 
@@ -96,7 +113,7 @@ class _Known(nn.Module):
 
 
 def _part(block: UNetBlock, layers: slice) -> UNetBlock:
-    """Some of a block's layers, without its change of resolution."""
+    """Make a block of some of another's layers, without its change of resolution."""
     return _with(
         block,
         resnets=nn.ModuleList(list(block.resnets)[layers]),
@@ -107,7 +124,7 @@ def _part(block: UNetBlock, layers: slice) -> UNetBlock:
 
 
 def _with(module: M, **children: nn.Module) -> M:
-    """A module like another, of which it shares all children except these."""
+    """Make a module like another, of which it shares all children except these."""
     result = with_state_of(module, type(module))
-    result._modules = module._modules | children
+    result._modules = {**module._modules, **children}
     return result

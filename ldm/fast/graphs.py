@@ -1,8 +1,8 @@
 """A U-Net recorded as CUDA graphs: one launch of a whole step, where there were some 800.
 
-A fast GPU waits for the CPU to say what comes next: of Stable Diffusion 1.5, one does a step in a
-quarter of the time that the launches of its kernels take. A graph does the same work in the same
-order, so its results are the same to the bit.
+A fast GPU waits for the CPU to launch its kernels: it computes a step of Stable Diffusion 1.5 in a
+quarter of the time that the launches take. A graph does the same work in the same order, so its
+results are bit-identical.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Graphs:
     def __init__(
         self, unet: UNet, record: Callable[[Callable[..., Tensor], Inputs], Recording] = record
     ) -> None:
-        """``record`` is another's where there is no CUDA: in tests."""
+        """Record nothing yet. ``record`` can be replaced in tests, without CUDA."""
         self.unet, self.config, self.record = unet, unet.config, record
         self.recordings: OrderedDict[tuple[object, ...], Recording] = OrderedDict()
 
@@ -63,9 +63,11 @@ class Graphs:
         return self.unet.parameters()
 
     @torch.no_grad()
-    def __call__(self, x: Tensor, t: Tensor, **told: Tensor | None) -> Tensor:
+    def __call__(self, x: Tensor, t: Tensor, **conditioning: Tensor | None) -> Tensor:
         """As ``UNet.forward``, without gradients."""
-        given = {"x": x, "t": t} | {k: value for k, value in told.items() if value is not None}
+        given = {"x": x, "t": t} | {
+            name: value for name, value in conditioning.items() if value is not None
+        }
         kind = (
             *((name, y.shape, y.stride(), y.dtype, y.device) for name, y in given.items()),
             *(parameter.data_ptr() for parameter in self.unet.parameters()),

@@ -1,7 +1,7 @@
-"""Put faster layers of the same results into a model, and take them out again.
+"""Replace a model's layers by faster ones of the same results, and restore them.
 
-A fast layer takes the place of a plain one in its parent, under the same name and with the same
-parameters. So the readable modules know nothing of the fast ones.
+A fast layer replaces a plain one in its parent, under the same name and with the same parameters.
+So the readable modules know nothing of the fast ones.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ FAST: dict[type[nn.Module], type[Replacement]] = {
 
 
 def speed_up(model: nn.Module) -> None:
-    """Put a fast layer in the place of each one that has such a kind; twice does no harm."""
+    """Replace each layer that has a fast kind; twice does no harm."""
     if isinstance(model, UNet) and cache_of(model) is None:
         TimeCache(model)
     for module in list(model.modules()):
@@ -46,7 +46,7 @@ def _fast(layer: nn.Module) -> nn.Module:
 
 
 def slow_down(model: nn.Module) -> None:
-    """Have the plain layers back, with the weights they have now."""
+    """Restore the plain layers, with their present weights."""
     cache = cache_of(model) if isinstance(model, UNet) else None
     if cache is not None:
         cache.handle.remove()

@@ -2,7 +2,7 @@
 
 x ≈ s (q − z) with q in 0…255 (Jacob et al. 2018, eq. 1): weights have a scale s for each output
 channel, from their largest value; activations one for each picture, from the largest at this call,
-so that what becomes of a picture does not hang on its neighbours in the batch. The zero point z of
+so that a picture does not depend on its neighbours in the batch. The zero point z of
 a layer is fixed: after a SiLU, which is never below −0.2785, most of the 255 steps go upwards.
 
 Only layers whose products outweigh the rounding of what they read: the 3×3 convolutions of
@@ -70,21 +70,21 @@ def rounded(x: Tensor, zero: int) -> Rounded:
 
 
 def rounded_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """A weight (out, …) as int8, and a scale for each row."""
+    """Round a weight (out, …) to int8, with a scale for each row."""
     weight = weight.float()
     scales = (weight.flatten(1).abs().amax(1) / 127).clamp(min=1e-12)
     return (weight / scales.view(-1, *[1] * (weight.ndim - 1))).round().to(torch.int8), scales
 
 
-def pack_conv(layer: nn.Conv2d, zero: int, shape: torch.Size, padding: tuple[int, int]) -> Weight:
-    """A convolution's weight, for inputs of a shape."""
+def pack_conv(layer: nn.Conv2d, zero: int, shape: torch.Size, padding: tuple[int, ...]) -> Weight:
+    """Pack a convolution's weight for inputs of a shape."""
     weight, scales = rounded_rows(layer.weight)
     packed = onednn.int8_convolution_weight(weight, scales, zero, layer, padding, shape)
     return Weight(packed, scales, torch.zeros(len(scales), dtype=torch.int32), marks(layer))
 
 
 def pack_linear(layer: nn.Linear, parts: int, shape: torch.Size) -> list[Weight]:
-    """A linear layer's weight, in parts, for inputs of a shape."""
+    """Pack a linear layer's weight, in parts, for inputs of a shape."""
     found, known = [], marks(layer)
     for part in layer.weight.chunk(parts):
         weight, scales = rounded_rows(part)
@@ -95,7 +95,7 @@ def pack_linear(layer: nn.Linear, parts: int, shape: torch.Size) -> list[Weight]
 
 
 def convolution(
-    layer: nn.Conv2d, x: Rounded, weight: Weight, padding: tuple[int, int], dtype: torch.dtype
+    layer: nn.Conv2d, x: Rounded, weight: Weight, padding: tuple[int, ...], dtype: torch.dtype
 ) -> Tensor:
     """x ∗ W + b."""
     parts = (weight.packed, weight.scales, weight.zeros)
@@ -120,8 +120,8 @@ class Int8Conv2d(Caching, PackedConv2d):
     zero = SYMMETRIC  # point of what it reads
     cached: Weight | None = None
 
-    def convolve(self, x: Tensor, padding: tuple[int, int]) -> Tensor:
-        if not usable(self, x):
+    def convolve(self, x: Tensor, padding: str | tuple[int, ...]) -> Tensor:
+        if isinstance(padding, str) or not usable(self, x):
             return super().convolve(x, padding)
         weight = self.cached
         if weight is None or not same(weight.marks, marks(self)):
@@ -162,9 +162,9 @@ class Int8GEGLU(Caching, PackedGEGLU):
 
 
 def quantize(unet: nn.Module) -> None:
-    """Have those layers of a U-Net that was sped up compute in 8 bits.
+    """Make those layers of a U-Net that was sped up compute in 8 bits.
 
-    Raises ArgumentError where this PyTorch or processor does not.
+    Raises ArgumentError if this PyTorch or processor cannot.
     """
     if not supported():
         raise ArgumentError(

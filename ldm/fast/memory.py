@@ -22,7 +22,7 @@ def decode_needs_strips(vae: AutoencoderKL, z: Tensor) -> bool:
 
 
 def available_memory(device: torch.device) -> int | None:
-    """Bytes that may still be taken on a device; None where that is not known."""
+    """Count the bytes that may still be taken on a device; None if that is not known."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     if device.type != "cpu":

@@ -1,7 +1,7 @@
 """Parts of a model that wait in the CPU's memory, one of them on the GPU at a time.
 
-Weights are copied there from pinned memory and dropped after use, never copied back: what they
-are at home is what they are.
+Weights are copied there from pinned memory and dropped after use, never copied back: the copy in
+the CPU's memory is the one that counts.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ class Offload:
                 self.hooks.append(module.register_forward_pre_hook(partial(self._enter, part)))
 
     def _enter(self, part: nn.Module, _: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Before a module of ``part`` computes; its inputs may come from where the part was."""
+        """Prepare a call of a module of ``part``, whose inputs may be on the device of another."""
         self.bring(part)
         return tuple(x.to(self.device) if torch.is_tensor(x) else x for x in inputs)
 
     def bring(self, part: nn.Module) -> None:
-        """Have a part on the device, and no other."""
+        """Bring a part to the device, and no other."""
         if part is self.away:
             return
         self.send_home()
@@ -51,14 +51,14 @@ class Offload:
             tensor.data = data.to(self.device, non_blocking=True, copy=True)
 
     def send_home(self) -> None:
-        """Have no part on the device. Waits for nothing: CUDA frees memory in order."""
+        """Take the part off the device. Waits for nothing: CUDA frees memory in order."""
         for tensor, data in self.home:
             tensor.data = data
         self.home.clear()
         self.away = None
 
     def end(self) -> None:
-        """Have all parts on the device, as without offloading."""
+        """Bring all parts to the device, as without offloading."""
         self.send_home()
         for hook in self.hooks:
             hook.remove()

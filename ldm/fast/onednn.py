@@ -11,6 +11,7 @@ import contextlib
 import functools
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,12 +23,12 @@ PROBLEMS = (RuntimeError, AttributeError, NotImplementedError, TypeError)
 
 
 def as_plain_tensors() -> contextlib.AbstractContextManager:
-    """Inside, subclasses of tensors are tensors: their ``__torch_function__`` is not called."""
+    """Treat subclasses of tensors as tensors: ``__torch_function__`` is not called inside."""
     return torch._C.DisableTorchFunctionSubclass()
 
 
 def packed_linear_weight(weight: Tensor, rows: int) -> Tensor:
-    """A weight (out, in) in blocks, for inputs of so many rows."""
+    """Pack a weight (out, in) into blocks, for inputs of so many rows."""
     return torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), rows)
 
 
@@ -39,19 +40,18 @@ def packed_convolution_weight(
     groups: int,
     shape: Sequence[int],
 ) -> Tensor:
-    """A weight (out, in, kh, kw) in blocks, for inputs of a shape."""
-    return torch._C._nn.mkldnn_reorder_conv2d_weight(
-        weight.to_mkldnn(), padding, stride, dilation, groups, shape
-    )
+    """Pack a weight (out, in, kh, kw) into blocks, for inputs of a shape."""
+    how: Any = (padding, stride, dilation, groups, shape)  # PyTorch's stub lacks some of these
+    return torch._C._nn.mkldnn_reorder_conv2d_weight(weight.to_mkldnn(), *how)
 
 
 def linear(x: Tensor, packed: Tensor, bias: Tensor | None, then: str = "none") -> Tensor:
-    """x Wᵀ + b with a packed W, and ``then`` "gelu" (the exact one) on it."""
+    """Compute x Wᵀ + b with a packed W, and ``then`` "gelu" (the exact one) on it."""
     return torch.ops.mkldnn._linear_pointwise(x, packed, bias, then, [], "none")
 
 
 def linear_mul(x: Tensor, other: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
-    """(x Wᵀ + b) · other with a packed W."""
+    """Compute (x Wᵀ + b) · other with a packed W."""
     return torch.ops.mkldnn._linear_pointwise.binary(x, other.contiguous(), packed, bias, "mul")
 
 
@@ -64,7 +64,7 @@ def convolution(
     dilation: Sequence[int],
     groups: int,
 ) -> Tensor:
-    """x ∗ W + b with a packed W; the result is channels_last whatever x is."""
+    """Compute x ∗ W + b with a packed W; the result is channels_last whatever x is."""
     return torch.ops.mkldnn._convolution_pointwise(
         x, packed, bias, padding, stride, dilation, groups, "none", [], ""
     )
@@ -114,7 +114,7 @@ def _right(dtype: torch.dtype) -> bool:
 
 
 def int8_linear_weight(weight: Tensor, shape: Sequence[int]) -> Tensor:
-    """An int8 weight (out, in) in blocks, for inputs of a shape."""
+    """Pack an int8 weight (out, in) into blocks, for inputs of a shape."""
     return torch.ops.onednn.qlinear_prepack(weight, list(shape))
 
 
@@ -126,7 +126,7 @@ def int8_convolution_weight(
     padding: Sequence[int],
     shape: Sequence[int],
 ) -> Tensor:
-    """An int8 weight (out, in, kh, kw) in blocks, for inputs of a shape and zero point."""
+    """Pack an int8 weight (out, in, kh, kw) into blocks, for inputs of a shape and zero point."""
     how = (layer.stride, padding, layer.dilation, 1, list(shape))
     return torch.ops.onednn.qconv_prepack(weight, scales, 1.0, zero, *how)
 
@@ -142,7 +142,7 @@ def int8_linear(
     dtype: torch.dtype,
     then: str,
 ) -> Tensor:
-    """x Wᵀ + b of 8 bits, and ``then`` "gelu" (the exact one) or "none" on it."""
+    """Compute x Wᵀ + b of 8 bits, and ``then`` "gelu" (the exact one) or "none" on it."""
     return torch.ops.onednn.qlinear_pointwise(
         q, scale, zero, packed, scales, zeros, bias, 1.0, 0, dtype, then, [], "none"
     )
@@ -158,7 +158,7 @@ def int8_convolution(
     padding: Sequence[int],
     dtype: torch.dtype,
 ) -> Tensor:
-    """x ∗ W of 8 bits, for activations of scale 1."""
+    """Compute x ∗ W of 8 bits, for activations of scale 1."""
     return torch.ops.onednn.qconv2d_pointwise(
         q, 1.0, zero, packed, scales, zeros, None, layer.stride, padding,
         layer.dilation, 1, 1.0, 0, dtype, "none", [], "",
@@ -166,17 +166,31 @@ def int8_convolution(
 
 
 def has_amx() -> bool:
-    """Whether the processor multiplies tiles of matrices."""
-    return torch.cpu._is_amx_tile_supported()
+    """Whether the processor multiplies tiles of matrices; False if this PyTorch cannot tell."""
+    try:
+        return torch.cpu._is_amx_tile_supported()
+    except AttributeError:
+        return False
+
+
+def has_avx512_bfloat16() -> bool:
+    """Whether the processor multiplies vectors of bfloat16; False if this PyTorch cannot tell."""
+    try:
+        return torch.cpu._is_avx512_bf16_supported()
+    except AttributeError:
+        return False
 
 
 def has_vnni() -> bool:
-    """Whether the processor multiplies vectors of 8 bits."""
-    return torch.cpu._is_vnni_supported()
+    """Whether the processor multiplies vectors of 8 bits; False if this PyTorch cannot tell."""
+    try:
+        return torch.cpu._is_vnni_supported()
+    except AttributeError:
+        return False
 
 
 def group_statistics(x: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
-    """Mean and 1/√(variance + eps) of each group of x (B,C,H,W), both (B, groups), float32."""
+    """Compute each group's mean and 1/√(variance + eps), both (B, groups), of x (B,C,H,W)."""
     channels, pixels = x.shape[1], x.shape[2] * x.shape[3]
     ones, zeros = (f(channels, device=x.device) for f in (torch.ones, torch.zeros))
     # They are a by-product of the kernel of the norm itself.
@@ -185,5 +199,5 @@ def group_statistics(x: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor
 
 
 def silu_into(x: Tensor, out: Tensor) -> Tensor:
-    """SiLU of x, written into ``out``."""
+    """Write SiLU of x into ``out``."""
     return torch.ops.aten.silu.out(x, out=out)

@@ -2,9 +2,9 @@
 
 PyTorch hands oneDNN plain weights, which it re-orders into blocks at every call: at 8×8 latents
 that takes longer than the products themselves. Here a weight is packed at its first use and stays
-so; the plain tensor is given up meanwhile, and comes back, bit-identical, to whoever asks for it
-(state_dict, LoRA, …), after which the next use packs anew. So weights never count twice in memory
-and never go stale.
+so. The plain tensor is freed meanwhile; whatever reads it (state_dict, LoRA, …) gets it back,
+bit-identical, after which the next use packs anew. So weights never count twice in memory and never
+go stale.
 """
 
 from __future__ import annotations
@@ -29,13 +29,12 @@ LARGE = 1 << 20  # weights of a float32 layer from which packing gains
 class PackedWeight(nn.Parameter):
     """A weight that is packed or plain, never both.
 
-    A layer that can use it packed asks `ready`. Anything else that is done with it (reading,
-    changing in place, copying) is done with the plain tensor, which it unpacks for that: PyTorch
-    passes all such calls to ``__torch_function__``.
+    A layer that can use it packed calls `ready`. PyTorch passes any other use of it (reading,
+    changing in place, copying) to ``__torch_function__``, which unpacks it first.
     """
 
     packed: tuple[Tensor, ...] | None
-    # The plain parameter before. Somebody else may still hold it, and change it in place.
+    # The plain parameter before. Another object may still hold it, and change it in place.
     _before: Callable[[], nn.Parameter | None]
     _seen: float  # its version
 
@@ -54,7 +53,7 @@ class PackedWeight(nn.Parameter):
         arguments: tuple[Any, ...] = (),
         keywords: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Do what PyTorch is asked for with the plain weights."""
+        """Call the function with the plain weights."""
         keywords = keywords or {}
         for weight in _weights_in((*arguments, *keywords.values())):
             weight.unpack()
@@ -64,7 +63,7 @@ class PackedWeight(nn.Parameter):
     @torch.inference_mode(False)
     @torch.no_grad()
     def pack(self, packed: tuple[Tensor, ...]) -> None:
-        """Keep these, of the present weight and in the order of its rows, in its place."""
+        """Keep these parts of the weight, in the order of its rows, and free the plain tensor."""
         with onednn.as_plain_tensors():
             before = self._before()
             if before is not None and before.data_ptr() == self.data_ptr():
@@ -75,7 +74,7 @@ class PackedWeight(nn.Parameter):
         self.packed = packed
 
     def ready(self) -> tuple[Tensor, ...] | None:
-        """What was packed, if the weight has not changed since."""
+        """Return what was packed, if the weight has not changed since."""
         if self.packed is not None:
             before = self._before()
             if before is not None and version(before) != self._seen:
@@ -85,7 +84,7 @@ class PackedWeight(nn.Parameter):
     @torch.inference_mode(False)
     @torch.no_grad()
     def unpack(self) -> None:
-        """Have the plain weight again."""
+        """Restore the plain weight."""
         if self.packed is None:
             return
         packed, self.packed = self.packed, None
@@ -98,7 +97,7 @@ class PackedWeight(nn.Parameter):
                 self.data = torch.cat(rows) if len(rows) > 1 else rows[0]
 
     def plain(self) -> nn.Parameter:
-        """The weight as an ordinary parameter: the one before, if somebody still holds it."""
+        """Return an ordinary parameter: the one before, if another object still holds it."""
         self.unpack()
         with onednn.as_plain_tensors():
             before = self._before()
@@ -107,17 +106,17 @@ class PackedWeight(nn.Parameter):
             return nn.Parameter(self.data, self.requires_grad)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> nn.Parameter:
-        """Copies are ordinary parameters."""
+        """Copy as an ordinary parameter."""
         memo[id(self)] = result = copy.deepcopy(self.plain(), memo)
         return result
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """Pickles hold ordinary parameters."""
+        """Pickle as an ordinary parameter."""
         return self.plain().__reduce_ex__(protocol)
 
 
 def _weights_in(values: Iterable[Any]) -> Iterator[PackedWeight]:
-    """Those among arguments and in lists of them."""
+    """Find those among arguments, and in lists of them."""
     for value in values:
         if type(value) is PackedWeight:
             yield value
@@ -126,11 +125,11 @@ def _weights_in(values: Iterable[Any]) -> Iterator[PackedWeight]:
 
 
 def _gone() -> None:
-    """What a reference to nothing gives."""
+    """Refer to nothing, as a dead weak reference does."""
 
 
 def version(tensor: Tensor) -> float:
-    """How often a tensor was changed in place; NaN, equal to nothing, where that is not counted."""
+    """Count changes of a tensor in place; NaN, equal to nothing, if PyTorch does not count them."""
     return float("nan") if tensor.is_inference() else tensor._version
 
 
@@ -146,7 +145,7 @@ def usable(layer: nn.Linear | nn.Conv2d, x: Tensor) -> bool:
 
 
 def kept(layer: nn.Linear | nn.Conv2d) -> tuple[Tensor, ...] | None:
-    """The packed weight of a layer, if it has one that is not stale."""
+    """Return the packed weight of a layer, if it has one that is not stale."""
     weight = layer.weight
     return weight.ready() if type(weight) is PackedWeight else None
 
@@ -157,7 +156,7 @@ def trained(layer: nn.Linear | nn.Conv2d) -> bool:
 
 
 def ready(layer: nn.Linear | nn.Conv2d, x: Tensor, parts: int = 1) -> tuple[Tensor, ...] | None:
-    """The packed weight of a layer for x, in that many parts; None where it cannot be used."""
+    """Return a layer's packed weight for x, in that many parts; None if it cannot be used."""
     if not usable(layer, x):
         return None
     packed = kept(layer)
@@ -169,7 +168,7 @@ def ready(layer: nn.Linear | nn.Conv2d, x: Tensor, parts: int = 1) -> tuple[Tens
 @torch.inference_mode(False)
 @torch.no_grad()
 def pack(layer: nn.Linear | nn.Conv2d, x: Tensor, parts: int) -> tuple[Tensor, ...] | None:
-    """Pack a layer's weight for inputs like x; None where its dtype is another."""
+    """Pack a layer's weight for inputs like x; None if its dtype is another."""
     weight = cast(nn.Parameter, layer.weight)
     if weight.dtype != x.dtype or not weight.is_cpu or not weight.numel():
         return None
@@ -192,7 +191,7 @@ def pack(layer: nn.Linear | nn.Conv2d, x: Tensor, parts: int) -> tuple[Tensor, .
 
 
 def plain_weight(layer: nn.Linear | nn.Conv2d) -> nn.Parameter:
-    """The weight of a layer, which from now on has it as an ordinary parameter."""
+    """Make a layer's weight an ordinary parameter again, and return it."""
     if type(layer.weight) is PackedWeight:
         layer.weight = layer.weight.plain()
     return cast(nn.Parameter, layer.weight)
@@ -226,7 +225,7 @@ class PackedConv2d(Packing, nn.Conv2d):
         return self.convolve(x, (0, 0))
 
     def convolve(self, x: Tensor, padding: str | tuple[int, ...]) -> Tensor:
-        """x ∗ W + b with other zeros around than the layer's own."""
+        """Compute x ∗ W + b with other zeros around than the layer's own."""
         packed = None if x.dim() != 4 or isinstance(padding, str) else ready(self, x)
         if packed is None or isinstance(padding, str):
             stride, dilation = self.stride, self.dilation

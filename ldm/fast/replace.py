@@ -1,4 +1,4 @@
-"""Put other layers into a model in the places of its own, and take them out again."""
+"""Replace layers of a model by others, and restore them."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def replace_children(model: nn.Module, exchange: Callable[[nn.Module], nn.Module
 
 
 def with_state_of(layer: nn.Module, kind: type[M]) -> M:
-    """A layer of another kind with this one's settings, and the very same parameters and hooks.
+    """Make a layer of another kind with this one's settings, and the same parameters and hooks.
 
-    What is assigned to a parameter, a child or a hook of one of them is so in the other, too.
+    A parameter, child or hook that is assigned to one of the two is the other's, too.
     """
     result = kind.__new__(kind)
     vars(result).update(vars(layer))
@@ -31,20 +31,20 @@ def with_state_of(layer: nn.Module, kind: type[M]) -> M:
 
 
 class Replacement(nn.Module):
-    """A layer that stands in the place of a plain one, until ``original`` gives that back."""
+    """A layer that replaces a plain one, until ``original`` gives that back."""
 
     replaced: tuple[nn.Module]  # in a tuple, so that PyTorch takes it for no child
 
     @classmethod
     def of(cls: type[R], layer: nn.Module) -> R:
-        """Stand in the place of a layer, or of what another replacement stands for."""
+        """Make the replacement of a layer, or of what another replacement replaces."""
         result = with_state_of(layer, cls)
         if not isinstance(layer, Replacement):
             result.replaced = (layer,)
         return result
 
     def original(self) -> nn.Module:
-        """The layer that was here before, with the parameters of now."""
+        """Return the layer that was here before, with the present parameters."""
         (layer,) = self.replaced
         layer.training = self.training
         return layer

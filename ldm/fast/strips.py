@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -39,18 +40,19 @@ class StripDecoder(Replacement, Decoder):
 
 
 def widest(vae: AutoencoderKL, z: Tensor) -> int:
-    """Bytes of the largest of the decoder's layers for one of the latents z (B, C, h, w)."""
+    """Count bytes of the largest of the decoder's layers for one of the latents z (B, C, h, w)."""
     return _widest(vae.decoder, z)
 
 
 def _widest(decoder: Decoder, z: Tensor) -> int:
     pixels, largest = z.shape[2] * z.shape[3], 0
     for block in decoder.up_blocks:
-        for resnet in block.resnets:
-            channels = max(resnet.conv1.in_channels, resnet.conv1.out_channels)
+        for resnet in cast(Block, block).resnets:
+            conv = cast(ResnetBlock, resnet).conv1
+            channels = max(conv.in_channels, conv.out_channels)
             largest = max(largest, channels * pixels)
         pixels *= 4
-    return largest * decoder.conv_in.bias.dtype.itemsize
+    return largest * cast(Tensor, decoder.conv_in.bias).dtype.itemsize
 
 
 def decode_in_strips(vae: AutoencoderKL, z: Tensor) -> Tensor:
@@ -72,7 +74,7 @@ def _decode(decoder: Decoder, z: Tensor, strip: int) -> Tensor:
     strips = _split(x, -(-x.shape[2] // count))
     del x
     for block in blocks:
-        strips = _block(block, strips)
+        strips = _block(cast(Block, block), strips)
     return torch.cat(
         list(_convolved(strips, _normalised(decoder.conv_norm_out, strips), decoder.conv_out)),
         dim=2,
@@ -81,15 +83,16 @@ def _decode(decoder: Decoder, z: Tensor, strip: int) -> Tensor:
 
 def _block(block: Block, strips: Strips) -> Strips:
     for resnet in block.resnets:
-        strips = _resnet(resnet, strips)
+        strips = _resnet(cast(ResnetBlock, resnet), strips)
     for upsample in block.upsamplers:
-        strips = _upsampled(upsample, strips)
+        strips = _upsampled(cast(Upsample, upsample), strips)
     return strips
 
 
 def _resnet(block: ResnetBlock, strips: Strips) -> Strips:
     """``ResnetBlock`` without a time."""
-    inner, result = deque(), deque()
+    inner: Strips = deque()
+    result: Strips = deque()
     shortcut = block.conv_shortcut or nn.Identity()
     for y in _convolved(
         strips,
@@ -117,7 +120,7 @@ def _upsampled(upsample: Upsample, strips: Strips) -> Strips:
 
 
 def _split(x: Tensor, rows: int) -> Strips:
-    """Strips of so many rows, each in one piece of memory."""
+    """Split into strips of so many rows, each in one piece of memory."""
     parts = x.split(rows, dim=2)
     last = torch.channels_last
     return deque(y if y.is_contiguous(memory_format=last) else y.contiguous() for y in parts)
@@ -129,7 +132,7 @@ def _convolved(
     conv: nn.Conv2d,
     seen: Callable[[Tensor], object] = lambda x: None,
 ) -> Iterator[Tensor]:
-    """A 3×3 convolution of ``before(x)``; ``seen`` is told each strip before it is given up."""
+    """Convolve ``before(x)``, 3×3; ``seen`` is called with each strip before that is freed."""
     around = conv.padding_mode == "circular"
     first, last = before(strips[0][:, :, :1]), before(strips[-1][:, :, -1:])
     above = last[:, :, -1:] if around else torch.zeros_like(first[:, :, :1])
@@ -157,8 +160,10 @@ def _convolved(
 
 
 def _normalised(norm: nn.GroupNorm, strips: Strips) -> Before:
-    """SiLU of the group norm, with the mean and variance of all strips together."""
-    count, mean, squares = 0, 0.0, 0.0  # squares: the sum of squared differences from the mean
+    """Make SiLU of the group norm, with the mean and variance of all strips together."""
+    count = 0
+    # squares: the sum of squared differences from the mean
+    mean = squares = torch.zeros((), dtype=torch.float64, device=strips[0].device)
     groups, eps = norm.num_groups, norm.eps
     for strip in strips:
         n = strip[0].numel() // groups

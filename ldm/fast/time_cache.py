@@ -7,7 +7,7 @@ built-in model they were 4 % of a step in bfloat16.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -28,18 +28,18 @@ class Rows(NamedTuple):
 class Projections(NamedTuple):
     """What one layer makes of embeddings, and its marks."""
 
-    # Embedding → (1, C). As keys, tensors are told apart by which they are, not by their values.
+    # Embedding → (1, C). As keys, tensors are compared by identity, not by their values.
     rows: dict[Tensor, Tensor]
     marks: tuple[object, ...]
 
 
 class TimeCache(Caching):
-    """Gives a U-Net the embedding of a time that is known, before it computes that itself."""
+    """A hook that passes a U-Net the embedding of a known time, before it computes that itself."""
 
     cached: Rows | None = None
 
     def __init__(self, unet: UNet) -> None:
-        """Hook into a U-Net, and know its residual blocks' projections of the time, too."""
+        """Hook into a U-Net, and replace its residual blocks' projections of the time."""
         self.handle = unet.register_forward_pre_hook(self, with_kwargs=True)
         for block in list(unet.modules()):
             if isinstance(block, ResnetBlock) and block.time_emb_proj is not None:
@@ -47,7 +47,7 @@ class TimeCache(Caching):
                 block.time_emb_proj.cache = self
 
     def fill(self, unet: UNet, times: list[float]) -> None:
-        """Compute what depends on these times alone; nothing, where it depends on more."""
+        """Compute what depends on these times alone; nothing if it depends on more."""
         config = unet.config
         self.cached = None
         if not times:
@@ -55,7 +55,8 @@ class TimeCache(Caching):
         if config.class_conditional or config.addition_embed_type or config.time_cond_proj_dim:
             return
         t = torch.tensor(list(dict.fromkeys(times)))  # in float32, as the U-Net reads them
-        embedded = unet.embed(t, None, None, None, None, dtype=unet.conv_in.bias.dtype)
+        dtype = cast(Tensor, unet.conv_in.bias).dtype  # its weight would be unpacked
+        embedded = unet.embed(t, None, None, None, None, dtype=dtype)
         rows = dict(zip(t.tolist(), embedded.split(1), strict=True))
         self.cached = Rows(rows, [marks(layer) for layer in embedding_layers(unet)])
         for layer in unet.modules():
@@ -98,12 +99,12 @@ class TimeLinear(Caching, PackedLinear):
 
 
 def embedding_layers(unet: UNet) -> tuple[nn.Linear, nn.Linear]:
-    """Those that read the time."""
+    """Return those that read the time."""
     return unet.time_embedding.linear_1, unet.time_embedding.linear_2
 
 
 def cache_of(unet: UNet) -> TimeCache | None:
-    """The time cache of a U-Net, if it has one."""
+    """Return the time cache of a U-Net, if it has one."""
     first = unet.mid_block.resnets[0].time_emb_proj
     return first.cache if isinstance(first, TimeLinear) else None
 

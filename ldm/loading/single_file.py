@@ -12,7 +12,7 @@ from torch import Tensor
 from ldm.checkpoints.assets import asset_path
 from ldm.checkpoints.family import (
     FAMILIES,
-    SAID_PREDICTION,
+    STATED_PREDICTION,
     UNET,
     VAE,
     Family,
@@ -170,7 +170,7 @@ def save_file(parts: dict[str, Any], path: Path, dtype: torch.dtype | None) -> N
     if scheduler.rescale_betas_zero_snr:
         tensors["ztsnr"] = torch.empty(0)
     prediction = scheduler.prediction_type
-    metadata = {SAID_PREDICTION: "v" if prediction == "v_prediction" else prediction}
+    metadata = {STATED_PREDICTION: "v" if prediction == "v_prediction" else prediction}
     write_tensors(to_save(tensors, dtype), path, metadata)
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
-from ldm.errors import ArgumentError
+from ldm.errors import ArgumentError, did_you_mean
 from ldm.samplers.schedules import SCHEDULES
 from ldm.samplers.table import SAMPLERS
 
@@ -60,9 +59,8 @@ def _plain(text: str) -> str:
 
 
 def _unknown(what: str, text: str, names: Iterable[str], plain: dict[str, str]) -> ArgumentError:
-    near = difflib.get_close_matches(_plain(text), plain, n=4, cutoff=0.6)
-    if found := list(dict.fromkeys(plain[name] for name in near)):
-        hint = f"did you mean {' or '.join(map(repr, found))}? ldm-generate --list-samplers has all"
+    if hint := did_you_mean(_plain(text), plain, count=4):
+        hint += " ldm-generate --list-samplers has all"
     else:
         hint = f"expected one of {', '.join(names)}"
     return ArgumentError(f"{what} is {text!r}; {hint}")

@@ -1,7 +1,7 @@
 """What a U-Net must find in a text's token states: which colour, number and place is whose.
 
-In training only, a reader asks the states for each field of what the text says, as a U-Net asks
-them: by cross-attention. So the states of words learn to say what belongs together.
+In training only, a reader predicts each field of what the text says from the states, which it
+reads as a U-Net does: by cross-attention. So the states of words learn what belongs together.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Reader(nn.Module):
     def forward(self, context: Tensor, length: Tensor) -> list[Tensor]:
         """States (B,N,D) of texts of ``length`` (B,) tokens → logits (B, values) of each field.
 
-        What stands behind the end is not asked: it would not be there in a shorter batch.
+        What stands behind the end is not read: it would not be there in a shorter batch.
         """
         behind = torch.arange(context.shape[1], device=context.device) >= length[:, None]
         queries = self.queries.expand(len(context), -1, -1)  # (B,F,D)

@@ -11,6 +11,7 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -36,7 +37,7 @@ class Learner:
 
     @torch.no_grad()
     def tensors(self, keep: bool) -> dict[str, dict[str, Tensor]]:
-        """What goes into each file, on processes that ``keep`` it. Where sharded, all must ask."""
+        """Return each file's tensors where a process ``keep``s them. Where sharded, all call it."""
         moments = {
             f"{entry}/{name}": value if torch.is_tensor(value) else torch.tensor(value)
             for name, parameter in self.model.named_parameters()
@@ -48,7 +49,9 @@ class Learner:
     @torch.no_grad()
     def load(self, folder: Path) -> None:
         """Take over what ``tensors`` gave. Raises ValueError for tensors of another model."""
-        for file, own in (("model", self.model.state_dict()), ("ema", self.ema.averages)):
+        files: dict[str, dict[str, Tensor]]
+        files = {"model": self.model.state_dict(), "ema": self.ema.averages}
+        for file, own in files.items():
             found = load_file(folder / f"{file}.safetensors")
             check_names(own, found)
             for name, value in own.items():
@@ -58,7 +61,7 @@ class Learner:
             entry, _, name = key.partition("/")
             parameter = parameters[name]
             if not value.is_floating_point():  # Muon counts its steps with whole numbers
-                moment = int(value)
+                moment: int | Tensor = int(value)
             elif value.shape == parameter.shape:
                 moment = spread_like(parameter, value)
             else:  # AdamW has a tensor for its count
@@ -87,7 +90,7 @@ def save_state(run: Path, step: int, seconds: float, learner: Learner, writes: b
     if folder.exists():
         return  # the same state: a step has one outcome
     partial = folder.with_suffix(".partial")
-    state = {"step": step, "seconds": seconds}
+    state: dict[str, Any] = {"step": step, "seconds": seconds}
     if learner.scaler is not None:
         state["scaler"] = learner.scaler.state_dict()
     try:
@@ -133,7 +136,7 @@ def flush(path: Path) -> None:
 
 
 def unwritten(run: Path, step: int, error: Exception) -> TrainingError:
-    """What to tell when a step's result cannot be written."""
+    """Build the error for a step whose result cannot be written."""
     found = checkpoints(run)
     good = f"{found[-1]} is complete" if found else "there is no earlier one"
     return TrainingError(

@@ -1,4 +1,4 @@
-"""What a training run is told: a TOML file of ``configs/train/``."""
+"""The settings of a training run: a TOML file of ``configs/train/``."""
 
 from __future__ import annotations
 
@@ -43,7 +43,9 @@ class TrainConfig:
     compile: bool = False  # the network by torch.compile: minutes at first; gains on CUDA only
     gradient_accumulation_steps: int = within("[1, inf)", 1)  # parts of a batch, to save memory
     seed: int = within("[0, 9223372036854775808)", 0)
-    start: str = ""  # folder of a trained network to begin with, of the same kind: see start.py
+    start: str = (
+        ""  # folder of a trained network to begin with, of the same kind: see warm_start.py
+    )
     checkpoint_minutes: float = within("[0, inf)", 5.0)
     sample_every: int = within("[1, inf)", 500)  # steps
     log_every: int = within("[1, inf)", 20)  # steps
@@ -100,8 +102,8 @@ def _override(values: dict[str, Any], override: str) -> None:
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], table: str = "") -> dict[str, str]:
-    """The settings that two configs do not share, and how: {"seed": "0, now 1"}."""
-    found = {}
+    """Return the settings that two configs do not share, and how: {"seed": "0, now 1"}."""
+    found: dict[str, str] = {}
     for key in sorted(old.keys() | new.keys()):
         before, after = (values.get(key, "not there") for values in (old, new))
         if isinstance(before, dict) and isinstance(after, dict):
@@ -124,15 +126,15 @@ def check_resumable(
     found = differences({k: new[k] for k in defaults} | old, new)
     fixed = {key: how for key, how in found.items() if key not in CHANGEABLE}
     if fixed and not accept_changes:
-        told = "; ".join(f"{key} was {how}" for key, how in fixed.items())
+        settings = "; ".join(f"{key} was {how}" for key, how in fixed.items())
         raise ArgumentError(
-            f"{config.output} holds a run with other settings: {told}. Give the old ones, another "
-            "output for a new run, or --accept-changes to go on with the new ones"
+            f"{config.output} holds a run with other settings: {settings}. Give the old ones, "
+            "another output for a new run, or --accept-changes to go on with the new ones"
         )
     return found
 
 
 def as_json(config: TrainConfig) -> dict[str, Any]:
-    """The settings as ``config.json`` holds them: lists where there are tuples."""
+    """Return the settings as ``config.json`` holds them: lists where there are tuples."""
     values = asdict(config)
     return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}

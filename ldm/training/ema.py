@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ldm.training.sharding import is_sharded, local, spread_like, whole
 
@@ -20,7 +20,7 @@ class EMA:
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
-        self.averages = dict(self.model.named_parameters())
+        self.averages: dict[str, Tensor] = dict(self.model.named_parameters())
 
     def follow(self, model: nn.Module) -> None:
         """Go where ``model`` has been put: onto its device, or in parts over processes as it is."""
@@ -42,7 +42,7 @@ class EMA:
 
     @torch.no_grad()
     def whole(self) -> nn.Module:
-        """The averaged model, on this process alone. Where it is in parts, all must ask for it."""
+        """Return the averaged model, on this process alone. Where sharded, all must call it."""
         for name, parameter in self.model.named_parameters():
             if parameter is not self.averages[name]:
                 parameter.copy_(whole(self.averages[name]))

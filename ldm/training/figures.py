@@ -30,7 +30,7 @@ def draw_noising(path: Path, x0: Tensor, schedulers: Mapping[str, DDPMScheduler]
     As figures 3 and 5 of Nichol & Dhariwal 2021: the linear schedule destroys a picture early.
     """
     figure = new_figure(SHOWN + 3, 1.2 * len(schedulers) + 0.4)
-    images, curve = figure.subfigures(1, 2, width_ratios=[SHOWN, 3])
+    images, curve = figure.subfigures(1, 2, width_ratios=[SHOWN, 3])  # type: ignore[misc]
     grid = images.subplots(len(schedulers), SHOWN, squeeze=False)
     axes = curve.subplots()
     noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
@@ -57,34 +57,37 @@ def draw_denoising(
     """
     noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0)).to(x0)
 
-    def ask(t: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    def denoised(t: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
         times = torch.full((count,), t, device=x0.device)
         x_t = scheduler.add_noise(x0[:count], noise[:count], times)
         prediction, _ = scheduler.split(predict(x_t, times))
         levels = scheduler.levels(times, x_t)
-        return x_t, *(of(prediction, x_t, levels) for of in (scheduler.to_eps, scheduler.to_x0))
+        eps = scheduler.to_eps(prediction, x_t, levels)
+        return x_t, eps, scheduler.to_x0(prediction, x_t, levels)
 
     shown = min(shown, len(x0))
     figure = new_figure(SHOWN, 3 * shown + 3)
-    images, curve = figure.subfigures(2, 1, height_ratios=[3 * shown, 3])
+    images, curve = figure.subfigures(2, 1, height_ratios=[3 * shown, 3])  # type: ignore[misc]
     grid = images.subplots(3 * shown, SHOWN, squeeze=False)
     for column, t in enumerate(evenly(len(scheduler.ratios), SHOWN)):
-        for row, (name, values) in enumerate(zip(("x_t", "ε̂", "x̂₀"), ask(t, shown), strict=True)):
+        for row, (name, values) in enumerate(
+            zip(("x_t", "ε̂", "x̂₀"), denoised(t, shown), strict=True)
+        ):
             for picture in range(shown):
                 axes = grid[3 * picture + row][column]
-                show(axes, values[picture] / (3 if name == "ε̂" else 1), f"t = {t}" * (not row))
+                show(axes, values[picture] / (3 if name == "ε̂" else 1), "" if row else f"t = {t}")
                 if not column:
                     label(axes, name)
     times = evenly(len(scheduler.ratios), POINTS)
     errors = []
     for t in times:
-        _, eps, predicted = ask(t, len(x0))
+        _, eps, predicted = denoised(t, len(x0))
         errors.append(
             [float((eps - noise).square().mean()), float((predicted - x0).square().mean())]
         )
     axes = curve.subplots()
-    for name, values in zip(("ε̂", "x̂₀"), zip(*errors, strict=True), strict=True):
-        axes.plot(times, values, marker=".", label=f"mean square error of {name}")
+    for name, curve_values in zip(("ε̂", "x̂₀"), zip(*errors, strict=True), strict=True):
+        axes.plot(times, curve_values, marker=".", label=f"mean square error of {name}")
     axes.set(xlabel="t", yscale="log")
     axes.grid(alpha=0.3)
     axes.legend()
@@ -98,7 +101,7 @@ def draw_through_time(path: Path, moments: Sequence[tuple[str, Tensor]]) -> None
     grid = figure.subplots(rows, len(moments), squeeze=False)
     for column, (title, pictures) in enumerate(moments):
         for row, picture in enumerate(pictures):
-            show(grid[row][column], picture, title * (not row))
+            show(grid[row][column], picture, "" if row else title)
     save(figure, path)
 
 

@@ -1,28 +1,29 @@
-"""What a run will need and learn from, for ``--dry-run``."""
+"""What a run needs and learns from, for ``--dry-run``."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ldm.training.config import TrainConfig
-from ldm.training.loop import Recipe, fast_attention
+from ldm.training.loop import fast_attention
 from ldm.training.optimizer import moments_size
+from ldm.training.recipes.base import Recipe
 
 
 def plan(config: TrainConfig, recipe: Recipe, processes: int = 1) -> Iterator[str]:
-    """Lines on the size of the model, of the data, and of the memory of one process."""
+    """Yield lines on the size of the model, of the data, and of the memory of one process."""
     weights = sum(parameter.nbytes for parameter in recipe.model.parameters())
     count = sum(parameter.numel() for parameter in recipe.model.parameters())
     yield f"model: {count / 1e6:.2f}M parameters to train"
-    source: Any = recipe if hasattr(recipe, "train") else getattr(recipe, "data", None)
-    if hasattr(source, "train"):
-        learnt, held_out = len(source.train), len(source.held_out)
+    learnt, held_out = recipe.examples()
+    if learnt:
         yield f"data: {config.data}: {learnt} examples to learn from, {held_out} held out"
         yield f"run: {config.steps * config.batch_size / learnt:.1f} times through the data"
+    else:
+        yield f"data: {config.data}: read in order, {held_out} examples held out"
     moments = moments_size(recipe.model, config)
     state = 3 * weights + moments
     yield (
@@ -30,20 +31,24 @@ def plan(config: TrainConfig, recipe: Recipe, processes: int = 1) -> Iterator[st
         f"and the optimizer's moments ({_gb(moments)})"
     )
     rows = config.batch_size // (processes * config.gradient_accumulation_steps)
-    if hasattr(recipe, "example"):
-        kept = kept_activations(config, recipe, rows)
-        yield f"memory: {_gb(kept)} for the activations of {rows} examples at once"
-    else:
+    kept = kept_activations(config, recipe, rows)
+    if kept is None:
         yield "memory: activations are not counted, this recipe cannot tell before it begins"
+    else:
+        yield f"memory: {_gb(kept)} for the activations of {rows} examples at once"
     yield f"disk: {_gb(2 * weights + moments)} for each of two checkpoints"
 
 
-def kept_activations(config: TrainConfig, recipe: Recipe, rows: int) -> int:
-    """Bytes that a pass forward keeps for the pass back, for a batch of ``rows``.
+def kept_activations(config: TrainConfig, recipe: Recipe, rows: int) -> int | None:
+    """Return the bytes that a forward pass over ``rows`` keeps for the backward pass.
 
-    Measured on one example and on two: what is kept grows in a straight line.
+    Measured on one example and on two: what is kept grows in a straight line. None for a recipe
+    without examples.
     """
-    one, two = (_kept(config, recipe, recipe.example(count)) for count in (1, 2))
+    examples = [batch for count in (1, 2) if (batch := recipe.example(count)) is not None]
+    if not examples:
+        return None
+    one, two = (_kept(config, recipe, batch) for batch in examples)
     return one + (two - one) * (rows - 1)
 
 

@@ -15,7 +15,7 @@ from ldm.errors import TrainingError
 
 
 class Metrics:
-    """Sums of what the steps since the last row found; they stay on the accelerator until read."""
+    """Sums of the figures of the steps since the last row, on the accelerator until read."""
 
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
@@ -23,7 +23,7 @@ class Metrics:
         self.failed = torch.tensor(torch.inf)  # the first step that was not finite
 
     def add(self, found: dict[str, Tensor]) -> None:
-        """Scalars of a step, or of a part of one."""
+        """Add scalars of a step, or of a part of one."""
         for key, value in found.items():
             value = value.detach().float()
             self.sums[key] = self.sums[key] + value if key in self.sums else value.clone()
@@ -42,10 +42,15 @@ class Metrics:
                 "learning_rate, then run the same command to go on from the last checkpoint"
             )
 
-    def take(self, accelerator: Accelerator, seconds: float) -> dict[str, float]:
-        """The means over the steps of the last ``seconds`` and processes; then all begins anew."""
-        found = {key: total / self.counts[key] for key, total in self.sums.items()}
-        means = {key: float(accelerator.reduce(v, "mean")) for key, v in found.items()}
+    def take(self, accelerator: Accelerator | None, seconds: float) -> dict[str, float]:
+        """Return the means over the steps of the last ``seconds``, and start anew.
+
+        With an accelerator, the means are over its processes, too.
+        """
+        means = {}
+        for key, total in self.sums.items():
+            mean = total / self.counts[key]
+            means[key] = float(mean if accelerator is None else accelerator.reduce(mean, "mean"))
         means["steps_per_second"] = self.counts["grad_norm"] / seconds
         self.sums, self.counts = {}, {}
         return means
@@ -58,7 +63,7 @@ def log(run: Path, row: dict[str, Any]) -> None:
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:
-    """The rows of ``run/metrics.jsonl``, but for one that a kill has cut off."""
+    """Read the rows of ``run/metrics.jsonl``, except one that a kill has cut off."""
     try:
         lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:

@@ -98,6 +98,7 @@ def diffusion_loss(
         return simple, metrics
     if objective == "hybrid":
         prediction, v = scheduler.split(output)
+        assert v is not None  # see check_objective
         output = torch.cat([prediction.detach(), v], dim=1)
     x_t = scheduler.add_noise(x0, noise, t)
     vlb = len(scheduler.ratios) * BITS_PER_NAT * term(scheduler, output.float(), x0, x_t, t).mean()

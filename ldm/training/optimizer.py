@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,8 +18,8 @@ NARROW = 16  # matrices with fewer rows or columns, such as the last convolution
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """The optimizer that ``config.optimizer`` names, for all parameters of the model."""
-    settings = {
+    """Build the optimizer that ``config.optimizer`` names, for all parameters of the model."""
+    settings: dict[str, Any] = {
         "lr": config.learning_rate,
         "betas": config.betas,
         "weight_decay": config.weight_decay,
@@ -38,7 +39,7 @@ class Muon(torch.optim.Optimizer):
 
     def __init__(
         self,
-        params: object,
+        params: Iterable[Tensor],
         lr: float,
         betas: tuple[float, float] = (0.9, 0.99),
         momentum: float = 0.95,
@@ -55,7 +56,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, defaults)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """One update of every parameter that has a gradient; ``closure`` is not supported."""
         if closure is not None:
             raise NotImplementedError("Muon takes no closure")
@@ -73,13 +74,13 @@ class Muon(torch.optim.Optimizer):
             torch._foreach_sub_(weights, updates, alpha=group["lr"])
 
     def _moments(self, weights: list[Tensor], name: str) -> list[Tensor]:
-        return [self.state[w].setdefault(name, torch.zeros_like(w.grad)) for w in weights]
+        return [self.state[w].setdefault(name, torch.zeros_like(gradient(w))) for w in weights]
 
     def _orthogonal(self, weights: list[Tensor], group: dict) -> list[Tensor]:
         """Updates of matrices: their momentum with Nesterov's look ahead, made orthogonal."""
         if not weights:
             return []
-        grads, momenta = [w.grad for w in weights], self._moments(weights, "momentum")
+        grads, momenta = list(map(gradient, weights)), self._moments(weights, "momentum")
         torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
         ahead = torch._foreach_lerp(grads, momenta, group["momentum"])
         alike = defaultdict(list)  # matrices of one shape: one product of all takes less time
@@ -99,7 +100,7 @@ class Muon(torch.optim.Optimizer):
         """Updates of vectors: AdamW's (Loshchilov & Hutter 2019), without the decay."""
         if not weights:
             return []
-        (beta1, beta2), grads = group["betas"], [w.grad for w in weights]
+        (beta1, beta2), grads = group["betas"], list(map(gradient, weights))
         means, squares = (self._moments(weights, key) for key in ("exp_avg", "exp_avg_sq"))
         torch._foreach_lerp_(means, grads, 1 - beta1)
         torch._foreach_mul_(squares, beta2)
@@ -112,7 +113,13 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_add_(scales, group["eps"])
         updates = torch._foreach_div(means, [1 - beta1**step for step in steps])
         torch._foreach_div_(updates, scales)
-        return updates
+        return list(updates)
+
+
+def gradient(weight: Tensor) -> Tensor:
+    """Return the gradient of a weight that has one."""
+    assert weight.grad is not None
+    return weight.grad
 
 
 def is_matrix(weight: Tensor) -> bool:

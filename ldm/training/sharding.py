@@ -15,12 +15,12 @@ def is_sharded(model: nn.Module) -> bool:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor. Every process must ask for it."""
+    """Return all of a tensor. Every process must call it."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def collect(tensors: dict[str, Tensor], keep: bool) -> dict[str, Tensor]:
-    """All of each tensor on processes that ``keep`` them: one at a time leaves the accelerator."""
+    """Return all of each tensor on processes that ``keep`` them, one moved at a time."""
     found = {}
     for name, tensor in tensors.items():
         value = whole(tensor)
@@ -37,8 +37,9 @@ def local(tensor: Tensor) -> Tensor:
 def spread_like(parameter: Tensor, values: Tensor) -> Tensor:
     """A copy of ``values``, of the parameter's shape, laid out in memory and spread as it is."""
     if hasattr(parameter, "full_tensor"):
-        from torch.distributed.tensor import distribute_tensor
+        from torch.distributed.tensor import DTensor, distribute_tensor
 
+        assert isinstance(parameter, DTensor)
         values = values.to(parameter.device, parameter.dtype)
         return distribute_tensor(values, parameter.device_mesh, parameter.placements)
     return torch.empty_like(parameter).copy_(values)

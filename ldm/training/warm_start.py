@@ -35,6 +35,7 @@ def new_unet(config: UNetConfig, start: str) -> UNet:
     """A U-Net that predicts 0, as Ho et al.'s code begins, or one with the weights of ``start``."""
     unet = adapt_to_cpu(UNet(config))
     nn.init.zeros_(unet.conv_out.weight)
+    assert unet.conv_out.bias is not None
     nn.init.zeros_(unet.conv_out.bias)
     begin_with(unet, start)
     return unet
@@ -53,7 +54,7 @@ def begin_with(module: nn.Module, folder: str) -> None:
         return
     if not Path(folder).is_dir():
         raise ArgumentError(f"start is {folder!r}, which is no folder of a trained model")
-    path = find_weights(Path(folder), module.weight_stem)
+    path = find_weights(Path(folder), str(module.weight_stem))
     own = module.state_dict()
     found = to_ours(read_weights(path), own)
     for name in sorted(own.keys() ^ found.keys()):

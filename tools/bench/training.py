@@ -21,6 +21,7 @@ from ldm.scheduler import DDPMScheduler
 from ldm.training.config import TrainConfig, tomllib
 from ldm.training.data import step_generator
 from ldm.training.loop import train
+from ldm.training.recipes.base import Recipe
 from ldm.unet import UNet
 from tools.bench.race import Race
 
@@ -31,7 +32,7 @@ PRECISION = "bf16"  # of ours
 LIKE = {"no": 5e-2, "bf16": 3e-2}  # relative difference of loss and gradient, by their precision
 
 
-class Cached:
+class Cached(Recipe):
     """The recipe of ldm/training/recipes/latent.py, with made-up latents and texts' states."""
 
     def __init__(self, settings: dict) -> None:
@@ -41,9 +42,6 @@ class Cached:
         size, width = settings["model"]["sample_size"], settings["model"]["cross_attention_dim"]
         self.x0 = torch.randn(BATCH, 4, size, size)
         self.context = torch.randn(BATCH, TOKENS, width)
-
-    def prepare(self, accelerator: object) -> None:
-        """Nothing to do."""
 
     def batch(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         t = torch.randint(1000, (len(self.x0),), generator=generator)
@@ -55,9 +53,6 @@ class Cached:
         x_t = self.scheduler.add_noise(x0, noise, t).contiguous(memory_format=torch.channels_last)
         error = model(x_t, t, batch["context"]).float() - self.scheduler.target(x0, noise, t)
         return error.square().mean(), {}
-
-    def evaluate(self, model: nn.Module) -> tuple[None, dict[str, float]]:
-        return None, {}
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """Nothing to keep."""

@@ -16,13 +16,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from time import monotonic
 from typing import Any
 
 import torch
@@ -34,7 +33,7 @@ from ldm.cli.train import stopping
 from ldm.clip import CLIPTextEncoder
 from ldm.config import SchedulerConfig, UNetConfig, read_json, write_json
 from ldm.config.generation import Defaults
-from ldm.errors import ArgumentError, TrainingError
+from ldm.errors import ArgumentError
 from ldm.fast import adapt_to_cpu
 from ldm.images import image_grid
 from ldm.pipeline import Pipeline
@@ -42,10 +41,11 @@ from ldm.scheduler import DDPMScheduler
 from ldm.text.tokenizer import CLIPTokenizer
 from ldm.training.batches import draw_times
 from ldm.training.checkpoint import Learner, check_finite, checkpoints, load_state, save_state
+from ldm.training.clock import Clock
 from ldm.training.config import differences
 from ldm.training.ema import EMA
 from ldm.training.lock import only_run_in
-from ldm.training.metrics import cut_log, log
+from ldm.training.metrics import Metrics, cut_log, log
 from ldm.training.objectives import simple_error
 from ldm.training.optimizer import Muon
 from ldm.training.warm_start import new_unet
@@ -104,8 +104,13 @@ def plan(arguments: argparse.Namespace, device: torch.device) -> Plan:
     return Plan(*(g if g is not None else f for g, f in zip(given, found, strict=True)))
 
 
-class Trainer:
-    """The U-Net, what it learns from, and the state of its training."""
+class TimedTrainer:
+    """The U-Net, what it learns from, and the state of its training.
+
+    Not a recipe of ``ldm.training.loop``: there, batches and learning rates follow from the step,
+    so that a run resumes bit-identical; here, they follow from the time and from what the workers
+    have composed until then.
+    """
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.output: Path = arguments.output
@@ -136,11 +141,14 @@ class Trainer:
         ema = EMA(self.unet, EMA_DECAY)
         self.learner = Learner(self.unet, ema, optimizer)
         self.step = self.seen = 0  # of this run
-        self.spent = 0.0  # seconds of earlier sessions
+        self.composed = 0  # pictures by the workers of this session
+        self.metrics = Metrics()
+        self.clock = Clock()
 
-    def resume(self) -> None:
+    def resume(self, began: float) -> None:
         """Go on from the newest checkpoint of STATE, if there is one.
 
+        began: what ``time.monotonic`` returned when the command began, which counts.
         Raises ArgumentError where that is a run of another network, start or seed.
         """
         if checkpoints(self.state):
@@ -154,18 +162,23 @@ class Trainer:
                     "--output for a new run"
                 )
             self.seen = before["pictures"]
-        self.step, self.spent = load_state(self.state, self.learner)
+        self.step, spent = load_state(self.state, self.learner)
+        self.clock = Clock(spent, began)
         self.output.mkdir(parents=True, exist_ok=True)
         cut_log(self.output, self.step)
 
-    def rate(self, share: float) -> float:
-        """The learning rate after this share of the time: rise by steps, plateau, fall to 0."""
+    def share(self) -> float:
+        """Return the share of the run's time that has gone by."""
+        return self.clock.spent() / self.seconds
+
+    def rate(self) -> float:
+        """Return the learning rate: a rise by steps, a plateau, and by time a fall to 0."""
         rise = (self.step + 1) / WARMUP
-        fall = max(1 - share, 0.0) / (1 - DECAY_FROM)
+        fall = max(1 - self.share(), 0.0) / (1 - DECAY_FROM)
         return self.plan.learning_rate * min(1.0, rise, fall)
 
     def loss(self, latents: Tensor, contexts: Tensor) -> Tensor:
-        """L_simple of v on latents (B, C, h, w) noised at random times (Ho et al. 2020, eq. 14)."""
+        """Return L_simple (Ho et al. 2020, eq. 14) of v at random times of latents (B, C, h, w)."""
         t = draw_times(self.scheduler, len(latents), self.times, LOGIT_MEAN, LOGIT_STD)
         t, noise = t.to(self.device, non_blocking=True), torch.randn_like(latents)
         x_t = self.scheduler.add_noise(latents, noise, t)
@@ -174,11 +187,11 @@ class Trainer:
             output = self.unet(x_t, t, contexts)
         return simple_error(self.scheduler, output, latents, noise, t).mean()
 
-    def train_step(self, reservoir: Reservoir, share: float) -> tuple[Tensor, Tensor]:
-        """One update; returns the loss and the gradient's norm, still on the device."""
+    def train_step(self, reservoir: Reservoir) -> None:
+        """Update the weights once and average them."""
         optimizer = self.learner.optimizer
         for group in optimizer.param_groups:
-            group["lr"] = self.rate(share)
+            group["lr"] = self.rate()
         loss = self.loss(*reservoir.draw(self.batch_size, CAPTION_DROPOUT))
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.unet.parameters(), MAX_GRAD_NORM)
@@ -187,13 +200,26 @@ class Trainer:
         self.learner.ema.update(self.unet, self.step)
         self.step += 1
         self.seen += self.batch_size
-        return loss.detach(), norm
+        self.metrics.add({"loss": loss, "grad_norm": norm})
+        self.metrics.watch(self.step, loss)
+        self.metrics.watch(self.step, norm)
 
-    def train(self, began: float, compiled: bool, stop: Callable[[], bool]) -> Iterator[dict]:
-        """Train until the minutes end; yields the figures of each ten seconds.
+    def after_step(self) -> dict[str, Any] | None:
+        """Log, save a checkpoint and draw samples, each where it is due; returns a row of the log.
 
-        began: what `monotonic` said when the command began.
+        Raises TrainingError where a loss or gradient was not finite.
         """
+        row = None
+        if self.clock.since("log") >= LOG_SECONDS:
+            row = self.log()
+        if self.clock.since("checkpoint") >= CHECKPOINT_SECONDS:
+            self.save()
+        if self.clock.since("sample") >= self.seconds / SAMPLINGS:
+            self.draw()
+        return row
+
+    def train(self, compiled: bool, stop: Callable[[], bool]) -> Iterator[dict[str, Any]]:
+        """Train until the minutes end; yields the figures of each ten seconds."""
         self.times = torch.Generator().manual_seed(self.settings["seed"] + self.step)
         torch.manual_seed(self.settings["seed"] + self.step)
         if compiled:
@@ -206,30 +232,26 @@ class Trainer:
                 if block := supply.take(timeout=1.0):
                     reservoir.put(*block)
             first_seen = self.seen
-            clock = Clock(began, self.spent, self.seconds)
-            losses: list[tuple[Tensor, Tensor]] = []
-            while clock.share() < 1 and not stop():
+            for name in ("log", "checkpoint", "sample"):
+                self.clock.restart(name)
+            while self.share() < 1 and not stop():
                 wanted = self.plan.first + (self.seen - first_seen) / REUSE
                 while reservoir.count + BLOCK <= wanted and (block := supply.take()):
                     reservoir.put(*block)
-                losses.append(self.try_step(reservoir, clock.share()))
-                if clock.due("log", LOG_SECONDS):
-                    yield self.figures(losses, clock, reservoir)
-                    losses = []
-                if clock.due("checkpoint", CHECKPOINT_SECONDS):
-                    self.save(clock.spent())
-                if clock.due("sample", self.seconds / SAMPLINGS):
-                    self.draw()
-            if losses:
-                yield self.figures(losses, clock, reservoir)
-        self.save(clock.spent())
+                self.try_step(reservoir)
+                self.composed = reservoir.count
+                if row := self.after_step():
+                    yield row
+            if self.metrics.sums:
+                yield self.log()
+        self.save()
         self.draw()
 
-    def try_step(self, reservoir: Reservoir, share: float) -> tuple[Tensor, Tensor]:
-        """`train_step`, with half of the batch from now on where the device's memory is short."""
+    def try_step(self, reservoir: Reservoir) -> None:
+        """Run ``train_step``; where the device's memory is short, halve the batch from now on."""
         while True:
             try:
-                return self.train_step(reservoir, share)
+                return self.train_step(reservoir)
             except torch.OutOfMemoryError:
                 if self.batch_size < 2:
                     raise
@@ -238,32 +260,28 @@ class Trainer:
                 self.learner.optimizer.zero_grad()
             torch.cuda.empty_cache()
 
-    def figures(
-        self, losses: list[tuple[Tensor, Tensor]], clock: Clock, reservoir: Reservoir
-    ) -> dict[str, Any]:
-        """A row for `metrics.jsonl`. Raises TrainingError where a loss is not finite."""
-        means = [float(torch.stack(values).float().mean()) for values in zip(*losses, strict=True)]
-        if not all(map(math.isfinite, means)):
-            raise TrainingError(
-                f"the loss or its gradient is not finite before step {self.step}; give a lower "
-                "--learning-rate, then run the same command to go on from the last checkpoint"
-            )
-        seconds = clock.since_log()
+    def log(self) -> dict[str, Any]:
+        """Add a row to `metrics.jsonl`. Raises TrainingError where a loss was not finite."""
+        self.metrics.check()
+        means = self.metrics.take(None, self.clock.restart("log"))
         row = {
             "step": self.step,
-            "seconds": round(clock.spent(), 1),
+            "seconds": round(self.clock.spent(), 1),
             "pictures": self.seen,
-            "loss": round(means[0], 5),
-            "grad_norm": round(means[1], 4),
-            "lr": round(self.rate(clock.share()), 7),
-            "pictures_per_second": round(len(losses) * self.batch_size / seconds, 1),
-            "composed": reservoir.count,
+            "loss": round(means["loss"], 5),
+            "grad_norm": round(means["grad_norm"], 4),
+            "lr": round(self.rate(), 7),
+            "pictures_per_second": round(means["steps_per_second"] * self.batch_size, 1),
+            "composed": self.composed,
         }
         log(self.output, row)
         return row
 
-    def save(self, spent: float) -> None:
+    def save(self) -> None:
         """Write the averaged weights and the checkpoint."""
+        self.metrics.check()
+        self.clock.restart("checkpoint")
+        spent = self.clock.spent()
         averaged = self.learner.ema.whole()
         check_finite(averaged, self.step)
         save_in_parts(averaged, self.output / "unet", torch.float16)
@@ -274,6 +292,7 @@ class Trainer:
     @torch.inference_mode()
     def draw(self) -> None:
         """Draw the prompts with the averaged weights, always from the same seeds."""
+        self.clock.restart("sample")
         parts = [part.to(self.device) for part in (self.vae, self.text_encoder)]
         unet = self.learner.ema.whole()
         pipe = Pipeline(parts[0], parts[1], self.tokenizer, unet, self.scheduler, DEFAULTS)
@@ -281,44 +300,6 @@ class Trainer:
         partial = self.output / ".samples.partial"
         sheet.save(partial, "WEBP", quality=90)
         os.replace(partial, self.output / "samples.webp")
-
-
-class Clock:
-    """The time of a run: the sessions before this one count, and so does what comes before step 1.
-
-    Args:
-        began: what `monotonic` said when this session began.
-        spent: seconds of the sessions before it.
-        total: seconds of the whole run.
-    """
-
-    def __init__(self, began: float, spent: float, total: float) -> None:
-        self.zero, self.total = began - spent, total
-        now = monotonic()
-        self.last = {"log": now, "checkpoint": now, "sample": now}
-        self.before_log = now
-
-    def spent(self) -> float:
-        """Seconds since the run began."""
-        return monotonic() - self.zero
-
-    def share(self) -> float:
-        """The share of the run's time that has gone by."""
-        return self.spent() / self.total
-
-    def due(self, name: str, seconds: float) -> bool:
-        """Whether so long has gone by since this was last due."""
-        now = monotonic()
-        if now - self.last[name] < seconds:
-            return False
-        if name == "log":
-            self.before_log = self.last[name]
-        self.last[name] = now
-        return True
-
-    def since_log(self) -> float:
-        """Seconds between the last two times that the log was due."""
-        return max(monotonic() - self.before_log, 1e-9)
 
 
 def start_folder(start: Path | None) -> str:
@@ -355,16 +336,16 @@ def train(arguments: argparse.Namespace, began: float) -> None:
     torch.backends.cudnn.benchmark = True
     state = arguments.state or arguments.output
     state.mkdir(parents=True, exist_ok=True)
-    with only_run_in(state), stopping() as asked:
-        trainer = Trainer(arguments)
-        trainer.resume()
-        told = trainer.device.type == "cuda"
-        for row in trainer.train(began, arguments.compile, asked):
-            if not told:
+    with only_run_in(state), stopping() as stop_requested:
+        trainer = TimedTrainer(arguments)
+        trainer.resume(began)
+        estimated = trainer.device.type == "cuda"
+        for row in trainer.train(arguments.compile, stop_requested):
+            if not estimated:
                 tell(estimate(row))
-                told = True
+                estimated = True
             print(json.dumps(row), flush=True)
-        if asked():
+        if stop_requested():
             raise KeyboardInterrupt
 
 
@@ -405,7 +386,7 @@ def parser() -> Parser:
 
 def main(argv: list[str] | None = None) -> int:
     """Train; returns the exit code."""
-    began = monotonic()
+    began = time.monotonic()
     arguments = parser().parse_args(argv)
     return run(lambda: train(arguments, began), arguments.debug)
 

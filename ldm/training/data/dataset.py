@@ -1,4 +1,4 @@
-"""What a recipe asks of a data set."""
+"""What a recipe needs of a data set."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ class Batch:
     @staticmethod
     def join(parts: list[Batch]) -> Batch:
         """One batch after the other."""
-        labels, captions = [p.labels for p in parts], [p.captions for p in parts]
+        labels = [part.labels for part in parts if part.labels is not None]
+        captions = [part.captions for part in parts if part.captions is not None]
         return Batch(
             torch.cat([part.pixels for part in parts]),
-            None if None in labels else torch.cat(labels),
-            None if None in captions else [text for texts in captions for text in texts],
+            torch.cat(labels) if len(labels) == len(parts) else None,
+            [text for texts in captions for text in texts] if len(captions) == len(parts) else None,
         )
 
 
@@ -35,7 +36,10 @@ class Dataset(Protocol):
 
     classes: list[str]  # names of the labels 0, 1, …; [] where there are none
     train: Tensor  # indices of the rows to learn from
-    held_out: Tensor  # indices of readable rows that training never sees
+
+    @property
+    def held_out(self) -> Tensor:
+        """Return the indices of readable rows that training never sees."""
 
     def batch(
         self,

@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 
@@ -39,6 +40,16 @@ class Row:
     label: int | str | None = None
 
 
+Captions: TypeAlias = Sequence[str | None]
+Labels: TypeAlias = Sequence[int | str | None]
+
+
+def columns_if_any(captions: Captions, labels: Labels) -> tuple[Captions | None, Labels | None]:
+    """Return the captions and labels of rows; None for what no row has."""
+    labelled = any(label is not None for label in labels)
+    return captions if any(captions) else None, labels if labelled else None
+
+
 class RowImages(EncodedImages):
     """Rows in memory: a block of a stream, or the rows that a stream holds out."""
 
@@ -51,14 +62,13 @@ class RowImages(EncodedImages):
         skipped: Skipped,
     ) -> None:
         self.rows = rows
-        texts = [row.text for row in rows]
-        labels = [row.label for row in rows]
+        captions, labels = columns_if_any([row.text for row in rows], [row.label for row in rows])
         super().__init__(
             name,
             options,
             len(rows),
-            captions=texts if any(texts) else None,
-            labels=labels if any(label is not None for label in labels) else None,
+            captions=captions,
+            labels=labels,
             held_out=np.zeros(len(rows), bool),
             classes=classes,
         )

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ldm.errors import DataError
-from ldm.training.data.encoded import EncodedImages
+from ldm.training.data.encoded import EncodedImages, columns_if_any
 from ldm.training.data.metadata import LABEL, TEXT, column, first_text, read_rows
 from ldm.training.data.options import DataOptions
 from ldm.training.data.reading import SUFFIXES
@@ -47,27 +47,24 @@ class ImageFolder(EncodedImages):
         if not files:
             kinds = ", ".join(name[1:] for name in SUFFIXES)
             raise DataError(f"{folder} has no pictures (files of {kinds}); check data")
-        parts = [("", False)]
-        second = [name for name in HELD_OUT if (folder / name).is_dir()]
-        if (folder / "train").is_dir() and second:
-            parts = [("train/", False), *((f"{name}/", True) for name in second)]
         self.files: list[Path] = []
         captions: list[str | None] = []
         labels: list[int | str | None] = []
         held_out: list[bool] = []
-        for prefix, is_held_out in parts:
+        for prefix, is_held_out in find_splits(folder):
             inside = [name.removeprefix(prefix) for name in files if name.startswith(prefix)]
-            rows = read_part(folder / prefix, inside, options)
-            self.files += [folder / prefix / name for name, _, _ in rows]
-            captions += [text for _, text, _ in rows]
-            labels += [label for _, _, label in rows]
-            held_out += [is_held_out] * len(rows)
+            for name, text, label in read_part(folder / prefix, inside, options):
+                self.files.append(folder / prefix / name)
+                captions.append(text)
+                labels.append(label)
+                held_out.append(is_held_out)
+        known_captions, known_labels = columns_if_any(captions, labels)
         super().__init__(
             str(folder),
             options,
             len(self.files),
-            captions=captions if any(captions) else None,
-            labels=labels if any(label is not None for label in labels) else None,
+            captions=known_captions,
+            labels=known_labels,
             held_out=np.array(held_out) if any(held_out) else None,
         )
 
@@ -76,6 +73,14 @@ class ImageFolder(EncodedImages):
 
     def row_name(self, index: int) -> str:
         return str(self.files[index])
+
+
+def find_splits(folder: Path) -> list[tuple[str, bool]]:
+    """Return the prefix of the names in each split of a folder, and whether it is held out."""
+    held_out = [name for name in HELD_OUT if (folder / name).is_dir()]
+    if (folder / "train").is_dir() and held_out:
+        return [("train/", False), *((f"{name}/", True) for name in held_out)]
+    return [("", False)]
 
 
 FolderRow = tuple[str, str | None, int | str | None]  # file, caption, label
@@ -94,7 +99,7 @@ def read_part(folder: Path, files: Sequence[str], options: DataOptions) -> list[
 def described(
     source: Path, rows: list[dict[str, Any]], files: Sequence[str], options: DataOptions
 ) -> list[FolderRow]:
-    """The rows of a metadata file, less those whose picture is missing, which are told of."""
+    """The rows of a metadata file, except those whose picture is missing, with a warning."""
     keys = {key: None for row in rows for key in row}
     text = column(keys, options.text, TEXT, str(source))
     label = column(keys, options.label, LABEL, str(source))

@@ -103,10 +103,12 @@ class IDXImages(Pictures):
 
 def read_split(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     """Pictures (N,H,W) and labels (N,) of one split. Raises DataError where they do not fit."""
-    files = [find_idx(folder, split, kind) for kind in ("images-idx3", "labels-idx1")]
-    if None in files:
-        kind = ("images-idx3", "labels-idx1")[files.index(None)]
-        raise DataError(f"{folder} has no {split}-{kind}-ubyte (or .gz); {REMEDY}")
+    files = []
+    for kind in ("images-idx3", "labels-idx1"):
+        file = find_idx(folder, split, kind)
+        if file is None:
+            raise DataError(f"{folder} has no {split}-{kind}-ubyte (or .gz); {REMEDY}")
+        files.append(file)
     images, labels = read_idx(files[0], 3), read_idx(files[1], 1)
     if len(images) != len(labels):
         raise DataError(

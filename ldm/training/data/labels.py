@@ -12,7 +12,7 @@ from ldm.errors import DataError
 
 
 def number_labels(
-    data: str, labels: Sequence[int | str | None] | None, classes: Sequence[str]
+    data: str, labels: Sequence[int | str | None] | np.ndarray | None, classes: Sequence[str]
 ) -> tuple[Tensor | None, list[str]]:
     """The labels as int64 (N,) and the names of the classes; ``data`` names the set in messages.
 
@@ -35,7 +35,7 @@ def number_labels(
                 "all whole numbers or all names, one for each row"
             )
         if kinds == {str}:
-            return _number_names(data, labels, classes)
+            return _number_names(data, [str(label) for label in labels], classes)
     numbers = torch.as_tensor(np.asarray(labels, np.int64))
     names = list(classes) or [str(i) for i in range(int(numbers.max()) + 1)]
     wrong = ((numbers < 0) | (numbers >= len(names))).nonzero()[:, 0]

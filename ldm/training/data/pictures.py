@@ -41,7 +41,7 @@ class Pictures(ABC):
         options: DataOptions,
         rows: int,
         captions: Sequence[str | None] | None = None,
-        labels: Sequence[int | str | None] | None = None,
+        labels: Sequence[int | str | None] | np.ndarray | None = None,
         held_out: np.ndarray | None = None,
         weights: Sequence[float] | None = None,
         classes: Sequence[str] = (),
@@ -153,7 +153,7 @@ class Pictures(ABC):
         )
 
     def readable(self, indices: Tensor, size: int | Size | None = None) -> Tensor:
-        """Those of the rows whose pictures can be used; the others are told of."""
+        """Those of the rows whose pictures can be used; for the others there are warnings."""
         return indices[[self._read(i, size) for i in indices.tolist()]]
 
     def _read(self, index: int, size: int | Size | None = None) -> bool:
@@ -205,8 +205,9 @@ class Pictures(ABC):
         if ready is None:
             options = self.options
             # Twice the size that is needed: the resize after it still sees what it averages.
-            reduce = target is not None and options.resize != 0
-            enough = 2 * max(*target, options.resize or 0) if reduce else 0
+            enough = 0
+            if target is not None and options.resize != 0:
+                enough = 2 * max(*target, options.resize or 0)
             ready = self.picture(index, enough)
             if options.pad:
                 ready = pad(ready, options.pad)
@@ -229,7 +230,7 @@ class Pictures(ABC):
     def _common_size(self, pictures: list[np.ndarray]) -> Size:
         sizes = {picture.shape[:2] for picture in pictures}
         if len(sizes) > 1:
-            (h, w), (height, width), *_ = sorted(sizes)
+            (h, w), (height, width) = sorted(sizes)[:2]
             raise ArgumentError(
                 f"pictures of {self.name} have several sizes, such as {w} × {h} and "
                 f"{width} × {height} px; set data.size to the px of a side in a batch"

@@ -14,7 +14,7 @@ from ldm.errors import ImageError
 from ldm.images import load_image
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-NAMED = 10  # unreadable pictures told one by one; after that, at each tenfold
+NAMED = 10  # unreadable pictures warned of one by one; after that, at each tenfold
 
 
 def decode(source: Path | bytes, name: str, channels: int, enough: int = 0) -> np.ndarray:
@@ -65,7 +65,7 @@ class Skipped:
         self.reasons: dict[str, str] = {}
 
     def add(self, name: str, reason: str) -> None:
-        """Note one, and tell of it: the first few by name, later ones by their number."""
+        """Note one, with a warning: the first few by name, later ones by their number."""
         if name in self.reasons:
             return
         self.reasons[name] = reason

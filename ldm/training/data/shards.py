@@ -13,12 +13,13 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from ldm.errors import DataError, ImageError
-from ldm.training.data.encoded import EncodedImages, Row
+from ldm.training.data.encoded import EncodedImages, Row, columns_if_any
 from ldm.training.data.metadata import LABEL, TEXT, first_text
 from ldm.training.data.options import DataOptions
 from ldm.training.data.pictures import spread
@@ -55,7 +56,7 @@ class Member:
 
     def caption_and_label(self, options: DataOptions) -> tuple[str | None, int | str | None]:
         """From .txt, .cls and .json. Raises DataError for JSON that is none."""
-        values: dict[str, object] = {}
+        values: dict[str, Any] = {}
         try:
             if "json" in self.parts:
                 values |= json.loads(self.read("json"))
@@ -121,13 +122,13 @@ class ShardImages(EncodedImages):
         options = options or DataOptions()
         self.index = read_index(name)
         described = [row.caption_and_label(options) for row in self.index]
-        captions, labels = (list(values) for values in zip(*described, strict=True))
+        captions, labels = columns_if_any(*zip(*described, strict=True))
         super().__init__(
             name,
             options,
             len(self.index),
-            captions=captions if any(captions) else None,
-            labels=labels if any(label is not None for label in labels) else None,
+            captions=captions,
+            labels=labels,
         )
 
     def encoded(self, index: int) -> bytes:

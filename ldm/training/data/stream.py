@@ -26,7 +26,10 @@ class Source(Protocol):
 
     held_out: list[Row]
     classes: tuple[str, ...]
-    length: int | None  # rows of an epoch; None where only its end tells
+
+    @property
+    def length(self) -> int | None:
+        """Return the rows of an epoch; None where only reading it to its end shows them."""
 
     def read(self, epoch: int, start: int, count: int) -> list[Row]:
         """Rows ``start`` to ``start + count`` of an epoch, fewer at its end."""

@@ -53,14 +53,14 @@ def load(name: str, streaming: bool) -> Mapping[str, Any]:
         if name.startswith(HUB):
             path, _, config = name.removeprefix(HUB).partition(":")
             return datasets.load_dataset(path, config or None, streaming=streaming)
-        path = Path(name)
-        if (path / "dataset_dict.json").exists():
-            return datasets.load_from_disk(str(path))
-        if (path / "state.json").exists():
-            return {"train": datasets.load_from_disk(str(path))}
-        if path.is_file():
-            return datasets.load_dataset("parquet", data_files=str(path), streaming=streaming)
-        return datasets.load_dataset(str(path), streaming=streaming)
+        local = Path(name)
+        if (local / "dataset_dict.json").exists():
+            return datasets.load_from_disk(str(local))
+        if (local / "state.json").exists():
+            return {"train": datasets.load_from_disk(str(local))}
+        if local.is_file():
+            return datasets.load_dataset("parquet", data_files=str(local), streaming=streaming)
+        return datasets.load_dataset(str(local), streaming=streaming)
     except Exception as error:  # errors of the library, the hub's client, Arrow and the network
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"datasets cannot load {name}: {reason}") from error
@@ -176,14 +176,14 @@ class TableSource:
         splits = load(name, streaming=True)
         train, test = choose_splits(name, splits, options)
         table = splits[train]
-        if table.features is None:  # then only the first rows tell
+        if table.features is None:  # then only the first rows show them
             table = table._resolve_features()
         columns = Columns(name, table.features, options)
         count = 64 if options.held_out is None else options.held_out
         held_out = splits[test] if test else table
         table = table if test else table.skip(count)
         self.name, self.columns = name, columns
-        self.length: int | None = None  # only the end tells
+        self.length: int | None = None  # known at its end
         self.classes = tuple(columns.classes)
         self.table = without_decoding(table, columns).shuffle(seed=0, buffer_size=1)
         self.held_out = [

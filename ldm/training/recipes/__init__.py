@@ -9,7 +9,7 @@ from ldm.errors import ArgumentError
 
 if TYPE_CHECKING:
     from ldm.training.config import TrainConfig
-    from ldm.training.loop import Recipe
+    from ldm.training.recipes.base import Recipe
 
 RECIPES = {
     "autoencoder": "AutoencoderRecipe",
@@ -21,7 +21,7 @@ RECIPES = {
 
 
 def build_recipe(config: TrainConfig) -> Recipe:
-    """The recipe that ``config.recipe`` names. Raises ArgumentError for an unknown name."""
+    """Build the recipe that ``config.recipe`` names. Raises ArgumentError for an unknown name."""
     if config.recipe not in RECIPES:
         expected = ", ".join(map(repr, RECIPES))
         raise ArgumentError(f"recipe is {config.recipe!r}; expected one of {expected}")

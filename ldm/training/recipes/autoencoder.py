@@ -21,6 +21,7 @@ from ldm.training.config import TrainConfig
 from ldm.training.data import open_data
 from ldm.training.discriminator import SMALLEST, PatchDiscriminator, adversarial_terms
 from ldm.training.objectives import psnr, reconstruction_loss
+from ldm.training.recipes.base import Recipe
 from ldm.training.warm_start import begin_with
 from ldm.vae import AutoencoderKL
 
@@ -40,7 +41,7 @@ class Autoencoding(nn.Module):
         """
         q = self.vae.posterior(x)
         reconstruction = self.vae.decode(q.sample(noise) * self.vae.config.scaling_factor).float()
-        terms = ()
+        terms: tuple[Tensor, ...] = ()
         if self.discriminator is not None:
             terms = adversarial_terms(self.discriminator, x, reconstruction)
         return reconstruction, q.kl().float().mean(), terms
@@ -70,7 +71,7 @@ class AutoencoderOptions:
     data: dict[str, Any] = field(default_factory=dict)
 
 
-class AutoencoderRecipe:
+class AutoencoderRecipe(Recipe[Autoencoding]):
     """Learns to reproduce crops."""
 
     def __init__(self, config: TrainConfig) -> None:
@@ -83,7 +84,7 @@ class AutoencoderRecipe:
             AutoencoderKL(VAEConfig.from_dict({**config.model, "scaling_factor": 1.0}))
         )
         begin_with(vae, config.start)
-        self.scaling_factor = None  # to be found by ``save``
+        self.scaling_factor: float | None = None  # to be found by ``save``
         if options.decoder_only:
             if not config.start:
                 raise ArgumentError("options.decoder_only needs start, the VAE with the encoder")
@@ -131,13 +132,13 @@ class AutoencoderRecipe:
         error = reconstruction_loss(reconstruction, x, options.gradient_weight)
         loss, metrics = error + options.kl_weight * kl, {"kl": kl.detach()}
         if terms:
-            fooling, telling = terms  # the discriminator learns from the start, to be ready
+            fooling, discerning = terms  # the discriminator learns from the start, to be ready
             late = self.step >= options.adversarial_from * self.config.steps
-            loss = loss + late * options.adversarial_weight * fooling + telling
-            metrics |= {"fooling": fooling.detach(), "telling": telling.detach()}
+            loss = loss + late * options.adversarial_weight * fooling + discerning
+            metrics |= {"fooling": fooling.detach(), "telling": discerning.detach()}
         return loss, metrics
 
-    def evaluate(self, model: nn.Module) -> tuple[Image.Image | None, dict[str, float]]:
+    def evaluate(self, model: Autoencoding) -> tuple[Image.Image | None, dict[str, float]]:
         x, device = self.shown, next(model.parameters()).device
         reconstruction = torch.cat(
             [model.vae.decode(model.vae.encode(part.to(device))).cpu() for part in x.split(8)]
@@ -145,7 +146,7 @@ class AutoencoderRecipe:
         pairs = torch.stack([x, reconstruction], dim=1)[:16].flatten(0, 1)
         return image_grid(to_pil(pairs), columns=8), {"psnr": psnr(reconstruction, x)}
 
-    def save(self, model: nn.Module, folder: Path) -> None:
+    def save(self, model: Autoencoding, folder: Path) -> None:
         scale = self.scaling_factor or self.unit_scale(model.vae)
         vae = AutoencoderKL(replace(model.vae.config, scaling_factor=scale))
         vae.load_state_dict(model.vae.state_dict())

@@ -137,7 +137,7 @@ class CachedLatents:
         """Fill in the latents of a share of the rows of one size, where they are missing."""
         latents = np.lib.format.open_memmap(self._file(size), "r+")
         readable = np.lib.format.open_memmap(self.folder / "readable.npy", "r+")
-        vae = self.vae.to(device, memory_format=torch.channels_last)
+        vae = self.vae.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         with torch.autocast(device.type, torch.bfloat16):
             for part in share.split(8):  # 32 at once leave the cache: a quarter slower
                 if readable[part.numpy()].all():

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor, nn
 
@@ -25,9 +24,10 @@ from ldm.training.batches import check_classes, held_out_batch, noised_batch
 from ldm.training.config import TrainConfig
 from ldm.training.data import open_data
 from ldm.training.figures import evenly
+from ldm.training.recipes.base import Recipe
 from ldm.training.warm_start import begin_with
 
-LEVELS = 5  # at which its accuracy is told
+LEVELS = 5  # at which its accuracy is measured
 
 
 @dataclass
@@ -39,7 +39,7 @@ class ClassifierOptions:
     held_out: int = within("[1, inf)", 256)  # pictures that the accuracy is measured on
 
 
-class ClassifierRecipe:
+class ClassifierRecipe(Recipe[Classifier]):
     """Learns which class a noised picture x_t is of, given t, under the noise of the model."""
 
     def __init__(self, config: TrainConfig) -> None:
@@ -68,9 +68,6 @@ class ClassifierRecipe:
         )
         begin_with(self.model, config.start)
 
-    def prepare(self, accelerator: Accelerator) -> None:
-        """Nothing to do."""
-
     def batch(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         return noised_batch(self.data, self.scheduler, step, self.batch_size, generator)
 
@@ -84,11 +81,12 @@ class ClassifierRecipe:
         right = (logits.argmax(1) == batch["labels"]).float()
         return F.cross_entropy(logits, batch["labels"]), {"accuracy": right.mean()}
 
-    def evaluate(self, model: nn.Module) -> tuple[Image.Image | None, dict[str, float]]:
+    def evaluate(self, model: Classifier) -> tuple[Image.Image | None, dict[str, float]]:
         """The share of held-out pictures read right, by noise level."""
         rows = held_out_batch(self.data, self.options.held_out)
         if rows is None:
             return None, {}
+        assert rows.labels is not None  # see check_classes
         device = next(model.parameters()).device
         x0, labels = rows.pixels.to(device), rows.labels.to(device)
         noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0)).to(device)
@@ -101,7 +99,7 @@ class ClassifierRecipe:
             accuracy[f"accuracy_t{t}"] = float((read == labels).float().mean())
         return None, accuracy
 
-    def save(self, model: nn.Module, folder: Path) -> None:
+    def save(self, model: Classifier, folder: Path) -> None:
         """Into the run's folder, and as a part of the model that it guides."""
         save_component(model, folder / "classifier")
         index = read_json(self.guides / "model_index.json")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -30,9 +30,11 @@ from ldm.training.data import Pictures, open_data
 from ldm.training.data.buckets import bucket_sizes
 from ldm.training.data.crops import Size
 from ldm.training.objectives import check_zero_snr, diffusion_weight, simple_error
+from ldm.training.recipes.base import Recipe
 from ldm.training.recipes.cached_contexts import CachedContexts
 from ldm.training.recipes.cached_latents import CachedLatents
 from ldm.training.warm_start import new_unet
+from ldm.unet import UNet
 from ldm.vae import AutoencoderKL
 
 
@@ -66,7 +68,7 @@ class LatentOptions:
     logit_std: float | None = within("(0, inf)", None)
 
 
-class LatentRecipe:
+class LatentRecipe(Recipe[UNet]):
     """Learns to denoise the latents of pictures, given their captions.
 
     Raises ArgumentError for options that do not go together.
@@ -148,16 +150,16 @@ class LatentRecipe:
         weight = diffusion_weight(self.scheduler, t, self.options.min_snr_gamma)
         return (weight * error).mean(), {"mse": error.detach().mean()}
 
-    def evaluate(self, model: nn.Module) -> tuple[Image.Image | None, dict[str, float]]:
+    def evaluate(self, model: UNet) -> tuple[Image.Image | None, dict[str, float]]:
         """Draw the prompts, always from the same seeds."""
         output = self.pipeline(model)(self.options.prompts, seed=0)
-        return image_grid(output.images, columns=8), {}
+        return image_grid(cast("list[Image.Image]", output.images), columns=8), {}
 
-    def save(self, model: nn.Module, folder: Path) -> None:
+    def save(self, model: UNet, folder: Path) -> None:
         """A whole pipeline: ``ldm-generate --model`` takes the run's folder."""
         self.pipeline(model).save_pretrained(folder, torch.float16)
 
-    def pipeline(self, unet: nn.Module) -> Pipeline:
+    def pipeline(self, unet: UNet) -> Pipeline:
         defaults = Defaults.from_dict(self.options.defaults, "options.defaults")
         return Pipeline(self.vae, self.text_encoder, self.tokenizer, unet, self.scheduler, defaults)
 
@@ -189,6 +191,7 @@ def picture_sizes(data: Pictures, buckets: dict[str, Any] | None, multiple: int)
                 "for this VAE and U-Net; set data.size"
             )
         return [size]
+    assert side is not None  # see above
     for key in buckets.keys() - {"multiple", "max_ratio"}:
         raise ArgumentError(f"buckets.{key} is not an option; known are multiple and max_ratio")
     step = buckets.get("multiple", math.lcm(64, multiple))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -29,7 +29,9 @@ from ldm.training.objectives import (
     check_zero_snr,
     diffusion_loss,
 )
+from ldm.training.recipes.base import Recipe
 from ldm.training.warm_start import new_unet
+from ldm.unet import UNet
 
 MOMENTS, ROWS = 8, 10  # of the figure of drawing through time, at most
 FEW = 16  # held-out pictures whose error against t is drawn
@@ -42,7 +44,7 @@ class PixelOptions:
     data: dict[str, Any] = field(default_factory=dict)  # see ldm/training/data/options.py
     scheduler: dict[str, Any] = field(default_factory=dict)  # as in scheduler_config.json
     defaults: dict[str, Any] = field(default_factory=dict)  # as in generation_config.json
-    classes: bool = False  # whether the model is told the class
+    classes: bool = False  # whether the model is conditioned on the class
     label_dropout: float = within("[0, 1)", 0.1)  # share of labels made "no class", for guidance
     objective: str = choice(*OBJECTIVES)
     vlb_weight: float = within("[0, inf)", 0.001)  # λ of the hybrid objective
@@ -53,7 +55,7 @@ class PixelOptions:
     figures: bool = True
 
 
-class PixelRecipe:
+class PixelRecipe(Recipe[UNet]):
     """Learns to denoise pictures, alone or given their class."""
 
     def __init__(self, config: TrainConfig) -> None:
@@ -71,7 +73,7 @@ class PixelRecipe:
                 f"mixed_precision is {config.mixed_precision!r}, which rounds away what "
                 "prediction_type 'mean' says beyond x_t; set it to 'no'"
             )
-        self.classes: list[str] = []  # that the model is told
+        self.classes: list[str] = []  # that the model is conditioned on
         if options.classes:
             self.classes = check_classes(self.data, config.data, "which options.classes needs")
         self.model = new_unet(self.unet_config(config.model), config.start)
@@ -117,6 +119,7 @@ class PixelRecipe:
             batch["x0"] = quantise(batch["x0"])  # the bound is about 8-bit pictures
         labels = batch.pop("labels", None)
         if self.classes:
+            assert labels is not None  # see check_classes
             dropped = torch.rand(count, generator=generator) < self.options.label_dropout
             batch["labels"] = torch.where(dropped, len(self.classes), labels)
         return batch
@@ -137,7 +140,7 @@ class PixelRecipe:
             options.vlb_weight,
         )
 
-    def evaluate(self, model: nn.Module) -> tuple[Image.Image | None, dict[str, float]]:
+    def evaluate(self, model: UNet) -> tuple[Image.Image | None, dict[str, float]]:
         """Draw every class in turn, always from the same seeds; the bound on held-out pictures."""
         names = self.classes or [""]
         prompts = [names[i % len(names)] for i in range(self.options.samples)]
@@ -158,20 +161,25 @@ class PixelRecipe:
                     self.scheduler.clip,
                 ).mean()
             )
-        return image_grid(progress.output.images, columns=10), metrics
+        assert progress.output is not None  # of the last step
+        images = cast("list[Image.Image]", progress.output.images)
+        return image_grid(images, columns=10), metrics
 
-    def predict(self, model: nn.Module) -> Predict:
+    def predict(self, model: UNet) -> Predict:
         """The model as a function of (x_t, t), x_t of the first held-out pictures."""
-        device = next(model.parameters()).device
+        device, shown = next(model.parameters()).device, self.shown
+        assert shown is not None
 
         def predict(x: Tensor, t: Tensor) -> Tensor:
-            labels = self.shown.labels[: len(x)].to(device) if self.classes else None
+            labels = None
+            if self.classes and shown.labels is not None:
+                labels = shown.labels[: len(x)].to(device)
             x = x.to(device, memory_format=torch.channels_last)
             return model(x, t.to(device), class_labels=labels).cpu()
 
         return predict
 
-    def figures(self, model: nn.Module, folder: Path) -> None:
+    def figures(self, model: UNet, folder: Path) -> None:
         """Noising, denoising, and the pictures of ``evaluate`` through time."""
         if not self.options.figures or not available():
             return
@@ -189,11 +197,11 @@ class PixelRecipe:
             }
             draw_noising(folder / "noising.png", pixels[0], schedules)
 
-    def save(self, model: nn.Module, folder: Path) -> None:
+    def save(self, model: UNet, folder: Path) -> None:
         """A whole pipeline: ``ldm-generate --model`` takes the run's folder."""
         self.pipeline(model).save_pretrained(folder)
 
-    def pipeline(self, unet: nn.Module) -> Pipeline:
+    def pipeline(self, unet: UNet) -> Pipeline:
         return Pipeline(
             None,
             None,

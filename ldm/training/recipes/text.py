@@ -1,7 +1,7 @@
 """Train the text encoder: its sentence state learns to be a teacher's sentence embedding.
 
 The states of the words, which the U-Net attends to, learn to say which colour, number and place
-belongs to which thing: a reader asks them, where the data tell the answers.
+belongs to which thing: a reader finds it in them, for texts whose data say so.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor, nn
 
@@ -24,6 +23,7 @@ from ldm.training.binding_head import UNKNOWN, Reader, reading_figures, reading_
 from ldm.training.config import TrainConfig
 from ldm.training.data import EmbeddedTexts
 from ldm.training.objectives import distillation_loss
+from ldm.training.recipes.base import Recipe
 from ldm.training.warm_start import begin_with
 
 GROUP = 96  # texts that the student takes at once
@@ -75,8 +75,8 @@ class TextOptions:
     caption_share: float = within("[0, 1]", 0.5)  # of texts with readings, in a batch
 
 
-class TextRecipe:
-    """Learns the teacher's sentence embeddings, and to tell what texts say."""
+class TextRecipe(Recipe[Student]):
+    """Learns the teacher's sentence embeddings, and which word of a text describes which."""
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
@@ -90,8 +90,8 @@ class TextRecipe:
             torch.randperm(len(short), generator=torch.Generator().manual_seed(config.seed))
         ]
         self.train, self.held_out = order.split([len(order) - options.held_out, options.held_out])
-        self.told = (data.says != UNKNOWN).any(dim=1)  # (N,): whether a text has readings
-        self.share, self.chances = mix(self.told[self.train], options.caption_share)
+        self.has_reading = (data.says != UNKNOWN).any(dim=1)  # (N,): whether a text has readings
+        self.share, self.chances = mix(self.has_reading[self.train], options.caption_share)
 
         encoder = CLIPTextEncoder(CLIPTextConfig.from_dict(config.model))
         # As in Radford et al. 2021, section 2.5: PyTorch's N(0, 1) embeddings drown the rest.
@@ -103,9 +103,6 @@ class TextRecipe:
             width, heads = encoder.config.hidden_size, encoder.config.num_attention_heads
             reader = Reader(data.fields, data.values, width, heads)
         self.model = Student(encoder, data.embeddings.shape[1], reader)
-
-    def prepare(self, accelerator: Accelerator) -> None:
-        """Nothing to do."""
 
     def rows(self, indices: Tensor) -> dict[str, Tensor]:
         """What the loss takes of some texts (B,).
@@ -138,7 +135,10 @@ class TextRecipe:
         found = {"distillation": loss, "reading": reading}
         return loss + self.options.reading_weight * reading, found
 
-    def evaluate(self, model: nn.Module) -> tuple[Image.Image | None, dict[str, float]]:
+    def examples(self) -> tuple[int, int]:
+        return len(self.train), len(self.held_out)
+
+    def evaluate(self, model: Student) -> tuple[Image.Image | None, dict[str, float]]:
         device, vectors, guesses = next(model.parameters()).device, [], []
         for part in self.held_out.split(256):
             rows = self.rows(part)
@@ -153,25 +153,27 @@ class TextRecipe:
             "cosine": float(similarity.diagonal().mean()),
             "top1_of_1024": float(right.float().mean()),
         }
-        told = self.told[self.held_out]
-        if guesses and told.any():
-            says = self.data.says[self.held_out[told]]
+        known = self.has_reading[self.held_out]
+        if guesses and known.any():
+            says = self.data.says[self.held_out[known]]
             figures |= reading_figures(
-                torch.cat(guesses)[told], says, self.data.fields, self.data.values
+                torch.cat(guesses)[known], says, self.data.fields, self.data.values
             )
         return None, figures
 
-    def save(self, model: nn.Module, folder: Path) -> None:
+    def save(self, model: Student, folder: Path) -> None:
         save_component(model.text_encoder, folder / "text_encoder")
 
 
-def mix(told: Tensor, share: float) -> tuple[float, Tensor]:
+def mix(has_reading: Tensor, share: float) -> tuple[float, Tensor]:
     """The chance of each training text to be drawn (N,), such that ``share`` have readings.
 
-    told: bool (N,). Returns the share too: 0 or 1 where only one kind of texts is there.
+    has_reading: bool (N,). Returns the share too: 0 or 1 where only one kind of texts is there.
     """
-    count = int(told.sum())
-    if count in (0, len(told)):
+    count = int(has_reading.sum())
+    if count in (0, len(has_reading)):
         share = float(count > 0)
-    chances = torch.where(told, share / max(count, 1), (1 - share) / max(len(told) - count, 1))
+    chances = torch.where(
+        has_reading, share / max(count, 1), (1 - share) / max(len(has_reading) - count, 1)
+    )
     return share, chances

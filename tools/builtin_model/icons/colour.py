@@ -5,6 +5,7 @@ Colours are measured in OKLCH (Björn Ottosson, "A perceptual color space for im
 degrees. Arrays have the channels last.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +30,54 @@ GRAY_CHROMA = 0.045  # below it a pixel has no hue of its own
 DARK = 0.42  # grays below it are outlines, tyres, eyes, unless all of a picture is dark
 GRAY_LEVELS, GRAY_WEIGHTS = (0.38, 0.46, 0.8, 0.9), (0.3, 0.45, 0.45, 0.62)
 WINDOW = 45.0  # degrees to each side of a main hue that belong to it
+
+LOW, HIGH = -math.inf, math.inf
+
+
+@dataclass(frozen=True)
+class Words:
+    """Where a word is said: hues in [a, b), lightness and chroma strictly between two bounds."""
+
+    name: str | None
+    hues: tuple[float, float] = (0, HIGH)
+    lightness: tuple[float, float] = (LOW, HIGH)
+    chroma: tuple[float, float] = (LOW, HIGH)
+
+    def fits(self, lightness: float, chroma: float, hue: float) -> bool:
+        """Whether the word is said of a colour."""
+        return (
+            self.hues[0] <= hue < self.hues[1]
+            and self.lightness[0] < lightness < self.lightness[1]
+            and self.chroma[0] < chroma < self.chroma[1]
+        )
+
+
+# The first that fits counts; None: no word is sure there.
+WORDS = (
+    Words("black", lightness=(LOW, 0.36), chroma=(LOW, 0.04)),
+    Words("white", lightness=(0.89, HIGH), chroma=(LOW, 0.04)),
+    Words("gray", lightness=(0.45, 0.83), chroma=(LOW, 0.04)),
+    Words(None, chroma=(LOW, 0.04)),
+    Words("black", lightness=(LOW, 0.22)),
+    Words("brown", (20, 80), (0.27, 0.56), (LOW, 0.14)),
+    Words("brown", (20, 80), (0.27, 0.68), (LOW, 0.11)),
+    Words(None, (20, 80), (LOW, 0.56), (LOW, 0.14)),
+    Words(None, chroma=(LOW, 0.06)),
+    Words("pink", (335, HIGH), (0.68, HIGH)),
+    Words("pink", (0, 14), (0.68, HIGH)),
+    Words("red", (0, 14), (LOW, 0.64), (0.12, HIGH)),
+    Words("pink", (14, 25), (0.7, HIGH)),
+    Words(None, (25, 40), (0.7, HIGH)),
+    Words("red", (14, 40), (0.36, HIGH), (0.13, HIGH)),
+    Words("orange", (40, 48), (0.66, HIGH), (0.13, HIGH)),
+    Words("orange", (48, 74), (0.64, HIGH), (0.12, HIGH)),
+    Words("yellow", (74, 80), (0.84, HIGH), (0.1, HIGH)),
+    Words("yellow", (80, 112), (0.76, HIGH), (0.1, HIGH)),
+    Words("green", (112, 122), (LOW, 0.78)),
+    Words("green", (122, 170), (LOW, HIGH), (0.07, HIGH)),
+    Words("blue", (218, 278)),
+    Words("purple", (292, 332), (LOW, 0.75)),
+)
 
 _LMS = np.array(  # linear sRGB -> LMS
     [[0.4122214708, 0.5363325363, 0.0514459929],
@@ -89,47 +138,9 @@ def hue_distance(a: np.ndarray | float, b: float) -> np.ndarray | float:
 
 def name_tone(lightness: float, chroma: float, hue: float) -> str | None:
     """The word for one colour in OKLCH, or None between two words (tan, teal, olive, indigo)."""
-    if chroma < 0.04:
-        if lightness < 0.36:
-            return "black"
-        if lightness > 0.89:
-            return "white"
-        return "gray" if 0.45 < lightness < 0.83 else None
-    if lightness < 0.22:
-        return "black"
     hue = hue % 360
-    dull = chroma < (0.14 if lightness < 0.56 else 0.11)
-    if 20 <= hue < 80 and lightness < 0.68 and dull:
-        return "brown" if lightness > 0.27 else None
-    if chroma < 0.06:
-        return None
-    if hue >= 335 or hue < 14:
-        if lightness > 0.68:
-            return "pink"
-        if hue >= 350 or hue < 14:
-            return "red" if lightness < 0.64 and (hue < 14 and chroma > 0.12) else None
-        return None
-    if hue < 40:
-        if lightness > 0.7:
-            return "pink" if hue < 25 else None
-        return "red" if chroma > 0.13 and lightness > 0.36 else None
-    if hue < 48:
-        return "orange" if lightness > 0.66 and chroma > 0.13 else None
-    if hue < 74:
-        return "orange" if lightness > 0.64 and chroma > 0.12 else None
-    if hue < 80:
-        return "yellow" if lightness > 0.84 and chroma > 0.1 else None
-    if hue < 112:
-        return "yellow" if lightness > 0.76 and chroma > 0.1 else None
-    if hue < 122:
-        return "green" if lightness < 0.78 else None
-    if hue < 170:
-        return "green" if chroma > 0.07 else None
-    if 218 <= hue < 278:
-        return "blue"
-    if 292 <= hue < 332:
-        return "purple" if lightness < 0.75 else None
-    return None
+    found = (words.name for words in WORDS if words.fits(lightness, chroma, hue))
+    return next(found, None)
 
 
 def main_colour(rgba: np.ndarray, blue_aside: bool = False) -> MainColour:

@@ -47,27 +47,34 @@ def held_out_icons(subjects: list[Subject], seed: int) -> set[tuple[str, str]]:
     One icon of each measured object, in the style of noto or emojione where it has both and two
     more; and one in twenty of all others that at least two other sets also draw.
     """
-    groups = defaultdict(list)  # the same emoji in several sets
+    by_emoji = defaultdict(list)  # the same emoji in several sets
     for subject in subjects:
-        groups[subject.icon.hexcode or subject.icon.name].append(subject)
+        by_emoji[subject.icon.hexcode or subject.icon.name].append(subject)
+    groups = list(by_emoji.values())
     rng = np.random.default_rng(seed)
-    out = set()
     measured = [row["noun"] for row in read_eval_objects()]
-    for noun in measured:
-        drawn = [g for g in groups.values() if any(s.noun and s.noun.noun == noun for s in g)]
-        if not drawn:
-            raise BuildError(f"eval_objects.json: no icon shows {noun}; add it to everyday.json")
-        first = drawn[0][0].noun.icons[0]
-        group = next((g for g in drawn if any(s.icon.name == first for s in g)), drawn[0])
-        sets = [s.icon.set for s in group]
-        wanted = [s for s in ("emojione", "noto") if s in sets and len(sets) >= 4] or sets
-        chosen = group[sets.index(str(rng.choice(wanted)))]
-        out.add((chosen.icon.set, chosen.icon.name))
-    for group in groups.values():
-        if len(group) < 3 or (group[0].noun and group[0].noun.noun in measured):
+    chosen = [_measured_icon(groups, noun, rng) for noun in measured]
+    for group in groups:
+        if len(group) < 3 or _noun(group[0]) in measured:
             continue
-        for subject in group:
-            if rng.random() < RANDOM_SHARE:
-                out.add((subject.icon.set, subject.icon.name))
-                break
-    return out
+        # Draws stop at the first that is held out: the later ones depend on it.
+        chosen += next(([one] for one in group if rng.random() < RANDOM_SHARE), [])
+    return {(subject.icon.set, subject.icon.name) for subject in chosen}
+
+
+def _measured_icon(groups: list[list[Subject]], noun: str, rng: np.random.Generator) -> Subject:
+    """The icon of a measured object to hold out: of its first emoji, in one of the wanted sets."""
+    drawn = [group for group in groups if noun in map(_noun, group)]
+    if not drawn:
+        raise BuildError(f"eval_objects.json: no icon shows {noun}; add it to everyday.json")
+    shown = drawn[0][0].noun
+    assert shown is not None  # the sets name what an emoji shows alike
+    group = next((g for g in drawn if shown.icons[0] in [s.icon.name for s in g]), drawn[0])
+    sets = [subject.icon.set for subject in group]
+    wanted = [s for s in ("emojione", "noto") if s in sets and len(sets) >= 4] or sets
+    return group[sets.index(str(rng.choice(wanted)))]
+
+
+def _noun(subject: Subject) -> str | None:
+    """The everyday noun of what an icon shows, if it has one."""
+    return subject.noun.noun if subject.noun else None

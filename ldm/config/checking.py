@@ -1,0 +1,88 @@
+"""Whether a value fits its field: the type that it is annotated with, its range, its choices.
+
+The one check behind model configs, training settings and requests. They differ in the error that
+they raise and in what they say of the value before what is wrong with it.
+"""
+
+from __future__ import annotations
+
+import math
+import types
+from collections.abc import Collection, Sequence
+from numbers import Integral, Real
+from typing import Any, Union, get_args, get_origin
+
+UNIONS = (Union, types.UnionType)
+WORDS = {
+    int: "a whole number",
+    float: "a number",
+    str: "a string",
+    bool: "true or false",
+    dict: "a table",
+    tuple: "a list",
+    list: "a list",
+    Sequence: "a list",
+}
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a value as JSON and TOML have it is of a type; a whole number counts as a float."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return True
+    if origin in UNIONS:
+        return any(fits(value, one) for one in inner)
+    if origin in (tuple, list):
+        if not isinstance(value, list | tuple):
+            return False
+        each = [inner[0]] * len(value) if Ellipsis in inner or origin is list else list(inner)
+        return len(value) == len(each) and all(map(fits, value, each))
+    if isinstance(value, bool):
+        return hint is bool
+    if hint is float:
+        return is_real(value)
+    return isinstance(value, Integral if hint is int else origin or hint)
+
+
+def is_real(value: object) -> bool:
+    """Return whether a value can be computed with as a float; whole numbers past any cannot."""
+    if not isinstance(value, Real):
+        return False
+    try:
+        math.isnan(value)
+    except OverflowError:
+        return False
+    return True
+
+
+def inside(value: Any, interval: str) -> bool:
+    """Whether a number, or each number of a list, lies in an interval such as "(0, inf]"."""
+    if isinstance(value, list | tuple):
+        return all(inside(one, interval) for one in value)
+    if not isinstance(value, Real):
+        return True
+    low, high = (float(end) for end in interval[1:-1].split(","))
+    above = low <= value if interval[0] == "[" else low < value
+    return above and (value <= high if interval[-1] == "]" else value < high)
+
+
+def scalars(hint: Any) -> set[Any]:
+    """Return the types of single values that a type is made of: {int} for tuple[int, ...]."""
+    if inner := [one for one in get_args(hint) if one is not Ellipsis]:
+        return set().union(*map(scalars, inner))
+    return {hint}
+
+
+def in_words(hint: Any) -> str:
+    """Describe a type to people who write JSON and TOML."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in UNIONS:
+        return " or ".join(in_words(one) for one in inner if one is not type(None))
+    if origin is tuple and Ellipsis not in inner:
+        return f"a list of {len(inner)} values"
+    return WORDS.get(origin or hint, str(hint))
+
+
+def listed(choices: Collection[Any]) -> str:
+    """Name all choices: "'a' or 'b' or none"."""
+    return " or ".join("none" if one is None else repr(one) for one in choices)
