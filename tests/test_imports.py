@@ -32,6 +32,7 @@ LAYERS = [
     {"hires"},
     {"training"},  # above the pipeline, since a run draws samples as its users will
     {"cli"},
+    {"__main__"},
 ]
 LAYER = {part: height for height, layer in enumerate(LAYERS) for part in layer}
 # Samplers see a noise level and nothing else of the model; other types only in annotations.

@@ -56,7 +56,7 @@ def convert(arguments: argparse.Namespace) -> None:
 
     with importing_torch():
         from ldm.checkpoints.pickles import weights_alone
-        from ldm.loading.devices import DTYPES
+        from ldm.loading.devices import DTYPE_BY_NAME
         from ldm.pipeline import Pipeline
 
     with weights_alone():
@@ -72,7 +72,7 @@ def convert(arguments: argparse.Namespace) -> None:
         output.with_name(f".ldm-{secrets.token_hex(8)}.{end}") for end in ("part", "old")
     )
     try:
-        dtype = DTYPES.get(arguments.dtype)  # None keeps what MODEL has
+        dtype = DTYPE_BY_NAME.get(arguments.dtype)  # None keeps what MODEL has
         if output.suffix == FILE:
             pipe.save_single_file(partial, dtype)
         else:

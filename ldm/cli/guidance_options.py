@@ -63,11 +63,11 @@ def read_given(
 ) -> tuple[Image | None, Image | None]:
     """As ``given_pictures``. Clear the cache before a run: files may have changed."""
     from ldm.images import load_image
-    from ldm.techniques.outpainting import widen
+    from ldm.techniques.outpainting import extend_canvas
 
     picture = None if image is None else load_image(image)
     if picture is not None and outpaint is not None:
-        return widen(picture, *outpaint)
+        return extend_canvas(picture, *outpaint)
     return picture, None if mask is None else load_image(mask)
 
 

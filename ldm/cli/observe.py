@@ -51,11 +51,11 @@ def check_sizes(
     arguments: argparse.Namespace, width: int, height: int, steps: int, texts: Sequence[str]
 ) -> None:
     """Raise ArgumentError where a file would be too large, before anything is drawn."""
-    from ldm.images.sheets import MOST_PIXELS, check_size, sheet_size
+    from ldm.images.sheets import MOST_PIXELS, check_sheet_size, sheet_size
 
     if arguments.save_steps:
         shown = len(chosen(steps))
-        check_size(*sheet_size(shown, shown, width, height), "the strip of --save-steps")
+        check_sheet_size(*sheet_size(shown, shown, width, height), "the strip of --save-steps")
     if arguments.animation and (steps + 1) * width * height > MOST_PIXELS:
         raise ArgumentError(
             f"the animation would have {steps + 1} frames of {width}x{height} = "
@@ -65,7 +65,7 @@ def check_sizes(
     if arguments.explain:
         most = 1 + max(count_words(text, steps) for text in texts)
         columns = square(most)
-        check_size(*sheet_size(most, columns, width, height), "the words of --explain")
+        check_sheet_size(*sheet_size(most, columns, width, height), "the words of --explain")
 
 
 def count_words(prompt: str, steps: int) -> int:
@@ -134,10 +134,10 @@ class Watch:
         return sheet([*shown, picture], columns=len(labels), labels=labels)
 
     def _animation(self, index: int, picture: Image) -> tuple[Image, dict[str, Any]]:
-        from ldm.images import resize, to_pil
+        from ldm.images import stretch, to_pil
 
         frames = [
-            resize(to_pil(colours[index : index + 1] * 2 - 1)[0], picture.height, picture.width)
+            stretch(to_pil(colours[index : index + 1] * 2 - 1)[0], picture.height, picture.width)
             for colours in self.frames
         ]
         each = max(FASTEST, SECONDS / max(len(frames), 1))

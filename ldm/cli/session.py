@@ -139,7 +139,7 @@ class Session:
     def check_sizes(self, jobs: list[Job], count: int) -> None:
         """Raise ArgumentError for what some of a line's jobs could not do; ``count``: of all."""
         from ldm.hires import hires_size
-        from ldm.images.sheets import check_size, sheet_size
+        from ldm.images.sheets import check_sheet_size, sheet_size
 
         height, width = self.pipe.default_size()
         own = jobs[0].line.arguments
@@ -151,7 +151,7 @@ class Session:
         observe.check_sizes(own, *size, run, [job.text for job in jobs])
         if self.one_file:
             columns = self.plot.columns if self.plot else grid_columns(own, count)
-            check_size(*sheet_size(count, columns, *size), "the sheet", jobs[0].path)
+            check_sheet_size(*sheet_size(count, columns, *size), "the sheet", jobs[0].path)
         if self.plot:
             open_stream(self.pipe, jobs, own)
 

@@ -378,6 +378,13 @@ def test_a_reader_that_stops_listening() -> None:
     assert result.returncode == 1
 
 
+def test_the_package_runs_as_the_command() -> None:
+    command = [sys.executable, "-m", "ldm", "--seed"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert "ldm-generate --help explains the arguments" in result.stderr
+
+
 def test_list_samplers(capsys: pytest.CaptureFixture[str]) -> None:
     """Without a prompt, and without PyTorch."""
     with pytest.raises(SystemExit) as stopped:

@@ -14,7 +14,7 @@ from ldm.cli.common import FAILED, USAGE
 from ldm.cli.generate import main
 from ldm.cli.observe import chosen, few_colours
 from ldm.hires import hires_fix
-from ldm.images import read_parameters, resize, to_pil
+from ldm.images import read_parameters, stretch, to_pil
 from ldm.images.metadata import parse_parameters
 from ldm.images.sheets import GAP, heat
 from ldm.unet import UNet
@@ -107,7 +107,7 @@ def test_all_three_beside_each_picture(command: Command, pipe: Pipeline) -> None
     for index, progress in enumerate(run):
         animation.seek(index)
         small = to_pil(pipe.preview(progress.x0[1:]) * 2 - 1)[0]
-        assert np.abs(pixels(animation) - pixels(resize(small, 64, 64))).mean() < 6  # lossy
+        assert np.abs(pixels(animation) - pixels(stretch(small, 64, 64))).mean() < 6  # lossy
     animation.seek(3)
     own, other = (np.abs(pixels(animation) - pixels(f"a-{n}.png")).mean() for n in (2, 1))
     assert own < other / 2  # lossy, too
@@ -132,7 +132,7 @@ def test_a_gif(command: Command, pipe: Pipeline) -> None:
     assert read_parameters("a-animation.gif") == read_parameters("a.png")
     run = pipe.stream("a red car", seed=5, num_inference_steps=3)
     small = [to_pil(pipe.preview(progress.x0) * 2 - 1)[0] for progress in run]
-    want = [pixels(resize(frame, 64, 64)) for frame in small] + [pixels("a.png")]
+    want = [pixels(stretch(frame, 64, 64)) for frame in small] + [pixels("a.png")]
     for index, frame in enumerate(want):
         animation.seek(index)
         assert animation.info["duration"] == (1500 if index == 3 else 1000)

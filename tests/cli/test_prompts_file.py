@@ -16,7 +16,7 @@ from ldm.cli.generate import main
 from ldm.hires import hires_fix
 from ldm.images import read_parameters
 from ldm.images.metadata import parse_parameters
-from ldm.techniques.outpainting import widen
+from ldm.techniques.outpainting import extend_canvas
 
 Command = Callable[..., tuple[int, list[str], list[str]]]
 
@@ -169,10 +169,10 @@ def test_images_of_lines(
     assert same("d-4.png", pipe, "d", seed=4, mask_blur=0, **masked)
     assert same("e-5.png", pipe, "e", seed=5, paste_back=False, **masked)
     assert not same("e-5.png", pipe, "e", seed=5, **masked)
-    wide, new = widen(one, 8, 0, 0, 8)
+    wide, new = extend_canvas(one, 8, 0, 0, 8)
     around = {"image": wide, "mask_image": new, "strength": 0.5}
     assert same("f-6.png", pipe, "f", seed=6, mask_blur=2.5, **around)
-    wide, new = widen(one, 8, 8, 8, 8)
+    wide, new = extend_canvas(one, 8, 8, 8, 8)
     around |= {"image": wide, "mask_image": new}
     assert same("k-11.png", pipe, "k", seed=11, paste_back=False, **around)
 

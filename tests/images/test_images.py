@@ -25,8 +25,8 @@ from ldm.images import (
     image_grid,
     load_image,
     read_parameters,
-    resize,
     save_image,
+    stretch,
     to_pil,
     to_tensor,
 )
@@ -319,7 +319,7 @@ TEXT = "a réd car 🚗,\n(two lines)\nNegative prompt: ugly\nSteps: 20, Seed: 1
 @pytest.mark.parametrize("name", ["a.png", "a.PNG", "a.jpg", "a.jpeg", "a.webp"])
 @pytest.mark.parametrize("text", [TEXT, "plain latin text é", "", None])
 def test_saved_image_and_parameters_read_back(tmp_path: Path, name: str, text: str | None) -> None:
-    smooth = resize(noise(3, 2), 32, 48)
+    smooth = stretch(noise(3, 2), 32, 48)
     save_image(smooth, tmp_path / name, parameters=text)
     assert read_parameters(tmp_path / name) == text
     assert_pixels(load_image(tmp_path / name), smooth, 0 if "png" in name.lower() else 25)
@@ -595,7 +595,7 @@ def test_to_tensor_of_unlike_images(pictures: list[Image.Image], message: str) -
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (64, 40), (16, 24), (1, 1)])
 def test_resize_equals_diffusers(height: int, width: int) -> None:
     want = VaeImageProcessor().resize(noise(), height, width)
-    got = resize(noise(), height, width)
+    got = stretch(noise(), height, width)
     assert got.size == (width, height)
     assert_pixels(got, want)
 
@@ -603,7 +603,7 @@ def test_resize_equals_diffusers(height: int, width: int) -> None:
 @pytest.mark.parametrize(("height", "width"), [(0, 8), (8, -1)])
 def test_resize_to_nothing(height: int, width: int) -> None:
     with pytest.raises(ArgumentError, match="must be at least 1"):
-        resize(noise(), height, width)
+        stretch(noise(), height, width)
 
 
 # --- grids -----------------------------------------------------------------------------------
@@ -653,7 +653,7 @@ def test_files_are_handled_without_torch(tmp_path: Path) -> None:
     code = (
         "import sys; from PIL import Image; from ldm.images import *; "
         "save_image(Image.new('RGB', (8, 8)), 'a.png', 'Steps: 1'); load_image('a.png'); "
-        "read_parameters('a.png'); image_grid([resize(load_image('a.png'), 4, 4)]); "
+        "read_parameters('a.png'); image_grid([stretch(load_image('a.png'), 4, 4)]); "
         "print('torch' in sys.modules)"
     )
     root = str(Path(files.__file__).parents[2])

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from ldm.errors import ArgumentError
-from ldm.images.sheets import GAP, check_size, heat, sheet, sheet_size
+from ldm.images.sheets import GAP, check_sheet_size, heat, sheet, sheet_size
 
 WIDTH, HEIGHT = 40, 24
 
@@ -84,8 +84,8 @@ def test_the_size_is_known_beforehand() -> None:
 )
 def test_sheets_that_are_too_large(size: tuple[int, int], path: Path | None, message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
-        check_size(*size, "it", path)
-    check_size(70_000, 10, "it", Path("a.png"))
+        check_sheet_size(*size, "it", path)
+    check_sheet_size(70_000, 10, "it", Path("a.png"))
 
 
 def test_no_pictures() -> None:

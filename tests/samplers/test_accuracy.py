@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ldm.samplers import SAMPLERS, Noise, Pair, bind, sample
+from ldm.samplers import SAMPLERS, DrawNoise, Pair, bind, sample
 from ldm.scheduler import Level
 from tests.samplers.test_samplers import knowing, scheduler_for
 
@@ -51,7 +51,7 @@ def no_noise() -> Tensor:
     raise AssertionError("a deterministic method drew noise")
 
 
-def final(name: str, x: Tensor, steps: list[Pair], noise: Noise = no_noise) -> Tensor:
+def final(name: str, x: Tensor, steps: list[Pair], noise: DrawNoise = no_noise) -> Tensor:
     step = bind(scheduler_for(name, {}), name)
     *_, (x, _, _) = sample(step, knowing(gaussian_denoise), x, steps, noise)
     return x
