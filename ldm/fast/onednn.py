@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-log = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 # What a private operator raises that is missing, or that takes other arguments than here.
 PROBLEMS = (RuntimeError, AttributeError, NotImplementedError, TypeError)
 
@@ -82,7 +82,7 @@ def packs(dtype: torch.dtype) -> bool:
     except PROBLEMS as error:
         problem = str(error).splitlines()[0]
     if not ok:
-        log.debug("packed %s weights cannot be used here: %s", dtype, problem)
+        _logger.debug("packed %s weights cannot be used here: %s", dtype, problem)
     return ok
 
 

@@ -22,8 +22,8 @@ from ldm.fast import onednn
 from ldm.fast.replace import Replacement
 from ldm.layers import GEGLU
 
-DTYPES = (torch.float32, torch.bfloat16)
-LARGE = 1 << 20  # weights of a float32 layer from which packing gains
+PACKED_DTYPES = (torch.float32, torch.bfloat16)
+LARGE = 1 << 20  # weights of a float32 layer from which packing pays off
 
 
 class PackedWeight(nn.Parameter):
@@ -137,7 +137,7 @@ def usable(layer: nn.Linear | nn.Conv2d, x: Tensor) -> bool:
     """Whether x may go through packed weights: not where gradients or autocast are wanted."""
     return (
         x.is_cpu
-        and x.dtype in DTYPES
+        and x.dtype in PACKED_DTYPES
         and not (torch.is_grad_enabled() and (x.requires_grad or trained(layer)))
         and not torch.is_autocast_enabled("cpu")
         and onednn.packs(x.dtype)
