@@ -74,7 +74,7 @@ class Config:
 def is_supported(key: str, value: Any, hint: Any) -> bool:
     """Whether a value of a JSON file could be that of a field: its type, and a sensible size."""
     interval = next((INTERVALS[kind] for kind in scalars(hint) if kind in INTERVALS), None)
-    if not fits(value, hint) or not inside(value, interval):
+    if not fits(value, hint) or (interval and not inside(value, interval)):
         return False
     return key not in DEPTHS or inside(value if isinstance(value, int) else len(value), DEPTH)
 
