@@ -16,7 +16,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from ldm.adapters.lora_checks import check_shapes, check_values, dora_axis, pair
+from ldm.adapters.lora_checks import check_finite, check_shapes, dora_axis, pair
 from ldm.checkpoints.family import FAMILIES, read_family
 from ldm.checkpoints.lora_names import (
     CROSS_ATTENTION,
@@ -89,7 +89,7 @@ class Loras:
         checkpoint = read_checkpoint(path)
         lora = self.match(path, checkpoint.tensors, checkpoint.metadata)
         for factors in lora.updates.values():
-            check_values(path, factors)
+            check_finite(path, factors)
         return replace(lora, scale=scale)
 
     def match(self, path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Lora:

@@ -25,7 +25,9 @@ def check_shapes(path: Path, name: str, factors: Factors[Tensor], weight: Tensor
     if fits:
         rank, outer = len(down), len(down) if mid is None else up.shape[1]
         inner = weight.shape[1:] if mid is None else weight.shape[1:2]
-        fits = same(down.shape, (rank, *inner)) and same(up.shape, (len(weight), outer))
+        fits = same_shapes(down.shape, (rank, *inner)) and same_shapes(
+            up.shape, (len(weight), outer)
+        )
         if mid is not None:
             fits = fits and weight.ndim == 4 and mid.shape == (outer, rank, *weight.shape[2:])
     if not fits:
@@ -56,7 +58,7 @@ def check_lengths(path: Path, factors: Factors[Tensor], weight: Tensor) -> None:
             )
 
 
-def check_values(path: Path, factors: Factors[Tensor]) -> None:
+def check_finite(path: Path, factors: Factors[Tensor]) -> None:
     """Raise CheckpointError, naming the tensor, unless all values are finite numbers."""
     tensors = {
         "down": factors.down,
@@ -86,7 +88,7 @@ def dora_axis(factors: Factors[Tensor], weight: Tensor) -> int:
     return int(factors.dora_scale.shape[0] != len(weight))
 
 
-def same(a: Sequence[int], b: Sequence[int]) -> bool:
+def same_shapes(a: Sequence[int], b: Sequence[int]) -> bool:
     """Whether shapes are equal except ones at the end: a 1×1 convolution is a linear layer."""
     a, b = ((*shape, *[1] * (4 - len(shape))) for shape in (a, b))
     return a == b
