@@ -120,7 +120,8 @@ def test_one_part_is_away_at_a_time_and_all_come_home(folder: Path) -> None:
     parts = [pipe.text_encoder, pipe.unet, pipe.vae]
     states = [copy.deepcopy(part.state_dict()) for part in parts]
     home = [[tensor.data_ptr() for tensor in part.parameters()] for part in parts]
-    pipe._offload = offload = Offload(parts, torch.device("cpu"))
+    offload = Offload(parts, torch.device("cpu"))
+    pipe.optimized = Optimized(offload=offload)
     away = []
     for progress in pipe.stream("a red car", **SETTINGS):
         moved = [

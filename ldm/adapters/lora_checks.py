@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
 
 from torch import Tensor
 
@@ -14,7 +13,8 @@ from ldm.errors import CheckpointError
 
 def pair(factors: Factors[Tensor]) -> tuple[Tensor, Tensor]:
     """Return both factors of an update, which every update that is used has."""
-    return cast(Tensor, factors.down), cast(Tensor, factors.up)
+    assert factors.down is not None and factors.up is not None
+    return factors.down, factors.up
 
 
 def check_shapes(path: Path, name: str, factors: Factors[Tensor], weight: Tensor) -> None:
@@ -58,7 +58,7 @@ def check_lengths(path: Path, factors: Factors[Tensor], weight: Tensor) -> None:
             )
 
 
-def check_finite(path: Path, factors: Factors[Tensor]) -> None:
+def check_factor_values(path: Path, factors: Factors[Tensor]) -> None:
     """Raise CheckpointError, naming the tensor, unless all values are finite numbers."""
     tensors = {
         "down": factors.down,
@@ -69,7 +69,8 @@ def check_finite(path: Path, factors: Factors[Tensor]) -> None:
         "magnitude": factors.magnitude,
     }
     for kind, name in factors.names.items():
-        tensor = cast(Tensor, tensors[kind])  # what has a name is in the file
+        tensor = tensors[kind]
+        assert isinstance(tensor, Tensor)  # what has a name is in the file
         # kohya writes a whole α as an integer.
         real = not tensor.is_complex() if kind == "alpha" else tensor.is_floating_point()
         if not real:

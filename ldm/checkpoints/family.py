@@ -1,6 +1,6 @@
 """The family of a single file, from the names and shapes in it: no tensor is read.
 
-The families are the files of ``configs/models``: what the parts' configs would say in a folder,
+The families are the files of ``configs/models``: the parts' configs as they would be in a folder,
 and where the text encoders are in a file.
 """
 
@@ -38,7 +38,7 @@ class TextPart:
 
 @dataclass(frozen=True)
 class Family:
-    """Everything that a folder's configs would say."""
+    """Everything that the configs of a folder state."""
 
     id: str
     name: str
@@ -78,7 +78,7 @@ def detect(
 ) -> Family:
     """Find the family of a file of original names, with what its own tensors and metadata change.
 
-    ``prediction_type`` overrides what the file says. Raises CheckpointError for a file of
+    ``prediction_type`` overrides what the file states. Raises CheckpointError for a file of
     something else.
     """
     if prediction_type not in (None, *KNOWN_PREDICTIONS):

@@ -119,7 +119,7 @@ def load_component(
     """
     if not folder.is_dir():
         raise CheckpointError(f"{folder} does not exist; a model folder needs it")
-    component = typing.cast("type[Component]", module_class)  # types cannot say that it is both
+    component = typing.cast("type[Component]", module_class)  # Python's types cannot express both
     module = empty(module_class, component.config_class.from_file(folder / "config.json"))
     path = find_weights(folder, component.weight_stem, variant)
     fill(module, to_ours(read_weights(path), module.state_dict()), path, dtype, device)

@@ -1,7 +1,7 @@
 """Whether a value fits its field: the type that it is annotated with, its range, its choices.
 
 The one check behind model configs, training settings and requests. They differ in the error that
-they raise and in what they say of the value before what is wrong with it.
+they raise and in how its message introduces the value.
 """
 
 from __future__ import annotations

@@ -212,7 +212,9 @@ class PackedLinear(Packing, nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         small = x.dtype == torch.float32 and self.in_features * self.out_features < LARGE
         packed = None if small else ready(self, x)
-        return super().forward(x) if packed is None else onednn.linear(x, packed[0], self.bias)
+        if packed is None:
+            return super().forward(x)
+        return onednn.packed_linear(x, packed[0], self.bias)
 
 
 class PackedConv2d(Packing, nn.Conv2d):
@@ -231,7 +233,7 @@ class PackedConv2d(Packing, nn.Conv2d):
             stride, dilation = self.stride, self.dilation
             return F.conv2d(x, self.weight, self.bias, stride, padding, dilation, self.groups)
         how = (padding, self.stride, self.dilation, self.groups)
-        return onednn.convolution(x, packed[0], self.bias, *how)
+        return onednn.packed_convolution(x, packed[0], self.bias, *how)
 
 
 class PackedGEGLU(Replacement, GEGLU):
@@ -242,8 +244,8 @@ class PackedGEGLU(Replacement, GEGLU):
         if packed is None:
             return super().forward(x)
         biases = (None, None) if self.proj.bias is None else self.proj.bias.chunk(2)
-        gate = onednn.linear(x, packed[1], biases[1], "gelu")
-        return onednn.linear_mul(x, gate, packed[0], biases[0])
+        gate = onednn.packed_linear(x, packed[1], biases[1], "gelu")
+        return onednn.packed_linear_mul(x, gate, packed[0], biases[0])
 
 
 class GEGLULinear(PackedLinear):
