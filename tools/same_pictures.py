@@ -462,9 +462,27 @@ def family_classes(files: Path) -> Any:
 
 # Samplers and schedules
 
-SAMPLERS = """ddpm ddim pndm euler euler_a heun dpm2 dpm2_a lms dpmpp_2m dpmpp_2m_sde dpmpp_3m_sde
-dpmpp_2s dpmpp_2s_a dpmpp_sde unipc deis lcm""".split()
-SCHEDULES = "normal karras exponential sgm_uniform simple beta ays".split()
+SAMPLERS = [
+    "ddpm",
+    "ddim",
+    "pndm",
+    "euler",
+    "euler_a",
+    "heun",
+    "dpm2",
+    "dpm2_a",
+    "lms",
+    "dpmpp_2m",
+    "dpmpp_2m_sde",
+    "dpmpp_3m_sde",
+    "dpmpp_2s",
+    "dpmpp_2s_a",
+    "dpmpp_sde",
+    "unipc",
+    "deis",
+    "lcm",
+]
+SCHEDULES = ["normal", "karras", "exponential", "sgm_uniform", "simple", "beta", "ays"]
 
 
 def sampler_case(name: str) -> Callable[[Path], Any]:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:  # samplers stay importable without torch, so that `--help` ca
 
     from ldm.scheduler import Level
 
+MAX_SEED = 2**63 - 1  # of PyTorch's generators
+
 
 class Denoised(NamedTuple):
     """What a denoiser returns for x at a level; each tensor is float32 and shaped like x."""

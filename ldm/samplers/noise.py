@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from ldm.errors import ArgumentError
-
-MAX_SEED = 2**63 - 1
+from ldm.samplers.loop import MAX_SEED
 
 
 class Noise:

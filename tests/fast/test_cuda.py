@@ -16,7 +16,7 @@ from ldm.config import SchedulerConfig
 from ldm.denoiser import Denoiser
 from ldm.errors import ArgumentError
 from ldm.fast.compiled import REGIONS, compile_regions, uncompile
-from ldm.fast.graphs import MOST, Graphs, Inputs, Recording
+from ldm.fast.graphs import MOST_RECORDINGS, Graphs, Inputs, Recording
 from ldm.fast.offload import Offload
 from ldm.fast.optimize import Optimized
 from ldm.guidance import classifier_free
@@ -67,7 +67,7 @@ def test_recordings_see_weights_that_change_and_are_made_anew_where_they_move() 
 def test_recordings_are_few() -> None:
     unet = unet_of(2)
     graphs = Graphs(unet, rerun)
-    kinds = [asked(unet.config, batch, (8, 8))(0) for batch in range(1, MOST + 3)]
+    kinds = [asked(unet.config, batch, (8, 8))(0) for batch in range(1, MOST_RECORDINGS + 3)]
     for told in (*kinds, kinds[-2]):
         assert torch.equal(graphs(**told), unet(**told))
     rows = [len(recording.inputs["x"]) for recording in graphs.recordings.values()]

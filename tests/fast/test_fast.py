@@ -323,7 +323,7 @@ def test_without_the_operators(
         raise AttributeError("no such operator")
 
     onednn.packs.cache_clear()
-    monkeypatch.setattr(onednn, "linear", missing)
+    monkeypatch.setattr(onednn, "packed_linear", missing)
     with caplog.at_level(logging.DEBUG, "ldm"):
         unet = small_unet()
         inputs = draw(1, 4, 8, 8), torch.zeros(1), draw(1, 5, 32)

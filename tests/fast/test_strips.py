@@ -139,7 +139,7 @@ def test_large_pictures_only(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def watched(decoder: Decoder, z: Tensor, strip: int) -> Tensor:
         asked.append(z.shape[2])
-        assert strip == strips.FAST
+        assert strip == strips.FAST_STRIP
         return real(decoder, z, strip)
 
     monkeypatch.setattr(strips, "_decode", watched)

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.checkpoints.folder import load_component
-from ldm.cli.common import EXIT_CODES, Parser, check_counts, run, tell
+from ldm.cli.common import EXIT_CODES, Parser, check_counts, notify, run
 from ldm.cli.train import stopping
 from ldm.clip import CLIPTextEncoder
 from ldm.config import SchedulerConfig, UNetConfig, read_json, write_json
@@ -256,7 +256,7 @@ class TimedTrainer:
                 if self.batch_size < 2:
                     raise
                 self.batch_size //= 2
-                tell(f"the device's memory is short: from now on batches of {self.batch_size}")
+                notify(f"the device's memory is short: from now on batches of {self.batch_size}")
                 self.learner.optimizer.zero_grad()
             torch.cuda.empty_cache()
 
@@ -342,7 +342,7 @@ def train(arguments: argparse.Namespace, began: float) -> None:
         estimated = trainer.device.type == "cuda"
         for row in trainer.train(arguments.compile, stop_requested):
             if not estimated:
-                tell(estimate(row))
+                notify(estimate(row))
                 estimated = True
             print(json.dumps(row), flush=True)
         if stop_requested():

@@ -37,14 +37,14 @@ class Recipe(ABC, Generic[M]):
     def save(self, model: M, folder: Path) -> None:
         """Write the averaged model as a diffusers folder."""
 
-    def prepare(self, accelerator: Accelerator) -> None:  # noqa: B027
+    def prepare(self, accelerator: Accelerator) -> None:
         """Compute what the first step needs, such as cached latents. By default nothing."""
 
     def evaluate(self, model: M) -> tuple[Image.Image | None, dict[str, float]]:
         """Return a picture of what the averaged model does, and figures on held-out data."""
         return None, {}
 
-    def figures(self, model: M, folder: Path) -> None:  # noqa: B027
+    def figures(self, model: M, folder: Path) -> None:
         """Draw more pictures of the averaged model into a folder. By default none."""
 
     def example(self, count: int) -> dict[str, Tensor] | None:

@@ -14,7 +14,21 @@ STYLES = {
 
 # Words that sound other than they are spelt.
 _AN = re.compile(r"^(?:[aeio]|u(?!ni|fo|kulele|se)|hour|x-)")
-_BARE_OTHERS = frozenset("fog foggy ginger oden milky sake mate fondue nail selfie falafel".split())
+_BARE_OTHERS = frozenset(
+    [
+        "fog",
+        "foggy",
+        "ginger",
+        "oden",
+        "milky",
+        "sake",
+        "mate",
+        "fondue",
+        "nail",
+        "selfie",
+        "falafel",
+    ]
+)
 _COLOUR_WORDS = frozenset(TONES) | {"grey", "light blue", "dark"}
 
 

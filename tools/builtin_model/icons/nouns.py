@@ -20,12 +20,38 @@ KEPT = (
 )  # fmt: skip
 # Near copies and drawings of letters or maps within the kept subgroups.
 DROPPED = frozenset(
-    """spade-suit heart-suit diamond-suit club-suit joker mahjong-red-dragon flower-playing-cards
-    middle-finger globe-with-meridians map-of-japan love-hotel chart-increasing-with-yen
-    new-moon waxing-crescent-moon first-quarter-moon waxing-gibbous-moon waning-gibbous-moon
-    last-quarter-moon waning-crescent-moon rightwards-hand leftwards-hand milky-way
-    face-with-symbols-on-mouth face-with-symbols-over-mouth head-shaking-vertically
-    head-shaking-horizontally bus-stop motorway construction input-symbols""".split()
+    [
+        "spade-suit",
+        "heart-suit",
+        "diamond-suit",
+        "club-suit",
+        "joker",
+        "mahjong-red-dragon",
+        "flower-playing-cards",
+        "middle-finger",
+        "globe-with-meridians",
+        "map-of-japan",
+        "love-hotel",
+        "chart-increasing-with-yen",
+        "new-moon",
+        "waxing-crescent-moon",
+        "first-quarter-moon",
+        "waxing-gibbous-moon",
+        "waning-gibbous-moon",
+        "last-quarter-moon",
+        "waning-crescent-moon",
+        "rightwards-hand",
+        "leftwards-hand",
+        "milky-way",
+        "face-with-symbols-on-mouth",
+        "face-with-symbols-over-mouth",
+        "head-shaking-vertically",
+        "head-shaking-horizontally",
+        "bus-stop",
+        "motorway",
+        "construction",
+        "input-symbols",
+    ]
 )
 
 

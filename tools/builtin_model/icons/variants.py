@@ -32,10 +32,49 @@ BIG, SAID_BIG = 0.85, 0.06  # scale from which a thing may be called big; share 
 _ODDS = {name: 1.0 for name in TONES} | {"brown": 0.7, "black": 0.8, "white": 0.6, "gray": 0.6}
 # Names with these words have a left and a right, or writing.
 _ONE_WAY = frozenset(
-    """left right clock oclock watch stopwatch note notes question calendar keyboard score
-    medal newspaper dvd sign book banknote chart bank hospital school post store hundred
-    ticket tickets keys disk pool eight spiral ballot
-    delivery oncoming hotel map globe tear zzz mail""".split()
+    [
+        "left",
+        "right",
+        "clock",
+        "oclock",
+        "watch",
+        "stopwatch",
+        "note",
+        "notes",
+        "question",
+        "calendar",
+        "keyboard",
+        "score",
+        "medal",
+        "newspaper",
+        "dvd",
+        "sign",
+        "book",
+        "banknote",
+        "chart",
+        "bank",
+        "hospital",
+        "school",
+        "post",
+        "store",
+        "hundred",
+        "ticket",
+        "tickets",
+        "keys",
+        "disk",
+        "pool",
+        "eight",
+        "spiral",
+        "ballot",
+        "delivery",
+        "oncoming",
+        "hotel",
+        "map",
+        "globe",
+        "tear",
+        "zzz",
+        "mail",
+    ]
 )
 
 
