@@ -94,7 +94,7 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.recipe.prepare(accelerator)
         model = self.recipe.model
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model.to(memory_format=torch.channels_last)
         ema = EMA(model, config.ema_decay)
         self.parallel, optimizer = accelerator.prepare(model, build_optimizer(model, config))
         ema.follow(model)
