@@ -7,8 +7,8 @@ hooks: install  ## check every commit
 	pip install pre-commit
 	pre-commit install
 
-test:
-	pytest
+test:  ## everything, on all cores: one thread in each process
+	pytest -n auto --dist worksteal
 
 lint:
 	ruff check .

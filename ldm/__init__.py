@@ -26,7 +26,7 @@ __version__ = "0.1.0"
 
 _moved.install()
 
-MODULES = {
+MODULE_OF = {
     "AutoencoderKL": "ldm.vae",
     "CLIPTextEncoder": "ldm.clip",
     "DDPMScheduler": "ldm.scheduler",
@@ -46,6 +46,6 @@ __all__ = [
 
 def __getattr__(name: str) -> object:
     """Import the module of a public name when the name is first used (PEP 562)."""
-    if name not in MODULES:
+    if name not in MODULE_OF:
         raise AttributeError(f"module 'ldm' has no attribute {name!r}")
-    return getattr(import_module(MODULES[name]), name)
+    return getattr(import_module(MODULE_OF[name]), name)

@@ -1,4 +1,4 @@
-"""Old names of modules, which work for one release: importing one warns and says the new name.
+"""Old names of modules, which work for one release: importing one warns with the new name.
 
 Delete this file, its two lines in ``ldm/__init__.py`` and tests/test_moved.py with the release
 after 0.1.
@@ -10,10 +10,11 @@ import sys
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
+from importlib.abc import Loader
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-MODULES = {
+MOVED = {
     "ldm.assets": "ldm.checkpoints.assets",
     "ldm.betas": "ldm.scheduler",
     "ldm.canvas": "ldm.techniques.outpainting",
@@ -29,34 +30,38 @@ MODULES = {
     "ldm.recipe": "ldm.images.generation_info",
     "ldm.tokenizer": "ldm.text.tokenizer",
 }
-NAMES = {
+RENAMED = {
+    "ldm.canvas.widen": "extend_canvas",
+    "ldm.codec.decode": "decode_latents",
+    "ldm.codec.encode": "encode_pictures",
+    "ldm.conditioning.spread": "negative_for_each",
     "ldm.recipe.Recipe": "GenerationInfo",
     "ldm.recipe.read_recipe": "read_generation_info",
 }
 
 
-class OldNames:
-    """Finder and loader of the old names, which Python asks after all others."""
+class OldNames(Loader):
+    """Finder and loader of the old names, after all other finders."""
 
     @staticmethod
     def find_spec(
         name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Find one of ``MODULES``; None for any other."""
-        return ModuleSpec(name, OldNames()) if name in MODULES else None
+        """Find one of ``MOVED``; None for any other."""
+        return ModuleSpec(name, OldNames()) if name in MOVED else None
 
     def create_module(self, spec: ModuleSpec) -> None:
         """Let Python make an empty module."""
 
     def exec_module(self, module: ModuleType) -> None:
-        """Warn, and let the module give what the new one has."""
-        old, new = module.__name__, MODULES[module.__name__]
+        """Warn, and make the new module's names available in the old one."""
+        old, new = module.__name__, MOVED[module.__name__]
         message = f"{old} is now {new}; the old name goes with the next release"
         warnings.warn(message, DeprecationWarning, stacklevel=2)
         found = import_module(new)
 
         def get(name: str) -> object:
-            renamed = NAMES.get(f"{old}.{name}", name)
+            renamed = RENAMED.get(f"{old}.{name}", name)
             value = getattr(found, renamed)
             if renamed != name:
                 message = f"{old}.{name} is now {new}.{renamed}"
@@ -67,5 +72,5 @@ class OldNames:
 
 
 def install() -> None:
-    """Have ``import`` know the old names."""
+    """Make ``import`` find the old names."""
     sys.meta_path.append(OldNames())

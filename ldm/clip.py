@@ -32,7 +32,7 @@ def quick_gelu(x: Tensor) -> Tensor:
 class Embeddings(nn.Module):
     """Sum of a token's embedding and its position's: (B,N) → (B,N,D).
 
-    Ids past the vocabulary are those of textual inversions, with the vectors ``extra`` (n,D).
+    Ids past the vocabulary belong to textual inversions, whose vectors are ``extra`` (n,D).
     """
 
     extra: Tensor | None = None
@@ -100,7 +100,7 @@ class EncoderLayer(nn.Module):
         return x + self.mlp(self.layer_norm2(x))
 
 
-class Encoder(nn.Module):
+class EncoderStack(nn.Module):
     """The stack of layers."""
 
     def __init__(self, config: CLIPTextConfig) -> None:
@@ -114,7 +114,7 @@ class TextTransformer(nn.Module):
     def __init__(self, config: CLIPTextConfig) -> None:
         super().__init__()
         self.embeddings = Embeddings(config)
-        self.encoder = Encoder(config)
+        self.encoder = EncoderStack(config)
         self.final_layer_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
 
 
@@ -139,7 +139,7 @@ class CLIPTextEncoder(nn.Module):
 
         skip: how many of the last layers the context leaves out (0: none). norm: whether the
         context gets the final norm; SDXL's does not. ``pooled`` always comes from the last layer
-        and the norm, as in diffusers. Raises ArgumentError when fewer layers than that exist.
+        and the norm, as in diffusers. Raises ArgumentError if ``skip`` leaves no layer.
         """
         model, layers = self.text_model, self.text_model.encoder.layers
         if not 0 <= skip < len(layers):
@@ -160,7 +160,7 @@ class CLIPTextEncoder(nn.Module):
         return TextStates(context, pooled)
 
     def _end(self, ids: Tensor) -> Tensor:
-        """Find the first end-of-text token of each row: (B,N) → positions (B,)."""
+        """Return the position of the first end-of-text token of each row: (B,N) → (B,)."""
         if self.config.eos_token_id == 2:  # before transformers 4.31, it stands for the largest id
             return ids.argmax(dim=-1)
         return (ids == self.config.eos_token_id).int().argmax(dim=-1)

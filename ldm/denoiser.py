@@ -1,7 +1,7 @@
 """The denoiser that samplers call: (x, level, step) → x̂₀, from a guided U-Net.
 
-It lays the rows of a U-Net call together (each picture with its texts and its negative prompt),
-splits the output again, and has ``ldm.guidance`` make one prediction of it.
+It batches the rows of a U-Net call (each picture with its texts and its negative prompt), splits
+the output again, and lets ``ldm.guidance`` combine it into one prediction.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ class Denoiser:
         self.known, self.embedded_scale, self.listener = known, embedded_scale, listener
         first = next(unet.parameters())
         self.dtype, self.device = first.dtype, device or first.device
-        self.negatives = [Row(i, one.negative, negative=True) for i, one in enumerate(prompted)]
+        self.negatives = [CallRow(i, one.negative, negative=True) for i, one in enumerate(prompted)]
         self.texts = [
-            Row(i, script, negative=False)
+            CallRow(i, script, negative=False)
             for i, one in enumerate(prompted)
             for script in one.scripts
         ]
@@ -63,9 +63,9 @@ class Denoiser:
             self.weights = torch.zeros(len(prompted), len(self.texts))
             for i, row in enumerate(self.texts):
                 self.weights[row.picture, i] = row.script.weight
-        # The batches of the last call, which serve the next one if its conditionings are the same.
+        # The last U-Net calls, which are used again if the conditionings stay the same.
         self._conditionings: list[Conditioning] = []
-        self._batches: list[Batch] = []
+        self._calls: list[UNetCall] = []
 
     @torch.no_grad()
     def __call__(self, x: Tensor, level: Level, step: int = 1) -> Denoised:
@@ -93,32 +93,32 @@ class Denoiser:
         gradient = self.guidance.gradient(x, level)
         return Denoised(x0, variance.to(x) if variance.shape[1] else None, gradient)
 
-    def _call_unet(self, x: Tensor, level: Level, rows: Sequence[Row], step: int) -> Tensor:
-        """Return the U-Net's output for each row, from one call if all contexts are of a length."""
+    def _call_unet(self, x: Tensor, level: Level, rows: Sequence[CallRow], step: int) -> Tensor:
+        """Return the U-Net's output for each row, from one call if all contexts have one length."""
         conditionings = [row.script.at(step) for row in rows]
         if conditionings != self._conditionings:
             self._conditionings = conditionings
-            self._batches = list(batches(rows, conditionings, self.device))
+            self._calls = list(group_rows(rows, conditionings, self.device))
         inputs = x if self.known is None else torch.cat([x, self.known], dim=1)
         outputs = []
-        for batch in self._batches:
-            mine = inputs.to(self.device, self.dtype)[batch.pictures]
-            options = dict(batch.inputs)
+        for call in self._calls:
+            mine = inputs.to(self.device, self.dtype)[call.pictures]
+            options = dict(call.inputs)
             if self.embedded_scale is not None:
                 options["guidance_scale"] = torch.full(
                     (len(mine),), self.embedded_scale, device=mine.device
                 )
             t = torch.full((len(mine),), level.t, device=mine.device)
             if self.listener is not None:
-                self.listener(batch.texts)
+                self.listener(call.texts)
             outputs.append(self.unet(mine, t, **options))
         if len(outputs) == 1:
             return outputs[0]
-        order = torch.tensor([row for batch in self._batches for row in batch.rows])
+        order = torch.tensor([row for call in self._calls for row in call.rows])
         return torch.cat(outputs)[order.argsort().to(outputs[0].device)]
 
 
-class Row(NamedTuple):
+class CallRow(NamedTuple):
     """One row of a U-Net call: x of a picture, under one text."""
 
     picture: int
@@ -126,24 +126,24 @@ class Row(NamedTuple):
     negative: bool
 
 
-class Batch(NamedTuple):
+class UNetCall(NamedTuple):
     """The rows of one U-Net call."""
 
     rows: list[int]  # their numbers among all rows of a step
-    pictures: Tensor  # whose x each row is about
+    pictures: Tensor  # the picture whose x each row reads
     inputs: dict[str, Tensor]  # the U-Net's other inputs, each (rows, …)
     texts: list[tuple[int, str] | None]  # for the listener
 
 
-def batches(
-    rows: Sequence[Row], conditionings: Sequence[Conditioning], device: torch.device
-) -> Iterator[Batch]:
-    """Yield the rows with contexts of one length together: one batch except for mixed lengths."""
+def group_rows(
+    rows: Sequence[CallRow], conditionings: Sequence[Conditioning], device: torch.device
+) -> Iterator[UNetCall]:
+    """Group the rows by the length of their contexts: one call unless lengths differ."""
     lengths = [one.length for one in conditionings]
     for length in dict.fromkeys(lengths):
         mine = [i for i, other in enumerate(lengths) if other == length]
         parts = [conditionings[i].parts for i in mine]
-        yield Batch(
+        yield UNetCall(
             mine,
             torch.tensor([rows[i].picture for i in mine], device=device),
             {name: torch.stack([part[name] for part in parts]) for name in parts[0]},

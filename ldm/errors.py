@@ -1,4 +1,4 @@
-"""Errors that users meet: the command line prints their message on one line, no traceback."""
+"""Errors for users: the command line prints their message on one line, without a traceback."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class ImageError(LDMError, OSError):
 
 
 class DataError(LDMError):
-    """A data set is missing something, broken or holds nothing that can be used (exit code 1)."""
+    """A data set is incomplete, broken or holds nothing usable (exit code 1)."""
 
 
 class TrainingError(LDMError):
-    """A training run cannot go on; the message names the step (exit code 1)."""
+    """A training run cannot continue; the message names the step (exit code 1)."""
 
 
 def did_you_mean(

@@ -26,15 +26,15 @@ class Guidance:
     """No guidance; each method overrides what it does. Predictions are (B, C, h, w)."""
 
     def active(self, level: Level) -> bool:
-        """Return whether ``combine`` is to be called at a level; it needs ``uncond``."""
+        """Return whether to call ``combine`` at a level, which needs a prediction ``uncond``."""
         return False
 
     def combine(self, cond: Tensor, uncond: Tensor, x: Tensor, level: Level) -> Tensor:
-        """Guide the prediction with the text by the one without (of the negative prompt) at x."""
+        """Guide the prediction at x with the text by that of the negative prompt, ``uncond``."""
         return cond
 
     def gradient(self, x: Tensor, level: Level) -> Tensor | None:
-        """Compute the gradient at x, like x, of the log-probability to raise; None for none."""
+        """Compute the gradient of the log-probability to raise, shaped like x; None for none."""
         return None
 
     def join(self, shifts: Tensor, weights: Tensor) -> Tensor:

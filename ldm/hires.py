@@ -1,7 +1,7 @@
-"""Large pictures in two passes ("hires fix"): a small one, made larger and drawn over.
+"""Large pictures in two passes ("hires fix"): a small picture, enlarged and drawn over.
 
-A model draws well at the size that it was trained for; asked for a larger picture at once, it
-repeats things. The second pass is image-to-image, which keeps the layout of the first.
+A model draws well at the size that it was trained for; in a larger picture, it repeats things. The
+second pass is image-to-image, which keeps the layout of the first.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ def hires_size(
 def hires_fix(pipe: Pipeline, request: LargeRequest) -> Iterator[Progress]:
     """Draw as ``Pipeline.stream``, in two passes.
 
-    As in A1111, ``[a:b:when]`` goes on counting in the second pass: ``when`` from 1 to 2 is a
-    fraction of its steps, and whole numbers past the first pass's are steps of it.
-    Raises ArgumentError for what cannot work, at once.
+    As in A1111, ``[a:b:when]`` counts on in the second pass: ``when`` from 1 to 2 is a fraction of
+    its steps, and whole numbers beyond the first pass are steps of it.
+    Raises ArgumentError for arguments that cannot work, at the call.
     """
     excluded = {
         "image": request.image,

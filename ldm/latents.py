@@ -1,4 +1,4 @@
-"""Between pictures and what the U-Net denoises: a VAE's latents, or the pixels themselves."""
+"""Between pictures and what the U-Net works on: a VAE's latents, or the pixels themselves."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ldm.vae import AutoencoderKL
 
 @dataclass(frozen=True)
 class PixelConfig:
-    """What the pipeline reads of a VAE's config."""
+    """The part of a VAE's config that the pipeline reads."""
 
     in_channels: int  # 1 is grey, 3 is RGB
     scale: int = 1  # pixels per "latent" along each side
@@ -31,30 +31,30 @@ class PixelConfig:
 
 
 class Pixels(nn.Module):
-    """The identity, in the place of the VAE of models that draw pixels (Ho et al. 2020)."""
+    """The identity, in place of the VAE of models that draw pixels (Ho et al. 2020)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.config = PixelConfig(channels)
 
     def encode(self, x: Tensor) -> Tensor:
-        """Return the pixels (B, C, H, W) in [-1, 1]."""
+        """Return the pixels (B, C, H, W) in [-1, 1] as they are."""
         return x
 
     def decode(self, z: Tensor) -> Tensor:
-        """Return pixels (B, C, H, W), about [-1, 1], not clamped."""
+        """Return the pixels (B, C, H, W) as they are: about in [-1, 1], not clamped."""
         return z
 
     def preview(self, z: Tensor) -> Tensor:
-        """Show pixels as RGB (B, 3, H, W) in [0, 1], float32 on the CPU."""
+        """Convert pixels to RGB (B, 3, H, W) in [0, 1], float32 on the CPU."""
         return (z.float().cpu() / 2 + 0.5).clamp(0, 1).expand(-1, 3, -1, -1)
 
 
 Codec = AutoencoderKL | Pixels
 
 
-def encode(codec: Codec, pixels: Tensor, noise: Noise, device: torch.device) -> Tensor:
-    """Encode pictures → scaled latents (B, C, h, w), float32, sampled as diffusers does."""
+def encode_pictures(codec: Codec, pixels: Tensor, noise: Noise, device: torch.device) -> Tensor:
+    """Encode pictures to scaled latents (B, C, h, w), float32, sampled as diffusers does."""
     count = noise.shape[0]
     if isinstance(codec, Pixels):  # which draws no noise
         return expand(codec.encode(pixels.to(device)), count)
@@ -69,22 +69,23 @@ def encode(codec: Codec, pixels: Tensor, noise: Noise, device: torch.device) -> 
     return expand(torch.cat(parts), count)
 
 
-def decode(codec: Codec, latents: Tensor, device: torch.device) -> Tensor | None:
-    """Decode scaled latents (B, C, h, w) → pixels, float32 in [-1, 1] on the CPU; None: not finite.
+def decode_latents(codec: Codec, latents: Tensor, device: torch.device) -> Tensor | None:
+    """Decode scaled latents (B, C, h, w) to pixels, float32 in [-1, 1] on the CPU.
 
     Pictures are decoded one at a time, so that a batch needs no more memory than a picture, and in
-    strips if memory is short even for one (see ``ldm.fast.strips``). A result that is not finite
-    is computed once more in float32, with a warning, and the VAE stays float32.
+    strips if memory does not suffice for a whole one (see ``ldm.fast.strips``). A result that is
+    not finite is computed once more in float32, with a warning, and the VAE stays in float32.
+    Returns None if that is not finite either.
     """
     first = next((parameter.dtype for parameter in codec.parameters()), torch.float32)
     for dtype in dict.fromkeys([first, torch.float32]):
         if dtype != first:
             warnings.warn(f"the VAE overflows in {first}: decoding in float32", stacklevel=3)
             codec.to(dtype)
-        turn = codec.decode
+        decode = codec.decode
         if isinstance(codec, AutoencoderKL) and decode_needs_strips(codec, latents):
-            turn = partial(decode_in_strips, codec)
-        parts = [turn(part.to(device, dtype)).float().cpu() for part in latents.split(1)]
+            decode = partial(decode_in_strips, codec)
+        parts = [decode(part.to(device, dtype)).float().cpu() for part in latents.split(1)]
         pixels = torch.cat(parts)
         if pixels.isfinite().all():
             return pixels.clamp(-1, 1)
@@ -92,9 +93,9 @@ def decode(codec: Codec, latents: Tensor, device: torch.device) -> Tensor | None
 
 
 def preview(codec: Codec, latents: Tensor, decode: Callable[[Tensor], Tensor]) -> Tensor:
-    """Preview scaled latents (B, C, h, w) → RGB (B, 3, h, w) in [0, 1], float32 on the CPU.
+    """Preview scaled latents (B, C, h, w) as RGB (B, 3, h, w) in [0, 1], float32 on the CPU.
 
-    The first call fits a map to colours with ``decode``, if the VAE brings none.
+    The first call fits a map to colours with ``decode`` if the VAE has none.
     """
     if codec.preview is None:
         like = next(codec.parameters())

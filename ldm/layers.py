@@ -16,7 +16,7 @@ from torch import Tensor, nn
 def timestep_embedding(
     t: Tensor, dim: int, flip_sin_to_cos: bool = True, freq_shift: float = 0
 ) -> Tensor:
-    """Sinusoidal embedding of diffusion times: (B,) → (B, dim), float32.
+    """Compute the sinusoidal embedding of diffusion times: (B,) → (B, dim), float32.
 
     Source: Vaswani et al. 2017, section 3.5, with wavelengths from 2π to 10000·2π.
     Sines come first, as in the paper, unless ``flip_sin_to_cos``. ``dim`` must be even.
@@ -53,10 +53,10 @@ class TimestepEmbedding(nn.Module):
 class ResnetBlock(nn.Module):
     """Pre-activation residual block: (B,Cin,H,W), (B,T)? → (B,Cout,H,W).
 
-    Source: Ho et al. 2020, appendix B. The time is added between the convolutions, or with
-    ``scale_shift`` scales and shifts the normalised values: adaptive group normalisation
-    (Dhariwal & Nichol 2021, section 3.1). With ``resample`` "down" or "up" both the residual and
-    the shortcut halve or double H and W (Brock et al. 2019, figure 15).
+    Source: Ho et al. 2020, appendix B. The time is added between the convolutions; with
+    ``scale_shift`` it scales and shifts the normalised values instead: adaptive group normalisation
+    (Dhariwal & Nichol 2021, section 3.1). With ``resample`` "down" or "up" both the block and its
+    shortcut halve or double H and W (Brock et al. 2019, figure 15).
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class ResnetBlock(nn.Module):
         eps: float,
         temb_channels: int | None = None,
         scale_shift: bool = False,
-        dropout: float = 0.0,  # probability that a value of the residual is zeroed in training
+        dropout: float = 0.0,  # probability that a value is set to 0 in training
         resample: str | None = None,
     ) -> None:
         super().__init__()
@@ -89,10 +89,10 @@ class ResnetBlock(nn.Module):
     def forward(
         self, x: Tensor, temb: Tensor | None = None, size: tuple[int, int] | None = None
     ) -> Tensor:
-        """Compute the block.
+        """Apply the block.
 
-        ``temb`` is the activated time embedding; None in the VAE, which has no time. ``size`` is
-        what "up" enlarges to, by default double.
+        temb: the activated time embedding; None in the VAE, which has no time.
+        size: (height, width) that "up" enlarges to; None doubles both.
         """
         h = F.silu(self.norm1(x))
         if self.resample == "down":  # as a strided convolution halves odd sizes: 7 → 4
@@ -121,10 +121,10 @@ class DotProductAttention(nn.Module):
         return F.scaled_dot_product_attention(q, k, v)
 
 
-class Attention(nn.Module):
-    """Multi-head attention of x (B,N,D) to context (B,M,Dc), or to itself → (B,N,out_dim).
+class MultiHeadAttention(nn.Module):
+    """Multi-head attention (Vaswani et al. 2017, section 3.2.2); subclasses choose its inputs.
 
-    Source: Vaswani et al. 2017, eq. 1. ``out_dim`` is D by default.
+    ``out_dim`` None: the output has D channels, as x has.
     """
 
     def __init__(
@@ -143,8 +143,8 @@ class Attention(nn.Module):
         self.attend = DotProductAttention()
         self.to_out = nn.ModuleList([nn.Linear(dim, out_dim or dim)])
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        context = x if context is None else context
+    def attend_to(self, x: Tensor, context: Tensor) -> Tensor:
+        """Let x (B,N,D) look at context (B,M,Dc): → (B,N,out_dim)."""
         q, k, v = (
             rearrange(y, "b n (h d) -> b h n d", h=self.heads)
             for y in (self.to_q(x), self.to_k(context), self.to_v(context))
@@ -152,21 +152,28 @@ class Attention(nn.Module):
         return self.to_out[0](rearrange(self.attend(q, k, v), "b h n d -> b n (h d)"))
 
 
-class SpatialAttention(Attention):
+class Attention(MultiHeadAttention):
+    """Cross-attention of x (B,N,D) to context (B,M,Dc); self-attention without: → (B,N,D)."""
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        return self.attend_to(x, x if context is None else context)
+
+
+class SpatialAttention(MultiHeadAttention):
     """Self-attention over all pixels, normalised, with residual: (B,C,H,W) → (B,C,H,W).
 
-    The middle of the VAE, and U-Nets without text (Ho et al. 2020, appendix B). ``groups`` None
-    leaves the normalisation out, as in the middle of some of diffusers' U-Nets.
+    It is in the middle of the VAE, and in U-Nets without text (Ho et al. 2020, appendix B).
+    ``groups`` None: not normalised, as in the middle of some of diffusers' U-Nets.
     """
 
     def __init__(self, channels: int, groups: int | None, eps: float, heads: int = 1) -> None:
         super().__init__(channels, heads, bias=True)
         self.group_norm = nn.Identity() if groups is None else nn.GroupNorm(groups, channels, eps)
 
-    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]  # an image, not tokens
+    def forward(self, x: Tensor) -> Tensor:
         height = x.shape[2]
         tokens = rearrange(self.group_norm(x), "b c h w -> b (h w) c")
-        return x + rearrange(super().forward(tokens), "b (h w) c -> b c h w", h=height)
+        return x + rearrange(self.attend_to(tokens, tokens), "b (h w) c -> b c h w", h=height)
 
 
 class GEGLU(nn.Module):
@@ -182,7 +189,7 @@ class GEGLU(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """GEGLU and a linear layer; ``net.1`` is the dropout of the original, so the names fit."""
+    """GEGLU and a linear layer; ``net.1`` stands for the original's dropout, so that names fit."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -251,7 +258,7 @@ class Downsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=padding)
 
     def pad(self, x: Tensor) -> Tensor:
-        """Add what the convolution itself does not: a column at the right and a row below."""
+        """Add the padding that the convolution does not: a column at the right and a row below."""
         if self.conv.padding[0] != 0:
             return x
         circular = self.conv.padding_mode == "circular"

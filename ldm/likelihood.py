@@ -3,11 +3,11 @@
     −log p(x₀) ≤ L_T + L_{T−1} + … + L_1 + L_0                        (Ho et al. 2020, eq. 5)
 
     L_T = KL(q(x_T | x₀) ‖ N(0, I))                        what is left of the picture in the noise
-    L_t = KL(q(x_{t−1} | x_t, x₀) ‖ p(x_{t−1} | x_t))      what the network gets wrong on the way
+    L_t = KL(q(x_{t−1} | x_t, x₀) ‖ p(x_{t−1} | x_t))      the errors of the network
     L_0 = −log p(x₀ | x_1)                                 a discretised decoder, eq. 13
 
-As in ``ldm.scheduler``, t counts from 0, so that L_t is the term that asks the network at t.
-The first T terms ask the network, the last does not. Ho et al. call L_0 the distortion and the
+As in ``ldm.scheduler``, t counts from 0, so that L_t is the term with the network's output at t.
+The first T terms call the network, the last does not. Ho et al. call L_0 the distortion and the
 rest the rate (section 4.3).
 """
 
@@ -24,14 +24,14 @@ from ldm.errors import ArgumentError
 from ldm.scheduler import DDPMScheduler
 
 Predict = Callable[[Tensor, Tensor], Tensor]  # (x_t (B,…), t int64 (B,)) → the network's output
-HALF = 1 / 255  # half the distance of two of 256 grey values in [-1, 1]
-BITS = 1 / math.log(2)  # in a nat
+HALF_GREY = 1 / 255  # half the distance of two neighbours of 256 grey values in [-1, 1]
+BITS_PER_NAT = 1 / math.log(2)
 
 
 def quantise(x: Tensor) -> Tensor:
-    """Pictures in [-1, 1] rounded to the 256 values of 8-bit pixels, of which the decoder speaks.
+    """Round pictures in [-1, 1] to the 256 values of 8-bit pixels, which the decoder is about.
 
-    Pictures that were resized lie between them.
+    Values of pictures that were resized lie between them.
     """
     return ((x + 1) * 127.5).round().clamp(0, 255) / 127.5 - 1
 
@@ -39,20 +39,20 @@ def quantise(x: Tensor) -> Tensor:
 def gaussian_kl(
     mean: Tensor, log_variance: Tensor, mean_p: Tensor, log_variance_p: Tensor
 ) -> Tensor:
-    """KL(N(mean, e^log_variance) ‖ N(mean_p, e^log_variance_p)) of each value, in nats."""
+    """Compute KL(N(mean, e^log_variance) ‖ N(mean_p, e^log_variance_p)) of each value, in nats."""
     ratio = log_variance - log_variance_p
     return 0.5 * (ratio.exp() - 1 - ratio + (mean - mean_p).square() * (-log_variance_p).exp())
 
 
 def decoder_nll(x0: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
-    """−log of the probability that N(mean, e^log_variance) gives x₀'s 8-bit value, in nats.
+    """Compute −log of the probability of x₀'s 8-bit value under N(mean, e^log_variance), in nats.
 
     Ho et al. 2020, eq. 13: the mass within ±1/255 of the value; black and white take the tails too.
     x0: one of 256 values in [-1, 1] (see ``quantise``).
     """
     scale = (-0.5 * log_variance).exp()
-    low, high = ((x0 + side - mean) * scale for side in (-HALF, HALF))
-    black, white = x0 < -1 + HALF, x0 > 1 - HALF
+    low, high = ((x0 + side - mean) * scale for side in (-HALF_GREY, HALF_GREY))
+    black, white = x0 < -1 + HALF_GREY, x0 > 1 - HALF_GREY
     # Φ(high) − Φ(low) is Φ(−low) − Φ(−high): in the lower tail no digits are lost.
     above = low + high > 0
     near = torch.special.log_ndtr(torch.where(white | (above & ~black), -low, high))
@@ -62,7 +62,7 @@ def decoder_nll(x0: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
 
 
 def prior_term(scheduler: DDPMScheduler, x0: Tensor) -> Tensor:
-    """L_T of each picture, in nats per dimension: (B, …) → (B,)."""
+    """Compute L_T of each picture, in nats per dimension: (B, …) → (B,)."""
     abar = scheduler.alphas_cumprod[-1].to(x0)
     zero = torch.zeros_like(abar)
     return gaussian_kl(abar.sqrt() * x0, (1 - abar).log(), zero, zero).flatten(1).mean(1)
@@ -76,15 +76,15 @@ def term(
     t: Tensor,
     clip: float | None = None,
 ) -> Tensor:
-    """L_t of each picture, in nats per dimension: (B,), differentiable in ``output``.
+    """Compute L_t of each picture, in nats per dimension: (B,), differentiable in ``output``.
 
     Args:
-        output: what the network said at x_t: (B, C or 2C, …), of any ``prediction_type``.
+        output: the network's at x_t: (B, C or 2C, …), of any ``prediction_type``.
         x0: pictures of 8-bit values in [-1, 1], (B, C, …).
-        x_t: (B, C, …), of t, int64 (B,).
-        clip: x̂₀ is clamped to ±clip, as where ``clip_sample`` is set.
+        x_t: (B, C, …), at t, int64 (B,).
+        clip: x̂₀ is clamped to ±clip, as ``clip_sample`` does.
 
-    Raises CheckpointError for a ``variance_type`` that says nothing about the variance.
+    Raises CheckpointError for a ``variance_type`` that does not determine the variance.
     """
     prediction, v = scheduler.split(output)
     predicted = scheduler.to_x0(prediction, x_t, scheduler.levels(t, x_t))
@@ -95,7 +95,7 @@ def term(
     mean, variance = scheduler.posterior(x0, x_t, t)
     log_variance = variance.clamp(min=1e-20).log()
     values = gaussian_kl(mean, log_variance, mean_p, log_variance_p)
-    first = t == 0  # where the variance is 0, and the divergence not finite: the decoder's rows
+    first = t == 0  # the variance is 0 there, and the divergence not finite: the decoder's rows
     if first.any():
         spread = log_variance_p.expand_as(mean_p)[first]
         values = values.index_put((first,), decoder_nll(x0[first], mean_p[first], spread))
@@ -109,16 +109,17 @@ def bound_terms(
     generator: torch.Generator,
     clip: float | None = None,
 ) -> Tensor:
-    """All terms of the bound, one draw of x_t each: (B, T + 1), bits per dimension, L_0 to L_T.
+    """Compute all terms of the bound: (B, T + 1), bits per dimension, L_0 to L_T.
 
-    T calls of the network. x0: pictures in [-1, 1], (B, C, …), which are rounded to 8 bits.
+    Each takes one draw of x_t, in T calls of the network.
+    x0: pictures in [-1, 1], (B, C, …), which are rounded to 8 bits.
     """
     x0 = quantise(x0)
     terms = [
         _drawn(scheduler, predict, x0, torch.full((len(x0),), t), generator, clip)
         for t in range(len(scheduler.ratios))
     ]
-    return torch.stack([*terms, prior_term(scheduler, x0)], dim=1) * BITS
+    return torch.stack([*terms, prior_term(scheduler, x0)], dim=1) * BITS_PER_NAT
 
 
 def bound_estimate(
@@ -129,10 +130,10 @@ def bound_estimate(
     calls: int,
     clip: float | None = None,
 ) -> Tensor:
-    """The bound of each picture from few calls of the network, unbiased: (B,), bits per dimension.
+    """Estimate each picture's bound from few calls, unbiased: (B,), bits per dimension.
 
-    L_0 and L_T are taken as they are. The other times fall into calls − 1 spans, short ones where
-    the terms are large, of each of which every picture draws one time that stands for all of it.
+    L_0 and L_T are computed. The other times are divided into calls − 1 spans, which are short
+    where the terms are large; for each span, every picture draws one time that represents it.
     Raises ArgumentError for fewer than two calls.
     """
     if calls < 2:
@@ -143,11 +144,11 @@ def bound_estimate(
     for start, end in pairwise(spans(len(scheduler.ratios), calls - 1)):
         t = torch.randint(start, end, (len(x0),), generator=generator)
         total = total + (end - start) * _drawn(scheduler, predict, x0, t, generator, clip)
-    return total * BITS
+    return total * BITS_PER_NAT
 
 
 def spans(total: int, count: int) -> list[int]:
-    """Borders of at most ``count`` spans of [1, total), the later the longer."""
+    """Return the borders of at most ``count`` spans of [1, total), later ones longer."""
     borders = [total ** (i / count) for i in range(count + 1)]
     return sorted({max(1, min(round(border), total)) for border in borders})
 
@@ -160,7 +161,7 @@ def _drawn(
     generator: torch.Generator,
     clip: float | None,
 ) -> Tensor:
-    """``term`` at t, int64 (B,), of x_t drawn from q(x_t | x₀): nats per dimension."""
+    """Compute ``term`` at t, int64 (B,), with x_t drawn from q(x_t | x₀): nats per dimension."""
     noise = torch.randn(x0.shape, generator=generator).to(x0)
     t = t.to(x0.device)
     x_t = scheduler.add_noise(x0, noise, t)

@@ -1,4 +1,4 @@
-"""The pipeline: text, or text and an image, to pictures.
+"""The pipeline: from text, or text and an image, to pictures.
 
     pipe = Pipeline.from_pretrained()
     pipe("a red car", seed=1).images[0].save("car.png")
@@ -56,15 +56,15 @@ class Pipeline(Model):
     ) -> Pipeline:
         """Load a model: None is the built-in one, else a folder, a single file or a hub id.
 
-        device: None takes CUDA where there is one, else the CPU.
+        device: None takes CUDA if it is available, else the CPU.
         dtype: of the U-Net and the text encoder; None chooses by the device (see
-        ``ldm.loading.devices``), "auto" keeps what the files hold. The VAE is float32 where float16
-        is chosen.
-        variant: "fp16" prefers files named so; the plain ones do where there are none.
+        ``ldm.loading.devices``), "auto" keeps the dtypes of the files. With float16, the VAE
+        is float32.
+        variant: "fp16" prefers files named so to plain ones.
         vae: the folder or file of another VAE to use.
-        prediction_type: "epsilon", "v_prediction" or "sample"; None as the model says.
+        prediction_type: "epsilon", "v_prediction" or "sample"; None as in the model's config.
         ema: take the averaged copy of the U-Net's weights that full training checkpoints hold.
-        int8: as of ``optimize``, which it does.
+        int8: as in ``optimize``, which is called then.
         Raises CheckpointError for a model that is missing, broken or not supported.
         """
         path = find_model(
@@ -95,21 +95,21 @@ class Pipeline(Model):
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write a folder that diffusers loads as a pipeline. None keeps the dtype.
 
-        LoRAs that are on are merged into the weights; words that were loaded are left out.
+        Active LoRAs are merged into the weights; words that were loaded are left out.
         """
         save_folder(self.parts, Path(folder), dtype)
 
     def save_single_file(self, path: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write a .safetensors file under the original names, as ``save_pretrained``.
 
-        Raises CheckpointError for a model whose sizes are of no known family.
+        Raises CheckpointError for a model whose sizes are those of no known family.
         """
         save_file(self.parts, Path(path), dtype)
 
     def load_textual_inversion(self, path: str | Path, token: str | None = None) -> str:
-        """Learn a new word from a file; returns the word, to be used in prompts.
+        """Load a new word from a file; return the word, to be used in prompts.
 
-        It is ``token``, else what the file calls it, else the file's name.
+        The word is ``token``, else what the file calls it, else the file's name.
         Raises CheckpointError for a file that does not fit, ArgumentError for a word in use.
         """
         self.need_text("a textual inversion is a word of it")
@@ -122,10 +122,10 @@ class Pipeline(Model):
     def load_lora_weights(
         self, path: str | Path, adapter_name: str | None = None, scale: float = 1.0
     ) -> Lora:
-        """Put a LoRA file of kohya, peft or diffusers onto the model, beside those that are there.
+        """Add a LoRA file of kohya, peft or diffusers to the model and its other LoRAs.
 
-        Returns what was read; its ``summary`` says how many keys found their place.
-        Raises CheckpointError where none does, ArgumentError for a name that is in use.
+        Returns what was read; its ``summary`` says how many keys fit.
+        Raises CheckpointError if none does, ArgumentError for a name that is in use.
         """
         self.need_text("LoRAs are for the Stable Diffusion family")
         return self.loras.load(path, adapter_name, scale)
@@ -141,7 +141,7 @@ class Pipeline(Model):
         self.loras.set_scales(dict(zip(names, each, strict=True)))
 
     def unload_lora_weights(self) -> None:
-        """Take all LoRAs off; the weights are those from before, to the bit."""
+        """Remove all LoRAs; the weights are bit-identical to those from before."""
         self.loras.unload()
 
     def optimize(
@@ -152,17 +152,17 @@ class Pipeline(Model):
         offload: bool = False,
         int8: bool = False,
     ) -> Pipeline:
-        """Have the parts compute faster, or, off, as before; returns itself.
+        """Make the parts compute faster or, with ``on`` False, as before; return the pipeline.
 
-        The results are the same but for rounding; see ``ldm.fast``. On a CPU, weights are packed:
-        they stay single in memory, and whatever reads or changes them (LoRA, ``save_pretrained``,
-        ``state_dict``) sees them as they are. On CUDA, steps are replayed as recorded.
-        compile: ``torch.compile`` the repeated blocks, which takes up to minutes at the first call,
-        in place of the packing.
-        offload: keep on the GPU only the part that computes; slower, in less memory, unrecorded.
-        int8: on a CPU, compute most of the U-Net in 8-bit integers: another picture, near the
-        exact one. What it gains depends on the processor: see ``ldm.fast.int8``.
-        Raises ArgumentError for what does not work here or together.
+        The results are the same except for rounding; see ``ldm.fast``. On a CPU, weights are
+        packed: memory holds them once, and whatever reads or changes them (LoRA,
+        ``save_pretrained``, ``state_dict``) sees the plain weights. On CUDA, steps are recorded and
+        replayed. compile: ``torch.compile`` the repeated blocks instead of packing, which takes up
+        to minutes at the first call.
+        offload: keep only the part that computes on the GPU: less memory, slower, no recording.
+        int8: on a CPU, compute most of the U-Net in 8-bit integers: a picture near the exact one.
+        The gain depends on the processor: see ``ldm.fast.int8``.
+        Raises ArgumentError for options that do not work here or together.
         """
         if on:
             check_optimize(self.device, compile, offload, int8)
@@ -184,7 +184,7 @@ class Pipeline(Model):
 
     @takes(Request)
     def __call__(self, request: Request) -> Output:
-        """Draw pictures: ``stream`` run to its end."""
+        """Draw pictures: run ``stream`` to its end."""
         (last,) = deque(run.stream(self, request), maxlen=1)
         assert last.output is not None
         return last.output
@@ -193,34 +193,33 @@ class Pipeline(Model):
     def stream(self, request: Request) -> Iterator[Progress]:
         """Draw pictures, yielding after every step; the last ``Progress`` holds the ``output``.
 
-        Raises ArgumentError for an argument that cannot work: at once, not when the first step is
-        asked for, and before anything is computed. ``ldm.request.Request`` says more of each.
+        Raises ArgumentError for an argument that cannot work: at the call, not at the first step,
+        and before anything is computed. ``ldm.request.Request`` documents the arguments.
         """
         return run.stream(self, request)
 
     def decode(self, x: Tensor) -> Tensor:
         """Decode scaled latents (B, C, h, w) to pixels (B, 3, 8h, 8w), float32 in [-1, 1].
 
-        See ``ldm.latents.decode``. Raises CheckpointError for what is not finite in any number
-        format: no black picture is ever returned instead.
+        See ``ldm.latents.decode_latents``. Raises CheckpointError for a result that is not finite
+        in any number format, instead of returning a black picture.
         """
-        return run.decode(self, x)
+        return run.decode_finite(self, x)
 
     def preview(self, x: Tensor) -> Tensor:
-        """Scaled latents (B, C, h, w), such as ``Progress.x0`` → RGB (B, 3, h, w) in [0, 1].
+        """Preview scaled latents (B, C, h, w), as in ``Progress``, as RGB (B, 3, h, w) in [0, 1].
 
-        Without a decode (see ``ldm.techniques.preview``). Where the model's folder has no map of
-        its own, the first call fits one, which takes some seconds with a large VAE.
+        Nothing is decoded (see ``ldm.techniques.preview``). If the model's folder has no map of its
+        own, the first call fits one, which takes some seconds with a large VAE.
         """
         return latents.preview(self.vae, x, self.decode)
 
     @contextlib.contextmanager
     def explain(self) -> Iterator[AttentionMaps]:
-        """Watch where each word looks while pictures are drawn.
+        """Watch the attention to each word while pictures are drawn.
 
         ``with pipe.explain() as attention:`` draw, then ``attention.words()``; see
-        ``ldm.techniques.attention_maps``. What is drawn does not change; drawing takes a little
-        longer.
+        ``ldm.techniques.attention_maps``. The pictures do not change; drawing is a little slower.
         """
         self.need_text("there are no words to look for")
         before = self.listener
@@ -232,7 +231,7 @@ class Pipeline(Model):
                 self.listener = before
 
     def choose_sampler(self, sampler: str | None, schedule: str | None = None) -> Choice:
-        """Return the sampler and schedule of names as in ``stream``; None is the model's own."""
+        """Return the sampler and schedule for names as in ``stream``; None is the model's own."""
         return run.choose_sampler(self, sampler, schedule)
 
     def schedule(
@@ -246,8 +245,8 @@ class Pipeline(Model):
     ) -> tuple[list[Pair], int]:
         """Return the (from, to) levels of a run, and the index of the first that is run.
 
-        That is 0 unless ``strength`` in [0, 1] says that it starts from an image; with ``masked``,
-        from a part of it. Raises ArgumentError for numbers that do not work.
+        The index is 0 unless the run starts from an image with a ``strength`` in [0, 1]; ``masked``
+        says that only a part of it is drawn. Raises ArgumentError for numbers that do not work.
         """
         choice = self.choose_sampler(sampler, schedule)
         return run.plan_levels(self, choice, num_inference_steps, strength, masked)

@@ -4,8 +4,8 @@
 
 ``Pipeline.stream`` and ``Pipeline.__call__`` take a ``Request`` argument by argument; the options
 of ``ldm-generate``, the keys of its files of prompts, the axes of its plots and what it writes into
-a picture's file are read from the same fields. An argument is added here and in ``ldm.run``, which
-computes with it.
+a picture's file are derived from the same fields. To add an argument, add it here and in
+``ldm.run``, which computes with it.
 """
 
 from __future__ import annotations
@@ -36,23 +36,23 @@ Q = TypeVar("Q", bound="Request")
 R = TypeVar("R")
 
 SAME: Any = object()
-STRENGTH, MASKED_STRENGTH = 0.8, 1.0  # of image-to-image, and where only a part is drawn anew
+STRENGTH, MASKED_STRENGTH = 0.8, 1.0  # of image-to-image, and of inpainting
 MAX_BLUR = 256  # pixels
 
 
 @dataclass(frozen=True)
 class Argument:
-    """What people are told of an argument, and by which names they know it.
+    """The documentation of an argument, and its names.
 
     Attributes:
         help: one line; ``{default}`` stands for the default.
-        options: of ``ldm-generate``; () where it is for Python alone.
-        command_default: of the option, where it is not Python's default.
-        metavar: what stands for the value in the help.
+        options: of ``ldm-generate``; () for an argument of Python only.
+        command_default: of the option, if it differs from Python's default.
+        metavar: stands for the value in the help.
         group: the heading that the option stands under in the help.
         label: of the setting in the text that A1111's web UI writes into pictures; "" for none.
         axis: of an X/Y plot in that text; "" is the name itself.
-        recorded: when it stands in a picture's own settings: "always", where it was "changed" from
+        recorded: when it is written into a picture's settings: "always", if it was "changed" from
             its default, in "another" form (the prompt with its LoRAs, the digest of an image), or
             "never", as it does not change the picture.
     """
@@ -70,7 +70,7 @@ class Argument:
 def argument(default: Any, help: str, *options: str, kind: str = "", **names: Any) -> Any:
     """Make a field of a ``Request``.
 
-    default: the value, or a field of ``within`` or ``choice``. kind: its type, in words of errors.
+    default: the value, or a field of ``within`` or ``choice``. kind: its type, as errors call it.
     names: further ones of ``Argument``.
     """
     field = default
@@ -82,7 +82,7 @@ def argument(default: Any, help: str, *options: str, kind: str = "", **names: An
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """What to draw in one run; None is the model's own where nothing else is said.
+    """What to draw in one run; None is the model's own unless noted otherwise.
 
     Attributes:
         prompt: one text or several; "" draws without a text. Words are weighted, joined and changed
@@ -95,41 +95,41 @@ class Request:
         mask_image: which part of the image to draw anew (inpainting): white; like ``image``.
         mask_blur: pixels by which the mask's edge is softened, as in A1111.
         paste_back: whether pixels outside of the (blurred) mask are bit-identical to the image's;
-            else they are what the VAE makes of them, as in diffusers.
+            else they are encoded and decoded by the VAE, as in diffusers.
         strength: in [0, 1], how much of the image is redrawn: ``min(int(steps·strength), steps)``
             steps run, but at least one (with LCM's models all of them, from a lower level of
-            noise); 0 returns it. None is 0.8, and 1 with a mask.
-        height, width: pixels, multiples of 8 where there is a VAE; None is the image's size,
-            rounded down to such a multiple, without an image the model's own.
+            noise); 0 returns the image. None is 0.8, and 1 with a mask.
+        height, width: pixels, multiples of 8 if there is a VAE; None is the image's size, rounded
+            down to such a multiple, without an image the model's own.
         num_inference_steps, guidance_scale: None as the model advises, else 50 and 7.5 (XL: 50 and
             5, LCM: 4 and 8.5, of pixels: see ``ldm.config.generation``) as in diffusers. Guidance
             is off for scales up to 1.
         guidance_rescale, guidance_interval: see ``ldm.guidance.Guidance``.
         num_images_per_prompt: pictures of each prompt.
         seed: picture i is drawn from seed + i, alone or in a batch; None picks one.
-        generator: CPU generator(s) as in diffusers, in place of a seed: one for all, or each.
-        variation_seed, variation_strength: in [0, 1], how far the first noise is turned towards
-            another seed's; then all pictures have ``seed``, and variation_seed counts up.
+        generator: CPU generator(s) as in diffusers, in place of a seed: one for all pictures, or
+            one for each.
+        variation_seed, variation_strength: another seed, and in [0, 1] how far the first noise is
+            turned towards its noise; then all pictures have ``seed``, and variation_seed counts up.
         latents: the first noise (B, C, h, w) instead of drawing it.
         deep_cache: compute the coarse levels of the U-Net at every n-th step only: faster, and
             another picture; 3 is usual, 1 is off.
         deep_cache_branch: how many fine layers are computed at each step; see
             ``ldm.fast.deepcache``.
-        tiling: a picture that can be laid beside itself without a seam.
-        sampler: "ddpm", "ddim", "dpmpp_2m", … , diffusers' class or A1111's label of one, with or
-            without a schedule ("dpmpp_2m_karras"); None as the model's ``scheduler_config.json``
-            says.
-        schedule: how the noise levels lie: "normal" (the sampler's own), "karras", "exponential",
-            "sgm_uniform", "simple", "beta" or "ays"; None as the sampler's name or else the model's
-            config says.
+        tiling: draw a picture that can be laid beside itself without a seam.
+        sampler: "ddpm", "ddim", "dpmpp_2m", …, or diffusers' class or A1111's label of one, with or
+            without a schedule ("dpmpp_2m_karras"); None as in ``scheduler_config.json``.
+        schedule: of the noise levels: "normal" (the sampler's own), "karras", "exponential",
+            "sgm_uniform", "simple", "beta" or "ays"; None as in the sampler's name, else as in the
+            model's config.
         eta: in [0, 1], noise that "ddim" adds.
         clip_skip: 1 takes the layer of the text encoder that the model was trained with, 2 the one
             before (as A1111 counts).
         classifier_scale: how much the model's classifier pushes towards the class (see
             ``ldm.classes.guidance``); 0 is off, None as the model advises, else 1.
         steps_before: steps of a pass that this run continues, for prompts that change: numbers of
-            steps count from its first one, and fractions from 1 to 2 are of the steps that are run
-            here ("hires fix" in A1111; see ``ldm.hires``).
+            steps count from its first one, and fractions from 1 to 2 are of the steps of this run
+            ("hires fix" in A1111; see ``ldm.hires``).
         output_type: "pil", "pt" (float32 (B,3,H,W) in [0, 1]) or "latent" (scaled latents).
 
     Raises ArgumentError for a value that cannot work with any model.
@@ -151,7 +151,7 @@ class Request:
         None,
         "what to steer away from",
         *("-n", "--negative-prompt"),
-        # SDXL may take zeros for None, which no option or web UI can ask for.
+        # With SDXL, None may stand for zeros, which no option or web UI can choose.
         command_default="",
         kind="a text or a list of texts",
         metavar="TEXT",
@@ -288,7 +288,7 @@ class Request:
         within("[0, 1]", 0.0, "in [0, 1]: 0 is the seed's own picture, 1 the variation_seed's"),
         "how far to go to it, 0 to 1; then it counts up, and --seed does not",
         "--variation-strength",
-        command_default=None,  # tells whether it was given: the two need each other
+        command_default=None,  # shows that it was not given: the two need each other
         metavar="S",
         group="noise",
         label="Variation seed strength",
@@ -405,10 +405,10 @@ class Request:
 
 @dataclass(frozen=True, eq=False)
 class LargeRequest(Request):
-    """A Request, and the two ways to a picture larger than what one run draws well.
+    """A Request, with the two ways to pictures that are larger than one run draws well.
 
     Attributes:
-        hires_scale: how much larger each side gets in a second pass (see ``ldm.hires``).
+        hires_scale: factor by which a second pass enlarges each side (see ``ldm.hires``).
         hires_strength: in [0, 1], how much of the larger picture is drawn anew.
         outpaint: pixels to add to the image: left, top, right, bottom.
     """
@@ -427,7 +427,7 @@ class LargeRequest(Request):
         within("[0, 1]", 0.5),
         "how much the second pass redraws, 0 to 1 (default: {default})",
         "--hires-strength",
-        command_default=None,  # tells whether it was given: it needs --hires-scale
+        command_default=None,  # shows that it was not given: it needs --hires-scale
         metavar="S",
         group="size",
     )
@@ -441,12 +441,12 @@ class LargeRequest(Request):
 
 
 def default_strength(masked: bool) -> float:
-    """How much of an image is redrawn where nothing is said: all of what a mask shows."""
+    """Return the default of ``strength``: with a mask, its part is redrawn completely."""
     return MASKED_STRENGTH if masked else STRENGTH
 
 
 def about(field: dataclasses.Field[Any]) -> Argument:
-    """Return what people are told of a field, and its names."""
+    """Return the documentation and the names of a field."""
     return field.metadata["argument"]
 
 

@@ -1,10 +1,10 @@
-"""A request and a model → tensors → steps → pictures.
+"""The run: a request and a model → tensors → steps → pictures.
 
     *_, last = stream(model, Request("a red car", seed=1))
     last.output.images[0]
 
 ``stream`` checks the request against the model, reads the pictures and encodes the texts
-(``prepare``); then the steps are computed one by one, as they are asked for (``steps_of``).
+(``prepare``); the iterator that it returns then computes one step at a time (``steps_of``).
 
 Source: Rombach et al. 2022, figure 3: the diffusion runs in the autoencoder's latent space; of
 models without an autoencoder, in that of the pixels (Ho et al. 2020).
@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ldm import latents
 from ldm.classes.guidance import with_classifier
 from ldm.denoiser import Denoiser
 from ldm.errors import ArgumentError
@@ -28,8 +27,9 @@ from ldm.fast.graphs import Graphs
 from ldm.fast.time_cache import expect_times
 from ldm.guidance import Guidance, classifier_free
 from ldm.images import to_pil
-from ldm.images.inputs import expand, fit_size, read_pictures, to_pixels
-from ldm.images.masks import HALF, shrink_masks, to_masks
+from ldm.images.inputs import expand, fit_size, pictures_to_tensor, read_pictures
+from ldm.images.masks import THRESHOLD, shrink_masks, to_masks
+from ldm.latents import decode_latents, encode_pictures
 from ldm.loading.compatibility import nonfinite_error
 from ldm.loading.model import Model
 from ldm.request import Request
@@ -49,13 +49,13 @@ from ldm.samplers.noise import Noise
 from ldm.samplers.spacing import lcm_levels
 from ldm.scheduler import Level
 from ldm.techniques.inpainting import Blend, paste, unchanged
-from ldm.techniques.tiling import tiled
+from ldm.techniques.tiling import P, T, tiled
 from ldm.text.conditioning import (
     AESTHETIC_SCORE,
     NEGATIVE_AESTHETIC_SCORE,
     Prompted,
     encode_prompts,
-    spread,
+    negative_for_each,
     time_ids,
 )
 from ldm.unet import UNet
@@ -77,19 +77,19 @@ class Progress:
     """What ``Pipeline.stream`` yields after each step; the last one has the ``output``."""
 
     step: int  # steps done
-    steps: int  # steps of this run: image-to-image leaves some out
+    steps: int  # steps of this run: image-to-image skips some
     latents: Tensor  # (B, C, h, w), float32, unit scale: x at the level reached
-    x0: Tensor  # (B, C, h, w): the model's present guess of the clean latents
+    x0: Tensor  # (B, C, h, w): the model's current estimate of the clean latents
     output: Output | None = None
 
 
 @dataclass(frozen=True, eq=False)
-class Schedule:
-    """The steps of a run."""
+class SamplingPlan:
+    """The sampler and the steps of a run."""
 
     choice: Choice
     steps: list[Pair]  # (from, to) levels of the whole plan, noisiest first
-    first: int  # index of the first that is run: not 0 where the run starts from an image
+    first: int  # index of the first that is run: not 0 if the run starts from an image
     new_method: NewMethod
 
     @property
@@ -100,39 +100,39 @@ class Schedule:
 
 @dataclass(frozen=True, eq=False)
 class Canvas:
-    """The size to draw, and what is there before."""
+    """The size to draw, and the image to start from."""
 
     height: int
     width: int
     pixels: Tensor | None = None  # (b, C, H, W) in [-1, 1], b = 1 or B: the image
-    masks: Tensor | None = None  # (b, 1, H, W) in [0, 1]: where it is drawn anew
+    masks: Tensor | None = None  # (b, 1, H, W) in [0, 1]: 1 where it is drawn anew
 
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A request, checked and read for a model: all that its steps are computed from."""
+    """A request that was prepared for a model: everything that the steps are computed from."""
 
     model: Model
     request: Request
     scale: float  # of classifier-free guidance
     guidance: Guidance
-    schedule: Schedule
+    schedule: SamplingPlan
     canvas: Canvas
     noise: Noise
     prompted: list[Prompted]  # of each picture
     cache: DeepCache | None
 
-    def tiled(self, function: Callable, *modules: torch.nn.Module) -> Callable:
-        """``function``, with convolutions that go on at the other side where tiles are drawn."""
+    def tiled(self, function: Callable[P, T], *modules: torch.nn.Module) -> Callable[P, T]:
+        """Wrap ``function``: if tiles are drawn, the modules' convolutions wrap around."""
         return tiled(function, *modules) if self.request.tiling else function
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """Pixels (b, C, H, W) → scaled latents (B, C, h, w)."""
-        encode = self.tiled(latents.encode, self.model.vae)
+        """Encode pixels (b, C, H, W) to scaled latents (B, C, h, w)."""
+        encode = self.tiled(encode_pictures, self.model.vae)
         return encode(self.model.vae, pixels, self.noise, self.model.device)
 
     def output(self, result: Tensor) -> Output:
-        """``result`` is latents where they are asked for, else pixels in [-1, 1]."""
+        """Convert latents, or pixels in [-1, 1], to the request's ``output_type``."""
         if self.request.output_type == "pil":
             return Output(to_pil(result), self.noise.seeds)
         kept = result if self.request.output_type == "latent" else result / 2 + 0.5
@@ -142,8 +142,8 @@ class Run:
 def stream(model: Model, request: Request) -> Iterator[Progress]:
     """Draw a request, yielding after every step; the last ``Progress`` holds the ``output``.
 
-    Raises ArgumentError for what this model cannot draw: at once, not when the first step is asked
-    for, and before anything is computed.
+    Raises ArgumentError for what this model cannot draw: at the call, not at the first step, and
+    before anything is computed.
     """
     return steps_of(prepare(model, request))
 
@@ -159,7 +159,7 @@ def prepare(model: Model, request: Request) -> Run:
     schedule = make_schedule(model, request)
     canvas = read_canvas(model, request)
     noise = make_noise(model, request, canvas)
-    prompted, labels = read_prompts(model, request, schedule, canvas, scale > 1)
+    prompted, labels = make_conditioning(model, request, schedule, canvas, scale > 1)
     expect_times(model.unet, [start.t for start, _ in schedule.run])
     cache = None
     if (request.deep_cache, request.deep_cache_branch) != (1, 0):
@@ -197,17 +197,19 @@ def plan_levels(
     return plan(model.scheduler, choice.name, n, choice.schedule), first
 
 
-def make_schedule(model: Model, request: Request) -> Schedule:
+def make_schedule(model: Model, request: Request) -> SamplingPlan:
     """Choose the sampler and its levels."""
     choice = choose_sampler(model, request.sampler, request.schedule)
     masked = request.mask_image is not None
     n, strength = request.num_inference_steps, request.image_strength
     steps, first = plan_levels(model, choice, n, strength, masked)
-    return Schedule(choice, steps, first, bind(model.scheduler, choice.name, request.eta, steps))
+    return SamplingPlan(
+        choice, steps, first, bind(model.scheduler, choice.name, request.eta, steps)
+    )
 
 
 def read_canvas(model: Model, request: Request) -> Canvas:
-    """Read the image and the mask, where they are given, at the size to draw."""
+    """Load the image and the mask, if given, at the size to draw."""
     texts, repeats = len(request.prompts), request.num_images_per_prompt
     pictures = read_pictures(request.image, "image", texts, repeats)
     own = model.default_size()
@@ -218,7 +220,7 @@ def read_canvas(model: Model, request: Request) -> Canvas:
         if request.mask_image is not None:
             raise ArgumentError("mask_image says which part of an image to redraw; give image")
         return Canvas(*size)
-    pixels = to_pixels(pictures, *size, model.vae.config.in_channels)
+    pixels = pictures_to_tensor(pictures, *size, model.vae.config.in_channels)
     drawn = read_pictures(request.mask_image, "mask_image", texts, repeats)
     return Canvas(
         *size, pixels, None if drawn is None else to_masks(drawn, *size, request.mask_blur)
@@ -243,12 +245,12 @@ def make_noise(model: Model, request: Request, canvas: Canvas) -> Noise:
     return noise
 
 
-def read_prompts(
-    model: Model, request: Request, schedule: Schedule, canvas: Canvas, guided: bool
+def make_conditioning(
+    model: Model, request: Request, schedule: SamplingPlan, canvas: Canvas, guided: bool
 ) -> tuple[list[Prompted], list[int | None]]:
-    """Return the conditioning of each picture, and its class where the model has no text."""
+    """Return the conditioning of each picture, and its class if the model has no text."""
     prompts = request.prompts
-    negatives = spread(request.negative_prompt, prompts)
+    negatives = negative_for_each(request.negative_prompt, prompts)
     labels: list[int | None] = []
     if model.classes is not None:
         if request.clip_skip != 1:
@@ -304,7 +306,7 @@ def steps_of(run: Run) -> Iterator[Progress]:
         if run.cache:
             run.cache.next_step()
         last = progress.step == progress.steps
-        # At the ends only: on a GPU every look at the values makes the CPU wait.
+        # Only at the ends: on a GPU every check of values makes the CPU wait.
         if (index == 0 or last) and not x0.isfinite().all():
             raise nonfinite_error(model.parts)
         if last:
@@ -331,13 +333,13 @@ def make_denoiser(run: Run, known: Tensor | None) -> Callable[[Tensor, Level, in
 
 def choose_unet(run: Run) -> UNet | DeepCache | Graphs:
     """Return what computes the U-Net of a run."""
-    # A recording knows nothing of what is done to the layers from step to step.
+    # A recording does not include what changes the layers from step to step.
     plain = run.cache is None and not run.request.tiling and run.model.listener is None
     return (run.model.optimized.graphs if plain else run.cache) or run.model.unet
 
 
 def encode_start(run: Run) -> Tensor | None:
-    """Encode the image that the run starts from; None where nothing needs it."""
+    """Encode the image that the run starts from; None if nothing needs it."""
     whole = run.model.inpaints and run.request.image_strength == 1
     return None if run.canvas.pixels is None or whole else run.encode(run.canvas.pixels)
 
@@ -346,7 +348,7 @@ def first_latents(run: Run, start: Tensor | None) -> tuple[Tensor, Tensor]:
     """Return x at the first level, and ε: noise alone, or α x₀ + σ ε from the image's latents."""
     model, schedule, given = run.model, run.schedule, run.request.latents
     eps = (run.noise.first() if given is None else given.float()).to(model.device)
-    if start is None or run.canvas.masks is not None and run.request.image_strength == 1:
+    if start is None or (run.canvas.masks is not None and run.request.image_strength == 1):
         return eps * first_noise_scale(model.scheduler, schedule.choice.name, schedule.steps), eps
     level = schedule.run[0][0]
     return level.alpha * start + level.sigma * eps, eps
@@ -355,11 +357,11 @@ def first_latents(run: Run, start: Tensor | None) -> tuple[Tensor, Tensor]:
 def keep_known_part(
     run: Run, pixels: Tensor, masks: Tensor, start: Tensor | None, eps: Tensor
 ) -> tuple[Tensor | None, Callable[[Tensor, Level], Tensor]]:
-    """Return how what is outside of the masks stays.
+    """Return how to keep what is outside of the masks.
 
-    That is what an inpainting U-Net reads beside x, and what other models need after each step.
+    That is what an inpainting U-Net reads beside x, and what to do after each step of other models.
     """
-    anew = masks >= HALF
+    anew = masks >= THRESHOLD
     small = shrink_masks(anew.float(), run.model.vae.config.scale)
     small = expand(small, run.request.count).to(run.model.device)
     shown = run.encode(pixels * ~anew)  # draws noise, as diffusers does for all models
@@ -370,7 +372,7 @@ def keep_known_part(
 
 
 def image_itself(run: Run, start: Tensor) -> Output:
-    """Return what a strength of 0 draws: the image, or its latents."""
+    """Return the output for a strength of 0: the image, or its latents."""
     pixels = run.canvas.pixels
     if pixels is None or run.request.output_type == "latent":
         return run.output(start)
@@ -382,20 +384,20 @@ def finish(run: Run, x: Tensor) -> Output:
     request, canvas = run.request, run.canvas
     if request.output_type == "latent":
         return run.output(x)
-    drawn = run.tiled(decode, run.model.vae)(run.model, x)
+    drawn = run.tiled(decode_finite, run.model.vae)(run.model, x)
     if canvas.pixels is not None and canvas.masks is not None and request.paste_back:
         drawn = paste(drawn, canvas.pixels, canvas.masks)
     return run.output(drawn)
 
 
 @torch.no_grad()
-def decode(model: Model, x: Tensor) -> Tensor:
+def decode_finite(model: Model, x: Tensor) -> Tensor:
     """Decode scaled latents (B, C, h, w) to pixels (B, 3, 8h, 8w), float32 in [-1, 1].
 
-    Raises CheckpointError for what is not finite in any number format: no black picture is ever
-    returned instead.
+    Raises CheckpointError for a result that is not finite in any number format, instead of
+    returning a black picture.
     """
-    pixels = latents.decode(model.vae, x, model.device)
+    pixels = decode_latents(model.vae, x, model.device)
     if pixels is None:
         raise nonfinite_error(model.parts)
     return pixels

@@ -27,7 +27,7 @@ N = TypeVar("N", float, Tensor)
 class Level(NamedTuple):
     """A noise level: x = α x₀ + σ ε with α² + σ² = 1, so that latents stay at unit scale."""
 
-    t: float  # what the network is told; fractional between two training timesteps
+    t: float  # the network's input; fractional between two training timesteps
     alpha: float
     sigma: float
 
@@ -54,7 +54,7 @@ class DDPMScheduler:
     """The forward process of a checkpoint, and what its network predicts.
 
     The network predicts ε ("epsilon"), x₀ ("sample"), v ("v_prediction"), or the mean μ̃ of
-    q(x_{t−1} | x_t, x₀) ("mean", of which Ho et al. say in section 3.2 why ε is better).
+    q(x_{t−1} | x_t, x₀) ("mean"; section 3.2 of Ho et al. explains why ε is better).
     Raises CheckpointError for an unknown ``beta_schedule`` or ``prediction_type``.
 
     Attributes:
@@ -79,18 +79,18 @@ class DDPMScheduler:
 
     @property
     def clip(self) -> float | None:
-        """How far from 0 a pixel of x̂₀ can be; None: as far as it likes."""
+        """Largest absolute value of a pixel of x̂₀; None: no limit."""
         return self.config.clip_sample_range if self.config.clip_sample else None
 
     # Training: t is int64 (B,), one timestep per picture.
 
     def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """x_t = α_t x₀ + σ_t ε (Ho et al. eq. 4): (B, …) in x0's dtype; t is int64 (B,)."""
+        """Compute x_t = α_t x₀ + σ_t ε (Ho et al. eq. 4): (B, …) in x0's dtype; t is int64 (B,)."""
         alpha, sigma = self._alpha_sigma(t, x0)
         return (alpha * x0 + sigma * noise).to(x0.dtype)
 
     def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """What the network learns to predict at x_t: (B, …) in x0's dtype; t is int64 (B,).
+        """Compute what the network learns to predict at x_t: (B, …) in x0's dtype; t is int64 (B,).
 
         ε (Ho et al. 2020, eq. 14), x₀, v = α ε − σ x₀ (Salimans & Ho 2022, appendix D), or μ̃
         (Ho et al., eq. 7).
@@ -105,24 +105,24 @@ class DDPMScheduler:
         return (alpha * noise - sigma * x0).to(x0.dtype)
 
     def posterior(self, x0: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean (B, …) and variance (B, 1, …) of q(x_{t−1} | x_t, x₀) (Ho et al. eq. 6–7), float32.
+        """Compute mean (B, …) and variance (B, 1, …) of q(x_{t−1} | x_t, x₀), float32.
 
-        t is int64 (B,). At t = 0 the mean is x₀ and the variance 0.
+        Source: Ho et al. eq. 6–7. t is int64 (B,). At t = 0 the mean is x₀ and the variance 0.
         """
         of_x0, of_xt, _, variance = self._posterior(t)
         mean = _column(of_x0, x0) * x0 + _column(of_xt, x_t) * x_t
         return mean, _column(variance, x0)
 
     def log_variance(self, t: Tensor, like: Tensor, v: Tensor | None = None) -> Tensor:
-        """log of the variance of p(x_{t−1} | x_t), float32: (B, 1, …), or like v.
+        """Compute the log of the variance of p(x_{t−1} | x_t), float32: (B, 1, …), or like v.
 
         "fixed_small" is β̃ and "fixed_large" β (Ho et al., section 3.2). "learned_range" lies
         between the two, log Σ = w log β + (1 − w) log β̃ (Nichol & Dhariwal 2021, eq. 15), where
-        w = (v + 1)/2 and v is what the network says. At t = 0 β̃ is 0; its value at t = 1 takes its
-        place, and in "fixed_large" that of β, as in both papers' code.
+        w = (v + 1)/2 and v is the network's output. At t = 0 β̃ is 0; its value at t = 1 replaces
+        it, and in "fixed_large" also replaces β there, as in both papers' code.
 
         t: int64 (B,); v: like the pictures.
-        Raises CheckpointError for another ``variance_type``, ArgumentError where v is missing.
+        Raises CheckpointError for another ``variance_type``, ArgumentError if v is missing.
         """
         kind = self.config.variance_type
         if kind not in VARIANCE_TYPES:
@@ -145,21 +145,21 @@ class DDPMScheduler:
         return w * high + (1 - w) * low
 
     def snr(self, t: Tensor) -> Tensor:
-        """ᾱ/(1 − ᾱ) at t, int64 (B,): float32 (B,), on t's device."""
+        """Compute ᾱ/(1 − ᾱ) at t, int64 (B,): float32 (B,), on t's device."""
         abar = self.alphas_cumprod.to(t.device)[t]
         return abar / (1 - abar)
 
     # The network's output at a level, or at a batch's levels; results are float32.
 
     def split(self, output: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The network's output (B, C or 2C, …) as its prediction and v, of a learned variance."""
+        """Split the network's output (B, C or 2C, …) into the prediction and the variance's v."""
         if self.config.variance_type == "learned_range":
             prediction, v = output.chunk(2, dim=1)
             return prediction, v
         return output, None
 
     def to_x0(self, prediction: Tensor, x: Tensor, level: Level | Levels) -> Tensor:
-        """x̂₀ from what the network predicted at x. With "epsilon", α must not be 0."""
+        """Compute x̂₀ from the network's prediction at x. With "epsilon", α must not be 0."""
         prediction, x = prediction.float(), x.float()
         if self.config.prediction_type == "epsilon":
             return _minus(x, level.sigma, prediction).div_(level.alpha)
@@ -171,7 +171,7 @@ class DDPMScheduler:
         return _minus(level.alpha * x, level.sigma, prediction)
 
     def from_x0(self, x0: Tensor, x: Tensor, level: Level | Levels) -> Tensor:
-        """The prediction that ``to_x0`` turns into x0 (its inverse). σ must not be 0."""
+        """Compute the prediction that ``to_x0`` turns into x0 (its inverse). σ must not be 0."""
         x0, x = x0.float(), x.float()
         if self.config.prediction_type == "epsilon":
             return _minus(x, level.alpha, x0).div_(level.sigma)
@@ -183,7 +183,7 @@ class DDPMScheduler:
         return (level.alpha * x).sub_(x0).div_(level.sigma)
 
     def to_eps(self, prediction: Tensor, x: Tensor, level: Level | Levels) -> Tensor:
-        """ε̂ from what the network predicted at x. With "sample" and "mean", σ must not be 0."""
+        """Compute ε̂ from the prediction at x. With "sample" and "mean", σ must not be 0."""
         prediction, x = prediction.float(), x.float()
         if self.config.prediction_type == "epsilon":
             return prediction
@@ -192,17 +192,17 @@ class DDPMScheduler:
         return _minus(x, level.alpha, self.to_x0(prediction, x, level)).div_(level.sigma)
 
     def predicting(self, prediction_type: str) -> DDPMScheduler:
-        """The same noise schedule for a network that predicts something else."""
+        """Return the same noise schedule for a network that predicts something else."""
         return DDPMScheduler(replace(self.config, prediction_type=prediction_type))
 
     def levels(self, t: Tensor, like: Tensor) -> Levels:
-        """The levels of t, int64 (B,), shaped for `like` (B, …) and on its device."""
+        """Return the levels of t, int64 (B,), shaped for `like` (B, …) and on its device."""
         return Levels(t, *self._alpha_sigma(t, like))
 
     # Levels for samplers: Python floats.
 
     def level(self, t: float) -> Level:
-        """The level of t in [0, T − 1], or the clean image for t = −1.
+        """Return the level of t in [0, T − 1], or the clean image for t = −1.
 
         Between two timesteps σ/α is interpolated linearly, as diffusers' Euler does.
         Raises ArgumentError for any other t.
@@ -219,7 +219,7 @@ class DDPMScheduler:
         return _from_ratio(float(t), ratio)
 
     def level_of(self, ratio: float) -> Level:
-        """The level with σ/α = ratio > 0; its t, maybe fractional, is interpolated in log(σ/α)."""
+        """Return the level with σ/α = ratio > 0; its t, maybe fractional, is linear in log(σ/α)."""
         log_ratio = math.log(ratio)
         low = min(max(bisect_right(self._log_ratios, log_ratio) - 1, 0), len(self.ratios) - 2)
         below, above = self._log_ratios[low : low + 2]
@@ -227,30 +227,29 @@ class DDPMScheduler:
         return _from_ratio(low + min(max(weight, 0.0), 1.0), ratio)
 
     def _of_mean(self, level: Level | Levels, x: Tensor) -> tuple[float | Tensor, float | Tensor]:
-        """The weights of x₀ and x_t in μ̃ at a level (Ho et al. eq. 7)."""
+        """Return the weights of x₀ and x_t in μ̃ at a level (Ho et al. eq. 7)."""
         if isinstance(level, Levels):
-            of_x0, of_xt, _, _ = self._posterior(level.t)
+            of_x0, of_xt, *_ = self._posterior(level.t)
             return _column(of_x0, x), _column(of_xt, x)
-        t = level.t - 1  # of the level before; below the first timestep σ/α goes on to 0 linearly
+        t = level.t - 1  # of the level before; below the first timestep σ/α falls to 0 linearly
         below = (1 + t) * self.ratios[0] if t < 0 else None
         before = self.level(t) if below is None else _from_ratio(t, below)
-        of_x0, of_xt, _, _ = _posterior(before.alpha**2, level.alpha**2)
-        return of_x0, of_xt
+        return _posterior(before.alpha**2, level.alpha**2)[:2]
 
     def _posterior(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """``_posterior`` of a batch's t, int64 (B,): each float64 (B,), on the CPU."""
+        """Compute ``_posterior`` at a batch's t, int64 (B,): each float64 (B,), on the CPU."""
         abar = self.alphas_cumprod.double()
         before = torch.cat([abar.new_ones(1), abar])[t.cpu()]
         return _posterior(before, abar[t.cpu()])
 
     def _alpha_sigma(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """α and σ at t (B,), float32, shaped to multiply `like` (B, …)."""
+        """Return α and σ at t (B,), float32, shaped to multiply `like` (B, …)."""
         abar = _column(self.alphas_cumprod.to(like.device)[t.to(like.device)], like)
         return abar**0.5, (1 - abar) ** 0.5
 
 
 def _posterior(before: N, abar: N) -> tuple[N, N, N, N]:
-    """Of q(x_{t−1} | x_t, x₀), given ᾱ_{t−1} and ᾱ_t: weights of x₀ and x_t in the mean, β, β̃.
+    """Compute q(x_{t−1} | x_t, x₀) from ᾱ_{t−1} and ᾱ_t: the mean's weights of x₀ and x_t, β, β̃.
 
     μ̃ = √ᾱ_{t−1} β/(1 − ᾱ_t) x₀ + √(1 − β) (1 − ᾱ_{t−1})/(1 − ᾱ_t) x_t
     β̃ = (1 − ᾱ_{t−1})/(1 − ᾱ_t) β,   1 − β = ᾱ_t/ᾱ_{t−1}          (Ho et al. eq. 6–7)
@@ -261,54 +260,54 @@ def _posterior(before: N, abar: N) -> tuple[N, N, N, N]:
     return of_x0, (abar / before) ** 0.5 * shrink, beta, shrink * beta
 
 
-def linear(start: float, end: float, steps: int) -> Tensor:
-    """Ho et al. 2020, section 4: β evenly from start to end."""
+def linear_betas(start: float, end: float, steps: int) -> Tensor:
+    """Space β evenly from start to end (Ho et al. 2020, section 4)."""
     return torch.linspace(start, end, steps, dtype=torch.float32)
 
 
-def quadratic(start: float, end: float, steps: int) -> Tensor:
-    """√β evenly from start's to end's root (Song et al. 2021, DDIM's code, "quad").
+def quadratic_betas(start: float, end: float, steps: int) -> Tensor:
+    """Space √β evenly from start's to end's root (Song et al. 2021, DDIM's code, "quad").
 
-    Latent diffusion calls it "linear", and diffusers "scaled_linear": they are one and the same.
+    Latent diffusion calls the same "linear", and diffusers "scaled_linear".
     """
     return torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float32) ** 2
 
 
-def sigmoid(start: float, end: float, steps: int) -> Tensor:
-    """From start to end along 1/(1 + e^{−s}), s from −6 to 6 (Xu et al. 2022, GeoDiff's code)."""
+def sigmoid_betas(start: float, end: float, steps: int) -> Tensor:
+    """Follow 1/(1 + e^{−s}) from start to end, s from −6 to 6 (Xu et al. 2022, GeoDiff's code)."""
     return torch.sigmoid(torch.linspace(-6, 6, steps)) * (end - start) + start
 
 
-def squared_cosine(start: float, end: float, steps: int) -> Tensor:
-    """Nichol & Dhariwal 2021, eq. 17: ᾱ follows a squared cosine, β is capped at 0.999."""
+def squared_cosine_betas(start: float, end: float, steps: int) -> Tensor:
+    """Let ᾱ follow a squared cosine; β is capped at 0.999 (Nichol & Dhariwal 2021, eq. 17)."""
     return _of_abar(lambda s: math.cos((s + 0.008) / 1.008 * math.pi / 2) ** 2, steps)
 
 
-def exponential(start: float, end: float, steps: int) -> Tensor:
-    """ᾱ = e^{−12 s} for s from 0 to 1, so that β is constant (diffusers' "exp")."""
+def exponential_betas(start: float, end: float, steps: int) -> Tensor:
+    """Let ᾱ be e^{−12 s} for s from 0 to 1, so that β is constant (diffusers' "exp")."""
     return _of_abar(lambda s: math.exp(-12 * s), steps)
 
 
 def _of_abar(abar: Callable[[float], float], steps: int) -> Tensor:
-    """β of an ᾱ that is known at every s in [0, 1], capped at 0.999."""
+    """Compute β from ᾱ as a function of s in [0, 1], capped at 0.999."""
     capped = [min(1 - abar((i + 1) / steps) / abar(i / steps), 0.999) for i in range(steps)]
     return torch.tensor(capped, dtype=torch.float32)
 
 
 # (β of the first step, of the last, T) → β (T,), by diffusers' names and the literature's
 BETAS: dict[str, Callable[[float, float, int], Tensor]] = {
-    "linear": linear,
-    "scaled_linear": quadratic,
-    "quadratic": quadratic,
-    "squaredcos_cap_v2": squared_cosine,
-    "sigmoid": sigmoid,
-    "exp": exponential,
-    "exponential": exponential,
+    "linear": linear_betas,
+    "scaled_linear": quadratic_betas,
+    "quadratic": quadratic_betas,
+    "squaredcos_cap_v2": squared_cosine_betas,
+    "sigmoid": sigmoid_betas,
+    "exp": exponential_betas,
+    "exponential": exponential_betas,
 }
 
 
 def zero_terminal_snr(beta: Tensor) -> Tensor:
-    """Lin et al. 2023, algorithm 1: shift and scale √ᾱ to end at 0 and start unchanged."""
+    """Shift and scale √ᾱ to end at 0 and start unchanged (Lin et al. 2023, algorithm 1)."""
     root = torch.cumprod(1 - beta, dim=0).sqrt()
     first, last = root[0].clone(), root[-1].clone()
     abar = ((root - last) * (first / (first - last))) ** 2
@@ -316,10 +315,10 @@ def zero_terminal_snr(beta: Tensor) -> Tensor:
 
 
 def betas(config: SchedulerConfig) -> Tensor:
-    """β (T,), float32: variance of the noise that each step of the forward process adds.
+    """Return β (T,), float32: variance of the noise that each step of the forward process adds.
 
-    From ``trained_betas``, or else by the name of ``beta_schedule``; both ends count only where
-    the formula has them.
+    It comes from ``trained_betas``, else from the formula of ``beta_schedule``, some of which do
+    not read ``beta_start`` and ``beta_end``.
 
     Raises CheckpointError for an unknown ``beta_schedule``.
     """
@@ -336,16 +335,16 @@ def betas(config: SchedulerConfig) -> Tensor:
 
 
 def _from_ratio(t: float, ratio: float) -> Level:
-    """The level whose σ/α is ratio."""
+    """Return the level whose σ/α is ratio."""
     alpha = 1 / math.hypot(1, ratio)
     return Level(t, alpha, ratio * alpha)
 
 
 def _column(values: Tensor, like: Tensor) -> Tensor:
-    """values (B,) as float32 (B, 1, …) on like's device, to multiply `like` (B, …)."""
+    """Shape values (B,) to multiply `like` (B, …): float32 (B, 1, …), on its device."""
     return values.to(like.device, torch.float32).view(-1, *(1,) * (like.ndim - 1))
 
 
 def _minus(x: Tensor, scale: float | Tensor, y: Tensor) -> Tensor:
-    """x − scale·y; of a float, in one pass over the memory."""
+    """Compute x − scale·y; with a float, in one pass over the memory."""
     return x.sub(y, alpha=scale) if isinstance(scale, float) else x - scale * y

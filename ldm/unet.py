@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from functools import partial
 from itertools import zip_longest
-from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +31,7 @@ from ldm.layers import (
 def resnet_block(
     config: BlocksConfig, in_channels: int, out_channels: int, resample: str | None = None
 ) -> ResnetBlock:
-    """Make a residual block that reads the time."""
+    """Make a residual block that reads the time embedding."""
     return ResnetBlock(
         in_channels,
         out_channels,
@@ -46,9 +45,9 @@ def resnet_block(
 
 
 def attention_block(config: BlocksConfig, level: int, groups: int | None) -> nn.Module:
-    """Make the attention of a level: to the text if the model reads one, else among the pixels.
+    """Make the attention of one level: to the text if the model reads one, else among pixels.
 
-    ``groups`` are those of the normalisation before attention among pixels.
+    ``groups`` is of the normalisation before attention among pixels.
     """
     width, heads = config.block_out_channels[level], config.heads[level]
     if isinstance(config, UNetConfig) and config.cross_attention_dim is not None:
@@ -64,7 +63,7 @@ def attention_block(config: BlocksConfig, level: int, groups: int | None) -> nn.
 
 
 def downsampler(config: BlocksConfig, level: int) -> nn.Module:
-    """Make what halves H and W after a level on the way down."""
+    """Make what halves H and W after a level on the way down: a convolution or a residual block."""
     kind, width = config.down_block_types[level], config.block_out_channels[level]
     if kind.startswith("Resnet") or (
         kind.startswith("Attn") and config.downsample_type == "resnet"
@@ -85,10 +84,10 @@ def upsampler(config: UNetConfig, level: int) -> nn.Module:
 class UNetBlock(nn.Module):
     """One resolution on the way down or up.
 
-    It holds residual blocks, each followed by attention if the block's kind has it. Then the
-    resolution changes, except at the end of a way: the U-Net appends to ``downsamplers`` or
-    ``upsamplers``. On the way up each residual block also reads a skip connection, so
-    ``in_channels`` counts both.
+    It consists of residual blocks, each followed by attention if the block's kind has it, then a
+    change of resolution in all levels except the last one of a way: the U-Net appends it to
+    ``downsamplers`` or ``upsamplers``.
+    On the way up each residual block also reads a skip connection, so ``in_channels`` counts both.
     """
 
     def __init__(
@@ -114,13 +113,13 @@ class UNetBlock(nn.Module):
     def forward(
         self, x: Tensor, temb: Tensor, context: Tensor | None, skips: list[Tensor], going_up: bool
     ) -> Tensor:
-        """Push the results on ``skips`` on the way down, pop them from there on the way up."""
+        """Push results to ``skips`` on the way down; pop them from there on the way up."""
         for resnet, attention in zip_longest(self.resnets, self.attentions):
             if going_up:
                 x = torch.cat([x, skips.pop()], dim=1)
             x = resnet(x, temb)
             if attention is not None:
-                x = attend(attention, x, context)
+                x = apply_attention(attention, x, context)
             if not going_up:
                 skips.append(x)
         for sampler in self.downsamplers:
@@ -132,7 +131,7 @@ class UNetBlock(nn.Module):
         return x
 
 
-class MidBlock(nn.Module):
+class UNetMidBlock(nn.Module):
     """Residual block, attention, residual block at the coarsest resolution."""
 
     def __init__(self, config: BlocksConfig) -> None:
@@ -148,17 +147,17 @@ class MidBlock(nn.Module):
     def forward(self, x: Tensor, temb: Tensor, context: Tensor | None) -> Tensor:
         x = self.resnets[0](x, temb)
         for attention in self.attentions:
-            x = attend(attention, x, context)
+            x = apply_attention(attention, x, context)
         return self.resnets[1](x, temb)
 
 
-def attend(attention: nn.Module, x: Tensor, context: Tensor | None) -> Tensor:
+def apply_attention(attention: nn.Module, x: Tensor, context: Tensor | None) -> Tensor:
     """Attend to the text if there is one, else among the pixels."""
     return attention(x) if context is None else attention(x, context)
 
 
 def way_down(config: BlocksConfig) -> tuple[nn.ModuleList, list[int]]:
-    """Make the levels down to the coarsest; also return the channels of all skip connections."""
+    """Make the levels down to the coarsest; also return the channels that conv_in and they push."""
     widths, last = config.block_out_channels, config.levels - 1
     blocks, skips = nn.ModuleList(), [widths[0]]
     for level, (width, kind) in enumerate(zip(widths, config.down_block_types, strict=True)):
@@ -189,13 +188,13 @@ class UNet(nn.Module):
             self.class_embedding = TimestepEmbedding(widths[0], temb_channels)
         elif config.class_embed_type is None and config.num_class_embeds is not None:
             self.class_embedding = nn.Embedding(config.num_class_embeds, temb_channels)
-        self.add_embedding: nn.Module | None = None
-        if config.addition_embed_type:
-            in_channels = cast(int, config.projection_class_embeddings_input_dim)
-            self.add_embedding = TimestepEmbedding(in_channels, temb_channels)
+        self.add_embedding: TimestepEmbedding | None = None
+        added_width = config.projection_class_embeddings_input_dim
+        if config.addition_embed_type and added_width is not None:  # UNetConfig needs both
+            self.add_embedding = TimestepEmbedding(added_width, temb_channels)
 
         self.down_blocks, skips = way_down(config)
-        self.mid_block = MidBlock(config)
+        self.mid_block = UNetMidBlock(config)
         self.up_blocks = nn.ModuleList()
         previous = widths[-1]
         for level in reversed(range(config.levels)):
@@ -224,7 +223,7 @@ class UNet(nn.Module):
         class_labels: Tensor | None = None,
         temb: Tensor | None = None,
     ) -> Tensor:
-        """Predict eps, x₀ or v, whatever the network was trained for.
+        """Predict ε, x₀ or v, whichever the network was trained for.
 
         x: noisy latents or pixels (B, in_channels, h, w) at unit variance; t: times (B,) in
         [0, 1000); context: text states (B, tokens, cross_attention_dim), if it reads a text.
@@ -233,8 +232,8 @@ class UNet(nn.Module):
         pixels (Podell et al. 2023, section 2.2). LCM needs the guidance_scale (B,) to imitate.
         A class-conditional model needs class_labels: (B,) int64 in [0, num_class_embeds), by
         class_embed_type "timestep" (B,) numbers, "identity" (B, 4 · first width) embeddings.
-        temb is the result of ``embed``, if it is known already.
-        Raises ArgumentError if context or class_labels are missing, or given but not read.
+        temb is the result of ``embed`` for all these except x and context, if it is known already.
+        Raises ArgumentError for an input that is missing, or that the model does not read.
         """
         config = self.config
         check_given("context", context, config.cross_attention_dim is not None)
@@ -260,51 +259,52 @@ class UNet(nn.Module):
         *,
         dtype: torch.dtype,
     ) -> Tensor:
-        """Embed the time and the other conditioning except the text: (B, 4 · first width).
+        """Embed the time and all other conditions except the text: (B, 4 · first width).
 
-        The arguments are those of ``forward``. The result is activated, as residual blocks read it.
+        The embedding is activated, as every residual block reads it. Arguments are ``forward``'s.
+        Raises ArgumentError for one that is missing.
         """
         config = self.config
-        sinusoids = partial(
+        sinusoidal = partial(
             timestep_embedding,
             flip_sin_to_cos=config.flip_sin_to_cos,
             freq_shift=config.freq_shift,
         )
+        time = sinusoidal(t, config.block_out_channels[0]).to(dtype)
         guidance = None
         if config.time_cond_proj_dim is not None:
             # Meng et al. 2023, section 3.1, as Luo et al. 2023 (LCM) count it: w = scale − 1.
-            w = 1000 * (needed("guidance_scale", guidance_scale) - 1)
+            w = 1000 * (required("guidance_scale", guidance_scale) - 1)
             guidance = timestep_embedding(
                 w, config.time_cond_proj_dim, flip_sin_to_cos=False, freq_shift=1
             ).to(dtype)
-        width = config.block_out_channels[0]
-        temb = self.time_embedding(sinusoids(t, width).to(dtype), guidance)
-        if config.class_conditional:
-            labels = needed("class_labels", class_labels)
-            if self.class_embedding is None:  # "identity"
-                temb = temb + labels.to(dtype)
-            elif config.class_embed_type == "timestep":
-                temb = temb + self.class_embedding(sinusoids(labels, width).to(dtype))
-            else:
-                temb = temb + self.class_embedding(labels)
-        if self.add_embedding is not None:
-            text, numbers = needed("pooled", pooled), needed("time_ids", time_ids)
-            sizes = sinusoids(numbers.flatten(), cast(int, config.addition_time_embed_dim))
+        temb = self.time_embedding(time, guidance)
+        if config.class_embed_type == "identity":
+            temb = temb + required("class_labels", class_labels).to(dtype)
+        elif self.class_embedding is not None:
+            labels = required("class_labels", class_labels)
+            if config.class_embed_type == "timestep":
+                labels = sinusoidal(labels, config.block_out_channels[0]).to(dtype)
+            temb = temb + self.class_embedding(labels)
+        if self.add_embedding is not None and config.addition_time_embed_dim is not None:
+            text = required("pooled", pooled)
+            numbers = required("time_ids", time_ids).flatten()
+            sizes = sinusoidal(numbers, config.addition_time_embed_dim)
             added = torch.cat([text, sizes.view(len(text), -1).to(dtype)], dim=-1)
             temb = temb + self.add_embedding(added)
         return F.silu(temb)
 
 
-def needed(name: str, value: Tensor | None) -> Tensor:
-    """Return the value of an argument. Raise ArgumentError if it is missing."""
+def required(name: str, value: Tensor | None) -> Tensor:
+    """Return an argument that the model reads; raise ArgumentError if it is missing."""
     if value is None:
         raise ArgumentError(f"{name} is missing, but this U-Net reads it: see its config.json")
     return value
 
 
-def check_given(name: str, value: Tensor | None, read: bool) -> None:
+def check_given(name: str, value: Tensor | None, reads: bool) -> None:
     """Raise ArgumentError unless an argument is given exactly if the model reads it."""
-    if read:
-        needed(name, value)
+    if reads:
+        required(name, value)
     elif value is not None:
         raise ArgumentError(f"{name} is given to a U-Net without it: see its config.json")

@@ -27,11 +27,14 @@ class DiagonalGaussian:
     logvar: Tensor
 
     def sample(self, noise: Tensor) -> Tensor:
-        """Compute the sample mean + std·noise (Kingma & Welling 2013, section 2.4)."""
+        """Reparameterise a sample: mean + std·noise (Kingma & Welling 2013, section 2.4)."""
         return self.mean + torch.exp(0.5 * self.logvar) * noise
 
     def kl(self) -> Tensor:
-        """Compute KL(q ‖ N(0, I)) in nats per latent value (appendix B)."""
+        """Compute KL(q ‖ N(0, I)) in nats for each latent value (appendix B).
+
+        An image's is the sum of its values.
+        """
         return 0.5 * (self.mean**2 + self.logvar.exp() - 1 - self.logvar)
 
 
@@ -144,22 +147,22 @@ class AutoencoderKL(nn.Module):
         self.decoder = Decoder(config)
         self.quant_conv = nn.Conv2d(2 * config.latent_channels, 2 * config.latent_channels, 1)
         self.post_quant_conv = nn.Conv2d(config.latent_channels, config.latent_channels, 1)
-        # Latents → rough colours, set by Pipeline.preview; None is unknown.
+        # Latents → rough colours, for Pipeline.preview, which sets it; None if not known.
         self.preview: Callable[[Tensor], Tensor] | None = None
 
     def posterior(self, x: Tensor) -> DiagonalGaussian:
-        """Compute q(z|x) of pixels (B,3,H,W) in [-1, 1], *before* scaling."""
+        """Encode pixels (B,3,H,W) in [-1, 1] to q(z|x), *before* scaling, in the module's dtype."""
         mean, logvar = self.quant_conv(self.encoder(x)).chunk(2, dim=1)
         return DiagonalGaussian(mean, logvar.clamp(-30, 20))
 
     def encode(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Encode pixels (B,3,H,W) in [-1, 1] → scaled latents (B,4,H/8,W/8).
+        """Encode pixels (B,3,H,W) in [-1, 1] to scaled latents (B,4,H/8,W/8).
 
-        The result is a sample with ``noise`` ε ~ N(0, I), shaped like the latents; else the mean.
+        They are a sample with ``noise``, ε ~ N(0, I) shaped like the latents; without, the mean.
         """
         q = self.posterior(x)
         return (q.mean if noise is None else q.sample(noise)) * self.config.scaling_factor
 
     def decode(self, z: Tensor) -> Tensor:
-        """Decode scaled latents (B,4,h,w) → pixels (B,3,8h,8w), about [-1, 1], not clamped."""
+        """Decode scaled latents (B,4,h,w) to pixels (B,3,8h,8w), about in [-1, 1], not clamped."""
         return self.decoder(self.post_quant_conv(z / self.config.scaling_factor))

@@ -23,12 +23,20 @@ from ldm.checkpoints.names import to_ours
 from ldm.loading import devices
 from ldm.pipeline import Pipeline
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # one thread in each process, and in what it starts
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
 # Read when diffusers and transformers are first imported, which only parity tests do.
 for library in ("DIFFUSERS", "TRANSFORMERS"):
     os.environ.setdefault(f"{library}_VERBOSITY", "error")
 # As for a user without a network: an empty hub cache.
 HUB = tempfile.TemporaryDirectory(prefix="ldm-hub-")
 os.environ["HF_HOME"] = HUB.name
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("cuda") and not torch.cuda.is_available():
+        pytest.skip("needs CUDA")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -143,7 +151,7 @@ def generators(seed: int, count: int) -> list[torch.Generator]:
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Pipeline, Any]]:
     """(ours, diffusers' pipeline) of a family, both from one folder."""
-    from families import FAMILIES
+    from tests.helpers.families import FAMILIES
 
     made: dict[str, tuple[Pipeline, Any]] = {}
 

@@ -1,15 +1,16 @@
 """The text encoder: the same states as transformers' on the same random weights."""
 
+import itertools
 from typing import Any
 
 import pytest
 import torch
-from conftest import difference, norm_eps, ours_like, randomize
 from torch import Tensor, nn
 
 from ldm.clip import CLIPTextEncoder
 from ldm.config import CLIPTextConfig
 from ldm.errors import ArgumentError
+from tests.conftest import difference, norm_eps, ours_like, randomize
 
 transformers = pytest.importorskip("transformers")
 
@@ -55,6 +56,7 @@ def some_ids(config: CLIPTextConfig, length: int) -> Tensor:
     return ids
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_same_as_transformers(variant: str) -> None:
     theirs, ours = pair(TINY | VARIANTS[variant])
@@ -68,6 +70,7 @@ def test_same_as_transformers(variant: str) -> None:
         assert difference(pooled, context[range(3), [1, length // 2, length - 1]]) == 0
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_with_projection(variant: str) -> None:
     theirs, ours = pair(TINY | VARIANTS[variant], "CLIPTextModelWithProjection")
@@ -79,6 +82,7 @@ def test_with_projection(variant: str) -> None:
     assert pooled.shape == (3, 10)
 
 
+@pytest.mark.parity
 def test_skip_takes_an_earlier_layer_and_the_final_norm() -> None:
     theirs, ours = pair(TINY)
     ids = some_ids(ours.config, 77)
@@ -90,7 +94,7 @@ def test_skip_takes_an_earlier_layer_and_the_final_norm() -> None:
         assert difference(context, norm(states[-1 - skip])) <= 1e-5
         assert difference(pooled, ours(ids).pooled) == 0  # always of the last layer
         seen.append(context)
-    assert all(difference(a, b) > 1e-2 for a, b in zip(seen, seen[1:], strict=False))
+    assert all(difference(a, b) > 1e-2 for a, b in itertools.pairwise(seen))
 
 
 @pytest.mark.parametrize("skip", [4, 5, -1])
@@ -110,6 +114,7 @@ def test_a_token_sees_only_those_before() -> None:
     assert difference(before[:, 12:], after[:, 12:]) > 1e-2
 
 
+@pytest.mark.parity
 def test_the_end_is_the_first_end_token() -> None:
     """Also where a text without an end comes in: transformers takes position 0 then."""
     theirs, ours = pair(TINY)
@@ -119,6 +124,7 @@ def test_the_end_is_the_first_end_token() -> None:
     assert difference(want, ours(ids).context[range(2), [1, 0]]) <= 1e-5
 
 
+@pytest.mark.parity
 def test_full_size() -> None:
     """CLIP ViT-L/14's text encoder, 123 million parameters."""
     theirs, ours = pair(CLIP_L)

@@ -1,4 +1,4 @@
-"""On a GPU, where there is one: what test_fast_cuda.py can only show by stand-ins."""
+"""On a GPU: what fast/test_cuda.py can only show by stand-ins."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import difference
 
 from ldm.pipeline import Pipeline
+from tests.conftest import difference
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+pytestmark = pytest.mark.cuda
 PROMPTS = ["a red car", "two cats"]
 SETTINGS: dict[str, Any] = {"num_inference_steps": 6, "seed": 5, "output_type": "pt"}
 
@@ -42,6 +42,7 @@ def test_a_seed_draws_the_cpus_picture(folder: Path, sampler: str) -> None:
     assert difference(got.cpu(), want) < 1e-3
 
 
+@pytest.mark.parity
 def test_a_seed_draws_diffusers_picture(folder: Path) -> None:
     diffusers = pytest.importorskip("diffusers")
     peer = diffusers.StableDiffusionPipeline.from_pretrained(folder).to("cuda")

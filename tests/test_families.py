@@ -8,14 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import AS_DIFFUSERS, assert_same, draw, draw_theirs, generator
-from families import FAMILIES, SCHEDULE, for_task
 from PIL import Image
 
 from ldm.pipeline import Pipeline
+from tests.conftest import AS_DIFFUSERS, assert_same, draw, draw_theirs, generator
+from tests.helpers.families import FAMILIES, SCHEDULE, for_task
 
 diffusers = pytest.importorskip("diffusers")
 pytestmark = [
+    pytest.mark.parity,
     pytest.mark.filterwarnings("ignore::FutureWarning:diffusers"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers"),
 ]

@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import assert_same, difference, draw, draw_theirs, generator
-from families import for_task
 from torch import Tensor, nn
 
 from ldm.config import SchedulerConfig
@@ -20,6 +18,8 @@ from ldm.guidance import ClassifierFree, Guidance, Interval, Modifier, classifie
 from ldm.pipeline import Pipeline
 from ldm.scheduler import CLEAN, DDPMScheduler, Level
 from ldm.text.conditioning import Conditioning, Prompted, Script
+from tests.conftest import assert_same, difference, draw, draw_theirs, generator
+from tests.helpers.families import for_task
 
 diffusers = pytest.importorskip("diffusers")
 pytestmark = [
@@ -30,6 +30,7 @@ pytestmark = [
 ARGUMENTS = {"num_inference_steps": 4, "height": 40, "width": 64}
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("family", ["sd2", "sdxl"])
 @pytest.mark.parametrize("rescale", [0.3, 1.0])
 def test_rescaled_guidance_is_diffusers(models: Any, family: str, rescale: float) -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from ldm.errors import ArgumentError
 from ldm.hires import hires_fix
-from ldm.techniques.outpainting import widen
+from ldm.techniques.outpainting import extend_canvas
 
 ARGUMENTS = {"num_inference_steps": 4, "guidance_scale": 3.0, "height": 24, "width": 40}
 
@@ -97,7 +97,7 @@ def test_what_cannot_work_is_told_at_once(models: Any, arguments: Any, message: 
 
 
 def test_a_wider_canvas_keeps_the_picture(picture: Image.Image) -> None:
-    wide, mask = widen(picture, 3, 8, 0, 2)
+    wide, mask = extend_canvas(picture, 3, 8, 0, 2)
     assert wide.size == mask.size == (72, 56)
     pixels, new = np.asarray(wide), np.asarray(mask)
     assert (pixels[8:48, 3:67] == np.asarray(picture)).all()
@@ -105,6 +105,6 @@ def test_a_wider_canvas_keeps_the_picture(picture: Image.Image) -> None:
     assert (new == 0).sum() == 40 * 64
     assert (pixels[0, 0] == pixels[8, 3]).all()  # the edge goes on
     with pytest.raises(ArgumentError, match="the margin top is -1"):
-        widen(picture, 0, -1, 0, 0)
+        extend_canvas(picture, 0, -1, 0, 0)
     with pytest.raises(ArgumentError, match="all margins are 0"):
-        widen(picture, 0, 0, 0, 0)
+        extend_canvas(picture, 0, 0, 0, 0)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import difference
 
-from ldm.fast.cpu import ExactDownsample, attend
+from ldm.fast.cpu import ExactDownsample, trainable_attention
+from tests.conftest import difference
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 5, 7, 16), (1, 1, 9, 77, 56), (3, 2, 1, 4, 8)])
@@ -21,7 +21,10 @@ def test_plain_products_are_the_kernels(
     inputs = [torch.randn(batch, heads, rows, d, generator=generator) for rows in (n, m, m)]
     grad = torch.randn(inputs[0].shape, generator=generator)
     results = []
-    for kernel, kind in ((attend, dtype), (F.scaled_dot_product_attention, torch.float32)):
+    for kernel, kind in (
+        (trainable_attention, dtype),
+        (F.scaled_dot_product_attention, torch.float32),
+    ):
         leaves = [one.to(kind).requires_grad_() for one in inputs]
         out = kernel(*leaves)
         results.append([out, *torch.autograd.grad(out, leaves, grad.to(kind))])

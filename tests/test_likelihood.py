@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -81,7 +82,7 @@ def pictures(count: int = 1, side: int = 128) -> Tensor:
 
 def expected_terms(beta: np.ndarray, abar: np.ndarray, variance: np.ndarray) -> np.ndarray:
     """L_0 … L_T in bits, by sums over the grey values and an integral over the noise."""
-    of_x0, of_xt, small = posterior(beta, abar)
+    of_x0, _, small = posterior(beta, abar)
     k, alpha = gain(abar), np.sqrt(abar)
     # x₀ − E[x₀ | x_t] = (1 − k α)(x₀ − M) − k σ ε
     spread = np.sum(PROBABILITY * (GREYS - M) ** 2)
@@ -130,7 +131,7 @@ def test_with_the_best_variance_the_bound_is_the_entropy() -> None:
     low = small.copy()
     low[0] = small[1]
     w = np.log(best / low) / np.log(beta / low)
-    assert 0 <= w.min() and w.max() <= 1  # Ho et al., section 3.2: β̃ and β are the extremes
+    assert w.min() >= 0 and w.max() <= 1  # Ho et al., section 3.2: β̃ and β are the extremes
     predict = exact(scheduler, abar, 2 * w - 1)
     x0 = pictures(1, 96)
     found = bound_terms(scheduler, predict, x0, torch.Generator().manual_seed(0)).sum()
@@ -164,7 +165,7 @@ def test_the_estimate_has_no_bias() -> None:
 def test_spans_cover_all_times_once(total: int, count: int) -> None:
     borders = spans(total, count)
     assert borders[0] == 1 and borders[-1] == total
-    assert all(a < b for a, b in zip(borders, borders[1:], strict=False))
+    assert all(a < b for a, b in itertools.pairwise(borders))
     assert len(borders) <= count + 1
 
 

@@ -14,17 +14,38 @@ import torch
 from ldm.errors import ArgumentError
 from ldm.pipeline import Pipeline
 
-WHOLE = (
-    "height width num_inference_steps num_images_per_prompt seed variation_seed clip_skip "
-    "deep_cache deep_cache_branch steps_before"
-).split()
-REAL = (
-    "mask_blur strength guidance_scale guidance_rescale variation_strength eta classifier_scale"
-).split()
+WHOLE = [
+    "height",
+    "width",
+    "num_inference_steps",
+    "num_images_per_prompt",
+    "seed",
+    "variation_seed",
+    "clip_skip",
+    "deep_cache",
+    "deep_cache_branch",
+    "steps_before",
+]
+REAL = [
+    "mask_blur",
+    "strength",
+    "guidance_scale",
+    "guidance_rescale",
+    "variation_strength",
+    "eta",
+    "classifier_scale",
+]
 PAIR = ["guidance_interval"]
-NONE = (
-    "height width num_inference_steps seed variation_seed strength guidance_scale classifier_scale"
-).split()
+NONE = [
+    "height",
+    "width",
+    "num_inference_steps",
+    "seed",
+    "variation_seed",
+    "strength",
+    "guidance_scale",
+    "classifier_scale",
+]
 
 
 def test_every_argument_that_is_a_number_is_known() -> None:

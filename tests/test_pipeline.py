@@ -1,5 +1,6 @@
 """The pipeline: diffusers' pictures from the same folder and seed; clear words for bad input."""
 
+import itertools
 import json
 import shutil
 import subprocess
@@ -12,16 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import (
-    assert_same,
-    difference,
-    draw,
-    draw_theirs,
-    generator,
-    generators,
-    pixels,
-    quiet,
-)
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -32,6 +23,16 @@ from ldm.loading import devices
 from ldm.loading.devices import choose_device, choose_dtype
 from ldm.pipeline import Pipeline
 from ldm.scheduler import DDPMScheduler
+from tests.conftest import (
+    assert_same,
+    difference,
+    draw,
+    draw_theirs,
+    generator,
+    generators,
+    pixels,
+    quiet,
+)
 
 diffusers = pytest.importorskip("diffusers")
 # What diffusers has to say about its own schedulers and old configs.
@@ -90,6 +91,7 @@ def reference(pipe: Any, sampler: str, image: bool = False, **settings: Any) -> 
 # The same pictures as diffusers
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -110,6 +112,7 @@ def test_text_to_image(
     assert_same(draw(pipe, sampler=sampler, seed=3, **arguments), want)
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("strength", [0.3, 0.75, 1.0])
 @pytest.mark.parametrize("sampler", IMAGE_SAMPLERS)
@@ -136,6 +139,7 @@ def test_image_to_image(
     assert got[1][0].size == (56, 40)
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("spacing", ["linspace", "trailing"])
 @pytest.mark.parametrize("sampler", ["ddpm", "dpmpp_2m", "euler"])
 def test_other_spacings(ours: Pipeline, theirs: Any, sampler: str, spacing: str) -> None:
@@ -146,6 +150,7 @@ def test_other_spacings(ours: Pipeline, theirs: Any, sampler: str, spacing: str)
     assert_same(draw(pipe, sampler=sampler, generator=generator(5), **arguments), want)
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("separate", [False, True])
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
 def test_batches(ours: Pipeline, theirs: Any, sampler: str, separate: bool) -> None:
@@ -168,6 +173,7 @@ def test_batches(ours: Pipeline, theirs: Any, sampler: str, separate: bool) -> N
     assert min(difference(*got[0][[i, j]]) for i in range(4) for j in range(i)) > 0.1
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("separate", [False, True])
 @pytest.mark.parametrize(("prompts", "images", "each"), [(1, 1, 2), (2, 1, 1), (2, 2, 1)])
 def test_batches_of_images(
@@ -195,6 +201,7 @@ def test_batches_of_images(
     assert_same(draw(ours, texts, sampler="ddpm", generator=randomness(), **arguments), want)
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize(
     ("ours_only", "theirs_only", "both"),
     [
@@ -219,6 +226,7 @@ def test_arguments(
     assert_same(draw(ours, generator=generator(1), **ours_only, **both), want)
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("skip", [1, 2, 3])
 def test_clip_skip(ours: Pipeline, theirs: Any, skip: int) -> None:
     """It counts as A1111 does, and is for both prompts; diffusers forgets the negative one."""
@@ -236,6 +244,7 @@ def test_clip_skip(ours: Pipeline, theirs: Any, skip: int) -> None:
     assert_same(got, want)
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_the_checkpoint_chooses_the_sampler(
     folder: Path, tmp_path: Path, theirs: Any, sampler: str
@@ -248,6 +257,7 @@ def test_the_checkpoint_chooses_the_sampler(
     assert_same(draw(mine, num_inference_steps=4, seed=2), want)
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("name", ["PNDMScheduler", "DDIMScheduler"])
 def test_old_scheduler_configs(folder: Path, tmp_path: Path, name: str) -> None:
     """The first Stable Diffusion folders lack half of the keys; diffusers' pipeline adds some."""
@@ -262,6 +272,7 @@ def test_old_scheduler_configs(folder: Path, tmp_path: Path, name: str) -> None:
     assert_same(draw(mine, num_inference_steps=4, seed=2), want)
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2m_karras"])
 def test_diffusers_loads_what_we_save(ours: Pipeline, tmp_path: Path, sampler: str) -> None:
     name, settings = SAMPLERS[sampler]
@@ -355,7 +366,7 @@ def test_stream(
     assert {p.steps for p in seen} == {steps}
     assert {p.latents.shape for p in seen} == {p.x0.shape for p in seen} == {(1, 4, 5, 7)}
     assert [p.output is None for p in seen] == [True] * (steps - 1) + [False]
-    assert all(difference(a.x0, b.x0) > 1e-3 for a, b in zip(seen, seen[1:], strict=False))
+    assert all(difference(a.x0, b.x0) > 1e-3 for a, b in itertools.pairwise(seen))
     assert difference(seen[-1].latents, seen[-1].x0) < 0.5  # hardly any noise is left
     whole = ours(PROMPT, num_inference_steps=5, seed=1, **start)
     assert difference(pixels(seen[-1].output.images), pixels(whole.images)) == 0
@@ -441,6 +452,7 @@ def test_defaults_of_the_model(folder: Path, tmp_path: Path) -> None:
         Pipeline.from_pretrained(model, device="cpu")
 
 
+@pytest.mark.parity
 def test_long_prompts(ours: Pipeline, theirs: Any) -> None:
     """As diffusers draws from the states of two chunks; the short negative prompt is filled up."""
     words = [f"w{i % 10}" for i in range(60)]  # 120 tokens
@@ -536,7 +548,7 @@ def test_devices_and_dtypes() -> None:
     assert choose_dtype("bfloat16", cpu) == torch.bfloat16
     with pytest.raises(ArgumentError, match="device is 'nothing'"):
         choose_device("nothing")
-    with pytest.raises(ArgumentError, match="device is 'meta'|device is 'xpu'"):
+    with pytest.raises(ArgumentError, match=r"device is 'meta'|device is 'xpu'"):
         choose_device("xpu")
     with pytest.raises(ArgumentError, match="dtype is 'int8'; expected one of float32"):
         choose_dtype("int8", cpu)
@@ -608,9 +620,9 @@ def test_parts_that_do_not_fit(ours: Pipeline) -> None:
             return type(ours.unet)(replace(ours.unet.config, **values))
 
     parts = (ours.vae, ours.text_encoder, ours.tokenizer)
-    with pytest.raises(CheckpointError, match="reads texts of width 40, .* write 32"):
+    with pytest.raises(CheckpointError, match=r"reads texts of width 40, .* write 32"):
         Pipeline(*parts, rebuilt(cross_attention_dim=40))
-    with pytest.raises(CheckpointError, match="7 input channels .* expected 4, or 9 for"):
+    with pytest.raises(CheckpointError, match=r"7 input channels .* expected 4, or 9 for"):
         Pipeline(*parts, rebuilt(in_channels=7))
 
 
@@ -619,7 +631,7 @@ def test_unknown_sampler_of_the_checkpoint(folder: Path, tmp_path: Path) -> None
     model = shutil.copytree(folder, tmp_path / "model")
     edit_json(model / "scheduler" / "scheduler_config.json", _class_name="UnheardOfScheduler")
     pipe = Pipeline.from_pretrained(model, device="cpu")
-    with pytest.raises(CheckpointError, match="'UnheardOfScheduler'.*choose a sampler"):
+    with pytest.raises(CheckpointError, match=r"'UnheardOfScheduler'.*choose a sampler"):
         pipe(PROMPT)
     assert pipe(PROMPT, sampler="ddim", num_inference_steps=1).images
 

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import difference, generator, generators, pixels, quiet, randomize
 from PIL import Image
 from torch import Tensor
 
@@ -23,6 +22,7 @@ from ldm.pipeline import Pipeline
 from ldm.samplers import SAMPLERS
 from ldm.scheduler import DDPMScheduler
 from ldm.unet import UNet
+from tests.conftest import difference, generator, generators, pixels, quiet, randomize
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -88,6 +88,7 @@ def pt(pipe: Pipeline, *prompt: str, **arguments: Any) -> Tensor:
     return pipe(*prompt, output_type="pt", **arguments).images
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("name", PIPELINES)
 def test_pictures_are_diffusers(both: Callable[[str], Both], name: str) -> None:
     ours, theirs, _ = both(name)
@@ -101,6 +102,7 @@ def test_pictures_are_diffusers(both: Callable[[str], Both], name: str) -> None:
     assert difference(pixels(got), pixels(want)) <= 1
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("name", ["ddpm", "ddim", "learned"])
 def test_batches(both: Callable[[str], Both], name: str) -> None:
     ours, theirs, _ = both(name)
@@ -113,6 +115,7 @@ def test_batches(both: Callable[[str], Both], name: str) -> None:
     assert difference(got, want) <= 1e-4
 
 
+@pytest.mark.parity
 def test_eta(both: Callable[[str], Both]) -> None:
     ours, theirs, _ = both("ddim")
     arguments = {"eta": 0.6, "num_inference_steps": 5}
@@ -142,6 +145,7 @@ def test_other_sizes(both: Callable[[str], Both]) -> None:
         ours(height=0)
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("name", ["ddpm", "grey"])
 def test_image_to_image(both: Callable[[str], Both], picture: Image.Image, name: str) -> None:
     """Pixels are noised as they are: no noise is drawn for a VAE."""
@@ -160,6 +164,7 @@ def test_image_to_image(both: Callable[[str], Both], picture: Image.Image, name:
     assert difference(kept, x0 / 2 + 0.5) <= 1e-6
 
 
+@pytest.mark.parity
 def test_inpainting(both: Callable[[str], Both], picture: Image.Image) -> None:
     ours, theirs, _ = both("ddim")
     picture = picture.resize((16, 16))
@@ -180,7 +185,7 @@ def test_inpainting(both: Callable[[str], Both], picture: Image.Image) -> None:
     arguments |= {"mask_blur": 1.0, "num_inference_steps": 2}
     pasted = ours(image=picture, mask_image=hole, **arguments).images[0]
     assert (np.asarray(pasted)[0, 0] == np.asarray(picture)[0, 0]).all()
-    with pytest.raises(ArgumentError, match="no white: .* and mask_blur is 4 pixels"):
+    with pytest.raises(ArgumentError, match=r"no white: .* and mask_blur is 4 pixels"):
         ours(image=picture, mask_image=hole)
 
 
@@ -218,6 +223,7 @@ def test_defaults(both: Callable[[str], Both]) -> None:
     assert both("ddpm")[0].text_models == []
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("name", PIPELINES)
 def test_what_is_saved_diffusers_draws(
     both: Callable[[str], Both], name: str, tmp_path: Path
@@ -235,6 +241,7 @@ def test_what_is_saved_diffusers_draws(
     assert mine.defaults == ours.defaults
 
 
+@pytest.mark.parity
 def test_folders_of_old(both: Callable[[str], Both], tmp_path: Path) -> None:
     """diffusers' first models have the U-Net in no folder of its own, under old names."""
     ours, theirs, folder = both("ddpm")
@@ -280,7 +287,7 @@ def test_what_needs_a_text_says_so(
 
 
 def test_no_single_file(both: Callable[[str], Both], tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="draws pixels.*save a folder instead"):
+    with pytest.raises(CheckpointError, match=r"draws pixels.*save a folder instead"):
         both("ddpm")[0].save_single_file(tmp_path / "x.safetensors")
     with pytest.raises(ArgumentError, match="draws pixels and has no VAE"):
         Pipeline.from_pretrained(both("ddpm")[2], vae=tmp_path)

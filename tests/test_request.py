@@ -120,7 +120,7 @@ def test_every_argument_is_a_key_of_a_file_of_prompts(name: str) -> None:
 
 @pytest.mark.parametrize("name", WITH_OPTION)
 def test_every_argument_is_an_axis_of_a_plot(name: str) -> None:
-    assert (option_of(name) in plots.NAMES) == (name not in NO_PLOT_AXIS)
+    assert (option_of(name) in plots.AXIS_NAMES) == (name not in NO_PLOT_AXIS)
 
 
 OTHER = {  # a value that is not the default, as it is typed

@@ -49,6 +49,7 @@ def far(a: Tensor, b: Tensor) -> float:
     return (a - b).abs().max().item()
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_alphas_cumprod_are_diffusers(schedule: str) -> None:
     ours, theirs = both(schedule)
@@ -57,6 +58,7 @@ def test_alphas_cumprod_are_diffusers(schedule: str) -> None:
     assert ours.alphas_cumprod[-1] == 0 or "zero" not in schedule
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_add_noise_and_targets_are_diffusers(schedule: str) -> None:
     ours, theirs = both(schedule)
@@ -81,6 +83,7 @@ def test_noising_keeps_the_dtype() -> None:
     assert scheduler.target(x0, noise, t).dtype == torch.bfloat16
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("schedule", ["ddpm", "sd", "cosine", "trained"])
 def test_posterior_is_diffusers(schedule: str) -> None:
     """diffusers' step = mean + √variance · noise; we draw the same noise to take it apart."""
@@ -168,6 +171,7 @@ def test_unknown_settings_are_refused_by_name(key: str) -> None:
         DDPMScheduler(config)
 
 
+@pytest.mark.parity
 def test_quadratic_is_scaled_linear() -> None:
     """DDIM's "quad" and latent diffusion's "linear" are both linear in √β; diffusers reads it."""
     ends = {"beta_start": 0.00085, "beta_end": 0.012}
@@ -178,6 +182,7 @@ def test_quadratic_is_scaled_linear() -> None:
     assert torch.equal(betas(ours), theirs.betas)
 
 
+@pytest.mark.parity
 def test_exponential_is_diffusers_exp() -> None:
     for name in ("exp", "exponential"):
         ours = SchedulerConfig.from_dict({"beta_schedule": name})
@@ -270,6 +275,7 @@ def test_variances() -> None:
         both("cosine", variance_type="learned")[0].log_variance(t, like)
 
 
+@pytest.mark.parity
 def test_the_learned_variance_is_diffusers() -> None:
     scheduler, theirs = both("sd", variance_type="learned_range")
     v = torch.linspace(-1.2, 1.2, 24).reshape(1, 2, 3, 4)

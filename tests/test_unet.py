@@ -4,15 +4,16 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import difference, norm_eps, ours_like, randomize
 from torch import Tensor, nn
 
 from ldm.config import UNetConfig
 from ldm.errors import ArgumentError
 from ldm.layers import timestep_embedding
 from ldm.unet import UNet
+from tests.conftest import difference, norm_eps, ours_like, randomize
 
 diffusers = pytest.importorskip("diffusers")
+pytestmark = pytest.mark.parity
 
 TINY: dict[str, Any] = {
     "block_out_channels": (16, 32),

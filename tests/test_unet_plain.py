@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import difference, norm_eps, ours_like, randomize
 from torch import Tensor, nn
 
 from ldm.checkpoints.folder import load_component, save_component
@@ -14,6 +13,7 @@ from ldm.config import UNetConfig
 from ldm.errors import ArgumentError
 from ldm.layers import ResnetBlock
 from ldm.unet import UNet
+from tests.conftest import difference, norm_eps, ours_like, randomize
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -129,6 +129,7 @@ def inputs(config: UNetConfig, batch: int, height: int, width: int) -> tuple[Ten
     return x, {"class_labels": labels} if config.class_conditional else {}
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_same_as_diffusers(layout: str) -> None:
     theirs, ours = pair(TINY | LAYOUTS[layout])
@@ -142,6 +143,7 @@ def test_same_as_diffusers(layout: str) -> None:
         assert difference(ours(x, t, **classes), want) <= 1e-5, (height, width)
 
 
+@pytest.mark.parity
 def test_odd_sizes() -> None:
     """diffusers cannot; ours keeps the size, and sees every row and column."""
     for layout in ("tiny", "DDPM, CIFAR", "ADM"):
@@ -167,6 +169,7 @@ def test_residual_halving_sees_the_last_row() -> None:
     assert difference(block(pixel), block(x[..., :1, :1])) <= 1e-5  # one is its own mean
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("layout", ["DDPM, CIFAR", "ADM"])
 def test_each_loads_what_the_other_saved(tmp_path: Path, layout: str) -> None:
     theirs, ours = pair(TINY | LAYOUTS[layout])
@@ -182,6 +185,7 @@ def test_each_loads_what_the_other_saved(tmp_path: Path, layout: str) -> None:
     assert torch.equal(back.requires_grad_(False)(x, t, **classes).sample, want)
 
 
+@pytest.mark.parity
 def test_old_names_of_attention(tmp_path: Path) -> None:
     """As google/ddpm-* are stored: a config of 2022, query/key/value/proj_attn in every level."""
     theirs, ours = pair(TINY | DDPM | {"down_block_types": ("AttnDownBlock2D",) * 2})
@@ -199,6 +203,7 @@ def test_old_names_of_attention(tmp_path: Path) -> None:
     assert difference(loaded(x, t), theirs(x, t).sample) <= 1e-5
 
 
+@pytest.mark.parity
 def test_dropout_is_of_training_only() -> None:
     # Without attention, after which the values lie in memory, and so are drawn, in another order.
     theirs, ours = pair(TINY | LAYOUTS["no attention"] | {"dropout": 0.3, "layers_per_block": 2})
@@ -212,6 +217,7 @@ def test_dropout_is_of_training_only() -> None:
     assert difference(got, still) > 1e-2
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("layout", ["DDPM, CIFAR", "ADM"])
 def test_gradients_memory_format_and_bf16(layout: str) -> None:
     theirs, ours = pair(TINY | LAYOUTS[layout])
@@ -232,6 +238,7 @@ def test_gradients_memory_format_and_bf16(layout: str) -> None:
         assert away / size <= limit, dtype  # of the whole gradient
 
 
+@pytest.mark.parity
 def test_full_sizes() -> None:
     """35.7 million parameters (Ho et al. 2020, appendix B), 296 (ADM, 64×64, table 4 there)."""
     cifar = CIFAR | {"block_out_channels": (128, 256, 256, 256)}

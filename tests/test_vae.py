@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import difference, norm_eps, ours_like, randomize
 from torch import nn
 
 from ldm.config import VAEConfig
 from ldm.vae import AutoencoderKL, DiagonalGaussian
+from tests.conftest import difference, norm_eps, ours_like, randomize
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -69,6 +69,7 @@ def compare(
     }
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_same_as_diffusers(layout: str) -> None:
     theirs, ours = pair(TINY | LAYOUTS[layout])
@@ -106,6 +107,7 @@ def test_kl_of_known_gaussians() -> None:
     assert two.sample(zero + 1) == 2
 
 
+@pytest.mark.parity
 def test_full_size() -> None:
     """Stable Diffusion 1.5's VAE, 83.7 million parameters."""
     theirs, ours = pair(SD15)

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from ldm.cli.common import EXIT_CODES, Parser, check_counts, run, tell
+from ldm.cli.common import EXIT_CODES, Parser, check_counts, notify, run
 from ldm.config import read_json, write_json
 from ldm.errors import ArgumentError
 from ldm.images import image_grid, save_image, to_tensor
@@ -74,7 +74,7 @@ def learn(data: Dataset, steps: int) -> nn.Sequential:
         optimizer.step()
         schedule.step()
         if (step + 1) % 200 == 0:
-            tell(f"reader: step {step + 1}/{steps}, loss {loss:.3f}")
+            notify(f"reader: step {step + 1}/{steps}, loss {loss:.3f}")
     return model.eval()
 
 
@@ -151,7 +151,7 @@ def draw(
             classifier_scale=arguments.classifier_scale,
             sampler=arguments.sampler,
         ).images
-        tell(f"{len(pictures)}/{len(prompts)} drawn, {time.monotonic() - started:.0f} s")
+        notify(f"{len(pictures)}/{len(prompts)} drawn, {time.monotonic() - started:.0f} s")
     return pictures, (time.monotonic() - started) / len(prompts)
 
 

@@ -11,12 +11,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from ldm.adapters.lora_checks import check_shapes, check_values, dora_axis, pair
+from ldm.adapters.lora_checks import check_factor_values, check_shapes, dora_axis, pair
 from ldm.checkpoints.family import FAMILIES, read_family
 from ldm.checkpoints.lora_names import (
     CROSS_ATTENTION,
@@ -89,7 +88,7 @@ class Loras:
         checkpoint = read_checkpoint(path)
         lora = self.match(path, checkpoint.tensors, checkpoint.metadata)
         for factors in lora.updates.values():
-            check_values(path, factors)
+            check_factor_values(path, factors)
         return replace(lora, scale=scale)
 
     def match(self, path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Lora:
@@ -211,11 +210,11 @@ def difference(weight: Tensor, factors: Factors[Tensor], scale: float = 1.0) -> 
     else:
         delta = up.flatten(1) @ down.flatten(1)
     delta = scale * alpha / rank * delta.reshape(weight.shape)
-    if factors.dora_scale is None and factors.magnitude is None:
+    lengths = factors.magnitude if factors.dora_scale is None else factors.dora_scale
+    if lengths is None:
         return delta
     # Liu et al. 2024 ("DoRA"), eq. 5: the update gives a direction, its length is learnt apart.
     changed = weight + delta
-    lengths = cast(Tensor, factors.magnitude if factors.dora_scale is None else factors.dora_scale)
     axis = dora_axis(factors, weight)
     others = [i for i in range(weight.ndim) if i != axis]
     present = torch.linalg.vector_norm(changed, dim=others, keepdim=True)

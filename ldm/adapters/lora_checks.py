@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
 
 from torch import Tensor
 
@@ -14,7 +13,8 @@ from ldm.errors import CheckpointError
 
 def pair(factors: Factors[Tensor]) -> tuple[Tensor, Tensor]:
     """Return both factors of an update, which every update that is used has."""
-    return cast(Tensor, factors.down), cast(Tensor, factors.up)
+    assert factors.down is not None and factors.up is not None
+    return factors.down, factors.up
 
 
 def check_shapes(path: Path, name: str, factors: Factors[Tensor], weight: Tensor) -> None:
@@ -25,7 +25,9 @@ def check_shapes(path: Path, name: str, factors: Factors[Tensor], weight: Tensor
     if fits:
         rank, outer = len(down), len(down) if mid is None else up.shape[1]
         inner = weight.shape[1:] if mid is None else weight.shape[1:2]
-        fits = same(down.shape, (rank, *inner)) and same(up.shape, (len(weight), outer))
+        fits = same_shapes(down.shape, (rank, *inner)) and same_shapes(
+            up.shape, (len(weight), outer)
+        )
         if mid is not None:
             fits = fits and weight.ndim == 4 and mid.shape == (outer, rank, *weight.shape[2:])
     if not fits:
@@ -56,7 +58,7 @@ def check_lengths(path: Path, factors: Factors[Tensor], weight: Tensor) -> None:
             )
 
 
-def check_values(path: Path, factors: Factors[Tensor]) -> None:
+def check_factor_values(path: Path, factors: Factors[Tensor]) -> None:
     """Raise CheckpointError, naming the tensor, unless all values are finite numbers."""
     tensors = {
         "down": factors.down,
@@ -67,7 +69,8 @@ def check_values(path: Path, factors: Factors[Tensor]) -> None:
         "magnitude": factors.magnitude,
     }
     for kind, name in factors.names.items():
-        tensor = cast(Tensor, tensors[kind])  # what has a name is in the file
+        tensor = tensors[kind]
+        assert isinstance(tensor, Tensor)  # what has a name is in the file
         # kohya writes a whole α as an integer.
         real = not tensor.is_complex() if kind == "alpha" else tensor.is_floating_point()
         if not real:
@@ -86,7 +89,7 @@ def dora_axis(factors: Factors[Tensor], weight: Tensor) -> int:
     return int(factors.dora_scale.shape[0] != len(weight))
 
 
-def same(a: Sequence[int], b: Sequence[int]) -> bool:
+def same_shapes(a: Sequence[int], b: Sequence[int]) -> bool:
     """Whether shapes are equal except ones at the end: a 1×1 convolution is a linear layer."""
     a, b = ((*shape, *[1] * (4 - len(shape))) for shape in (a, b))
     return a == b

@@ -1,1 +1,1 @@
-"""Weight files and model folders: names and tensors, nothing that computes."""
+"""Weight files and model folders: names and tensors, without any computing."""

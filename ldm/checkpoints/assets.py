@@ -1,4 +1,4 @@
-"""Where the files that ship with the package are: the built-in model and the model configs."""
+"""The files that ship with the package: the built-in model and the model configs."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from ldm.errors import CheckpointError
 
 
 def asset_path(name: str) -> Path:
-    """The folder `name` ("weights" or "configs"), in an installed wheel or in a checkout.
+    """Find the folder `name` ("weights" or "configs") of an installed wheel or a checkout.
 
     pyproject.toml puts both folders into the wheel as ldm/_assets. Raises CheckpointError if the
     folder is in neither place.

@@ -1,4 +1,4 @@
-"""Tensors in another number format, as quickly as memory allows."""
+"""Conversion of tensors to another dtype, as fast as memory allows."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ CHUNK = 1 << 18  # values at once: 1 MB of float32, which caches hold
 
 
 def cast(x: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """``x.to(dtype)``; None keeps x.
+    """Return ``x.to(dtype)``; None keeps x.
 
-    On a CPU, float16 becomes bfloat16 by way of float32, rounded once as well: PyTorch's own way
-    takes three times as long.
+    On a CPU, float16 is converted to bfloat16 by way of float32, with a single rounding as well:
+    PyTorch's own way takes three times as long.
     """
     if (x.device.type, x.dtype, dtype) != ("cpu", torch.float16, torch.bfloat16):
         return x.to(dtype)

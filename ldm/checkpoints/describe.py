@@ -1,6 +1,6 @@
-"""What a model file or folder is, from names, shapes and metadata alone.
+"""Descriptions of model files and folders, from names, shapes and metadata alone.
 
-Without PyTorch, unless the file is a pickle.
+They need no PyTorch, unless the file is a pickle.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from ldm.checkpoints.lora_names import group, text_width, unsupported
 from ldm.config import read_json
 from ldm.errors import CheckpointError
 
-DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+DTYPE_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 Rows = list[tuple[str, str]]  # what, value
-# Metadata that people look for, by the names that kohya and the model spec give it.
-SHOWN = {
+# Metadata that users look for, by the names that kohya and the model spec give it.
+METADATA_LABELS = {
     "modelspec.title": "title",
     "modelspec.author": "author",
     "modelspec.license": "licence",
@@ -38,7 +38,7 @@ TAGS = 8  # most frequent training tags, and classes, to show
 
 
 def describe(path: Path) -> Rows:
-    """Rows for a folder, or for a file of any kind.
+    """Describe a folder or a file of any kind, row by row.
 
     Raises CheckpointError for a file that cannot be read.
     """
@@ -50,7 +50,7 @@ def describe(path: Path) -> Rows:
 
 
 def read_pickle_header(path: Path) -> tuple[Header, int | None]:
-    """The same of a PyTorch pickle, and the training step it tells; this needs PyTorch.
+    """Read the same from a PyTorch pickle, and its training step; this needs PyTorch.
 
     Raises CheckpointError as ``read_checkpoint`` does.
     """
@@ -63,7 +63,7 @@ def read_pickle_header(path: Path) -> tuple[Header, int | None]:
             (tensors, _), metadata, step = read_embedding(path), {}, None
         except CheckpointError:
             raise error from None
-    kinds = {name: kind for kind, name in DTYPES.items()}
+    kinds = {name: kind for kind, name in DTYPE_NAMES.items()}
     infos = {}
     for name, value in tensors.items():
         kind = str(value.dtype).removeprefix("torch.")
@@ -72,12 +72,12 @@ def read_pickle_header(path: Path) -> tuple[Header, int | None]:
 
 
 def describe_folder(folder: Path) -> Rows:
-    """The parts of a diffusers folder."""
+    """Describe the parts of a diffusers folder."""
     index = read_json(folder / "model_index.json")
     rows: Rows = [("folder", str(folder)), ("kind", str(index.get("_class_name")))]
     for name in sorted(path.name for path in folder.iterdir() if path.is_dir()):
         files = sorted((folder / name).glob(f"*{SAFE}"))
-        # A variant, such as model.fp16.safetensors, counts only where there is nothing else.
+        # A variant, such as model.fp16.safetensors, counts only if there is nothing else.
         files = [file for file in files if file.name.count(".") == 1] or files
         infos = [info for file in files for info in read_header(file).tensors.values()]
         pickles = sum(file.stat().st_size for file in (folder / name).glob("*.bin"))
@@ -98,7 +98,7 @@ def describe_folder(folder: Path) -> Rows:
 
 
 def describe_header(header: Header, path: Path, global_step: int | None = None) -> Rows:
-    """The kind of a single file, and what is worth knowing of that kind."""
+    """Describe a single file: its kind, and what is worth knowing about that kind."""
     shapes = {name: info.shape for name, info in header.tensors.items()}
     if f"{UNET}input_blocks.0.0.weight" in shapes:
         rows = describe_model(header, path, global_step)
@@ -111,12 +111,16 @@ def describe_header(header: Header, path: Path, global_step: int | None = None) 
         rows = [("kind", "VAE"), ("weights", amount(header.tensors.values()))]
     else:
         rows = [("kind", "unknown"), ("weights", amount(header.tensors.values()))]
-    notes = [(name, header.metadata[key]) for key, name in SHOWN.items() if key in header.metadata]
+    notes = [
+        (name, header.metadata[key])
+        for key, name in METADATA_LABELS.items()
+        if key in header.metadata
+    ]
     return rows + notes
 
 
 def describe_model(header: Header, path: Path, global_step: int | None) -> Rows:
-    """A whole model under the original names."""
+    """Describe a whole model under the original names."""
     shapes = {name: info.shape for name, info in header.tensors.items()}
     family = detect(shapes, header.metadata, str(path), global_step)
     prefixes = {"unet": UNET, "vae": VAE} | {text.part: text.prefix for text in family.texts}
@@ -141,7 +145,7 @@ def describe_model(header: Header, path: Path, global_step: int | None) -> Rows:
 
 
 def adapter_kinds(header: Header) -> list[str]:
-    """What adapters a file holds: "LoRA", "DoRA", or such as are not supported; often none."""
+    """List the adapters that a file holds: "LoRA", "DoRA", or unsupported ones; often none."""
     groups, unknown = group(header.tensors)
     pairs = [factors for factors in groups.values() if factors.down or factors.up]
     kinds = []
@@ -152,7 +156,7 @@ def adapter_kinds(header: Header) -> list[str]:
 
 
 def describe_lora(header: Header, kinds: list[str]) -> Rows:
-    """What a LoRA, or another adapter of its ``kinds``, changes, and of which family."""
+    """Describe what a LoRA, or another adapter of these ``kinds``, changes, and its family."""
     groups, unknown = group(header.tensors)
     others = {stem for stems in unsupported(unknown).values() for stem in stems.values()}
     parts = Counter(part_of(name) for name in {*groups, *others})
@@ -173,7 +177,7 @@ def describe_lora(header: Header, kinds: list[str]) -> Rows:
 
 
 def part_of(name: str) -> str:
-    """The part of the model that a LoRA's tensor is for."""
+    """Return the part of the model that a LoRA's tensor is for."""
     if name.startswith(("lora_te2_", "text_encoder_2.")):
         return "text encoder 2"
     if name.startswith(("lora_te", "text_encoder.")):
@@ -182,29 +186,29 @@ def part_of(name: str) -> str:
 
 
 def frequent_tags(metadata: Mapping[str, str]) -> list[str]:
-    """The tags that kohya counted in a LoRA's training captions, most frequent first."""
+    """Return the tags that kohya counted in a LoRA's training captions, most frequent first."""
     try:
         folders = json.loads(metadata.get("ss_tag_frequency", "{}"))
         tags: Counter = Counter()
         for counts in folders.values():
             tags.update({str(tag).strip(): int(count) for tag, count in counts.items()})
     except (ValueError, TypeError, AttributeError):
-        return []  # a note for people, in whatever form a tool wrote it
+        return []  # a free-form note, in whatever form a tool wrote it
     return [tag for tag, _ in tags.most_common(TAGS)]
 
 
 def amount(infos: Iterable[TensorInfo]) -> str:
-    """ "859.5M parameters, float16"."""
+    """Count parameters, and name their formats: "859.5M parameters, float16"."""
     infos = list(infos)
     dtypes: Counter[str] = Counter()
     for info in infos:
-        dtypes[DTYPES.get(info.dtype, info.dtype.lower())] += info.count
+        dtypes[DTYPE_NAMES.get(info.dtype, info.dtype.lower())] += info.count
     kinds = " and ".join(name for name, _ in dtypes.most_common())
     return f"{sum(info.count for info in infos) / 1e6:.1f}M parameters, {kinds}"
 
 
 def size(count: int) -> str:
-    """Bytes for people: "4.27 GB"."""
+    """Write a number of bytes for users: "4.27 GB"."""
     for unit, power in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= power:
             return f"{count / power:.3g} {unit}"

@@ -1,7 +1,7 @@
-"""Which family a single file is of, from the names and shapes in it: no tensor is read.
+"""The family of a single file, from the names and shapes in it: no tensor is read.
 
-The families are the files of ``configs/models``: what the parts' configs would say in a folder,
-and where in a file the text encoders are.
+The families are the files of ``configs/models``: the parts' configs as they would be in a folder,
+and where the text encoders are in a file.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from ldm.errors import ArgumentError, CheckpointError
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 Shapes = Mapping[str, Sequence[int]]
-# The width of the texts that its U-Net reads tells a family.
+# The width of the text states that its U-Net reads identifies a family.
 FAMILIES = {768: "sd1", 1024: "sd2", 2048: "sdxl", 1280: "sdxl_refiner"}
 CONTEXT = "transformer_blocks.0.attn2.to_k.weight"
 KNOWN_PREDICTIONS = ("epsilon", "v_prediction", "sample")
 STATED_PREDICTION = "modelspec.prediction_type"
-PREDICTION_TYPES = {"epsilon": "epsilon", "eps": "epsilon", "v": "v_prediction"}
+PREDICTION_SPELLINGS = {"epsilon": "epsilon", "eps": "epsilon", "v": "v_prediction"}
 BASE_STEPS = 875_000  # "global_step" of SD 2.x base in its .ckpt: it predicts ε, the others v
 
 
@@ -38,7 +38,7 @@ class TextPart:
 
 @dataclass(frozen=True)
 class Family:
-    """All that a folder's configs would say."""
+    """Everything that the configs of a folder state."""
 
     id: str
     name: str
@@ -78,7 +78,7 @@ def detect(
 ) -> Family:
     """Find the family of a file of original names, with what its own tensors and metadata change.
 
-    ``prediction_type`` overrides what the file says. Raises CheckpointError for a file of
+    ``prediction_type`` overrides what the file states. Raises CheckpointError for a file of
     something else.
     """
     if prediction_type not in (None, *KNOWN_PREDICTIONS):
@@ -135,13 +135,13 @@ def stated_prediction(shapes: Shapes, metadata: Mapping[str, str]) -> str | None
     if "v_pred" in shapes:
         return "v_prediction"
     stated = metadata.get(STATED_PREDICTION, "").lower()
-    return PREDICTION_TYPES.get(stated, stated or None)
+    return PREDICTION_SPELLINGS.get(stated, stated or None)
 
 
 def describe_other(shapes: Shapes) -> str:
     """Say what a file that is no whole model looks like, and what to do with it."""
     names = list(shapes)
-    groups, unknown = group(shapes)  # type: ignore[type-var]  # shapes, whose names are enough
+    groups, unknown = group(shapes)
     if any(factors.down or factors.up for factors in groups.values()):
         return "is a LoRA, not a model; give it beside one: --lora FILE"
     if kinds := unsupported(unknown):

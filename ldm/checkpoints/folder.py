@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import typing
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ from ldm.checkpoints.tensors import read_tensors, to_save, write_tensors
 from ldm.config import Config, read_json, write_json
 from ldm.errors import CheckpointError
 
-SHOWN = 3  # wrong names or shapes that an error lists before it says how many more there are
+MOST_NAMED = 3  # wrong names or shapes that an error lists; of further ones it gives the number
 
 
 class Component(Protocol):
@@ -32,11 +33,11 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def find_weights(folder: Path, stem: str, variant: str | None = None) -> Path:
-    """The weight file in a component's folder, or the index of its shards.
+    """Find the weight file in a component's folder, or the index of its shards.
 
-    Safetensors come first. ``variant`` "fp16" prefers files named so; else the plain ones come
-    first, and half precision is taken where there is nothing else. Warns where the variant is not
-    there. Raises CheckpointError, with the names tried and the names there.
+    Safetensors come first. ``variant`` "fp16" prefers files named so; otherwise the plain ones come
+    first, and half precision is used if there is nothing else. Warns if the variant is missing.
+    Raises CheckpointError, with the names that were tried and those that exist.
     """
     stems = [stem, "pytorch_model"] if stem == "model" else [stem]
     half = variant or "fp16"
@@ -44,7 +45,7 @@ def find_weights(folder: Path, stem: str, variant: str | None = None) -> Path:
     for end in ("safetensors", "bin"):
         for each in stems if end == "bin" else stems[:1]:
             plain = [f"{each}.{end}", f"{each}.{end}.index.json"]
-            # Two spellings of a variant's index have been in use.
+            # Several spellings of a variant's index have been in use.
             special = [
                 f"{each}.{half}.{end}",
                 f"{each}.{end}.index.{half}.json",
@@ -66,7 +67,7 @@ def find_weights(folder: Path, stem: str, variant: str | None = None) -> Path:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a weight file, or of all shards that an index names.
+    """Read the tensors of a weight file, or of all shards that an index names.
 
     Raises CheckpointError for what is broken or missing, and for an index that points elsewhere.
     """
@@ -92,7 +93,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 class Uninitialised(TorchFunctionMode):
-    """Modules built inside skip their initial values, since a file's tensors will replace them.
+    """A context in which modules skip their initial values, as a file's tensors will replace them.
 
     On "meta" the initialisers compute nothing, but PyTorch imports its compilers for them: 2 s.
     """
@@ -118,14 +119,15 @@ def load_component(
     """
     if not folder.is_dir():
         raise CheckpointError(f"{folder} does not exist; a model folder needs it")
-    module = empty(module_class, module_class.config_class.from_file(folder / "config.json"))
-    path = find_weights(folder, module_class.weight_stem, variant)
+    component = typing.cast("type[Component]", module_class)  # Python's types cannot express both
+    module = empty(module_class, component.config_class.from_file(folder / "config.json"))
+    path = find_weights(folder, component.weight_stem, variant)
     fill(module, to_ours(read_weights(path), module.state_dict()), path, dtype, device)
     return module
 
 
 def empty(module_class: type[M], config: Config) -> M:
-    """A module whose tensors have shapes, but neither memory nor values yet."""
+    """Make a module whose tensors have shapes, but neither memory nor values yet."""
     with torch.device("meta"), Uninitialised():
         return module_class(config)
 
@@ -139,13 +141,13 @@ def fill(
 ) -> None:
     """Give an ``empty`` module its tensors, and put it in evaluation mode.
 
-    dtype: None keeps what the file has.
+    dtype: None keeps the file's.
 
-    It takes those of a mapped file as they are, so that loading copies only what changes its dtype
-    or device, and takes them out of ``tensors``, so that the file's memory is given back meanwhile.
+    Tensors of a mapped file are used as they are, so that loading copies only what changes its
+    dtype or device, and are removed from ``tensors``, so that the file's memory is freed meanwhile.
     Raises CheckpointError, naming ``path``, unless names and shapes are the module's.
     """
-    check(module.state_dict(), tensors, path)
+    check_tensors(module.state_dict(), tensors, path)
     modules = dict(module.named_modules())
     for key in list(tensors):  # which load_state_dict takes three times as long for
         owner, _, name = key.rpartition(".")
@@ -154,7 +156,7 @@ def fill(
     module.eval()
 
 
-def check(expected: dict[str, Tensor], found: dict[str, Tensor], path: Path) -> None:
+def check_tensors(expected: dict[str, Tensor], found: dict[str, Tensor], path: Path) -> None:
     """Raise CheckpointError unless both have the same names and shapes."""
     missing = [key for key in expected if key not in found]
     unexpected = [key for key in found if key not in expected]
@@ -169,9 +171,9 @@ def check(expected: dict[str, Tensor], found: dict[str, Tensor], path: Path) -> 
         ("has other shapes:", shapes),
     ):
         if items:
-            more = f" and {len(items) - SHOWN} more" if len(items) > SHOWN else ""
+            more = f" and {len(items) - MOST_NAMED} more" if len(items) > MOST_NAMED else ""
             raise CheckpointError(
-                f"{path} {kind} {', '.join(items[:SHOWN])}{more}; "
+                f"{path} {kind} {', '.join(items[:MOST_NAMED])}{more}; "
                 "it does not fit the config.json beside it"
             )
 
@@ -180,5 +182,6 @@ def save_component(module: nn.Module, folder: Path, dtype: torch.dtype | None = 
     """Write ``config.json`` and safetensors, named as diffusers and transformers read them."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = to_save(module.state_dict(), dtype)
-    write_tensors(tensors, folder / f"{module.weight_stem}.safetensors")
-    write_json(folder / "config.json", module.config.to_dict())
+    component = typing.cast("Component", module)
+    write_tensors(tensors, folder / f"{component.weight_stem}.safetensors")
+    write_json(folder / "config.json", component.config.to_dict())

@@ -1,4 +1,4 @@
-"""The header of a .safetensors file: names, shapes, places and metadata, without PyTorch.
+"""The header of a .safetensors file: names, shapes, offsets and metadata, without PyTorch.
 
 Format: https://huggingface.co/docs/safetensors: eight bytes of length, a JSON object, the values.
 """
@@ -14,8 +14,8 @@ from typing import Any
 
 from ldm.errors import CheckpointError
 
-MOST = 100_000_000  # bytes of a header, as the safetensors library has it
-BITS = {
+MOST_BYTES = 100_000_000  # of a header, as in the safetensors library
+DTYPE_BITS = {
     "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8,
     "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U64": 64, "U32": 32, "U16": 16, "U8": 8, "BOOL": 8,
     "C64": 64, "F4": 4,
@@ -31,20 +31,20 @@ class TensorInfo:
 
     @property
     def count(self) -> int:
-        """How many values it has."""
+        """Number of values."""
         return math.prod(self.shape)
 
     @property
     def size(self) -> int:
-        """Bytes of its values."""
-        return self.count * BITS[self.dtype] // 8
+        """Number of bytes."""
+        return self.count * DTYPE_BITS[self.dtype] // 8
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of itself."""
+    """What a file states about its tensors and itself."""
 
-    tensors: dict[str, TensorInfo]  # in the order of their places
+    tensors: dict[str, TensorInfo]  # in the order of their offsets
     metadata: dict[str, str]
 
 
@@ -58,7 +58,7 @@ def read_header(path: Path) -> Header:
         with path.open("rb") as file:
             size = path.stat().st_size
             (length,) = struct.unpack("<Q", file.read(8)) if size >= 8 else (None,)
-            if length is None or length > min(MOST, size - 8):
+            if length is None or length > min(MOST_BYTES, size - 8):
                 raise ValueError("its first eight bytes are no length of a header")
             entries = json.loads(file.read(length), object_pairs_hook=_once)
         if not isinstance(entries, dict):
@@ -90,11 +90,11 @@ def _tensor(name: str, entry: object) -> TensorInfo:
     if not isinstance(entry, dict):
         raise ValueError(f"{name!r} is no tensor")
     dtype = entry.get("dtype")
-    if dtype not in BITS:
+    if dtype not in DTYPE_BITS:
         raise ValueError(f"{name!r} has the unknown dtype {dtype!r}")
     shape, place = (_counts(name, entry, key) for key in ("shape", "data_offsets"))
     info = TensorInfo(dtype, tuple(shape))
-    if len(place) != 2 or (place[1] - place[0]) * 8 != info.count * BITS[dtype]:
+    if len(place) != 2 or (place[1] - place[0]) * 8 != info.count * DTYPE_BITS[dtype]:
         raise ValueError(f"{name!r} does not have the bytes of its shape {shape}")
     return info
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ldm.checkpoints.original import Rename
 
 # What a tensor is to its module, by the end of its name.
-ENDS = {
+TENSOR_ENDS = {
     "down": r"[._](?:lora_down|lora\.down|lora_linear_layer\.down|lora_A(?:\.\w+)?)\.weight",
     "up": r"[._](?:lora_up|lora\.up|lora_linear_layer\.up|lora_B(?:\.\w+)?)\.weight",
     "mid": r"\.lora_mid\.weight",
@@ -25,7 +25,7 @@ ENDS = {
     "dora_scale": r"\.dora_scale",
     "magnitude": r"\.lora_magnitude_vector(?:\.\w+)?(?:\.weight)?",
 }
-# Tensors of other kinds of adapters (LyCORIS' and peft's names), of which to use a part is wrong.
+# Tensors of other kinds of adapters (LyCORIS' and peft's names), which must not be used in part.
 UNSUPPORTED = {
     "LoHa": r"\.hada_(?:w[12]_[ab]|t[12])(?:\.\w+)?",
     "LoKr": r"\.lokr_(?:w[12](?:_[ab])?|t[12])(?:\.\w+)?",
@@ -41,7 +41,7 @@ KOHYA = {
     "lora_te1_": "text_encoder",
     "lora_te2_": "text_encoder_2",
 }
-PARTS = ("text_encoder_2", "text_encoder", "unet")
+ADAPTED_PARTS = ("text_encoder_2", "text_encoder", "unet")
 # Attention processors of diffusers before 0.22, in U-Nets and in text encoders.
 OLD_PATHS = (
     (r"\.processor\.", "."),
@@ -49,7 +49,7 @@ OLD_PATHS = (
     (r"\.to_out_lora$", ".to_out.0"),
     (r"\.(to_[qkv])_lora$", r".\1"),
 )
-# Keys and values of the text: their inputs have the width that tells a family.
+# Keys and values of the text: the width of their inputs identifies a family.
 CROSS_ATTENTION = re.compile(r"attn2[._](?:processor\.)?to_[kv](?:_lora)?$")
 ORIGINAL = re.compile(r"(?:input|output)_blocks|middle_block")
 ADAPTER_METADATA = "lora_adapter_metadata"  # diffusers ≥ 0.34 writes peft's LoraConfig there
@@ -57,14 +57,15 @@ Module = tuple[str, str]  # part of the pipeline, path of the module in it
 
 
 class Shaped(Protocol):
-    """A tensor, or what a header says of one."""
+    """A tensor, or its entry in a header."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Its sizes."""
+        """Sizes along all axes."""
 
 
-T = TypeVar("T", bound=Shaped)
+T = TypeVar("T")
+S = TypeVar("S", bound=Shaped)
 
 
 @dataclass
@@ -81,12 +82,12 @@ class Factors(Generic[T]):
 
 
 def group(tensors: Mapping[str, T]) -> tuple[dict[str, Factors[T]], list[str]]:
-    """The tensors of each module, by its name in the file; and the names that are of no LoRA."""
+    """Group tensors by their modules' names in the file; also return names that are no LoRA's."""
     names: dict[str, dict[str, str]] = {}  # of each module, by kind
     factors: dict[str, dict[str, T]] = {}
     unknown = []
     for name, value in tensors.items():
-        for kind, end in ENDS.items():
+        for kind, end in TENSOR_ENDS.items():
             if found := re.search(f"{end}$", name):
                 stem = name[: found.start()]
                 # "….to_q_lora.down.weight": the underscore belongs to the module's old name.
@@ -103,7 +104,7 @@ def group(tensors: Mapping[str, T]) -> tuple[dict[str, Factors[T]], list[str]]:
 
 
 def unsupported(names: Iterable[str]) -> dict[str, dict[str, str]]:
-    """Those of other kinds of adapters: for each kind, the names and their modules'."""
+    """Find names of other kinds of adapters: for each kind, the names and their modules'."""
     found: dict[str, dict[str, str]] = {}
     for name in names:
         for kind, end in UNSUPPORTED.items():
@@ -113,12 +114,12 @@ def unsupported(names: Iterable[str]) -> dict[str, dict[str, str]]:
     return found
 
 
-def text_width(groups: Mapping[str, Factors[T]]) -> int | None:
-    """How wide the texts are that the LoRA's U-Net reads; None where it changes no such layer."""
+def text_width(groups: Mapping[str, Factors[S]]) -> int | None:
+    """Return the text width of a LoRA's U-Net; None if the LoRA changes no layer that reads it."""
     for stem, factors in groups.items():
-        if CROSS_ATTENTION.search(stem) and factors.down is not None:
-            if len(factors.down.shape) > 1:
-                return factors.down.shape[1]
+        shape = () if factors.down is None else factors.down.shape
+        if CROSS_ATTENTION.search(stem) and len(shape) > 1:
+            return shape[1]
     return None
 
 
@@ -126,7 +127,7 @@ class Alphas:
     """The α that diffusers keeps in a file's metadata instead of tensors: peft's LoraConfig."""
 
     def __init__(self, metadata: Mapping[str, str]) -> None:
-        """metadata: of the file. Raises ValueError for adapter settings that cannot be read."""
+        """Read a file's metadata. Raises ValueError for adapter settings that cannot be read."""
         try:
             self.settings = json.loads(metadata.get(ADAPTER_METADATA) or "{}")
             self.settings.keys()
@@ -134,7 +135,7 @@ class Alphas:
             raise ValueError(f"its {ADAPTER_METADATA} is no JSON object") from None
 
     def find(self, module: Module, rank: int) -> float | None:
-        """α of a module, so that α/rank is its scale; None where the file does not say it."""
+        """Return α of a module, so that α/rank is its scale; None if the file does not state it."""
         part, path = module
 
         def setting(name: str) -> object:
@@ -156,10 +157,13 @@ class Alphas:
 
 
 class Directory:
-    """Finds a module of a pipeline by what a LoRA file calls it."""
+    """The modules of a pipeline by their names in LoRA files."""
 
     def __init__(self, modules: Iterable[Module], original: Rename) -> None:
-        """modules: all that a LoRA could change; original: the U-Net's names in single files."""
+        """Index all modules that a LoRA could change.
+
+        original: the U-Net's names in single files.
+        """
         self.modules = set(modules)
         self.joined: dict[tuple[str, str], Module] = {}
         for part, path in self.modules:
@@ -169,12 +173,12 @@ class Directory:
                 self.joined[part, theirs.replace(".", "_")] = part, path
 
     def find(self, name: str) -> Module | None:
-        """The module, or None where there is none."""
+        """Return the module, or None if there is none."""
         for prefix, owner in KOHYA.items():
             if name.startswith(prefix):
                 return self.joined.get((owner, name.removeprefix(prefix)))
         name = name.removeprefix("base_model.model.")
-        part = next((p for p in PARTS if name.startswith(f"{p}.")), None)
+        part = next((p for p in ADAPTED_PARTS if name.startswith(f"{p}.")), None)
         path = name.removeprefix(f"{part}.")
         for old, new in OLD_PATHS:
             path = re.sub(old, new, path)

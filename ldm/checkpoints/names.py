@@ -1,4 +1,4 @@
-"""Where the names in files differ from our modules': what tools have written over the years."""
+"""Names in files that differ from our modules', as tools have written them over the years."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
-# diffusers before 0.12 named so the attention of the VAE and of U-Nets without text (google's
-# ddpm-* still have it), as 1×1 linear layers all the same.
+# diffusers before 0.12 used these names in the attention of the VAE and of U-Nets without text
+# (google's ddpm-* still have them); they are linear layers all the same.
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
 def to_ours(tensors: Mapping[str, Tensor], ours: Iterable[str]) -> dict[str, Tensor]:
-    """Rename the keys of a folder's weights to those in ``ours``, where they are known to differ.
+    """Rename the keys of a folder's weights to those in ``ours`` if they are known to differ.
 
     Handles old names of attention over pixels, the ``position_ids`` buffer of old text encoders,
     and text encoders that transformers ≥ 5.6 saved without the ``text_model.`` prefix.

@@ -1,8 +1,8 @@
-"""Names of the original code (CompVis, SGM, OpenCLIP), as single files have them, for our names.
+"""The names of the original code (CompVis, SGM, OpenCLIP), used in single files, for our names.
 
 Sources: CompVis/latent-diffusion (openaimodel.py, model.py), mlfoundations/open_clip
-(transformer.py). One function for each network tells where a tensor of ours is in such a file;
-reading and writing both follow it.
+(transformer.py). One function for each network maps a tensor of ours to its place in such a file;
+reading and writing both use it.
 """
 
 from __future__ import annotations
@@ -73,7 +73,10 @@ QKV = ("q_proj", "k_proj", "v_proj")
 
 
 def unet_names(layers: int, attention_up: Iterable[bool]) -> Rename:
-    """Of a U-Net with ``layers`` residual blocks a level; which levels up have attention."""
+    """Map the names of a U-Net with ``layers`` residual blocks per level.
+
+    attention_up: which levels on the way up have attention.
+    """
     stride, attention_up = layers + 1, list(attention_up)
 
     def rename(key: str) -> Place:
@@ -101,7 +104,7 @@ def unet_names(layers: int, attention_up: Iterable[bool]) -> Rename:
 
 
 def vae_names(levels: int) -> Rename:
-    """Of a VAE with so many levels; the original counts those of the decoder from the finest."""
+    """Map the names of a VAE; the original counts the levels of the decoder from the finest."""
 
     def rename(key: str) -> Place:
         coder, _, rest = key.partition(".")
@@ -124,12 +127,12 @@ def vae_names(levels: int) -> Rename:
 
 
 def clip_names(key: str) -> Place:
-    """Of OpenAI's text encoder: transformers' names."""
+    """Map the names of OpenAI's text encoder, which are transformers' and ours."""
     return Place(key)
 
 
 def open_clip_names(key: str) -> Place:
-    """Of OpenCLIP's text encoders."""
+    """Map the names of OpenCLIP's text encoders."""
     if key == "text_projection.weight":
         return Place("text_projection", transposed=True)
     key = key.removeprefix("text_model.")
@@ -148,7 +151,7 @@ def read_original(
 ) -> dict[str, Tensor]:
     """Take the tensors of one network out of a file's, under our names; ``shapes`` are its own.
 
-    What is not in the file is left out; what has another shape than it should, stays so.
+    What the file lacks is left out; a tensor of a wrong shape keeps it.
     """
     ours, taken = {}, set()
     for key, shape in shapes.items():
@@ -176,7 +179,7 @@ def read_original(
 def write_original(
     module: Mapping[str, Tensor], prefix: str, rename: Rename, convolutions: bool = False
 ) -> dict[str, Tensor]:
-    """The inverse of ``read_original``. ``convolutions``: attention's linear layers become 1×1."""
+    """Invert ``read_original``. ``convolutions``: attention's linear layers become 1×1."""
     theirs: dict[str, Tensor] = {}
     thirds: dict[str, dict[int, Tensor]] = {}
     for key, value in module.items():
@@ -196,7 +199,7 @@ def use_ema(tensors: dict[str, Tensor], prefix: str) -> None:
     """Put the averaged copies of a network's tensors in their place.
 
     Training checkpoints of CompVis hold them under names without dots. Raises CheckpointError
-    where there are none.
+    if there are none.
     """
     copies = {
         key: f"model_ema.{key.removeprefix('model.').replace('.', '')}"
@@ -210,10 +213,10 @@ def use_ema(tensors: dict[str, Tensor], prefix: str) -> None:
 
 
 def left_over(tensors: Iterable[str], prefix: str, layers: int | None = None) -> list[str]:
-    """The names below ``prefix`` that no picture can do without.
+    """Return the names below ``prefix`` that the pictures depend on.
 
-    Published files also hold there what is of no use to anyone, or of training only; and OpenCLIP's
-    text encoders more ``layers`` than are used.
+    Published files also hold unused tensors there, and some for training only; and OpenCLIP's text
+    encoders have more ``layers`` than are used.
     """
     names = (name for name in tensors if name.startswith(prefix))
     kept = [name for name in names if not re.search(UNUSED, name)]
@@ -222,6 +225,6 @@ def left_over(tensors: Iterable[str], prefix: str, layers: int | None = None) ->
 
 
 def _replaced(key: str, table: Mapping[str, str]) -> str:
-    """``key`` with the module's name at its beginning replaced, if the table has it."""
+    """Replace the module's name at the beginning of ``key``, if the table has it."""
     module, _, parameter = key.rpartition(".")
     return f"{table.get(module, module)}.{parameter}"

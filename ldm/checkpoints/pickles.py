@@ -1,7 +1,8 @@
-"""PyTorch's pickles (.ckpt, .pt, .bin), of which no code is ever run.
+"""PyTorch's pickles (.ckpt, .pt, .bin), whose code is never run.
 
-A pickle may name any function to call. Only those that PyTorch needs for tensors are; training
-checkpoints also hold records of PyTorch Lightning and NumPy, in whose place an ``Inert`` is put.
+A pickle may name any function to call. Only those that PyTorch needs for tensors are called;
+training checkpoints also hold records of PyTorch Lightning and NumPy, each of which becomes an
+``Inert``.
 """
 
 from __future__ import annotations
@@ -25,22 +26,22 @@ anything = ContextVar("anything", default=False)  # see ``weights_alone``
 
 
 class Inert:
-    """Stands for what a pickle names and nobody needs: takes any arguments, does nothing."""
+    """A placeholder for what a pickle names and nobody needs: takes any arguments, does nothing."""
 
     def __new__(cls, *args: object, **kwargs: object) -> Inert:
-        """Take what the pickle would have given."""
+        """Take the arguments that the pickle names."""
         return super().__new__(cls)
 
     def __init__(self, *args: object, **kwargs: object) -> None:
-        """Forget it."""
+        """Ignore them."""
 
     def __setstate__(self, state: object) -> None:
-        """Forget it, too."""
+        """Ignore the state, too."""
 
 
 @contextmanager
 def weights_alone() -> Iterator[None]:
-    """Inside, pickles that would run code are read: their tensors are, what they name is not."""
+    """Allow pickles that would run code inside: their tensors are read, what they name is not."""
     token = anything.set(True)
     try:
         yield
@@ -49,7 +50,7 @@ def weights_alone() -> Iterator[None]:
 
 
 def read_pickle(path: Path) -> object:
-    """What a pickle holds; tensors are mapped where it is a zip file, as since PyTorch 1.6.
+    """Read a pickle; tensors are mapped if it is a zip file, as since PyTorch 1.6.
 
     Raises CheckpointError for one that would run code, and errors of all kinds for a damaged one.
     """

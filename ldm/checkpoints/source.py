@@ -1,4 +1,4 @@
-"""Where a model is: the built-in one, a folder on disk, or a repository of the Hugging Face hub."""
+"""The place of a model: built in, a folder or file on disk, or a Hugging Face hub repository."""
 
 from __future__ import annotations
 
@@ -11,20 +11,22 @@ from typing import Any
 from ldm.checkpoints.assets import asset_path
 from ldm.errors import ArgumentError, CheckpointError
 
-PARTS = ("unet/", "vae/", "text_encoder/", "text_encoder_2/", "classifier/")
-WEIGHTS = "diffusion_pytorch_model"  # in no folder: the U-Net of diffusers' first models of pixels
-PATIENCE = 20.0  # seconds until the hub answers
+PART_FOLDERS = ("unet/", "vae/", "text_encoder/", "text_encoder_2/", "classifier/")
+ROOT_WEIGHTS = (
+    "diffusion_pytorch_model"  # beside the folders: the U-Net of diffusers' first models of pixels
+)
+HUB_TIMEOUT = 20.0  # seconds until the hub answers
 SMALL = (".json", ".txt", ".model")  # configs and vocabularies
 
 
 def choose_files(names: Iterable[str], variant: str | None = None) -> list[str]:
-    """What to download of a repository's files: each part's weights once, all small files.
+    """Choose which files of a repository to download: each part's weights once, all small files.
 
     Safetensors before pickles, then the requested variant, then the plain files.
     """
     names = list(names)
     chosen = [name for name in names if name.endswith(SMALL) and name.count("/") <= 1]
-    for part in (*PARTS, WEIGHTS):
+    for part in (*PART_FOLDERS, ROOT_WEIGHTS):
         inside = [name for name in names if re.fullmatch(rf"{part}[^/]+\.(safetensors|bin)", name)]
 
         def rank(name: str) -> tuple[bool, bool, bool]:
@@ -49,9 +51,9 @@ def find_model(
     local_files_only: bool = False,
     variant: str | None = None,
 ) -> Path:
-    """Where ``model`` is: None is the built-in one, else a path, else a hub id ``owner/name``.
+    """Find ``model``: None is the built-in one, else it is a path, else a hub id ``owner/name``.
 
-    A folder, or a single file.
+    Returns a folder or a single file.
     The hub's cache comes before the network. Raises CheckpointError when there is no such model.
     """
     if model is None:
@@ -81,7 +83,7 @@ def _from_hub(
     arguments: dict[str, Any] = {"cache_dir": cache_dir, "revision": revision, "token": token}
     try:
         folder = Path(snapshot_download(repo, local_files_only=True, **arguments))
-        whole = (folder / "unet").is_dir() or any(folder.glob(f"{WEIGHTS}.*"))
+        whole = (folder / "unet").is_dir() or any(folder.glob(f"{ROOT_WEIGHTS}.*"))
         if whole or local:  # else another program has put a part there
             return folder
     except (LocalEntryNotFoundError, FileNotFoundError):
@@ -94,8 +96,8 @@ def _from_hub(
             f"there is no folder {repo}, nor a model {repo} in the hub's cache; {hint}"
         )
     try:
-        # Unlike list_repo_files, this does not try for 24 s where there is no network.
-        model = HfApi(token=token).model_info(repo, revision=revision, timeout=PATIENCE)
+        # Unlike list_repo_files, this does not try for 24 s if there is no network.
+        model = HfApi(token=token).model_info(repo, revision=revision, timeout=HUB_TIMEOUT)
         names = [file.rfilename for file in model.siblings or ()]
         if "model_index.json" not in names:
             shown = ", ".join(names[:5])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -28,7 +27,7 @@ class Checkpoint(NamedTuple):
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of ``read_checkpoint``."""
+    """Return the tensors of ``read_checkpoint``."""
     return read_checkpoint(path).tensors
 
 
@@ -43,14 +42,14 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
     if not isinstance(content, Mapping) or not all(
-        isinstance(key, str) and whole(value) for key, value in content.items()
+        isinstance(key, str) and is_complete(value) for key, value in content.items()
     ):
         raise CheckpointError(f"{path} does not hold a plain mapping of names to tensors")
     return Checkpoint(dict(content), metadata, step if isinstance(step, int) else None)
 
 
 def read_embedding(path: Path) -> tuple[dict[str, Tensor], str | None]:
-    """The vectors (n, D) of a textual inversion by their names, and its word, if the file says it.
+    """Read a textual inversion's vectors (n, D) by their names, and its word if the file has it.
 
     Four forms are known: A1111's .pt, its .safetensors, diffusers', and SDXL's with two entries.
     Raises CheckpointError for anything else.
@@ -64,7 +63,7 @@ def read_embedding(path: Path) -> tuple[dict[str, Tensor], str | None]:
         word = None if word == "emb_params" else word
     vectors: dict[str, Tensor] = {}
     for name, value in content.items() if isinstance(content, Mapping) else ():
-        if not whole(value) or value.ndim not in (1, 2) or not value.numel():
+        if not is_complete(value) or value.ndim not in (1, 2) or not value.numel():
             vectors.clear()
             break
         vectors[str(name)] = value.detach().reshape(-1, value.shape[-1])
@@ -75,8 +74,8 @@ def read_embedding(path: Path) -> tuple[dict[str, Tensor], str | None]:
     return vectors, word if isinstance(word, str) else None
 
 
-def whole(value: object) -> bool:
-    """Whether it is a tensor with all its values in the file.
+def is_complete(value: object) -> bool:
+    """Whether a value is a tensor with all its values in the file.
 
     A few bytes of a pickle can make a sparse or expanded one of any size.
     """
@@ -88,7 +87,7 @@ def whole(value: object) -> bool:
 
 
 def read_content(path: Path) -> tuple[object, dict[str, str]]:
-    """What a file holds, and a .safetensors file's metadata; errors as ``read_checkpoint``'s."""
+    """Read a file, and a .safetensors file's metadata; errors are those of ``read_checkpoint``."""
     try:
         if path.suffix == ".safetensors":
             header = read_header(path)
@@ -106,10 +105,10 @@ def read_content(path: Path) -> tuple[object, dict[str, str]]:
 
 
 def map_tensors(path: Path, header: Header) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file, mapped in windows.
+    """Map the tensors of a .safetensors file in windows.
 
-    A window's memory is given back with the last tensor in it: who takes the tensors out one by
-    one and converts them holds the file but once.
+    A window's memory is freed with the last tensor in it: a caller that takes the tensors out one
+    by one and converts them holds the file only once.
     """
     windows: list[list[str]] = [[]]
     filled = 0
@@ -127,9 +126,9 @@ def map_tensors(path: Path, header: Header) -> dict[str, Tensor]:
 
 
 def to_save(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
-    """The tensors on the CPU, in ``dtype``; None keeps each one's.
+    """Copy tensors to the CPU in ``dtype``; None keeps each one's.
 
-    Raises CheckpointError for values that are not finite, as float16 makes of large ones.
+    Raises CheckpointError for values that are not finite, as large ones are in float16.
     """
     saved = {}
     for key, value in tensors.items():
@@ -150,12 +149,12 @@ def write_tensors(
     partial = path.with_name(f".{path.name}.partial")
     try:
         partial.touch()
-        mode = partial.stat().st_mode  # as the user's umask has it; the library has its own
+        mode = partial.stat().st_mode  # by the user's umask; the library uses its own
         # transformers looks for the format before it accepts a file.
         metadata = {"format": "pt", **(metadata or {})}
         save_file({key: value.contiguous() for key, value in tensors.items()}, partial, metadata)
         partial.chmod(mode)
-        os.replace(partial, path)
+        partial.replace(path)
     except SafetensorError as error:
         raise OSError(f"cannot write {path} ({error})") from None
     finally:

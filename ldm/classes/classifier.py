@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from ldm.config import ClassifierConfig
 from ldm.errors import ArgumentError
-from ldm.layers import Attention, TimestepEmbedding, timestep_embedding
-from ldm.unet import MidBlock, way_down
+from ldm.layers import MultiHeadAttention, TimestepEmbedding, timestep_embedding
+from ldm.unet import UNetMidBlock, way_down
 
 
-class AttentionPool(Attention):
-    """The mean of the pixels looks at all of them and at itself: (B,C,S,S) → (B,out_dim).
+class AttentionPool(MultiHeadAttention):
+    """Attention of the pixels' mean to all of them and to itself: (B,C,S,S) → (B,out_dim).
 
     Source: Radford et al. 2021, section 2.4.
     """
@@ -29,7 +29,7 @@ class AttentionPool(Attention):
     def forward(self, x: Tensor) -> Tensor:
         pixels = rearrange(x, "b c h w -> b (h w) c")
         tokens = torch.cat([pixels.mean(dim=1, keepdim=True), pixels], dim=1) + self.positions
-        return super().forward(tokens[:, :1], tokens).squeeze(1)
+        return self.attend_to(tokens[:, :1], tokens).squeeze(1)
 
 
 class Classifier(nn.Module):
@@ -45,7 +45,7 @@ class Classifier(nn.Module):
         self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
         self.time_embedding = TimestepEmbedding(widths[0], 4 * widths[0])
         self.down_blocks, _ = way_down(config)
-        self.mid_block = MidBlock(config)
+        self.mid_block = UNetMidBlock(config)
         self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, widths[-1], config.norm_eps)
         self.pool = AttentionPool(
             widths[-1], config.pooled_size, config.heads[-1], config.num_classes

@@ -28,7 +28,8 @@ from ldm.scheduler import Level
 class ClassifierGuidance(Modifier):
     """Add s ∇ log p(y | x) of a classifier that was trained on noisy pictures.
 
-    labels: the class of each picture; None for a picture that is not guided.
+    Attributes:
+        labels: the class of each picture; None for a picture that is not guided.
     """
 
     classifier: Classifier

@@ -1,7 +1,8 @@
 """The classes of a model that reads no text: what its prompts mean.
 
-A prompt is a class's name or number, and "" is no class. In training, a model that is to be guided
-is also told "no class", by a number of its own: the last one (Ho & Salimans 2022, section 3.2).
+A prompt is a class's name or number, and "" is no class. A model that is to be guided is also
+trained without a class, which has a label of its own: the last one (Ho & Salimans 2022, section
+3.2).
 """
 
 from __future__ import annotations
@@ -20,17 +21,17 @@ NEAR, SHOWN = 4, 12  # names that an error offers, for a wrong one and for none
 
 @dataclass(frozen=True)
 class Classes:
-    """Which classes there are, and how a U-Net is told of them.
+    """The classes of a model, and how its U-Net is conditioned on them.
 
-    count: of classes; 0: pictures are drawn of nothing in particular.
+    count: of classes; 0 for a model that is unconditional.
     names: number → its names, separated by commas, as ``id2label`` of diffusers' DiTPipeline.
-    told: whether the U-Net is told the class; else only a classifier knows them.
-    no_class: what it is told where there is none; None: it cannot be told that.
+    in_unet: whether the U-Net reads the class; else only a classifier knows the classes.
+    no_class: the U-Net's label for "no class"; None if it has none.
     """
 
     count: int
     names: Mapping[int, str]
-    told: bool
+    in_unet: bool
     no_class: int | None = None
 
     @classmethod
@@ -40,7 +41,7 @@ class Classes:
         classifier: ClassifierConfig | None,
         id2label: Mapping[str, str] | None,
     ) -> Classes:
-        """Those of a U-Net without text, or of the classifier beside one that is told no class.
+        """Find the classes of a U-Net without text, or of the classifier beside it.
 
         Raises CheckpointError for an ``id2label`` that does not fit the U-Net or the classifier.
         """
@@ -72,13 +73,13 @@ class Classes:
             )
         if classified not in (None, count):
             raise CheckpointError(f"the classifier knows {classified} classes, the model {count}")
-        told = embedded is not None
-        return cls(count, names, told, count if told and embedded > count else None)
+        no_class = count if embedded is not None and embedded > count else None
+        return cls(count, names, embedded is not None, no_class)
 
     def read(self, text: str, argument: str = "prompt") -> int | None:
-        """The number of a class's name or number, in any case; None for "", no class.
+        """Find the number of a class by its name or number, in any case; None for "", no class.
 
-        Raises ArgumentError, with the nearest names, for what is none, or the name of several.
+        Raises ArgumentError, with the nearest names, for an unknown or an ambiguous name.
         """
         wanted = text.strip()
         if not wanted:
@@ -105,7 +106,7 @@ class Classes:
 
     @property
     def spoken(self) -> list[tuple[int, str]]:
-        """(number, name): each name alone, and all of a class as they are written."""
+        """(number, name) of each way to name a class: each name alone, and all together."""
         return [
             (number, name.strip())
             for number, names in self.names.items()
@@ -113,7 +114,7 @@ class Classes:
         ]
 
     def hint(self, wanted: str = "") -> str:
-        """What to give instead."""
+        """Return what to give instead, in words."""
         plain = {name.casefold(): name for _, name in self.spoken}
         if near := did_you_mean(wanted.casefold(), plain, NEAR):
             return near
@@ -130,33 +131,32 @@ class Classes:
         guided: bool,
         device: torch.device,
     ) -> list[Prompted]:
-        """What the U-Net is told of each prompt, and of each negative one where it is ``guided``.
+        """Return the U-Net's conditioning for each prompt and, if ``guided``, each negative one.
 
-        Raises ArgumentError for an unknown class, and where "no class" is needed, but not known.
+        Raises ArgumentError for an unknown class, and if "no class" is needed, but not known.
         """
         prompted = []
         for prompt, negative in zip(prompts, negatives, strict=True):
             wanted, unwanted = self.read(prompt), self.read(negative, "negative_prompt")
-            if self.told and wanted is None and self.no_class is None:
+            if self.in_unet and wanted is None and self.no_class is None:
                 raise ArgumentError(
                     f"prompt is empty, but this model draws one of its classes: {self.hint()}"
                 )
-            if guided and self.no_class is None and (unwanted is None or not self.told):
+            if guided and self.no_class is None and (unwanted is None or not self.in_unet):
+                other_way = ", or give a class as negative_prompt" if self.in_unet else ""
                 raise ArgumentError(
                     "guidance_scale is above 1, but this model has not learned to draw without a "
-                    "class, which guidance compares with; set it to 1"
-                    + ", or give a class as negative_prompt"
-                    * self.told
+                    f"class, which guidance compares with; set it to 1{other_way}"
                 )
             script = Script(((1, self.conditioning(wanted, device)),))
-            # Without guidance it is not asked, whatever it is.
+            # Without guidance the U-Net is not called with it.
             other = Script(((1, self.conditioning(unwanted if guided else wanted, device)),))
             prompted.append(Prompted((script,), other))
         return prompted
 
     def conditioning(self, number: int | None, device: torch.device) -> Conditioning:
-        """What the U-Net is told of one class."""
-        if not self.told:
+        """Return the U-Net's conditioning for one class."""
+        if not self.in_unet:
             return Conditioning()
         number = self.no_class if number is None else number
         return Conditioning(class_labels=torch.tensor(number, device=device))

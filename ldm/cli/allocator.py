@@ -1,7 +1,7 @@
-"""Have the C library keep the memory that tensors are done with, for the next ones.
+"""The C library's memory: freed tensors' blocks are kept for the next ones.
 
-glibc gives large blocks back to the system at once and asks for them anew, which hands out pages
-of zeros one by one: in float32 that takes longer than an activation function itself.
+glibc returns large blocks to the system at once and requests them again, page by page, all zeroed:
+in float32 that takes longer than an activation function itself.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ import sys
 
 OPT_OUT = "LDM_MALLOC"  # the environment variable; "system" leaves the C library as it is
 # The numbers of mallopt(3) and bytes.
-MMAP_THRESHOLD = (-3, 1 << 30)  # blocks from which memory is asked for apart
+MMAP_THRESHOLD = (-3, 1 << 30)  # size from which a block is mapped separately
 TRIM_THRESHOLD = (-1, 512 << 20)  # free bytes at the end of the heap before it shrinks
 TOP_PAD = (-2, 64 << 20)  # bytes by which it grows at least
 
 
 def keep_memory() -> None:
-    """Set glibc's thresholds for this process; elsewhere, or where told not to, do nothing.
+    """Set glibc's thresholds for this process; do nothing elsewhere or if the user opted out.
 
     Thresholds that the user set by glibc's own variables stay.
     """
-    told = os.environ.get(OPT_OUT) == "system" or any(
+    opted_out = os.environ.get(OPT_OUT) == "system" or any(
         name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ
     )
-    if told or not sys.platform.startswith("linux"):
+    if opted_out or not sys.platform.startswith("linux"):
         return
     with contextlib.suppress(OSError, AttributeError):  # another C library
         library = ctypes.CDLL(None)

@@ -1,4 +1,4 @@
-"""What the commands share: errors and warnings become one line each, errors an exit code too."""
+"""Code that the commands share: errors and warnings become one line each, errors an exit code."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import NoReturn
 
 from ldm.cli.allocator import keep_memory
@@ -17,26 +18,26 @@ from ldm.errors import ArgumentError, LDMError
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 EXIT_CODES = "exit codes: 0 done, 1 failed, 2 wrong arguments, 130 stopped by Ctrl-C"
-LONGEST = 1000  # characters of a line; what is longer quotes a whole book
+LONGEST = 1000  # characters of a line; longer ones quote the user's input at length
 
 
 class Parser(argparse.ArgumentParser):
-    """Tells what is wrong with the arguments on one line, without repeating all of them."""
+    """A parser that reports wrong arguments on one line, without the usage of all of them."""
 
     def error(self, message: str) -> NoReturn:
-        """Leave with the exit code of wrong usage."""
+        """Exit with the code of wrong usage."""
         sys.exit(fail(f"{message}; {self.prog} --help explains the arguments", USAGE))
 
 
 class Checker(Parser):
-    """Raises ArgumentError instead of leaving: also for values that stand elsewhere."""
+    """A parser that raises ArgumentError instead of exiting: its values also come from files."""
 
     def error(self, message: str) -> NoReturn:
-        """Raise what is wrong."""
+        """Raise ArgumentError."""
         raise ArgumentError(message)
 
     def leave(self, message: str) -> NoReturn:
-        """Leave with the exit code of wrong usage."""
+        """Exit with the code of wrong usage."""
         super().error(message)
 
 
@@ -49,18 +50,18 @@ def check_counts(arguments: argparse.Namespace, *names: str) -> None:
 
 
 def run(action: Callable[[], None], debug: bool, quiet: bool = False) -> int:
-    """Do a command's work. Returns 0, or the exit code of what went wrong, told on stderr."""
+    """Do a command's work. Returns 0, or an exit code after an error message on stderr."""
     keep_memory()
-    if sys.stderr is None:  # closed by the caller: print() would take stdout in its place
-        sys.stderr = open(os.devnull, "w")
+    if sys.stderr is None:  # closed by the caller: print() would use stdout instead
+        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115  # open until the process ends
     try:
         with warnings.catch_warnings():
             if quiet:
                 warnings.simplefilter("ignore")
-            warnings.showwarning = lambda message, *_, **__: tell(f"warning: {message}")
+            warnings.showwarning = lambda message, *_, **__: notify(f"warning: {message}")
             action()
     except KeyboardInterrupt:
-        tell("stopped")
+        notify("stopped")
         return INTERRUPTED
     except Exception as error:
         if debug:
@@ -70,13 +71,13 @@ def run(action: Callable[[], None], debug: bool, quiet: bool = False) -> int:
 
 
 def describe_error(error: Exception) -> tuple[str, int]:
-    """What to tell the user about an error, and the exit code."""
+    """Return the message for an error, and the exit code."""
     if isinstance(error, ArgumentError):
         return str(error), USAGE
     if isinstance(error, LDMError | OSError):
         return str(error), FAILED
     reason = f"{type(error).__name__}: {error}".splitlines()[0]
-    # PyTorch's two errors, told by their words so that PyTorch need not be imported here.
+    # PyTorch's two errors, recognised by their text so that PyTorch need not be imported here.
     if isinstance(error, MemoryError) or "t allocate memory" in reason or "OutOfMemory" in reason:
         return f"not enough memory ({reason}); try a smaller size, or fewer at once", FAILED
     return f"{reason} (unexpected: --debug shows where)", FAILED
@@ -84,9 +85,9 @@ def describe_error(error: Exception) -> tuple[str, int]:
 
 @contextlib.contextmanager
 def importing_torch() -> Iterator[None]:
-    """Keep the garbage collector from looking through modules, which are there to stay.
+    """Keep the garbage collector from searching modules, which live as long as the process.
 
-    It would do so while they are imported and once more as Python ends: 0.6 s of a run of 2.4 s.
+    It would do so during their import and again when Python ends: 0.6 s of a run of 2.4 s.
     """
     if "torch" in sys.modules:
         yield
@@ -99,32 +100,32 @@ def importing_torch() -> Iterator[None]:
         gc.enable()
 
 
-def number(value: float) -> str:
-    """Exactly, but 7 rather than 7.0."""
+def number_text(value: float) -> str:
+    """Write a number exactly, 7.0 as 7."""
     return repr(float(value)).removesuffix(".0")
 
 
 def put(text: bytes) -> None:
-    """Write on stdout at once, if it is there. Raises LDMError where that cannot be done."""
+    """Write to stdout at once, if it is open. Raises LDMError if that fails."""
     if sys.stdout is None:  # closed by the caller
         return
     try:
         sys.stdout.buffer.write(text)
         sys.stdout.buffer.flush()
     except OSError as error:
-        # Python tries again when it ends; that must not fail once more.
+        # Python flushes again when it ends, which must not fail once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise LDMError(f"standard output cannot be written ({error.strerror})") from None
 
 
 def fail(message: str, code: int) -> int:
-    """Tell an error and return its exit code."""
-    tell(f"error: {message}")
+    """Print an error message and return its exit code."""
+    notify(f"error: {message}")
     return code
 
 
-def tell(message: str) -> None:
-    """Print one line on stderr, if anybody listens."""
+def notify(message: str) -> None:
+    """Print a message as one line on stderr, if that is open."""
     line = " ".join(message.splitlines())
     with contextlib.suppress(OSError):
         print(line if len(line) <= LONGEST else f"{line[:LONGEST]}…", file=sys.stderr, flush=True)

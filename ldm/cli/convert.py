@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ldm import __version__
-from ldm.cli.common import EXIT_CODES, Parser, importing_torch, run, tell
+from ldm.cli.common import EXIT_CODES, Parser, importing_torch, notify, run
 from ldm.cli.loras import lora_option
 from ldm.cli.options import add_model_options, model_arguments
 from ldm.errors import LDMError
@@ -20,7 +20,7 @@ FILE = ".safetensors"
 
 
 def parser() -> Parser:
-    """The command's arguments."""
+    """Build the parser of the command's arguments."""
     parser = Parser(
         prog="ldm-convert",
         description="Write a model as a diffusers folder, or as a single file under the original "
@@ -44,11 +44,11 @@ def parser() -> Parser:
 
 
 def convert(arguments: argparse.Namespace) -> None:
-    """Load, merge, write beside the output, then give it its name."""
+    """Load, merge, write beside the output, then rename."""
     output: Path = arguments.output
     if os.path.lexists(output) and not arguments.force:
         raise LDMError(f"{output} already exists; choose another OUTPUT, or add --force")
-    if output.is_dir() and os.listdir(output) and not (output / "model_index.json").is_file():
+    if output.is_dir() and any(output.iterdir()) and not (output / "model_index.json").is_file():
         raise LDMError(f"{output} is a folder, but of no model; it is not overwritten")
     if not output.absolute().parent.is_dir():
         raise LDMError(f"{output.parent} is not a folder; create it, or choose another OUTPUT")
@@ -56,7 +56,7 @@ def convert(arguments: argparse.Namespace) -> None:
 
     with importing_torch():
         from ldm.checkpoints.pickles import weights_alone
-        from ldm.loading.devices import DTYPES
+        from ldm.loading.devices import DTYPE_BY_NAME
         from ldm.pipeline import Pipeline
 
     with weights_alone():
@@ -67,22 +67,22 @@ def convert(arguments: argparse.Namespace) -> None:
             **model_arguments(arguments),
         )
     for path, scale in loras:
-        tell(pipe.load_lora_weights(path, scale=scale).summary)
+        notify(pipe.load_lora_weights(path, scale=scale).summary)
     partial, old = (
         output.with_name(f".ldm-{secrets.token_hex(8)}.{end}") for end in ("part", "old")
     )
     try:
-        dtype = DTYPES.get(arguments.dtype)  # None keeps what MODEL has
+        dtype = DTYPE_BY_NAME.get(arguments.dtype)  # None keeps what MODEL has
         if output.suffix == FILE:
             pipe.save_single_file(partial, dtype)
         else:
             pipe.save_pretrained(partial, dtype)
         if os.path.lexists(output):
-            os.replace(output, old)
-        os.replace(partial, output)
+            output.replace(old)
+        partial.replace(output)
     finally:
-        if os.path.lexists(old) and not os.path.lexists(output):  # it could not be put in its place
-            os.replace(old, output)
+        if os.path.lexists(old) and not os.path.lexists(output):  # the last rename failed
+            old.replace(output)
         for path in (partial, old):
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)

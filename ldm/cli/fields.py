@@ -14,7 +14,7 @@ from ldm.request import SAME, LargeRequest, about
 
 
 def filled(text: str) -> str:
-    """Read an argument that must not be empty, as a variable that is not set makes it."""
+    """Read an argument that must not be empty, as an unset shell variable makes it."""
     if not text:
         raise argparse.ArgumentTypeError("it is empty; give a value, or leave the option out")
     return text
@@ -38,7 +38,8 @@ def interval(text: str) -> tuple[float, ...]:
 
 
 SWITCH, FILE = "bool", "Picture | Sequence[Picture]"
-READERS: dict[str, Callable[[str], Any]] = {  # a field's type, without None → the option's
+# A field's type, without None → how to read the option.
+READERS: dict[str, Callable[[str], Any]] = {
     "int": int,
     "float": float,
     "str": str,
@@ -47,7 +48,7 @@ READERS: dict[str, Callable[[str], Any]] = {  # a field's type, without None →
     "tuple[int, int, int, int]": margins,
     FILE: filled,
 }
-GROUPS = {  # of a field → heading of the help
+GROUPS = {  # a field's group → heading in the help
     "text": "text",
     "image": "starting from an image",
     "size": "size",
@@ -73,7 +74,7 @@ def option_name(field: Field[Any]) -> str:
 
 
 def default_of(field: Field[Any]) -> Any:
-    """Return the option's default, which is the request's where no other is said."""
+    """Return the option's default, which is the request's unless it has its own."""
     default = about(field).command_default
     return field.default if default is SAME else default
 
@@ -83,7 +84,7 @@ DEFAULTS = {name: default_of(field) for name, field in FIELDS.items()}
 SWITCHES = frozenset(name for name, field in FIELDS.items() if kind(field) == SWITCH)
 FILES = tuple(name for name, field in FIELDS.items() if kind(field) == FILE)
 LISTS = frozenset(name for name, field in FIELDS.items() if kind(field).startswith("tuple"))
-# Names that are understood, too → the option's.
+# Other accepted names → the option's.
 ALIASES = {
     alias: name
     for name, field in FIELDS.items()
@@ -94,7 +95,7 @@ NEGATED = frozenset(name for name in ALIASES if name.startswith("no_"))
 
 
 def recorded(when: str) -> frozenset[str]:
-    """Return the options that are recorded so in a picture's settings; see ``Argument``."""
+    """Return the options that a picture's settings record like this; see ``Argument``."""
     return frozenset(name for name, field in FIELDS.items() if about(field).recorded == when)
 
 
@@ -104,7 +105,7 @@ def add_fields(groups: Mapping[str, argparse._ArgumentGroup]) -> None:
         names, default = about(field), default_of(field)
         text = names.help.format(default=field.default if default is None else default)
         add = groups[names.group].add_argument
-        if name == "prompt":  # several, which stand between options, too
+        if name == "prompt":  # several, also between options
             add(name, nargs="*", help=text)
         elif kind(field) == SWITCH:
             action = "store_false" if field.default is True else "store_true"
@@ -115,9 +116,9 @@ def add_fields(groups: Mapping[str, argparse._ArgumentGroup]) -> None:
 
 
 def request_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the request's fields that options say; None leaves the request's own default.
+    """Return the request's fields that options set; None leaves the request's own default.
 
-    Without the texts, the number of pictures of each and what opens files.
+    The texts, the number of pictures of each and the files are not among them.
     """
     others = recorded("never") | recorded("another") | {"outpaint"}
     given = {name: getattr(arguments, name) for name in FIELDS if name not in others}

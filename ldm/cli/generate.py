@@ -9,24 +9,24 @@ from collections.abc import Sequence
 from ldm.cli import observe
 from ldm.cli.common import FAILED, fail, importing_torch, run
 from ldm.cli.guidance_options import given_pictures, read_given
-from ldm.cli.jobs import my_share, plan_jobs, processes
-from ldm.cli.options import check
+from ldm.cli.jobs import my_share, plan_jobs, rank_and_world_size
+from ldm.cli.options import check_arguments
 from ldm.cli.plots import read_plot
 from ldm.cli.replay import parse, with_file
 from ldm.cli.session import Session, Work, load_model
 
 
 def generate(arguments: argparse.Namespace) -> None:
-    """Check what can be checked, load the model, draw in batches, save each picture when done."""
+    """Check the arguments, load the model, draw in batches, save each picture when it is done."""
     read_given.cache_clear()
-    observe.check(arguments)
+    observe.check_single_pictures(arguments)
     work = plan_work(arguments)
     session = Session(arguments, work)
-    if processes()[0] == 0:
+    if rank_and_world_size()[0] == 0:
         for complaint in work.bad:
             fail(complaint, FAILED)
     if not arguments.prompts:
-        given_pictures(arguments)  # before PyTorch: a wrong file is an error at once
+        given_pictures(arguments)  # before PyTorch is imported: a wrong file is an error at once
     if work.jobs and not work.batches:
         session.inform("nothing is left to draw")
         return
@@ -36,11 +36,11 @@ def generate(arguments: argparse.Namespace) -> None:
 
 
 def plan_work(arguments: argparse.Namespace) -> Work:
-    """Return what to draw, in the order of drawing, without what other processes draw."""
+    """Plan what to draw, in the order of drawing, without the share of other processes."""
     if plot := read_plot(arguments):  # which checks its cells
         jobs = [job for cell in plot.cells for job in plan_jobs(cell)[0]]
         return Work(jobs, [[job] for job in jobs], [], plot)
-    check(arguments)
+    check_arguments(arguments)
     jobs, bad = plan_jobs(arguments)
     return Work(jobs, my_share(jobs, arguments), bad)
 

@@ -1,4 +1,4 @@
-"""How ``ldm-generate`` lays out many pictures on one: ``--grid``, ``--x`` and ``--y``."""
+"""The layout of many pictures on one in ``ldm-generate``: ``--grid``, ``--x`` and ``--y``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def grid_columns(arguments: argparse.Namespace, count: int) -> int:
-    """A row for each prompt where there are several pictures of each; else about a square."""
+    """Count columns: a row for each prompt with several pictures, else about a square."""
     rows_of_prompts = len(arguments.prompt) > 1 and arguments.num_images > 1
     return arguments.num_images if rows_of_prompts else math.ceil(math.sqrt(count))
 
@@ -22,7 +22,7 @@ def grid_columns(arguments: argparse.Namespace, count: int) -> int:
 def lay_out(
     pictures: list[Image], jobs: list[Job], arguments: argparse.Namespace, plot: Plot | None
 ) -> tuple[Image, int]:
-    """All pictures on one, with words to them; and how many stand side by side."""
+    """Lay out all pictures on one with labels; also return the number of columns."""
     from ldm.images import image_grid
     from ldm.images.sheets import sheet
 

@@ -1,4 +1,4 @@
-"""What options of ``ldm-generate`` mean together: images and masks, the canvas, two passes."""
+"""Combined options of ``ldm-generate``: images and masks, the canvas, two passes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FAST = {"guidance_interval": (0.28, 5.42), "deep_cache": 3, "int8": None}
 
 
 class Fast(argparse.Action):
-    """Sets the options that trade likeness to the exact picture for time."""
+    """An option that sets those that trade fidelity to the exact picture for time."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings | {"dest": argparse.SUPPRESS})
@@ -50,7 +50,7 @@ def masked(arguments: argparse.Namespace) -> bool:
 
 
 def given_pictures(arguments: argparse.Namespace) -> tuple[Image | None, Image | None]:
-    """The image to start from and the mask of what is drawn anew: as given, or of a wider canvas.
+    """Load the image to start from and the mask of what is drawn anew, widened by ``--outpaint``.
 
     Raises ImageError for a file that cannot be read, ArgumentError for wrong margins.
     """
@@ -61,18 +61,18 @@ def given_pictures(arguments: argparse.Namespace) -> tuple[Image | None, Image |
 def read_given(
     image: str | None, mask: str | None, outpaint: tuple[int, ...] | None
 ) -> tuple[Image | None, Image | None]:
-    """As ``given_pictures``. Clear the cache before a run: files may have changed."""
+    """Load as ``given_pictures``. Clear the cache before a run: files may have changed."""
     from ldm.images import load_image
-    from ldm.techniques.outpainting import widen
+    from ldm.techniques.outpainting import extend_canvas
 
     picture = None if image is None else load_image(image)
     if picture is not None and outpaint is not None:
-        return widen(picture, *outpaint)
+        return extend_canvas(picture, *outpaint)
     return picture, None if mask is None else load_image(mask)
 
 
 def pass_strength(arguments: argparse.Namespace) -> float | None:
-    """Return the strength of the pass that draws over a picture; None where there is none."""
+    """Return the strength of the pass that draws over a picture; None without one."""
     if arguments.hires_scale is None:
         return None if arguments.image is None else arguments.strength
     given = arguments.hires_strength

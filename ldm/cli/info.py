@@ -17,7 +17,7 @@ BLOCK = 1 << 20
 
 
 def parser() -> Parser:
-    """The command's arguments."""
+    """Build the parser of the command's arguments."""
     parser = Parser(
         prog="ldm-info",
         description="Say what a model file or folder is: family, parts, number format, prediction "
@@ -47,7 +47,7 @@ def info(arguments: argparse.Namespace) -> None:
 
 
 def sha256(path: Path) -> str:
-    """The hash by which model sites know a file; its first ten digits are A1111's model hash."""
+    """Compute the hash that model sites list; its first ten digits are A1111's model hash."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(BLOCK):

@@ -1,4 +1,4 @@
-"""What ``ldm-generate`` is to draw: one job for each picture."""
+"""The work of ``ldm-generate``: one job for each picture."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ldm.cli.common import number as number_text
+from ldm.cli.common import number_text
 from ldm.cli.guidance_options import given_pictures
 from ldm.cli.loras import LoraUse, find_lora, lora_option, split_tags
 from ldm.cli.observe import beside
 from ldm.cli.options import MAX_PICTURES
-from ldm.cli.prompts_file import Line, read_prompts
+from ldm.cli.prompts_file import Line, read_lines
 from ldm.errors import ArgumentError, ImageError, LDMError
 
-NAME_BYTES = 100  # of the prompt in a file's name; file systems allow 255 in all
-OWN = {"prompt", "seed", "num_images", "output"}  # what may differ within a batch
+NAME_BYTES = 100  # of the prompt in a file's name; file systems allow 255 for all of it
+OWN = {"prompt", "seed", "num_images", "output"}  # arguments that may differ within a batch
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,9 @@ class Job:
     prompt: str  # as it was typed, and a tag for every --lora
     seed: int
     path: Path
-    text: str  # without the LoRAs that it names
+    text: str  # the prompt without the LoRAs that it names
     loras: tuple[LoraUse, ...]
-    line: Line  # where its arguments stand
+    line: Line  # with its arguments
     variation_seed: int | None = None
 
     def follows(self, other: Job) -> bool:
@@ -45,11 +45,11 @@ class Job:
 
 
 def plan_jobs(arguments: argparse.Namespace) -> tuple[list[Job], list[str]]:
-    """The pictures in the order of drawing, and what is wrong with lines of ``--prompts``.
+    """Plan the pictures in the order of drawing; also return the errors in lines of ``--prompts``.
 
-    Seeds count up over all pictures, but for lines with a seed of their own.
-    Raises ImageError for a file that could not be written or is there already, LDMError for a
-    file of prompts that cannot be read or has no good line.
+    Seeds count up over all pictures, except for lines with a seed of their own.
+    Raises ImageError for a file that could not be written or exists already, LDMError for a file
+    of prompts that cannot be read or has no good line.
     """
     from ldm.images import check_output
 
@@ -57,9 +57,9 @@ def plan_jobs(arguments: argparse.Namespace) -> tuple[list[Job], list[str]]:
         check_output(arguments.output, overwrite=True)
     first = secrets.randbelow(2**32) if arguments.seed == -1 else arguments.seed
     if arguments.prompts is not None:
-        return plan_lines(list(read_prompts(arguments.prompts, arguments)), first, arguments)
+        return plan_lines(list(read_lines(arguments.prompts, arguments)), first, arguments)
     numbered = len(arguments.prompt) * arguments.num_images > 1 and not arguments.grid
-    jobs = plan(Line(0, arguments), first, 0, 1 if numbered else None)
+    jobs = plan_line(Line(0, arguments), first, 0, 1 if numbered else None)
     check_files(jobs[:1] if arguments.grid else jobs, {})
     return jobs, []
 
@@ -67,7 +67,7 @@ def plan_jobs(arguments: argparse.Namespace) -> tuple[list[Job], list[str]]:
 def plan_lines(
     lines: list[Line], first: int, arguments: argparse.Namespace
 ) -> tuple[list[Job], list[str]]:
-    """As ``plan_jobs``. A bad line has a seed, too: put right, it changes no other picture."""
+    """Plan as ``plan_jobs``. A bad line has a seed, too: correcting it changes no other picture."""
     path = arguments.prompts
     if sum(line.arguments.num_images for line in lines) > MAX_PICTURES:
         raise ArgumentError(f"{path} asks for more than {MAX_PICTURES} pictures; split it")
@@ -88,7 +88,7 @@ def plan_lines(
             if line.error is not None:
                 raise line.error
             given_pictures(own)  # a wrong file is an error before PyTorch is imported
-            mine = plan(line, seed, before, number)
+            mine = plan_line(line, seed, before, number)
             check_files(mine, taken)
         except LDMError as error:
             bad.append(f"{path}:{line.number}: {error}")
@@ -101,8 +101,8 @@ def plan_lines(
     return jobs, bad
 
 
-def plan(line: Line, first: int, before: int, number: int | None) -> list[Job]:
-    """The pictures of a line; seeds count up, and so do the numbers in their files' names.
+def plan_line(line: Line, first: int, before: int, number: int | None) -> list[Job]:
+    """Plan the pictures of a line; seeds count up, and so do the numbers in their files' names.
 
     first: the seed; before: how many pictures have counted it up. Raises ImageError for a folder
     that cannot be made.
@@ -127,7 +127,7 @@ def plan(line: Line, first: int, before: int, number: int | None) -> list[Job]:
 
 
 def check_files(jobs: list[Job], taken: dict[Path, int]) -> None:
-    """Raise ImageError for a file that could not be written, is there, or is another line's."""
+    """Raise ImageError for a file that could not be written, exists, or is another line's."""
     from ldm.images import check_output
 
     for job in jobs:
@@ -135,14 +135,14 @@ def check_files(jobs: list[Job], taken: dict[Path, int]) -> None:
             raise ImageError(
                 f"{job.path} is what line {taken[job.path]} is saved as; give this line an output"
             )
-        if processes()[1] == 1:  # else the next process may have drawn it already
+        if rank_and_world_size()[1] == 1:  # otherwise another process may have drawn it already
             check_new(job)
         for path in files(job):
             check_output(path, overwrite=True, animated=path != job.path)
 
 
-def batches(jobs: list[Job], size: int) -> Iterator[list[Job]]:
-    """Up to ``size`` jobs in a row that one run can draw."""
+def group_jobs(jobs: list[Job], size: int) -> Iterator[list[Job]]:
+    """Yield batches of up to ``size`` successive jobs that one run can draw."""
     batch: list[Job] = []
     for job in jobs:
         if batch and (len(batch) == size or not job.follows(batch[-1])):
@@ -154,7 +154,7 @@ def batches(jobs: list[Job], size: int) -> Iterator[list[Job]]:
 
 
 def check_new(job: Job) -> None:
-    """Raise ImageError for a file that is there and is not to be overwritten or skipped."""
+    """Raise ImageError for a file that exists and may neither be overwritten nor skipped."""
     own = job.line.arguments
     for path in () if own.force or own.skip_existing else files(job):
         if os.path.lexists(path):
@@ -162,27 +162,27 @@ def check_new(job: Job) -> None:
 
 
 def files(job: Job) -> list[Path]:
-    """The picture's, and what stands beside it."""
+    """Return the paths of a job's picture and of the files beside it."""
     return [job.path, *beside(job.path, job.line.arguments).values()]
 
 
-def processes() -> tuple[int, int]:
-    """(the number of this process, how many there are), as ``accelerate launch`` tells them."""
+def rank_and_world_size() -> tuple[int, int]:
+    """Return this process's rank and how many there are, as ``accelerate launch`` sets them."""
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
 def my_share(jobs: list[Job], arguments: argparse.Namespace) -> list[list[Job]]:
-    """The batches that this process draws, of those of ``accelerate launch``.
+    """Return the batches that this process draws, of those of ``accelerate launch``.
 
-    Whole batches, so that each picture has the very bits that one process would give it; and with
+    They are whole batches, so that each picture is bit-identical to that of one process; with
     --skip-existing only those in which a file is missing.
     """
-    rank, world = processes()
+    rank, world = rank_and_world_size()
     if world > 1 and arguments.seed == -1:
         raise ArgumentError("several processes need one --seed to count from; give it")
     if world > 1 and arguments.grid:
         raise ArgumentError("--grid needs all pictures in one process; leave it out")
-    mine = list(batches(jobs, arguments.batch_size))[rank::world]
+    mine = list(group_jobs(jobs, arguments.batch_size))[rank::world]
     if not arguments.skip_existing:
         for job in (job for batch in mine for job in batch if world > 1):
             check_new(job)
@@ -191,12 +191,13 @@ def my_share(jobs: list[Job], arguments: argparse.Namespace) -> list[list[Job]]:
 
 
 def is_folder(output: str) -> bool:
-    """Whether ``--output`` says where the files shall be, and not how one is called."""
-    return output.endswith(("/", os.sep)) or os.path.isdir(output)
+    """Whether ``--output`` is a folder for the files, not the name of one."""
+    # Unlike this, Path.is_dir raises OSError for a name that is too long.
+    return output.endswith(("/", os.sep)) or os.path.isdir(output)  # noqa: PTH112
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder where there is none."""
+    """Make a folder unless it exists."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -206,9 +207,9 @@ def make_folder(path: Path) -> None:
 
 
 def file_name(output: str | None, prompt: str, seed: int | str, number: int | None) -> Path:
-    """``--output``, with a number where there are several; else one of the prompt and the seed.
+    """Return ``--output``, numbered if there are several; else a name of the prompt and the seed.
 
-    The latter also in a folder that ``--output`` names.
+    The latter is also used in a folder that ``--output`` names.
     """
     if output is not None and not is_folder(output):
         path = Path(output)

@@ -15,15 +15,15 @@ LoraUse = tuple[Path, float]  # file, scale
 
 
 def lora_option(text: str) -> LoraUse:
-    """``FILE`` or ``FILE:SCALE``. Raises ArgumentError for a scale that is no number."""
+    """Read ``FILE`` or ``FILE:SCALE``. Raises ArgumentError for a scale that is no number."""
     file, colon, scale = text.rpartition(":")
     if not colon or "/" in scale or "\\" in scale or Path(text).is_file():
         return Path(text), 1.0
-    return Path(file), number(scale, text)
+    return Path(file), read_scale(scale, text)
 
 
-def number(text: str, where: str) -> float:
-    """A scale. Raises ArgumentError for anything else."""
+def read_scale(text: str, where: str) -> float:
+    """Read a scale. Raises ArgumentError for anything else."""
     try:
         value = float(text)
     except ValueError:
@@ -34,16 +34,16 @@ def number(text: str, where: str) -> float:
 
 
 def split_tags(prompt: str) -> tuple[str, list[tuple[str, float]]]:
-    """The prompt without its ``<lora:name:scale>``, and those; a missing scale is 1."""
+    """Split a prompt into its text and its ``<lora:name:scale>``; a missing scale is 1."""
     found = [
-        (match[1].strip(), 1.0 if match[2] is None else number(match[2], match[0]))
+        (match[1].strip(), 1.0 if match[2] is None else read_scale(match[2], match[0]))
         for match in TAG.finditer(prompt)
     ]
     return (re.sub(r" {2,}", " ", TAG.sub("", prompt)).strip() if found else prompt), found
 
 
 def find_lora(name: str, folder: Path) -> Path:
-    """The file that a tag names, in ``folder`` or below it. Raises ArgumentError for none."""
+    """Find the file that a tag names, in ``folder`` or below it. Raises ArgumentError for none."""
     known = sorted(path for path in folder.rglob("*") if path.suffix in ENDINGS)
     for path in known:
         if path.stem == name or path.name == name:

@@ -1,4 +1,4 @@
-"""What ``ldm-generate`` shows beside a picture: its steps, an animation, where its words looked."""
+"""Files beside a picture of ``ldm-generate``: its steps, an animation, its words' attention."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ STEPS, ANIMATION, WORDS = "steps", "animation", "words"  # ends of the files' na
 
 
 def beside(path: Path, arguments: argparse.Namespace) -> dict[str, Path]:
-    """The further files of a picture, by the ends of their names."""
+    """Return the further files of a picture, by the ends of their names."""
     endings = {
         STEPS: ".png" if arguments.save_steps else None,
         ANIMATION: arguments.animation and f".{arguments.animation}",
@@ -37,8 +37,8 @@ def beside(path: Path, arguments: argparse.Namespace) -> dict[str, Path]:
     }
 
 
-def check(arguments: argparse.Namespace) -> None:
-    """Raise ArgumentError where there is no single picture that these could stand beside."""
+def check_single_pictures(arguments: argparse.Namespace) -> None:
+    """Raise ArgumentError if these files have no single picture to accompany."""
     for name in ("save_steps", "animation", "explain"):
         for sheet in ("grid", "x", "y"):
             if getattr(arguments, name) and getattr(arguments, sheet):
@@ -50,12 +50,12 @@ def check(arguments: argparse.Namespace) -> None:
 def check_sizes(
     arguments: argparse.Namespace, width: int, height: int, steps: int, texts: Sequence[str]
 ) -> None:
-    """Raise ArgumentError where a file would be too large, before anything is drawn."""
-    from ldm.images.sheets import MOST_PIXELS, check_size, sheet_size
+    """Raise ArgumentError if a file would be too large, before anything is drawn."""
+    from ldm.images.sheets import MOST_PIXELS, check_sheet_size, sheet_size
 
     if arguments.save_steps:
         shown = len(chosen(steps))
-        check_size(*sheet_size(shown, shown, width, height), "the strip of --save-steps")
+        check_sheet_size(*sheet_size(shown, shown, width, height), "the strip of --save-steps")
     if arguments.animation and (steps + 1) * width * height > MOST_PIXELS:
         raise ArgumentError(
             f"the animation would have {steps + 1} frames of {width}x{height} = "
@@ -65,11 +65,11 @@ def check_sizes(
     if arguments.explain:
         most = 1 + max(count_words(text, steps) for text in texts)
         columns = square(most)
-        check_size(*sheet_size(most, columns, width, height), "the words of --explain")
+        check_sheet_size(*sheet_size(most, columns, width, height), "the words of --explain")
 
 
 def count_words(prompt: str, steps: int) -> int:
-    """About how many words ``--explain`` shows of a prompt: of all texts that are heard."""
+    """Estimate how many words ``--explain`` shows of a prompt: those of all its texts."""
     from ldm.text.editing import schedule
     from ldm.text.grammar import split
 
@@ -78,7 +78,7 @@ def count_words(prompt: str, steps: int) -> int:
 
 
 def chosen(steps: int) -> list[int]:
-    """Which of the steps 1…n a strip shows: the first, the last, and evenly between them."""
+    """Choose the steps of 1…n that a strip shows: the first, the last, evenly between them."""
     shown = min(steps, MOST_STEPS)
     if shown < 2:
         return [steps]
@@ -86,12 +86,12 @@ def chosen(steps: int) -> list[int]:
 
 
 def square(count: int) -> int:
-    """Columns of a sheet that is about square."""
+    """Count the columns of a sheet that is about square."""
     return max(1, round(count**0.5 + 0.49))
 
 
 def few_colours(picture: Image) -> Image:
-    """256 colours, the best for this picture alone, and dots of them for those between."""
+    """Reduce a picture to the 256 colours that suit it best, dithered."""
     from PIL.Image import Dither, Quantize
 
     palette = picture.quantize(256, Quantize.MAXCOVERAGE, kmeans=4)
@@ -99,7 +99,7 @@ def few_colours(picture: Image) -> Image:
 
 
 class Watch:
-    """Looks on while a batch is drawn, and makes the files that stand beside its pictures."""
+    """An observer of the steps of a batch, which makes the files beside its pictures."""
 
     def __init__(self, pipe: Pipeline, arguments: argparse.Namespace) -> None:
         self.pipe, self.arguments = pipe, arguments
@@ -109,7 +109,7 @@ class Watch:
         self.steps = 0
 
     def __call__(self, progress: Progress) -> None:
-        """Note a step."""
+        """Record a step."""
         self.steps = progress.steps
         if self.arguments.save_steps and progress.step in chosen(progress.steps)[:-1]:
             self.guesses.append((progress.step, progress.x0))
@@ -117,7 +117,7 @@ class Watch:
             self.frames.append(self.pipe.preview(progress.x0))
 
     def files(self, index: int, picture: Image) -> Iterator[tuple[str, Image, dict[str, Any]]]:
-        """(end of the name, picture, options of Pillow's encoder) of picture ``index``."""
+        """Yield (end of the name, picture, options of Pillow's encoder) for picture ``index``."""
         if self.arguments.save_steps:
             yield STEPS, self._strip(index, picture), {}
         if self.arguments.animation:
@@ -134,10 +134,10 @@ class Watch:
         return sheet([*shown, picture], columns=len(labels), labels=labels)
 
     def _animation(self, index: int, picture: Image) -> tuple[Image, dict[str, Any]]:
-        from ldm.images import resize, to_pil
+        from ldm.images import stretch, to_pil
 
         frames = [
-            resize(to_pil(colours[index : index + 1] * 2 - 1)[0], picture.height, picture.width)
+            stretch(to_pil(colours[index : index + 1] * 2 - 1)[0], picture.height, picture.width)
             for colours in self.frames
         ]
         each = max(FASTEST, SECONDS / max(len(frames), 1))
@@ -160,7 +160,7 @@ class Watch:
 
 @contextlib.contextmanager
 def watching(pipe: Pipeline, arguments: argparse.Namespace) -> Iterator[Watch]:
-    """A Watch while pictures are drawn."""
+    """Provide a ``Watch`` while pictures are drawn."""
     watch = Watch(pipe, arguments)
     with pipe.explain() if arguments.explain else contextlib.nullcontext() as attention:
         watch.attention = attention

@@ -1,4 +1,4 @@
-"""The arguments of ``ldm-generate``, and what can be checked before PyTorch is imported."""
+"""The arguments of ``ldm-generate``, and the checks that need no PyTorch."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from pathlib import Path
 from typing import Any
 
 from ldm import __version__
+from ldm.checkpoints.family import KNOWN_PREDICTIONS
 from ldm.cli.common import EXIT_CODES, Checker, Parser, check_counts, put, run
 from ldm.cli.fields import GROUPS, add_fields, filled
 from ldm.cli.guidance_options import Fast, check_steering, masked
 from ldm.errors import ArgumentError
 from ldm.request import default_strength
 from ldm.samplers import read_names, start_index
+from ldm.samplers.loop import MAX_SEED
 from ldm.samplers.names import listing
 
-PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
-MAX_SEED = 2**63 - 1  # as PyTorch's generators and ldm.samplers.noise take it
-MAX_PICTURES = 100_000  # of one command; more is a slip of the finger
+MAX_PICTURES = 100_000  # of one command; more is a typing error
 
 
 @functools.cache
 def parser() -> Checker:
-    """Build the parser of the command line, once; what is wrong raises ArgumentError."""
+    """Build the parser of the command line, once; it raises ArgumentError."""
     parser = Checker(
         prog="ldm-generate",
         description="Draw pictures of a text. Without --model, the small built-in model draws "
@@ -62,7 +62,7 @@ def parser() -> Checker:
     add(
         "--lora-dir",
         type=Path,
-        default=Path("."),
+        default=Path(),
         metavar="DIR",
         help="where <lora:name:0.8> in a prompt looks for name.safetensors (default: here)",
     )
@@ -136,15 +136,15 @@ def parser() -> Checker:
 
 
 def read(argv: Sequence[str], unset: bool = False) -> argparse.Namespace:
-    """Read a command line. Raises ArgumentError for what is wrong with it.
+    """Read a command line. Raises ArgumentError if it is wrong.
 
-    unset: have None in place of the defaults, to see what is given.
+    unset: use None in place of the defaults, to find the options that are given.
     """
     rules = parser()
     namespace = argparse.Namespace()
     if unset:
         namespace = argparse.Namespace(**dict.fromkeys(defaults()))
-    # Texts may stand between options, too; but argparse then does not know "--".
+    # Texts may also stand between options, but argparse then does not know "--".
     parse = rules.parse_args if "--" in argv else rules.parse_intermixed_args
     arguments = parse(argv, namespace)
     if not unset:
@@ -154,12 +154,12 @@ def read(argv: Sequence[str], unset: bool = False) -> argparse.Namespace:
 
 @functools.cache
 def defaults() -> dict[str, Any]:
-    """Return the value of every option that is not given."""
+    """Return the default of every option."""
     return vars(read([]))
 
 
 def add_speed_options(group: argparse._ArgumentGroup) -> None:
-    """Add the options that trade likeness, memory or the time to start for speed."""
+    """Add the options that trade fidelity, memory or the time to start for speed."""
     add = group.add_argument
     add(
         "--fast",
@@ -194,7 +194,7 @@ def add_speed_options(group: argparse._ArgumentGroup) -> None:
 
 
 def add_model_options(parser: Parser) -> None:
-    """How a model is loaded, the same for every command that loads one."""
+    """Add the options for loading a model, the same for every command that loads one."""
     add = parser.add_argument
     add("--vae", type=filled, metavar="PATH", help="a folder or file of another VAE to use")
     add(
@@ -213,13 +213,13 @@ def add_model_options(parser: Parser) -> None:
     add("--variant", type=filled, help='such as "fp16": which of a folder\'s files to prefer')
     add(
         "--prediction-type",
-        choices=PREDICTION_TYPES,
+        choices=KNOWN_PREDICTIONS,
         help="what the U-Net predicts (default: as the model says)",
     )
 
 
 class ListSamplers(argparse.Action):
-    """``--list-samplers``: prints them and exits, as ``--version`` does."""
+    """The option ``--list-samplers``, which prints them and exits, as ``--version`` does."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options, nargs=0)
@@ -230,12 +230,12 @@ class ListSamplers(argparse.Action):
 
 
 def model_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What of these options ``Pipeline.from_pretrained`` takes; LoRAs are put on afterwards."""
+    """Return the options for ``Pipeline.from_pretrained``; LoRAs are loaded afterwards."""
     return {name: getattr(arguments, name) for name in ("vae", "variant", "prediction_type", "ema")}
 
 
-def check(arguments: argparse.Namespace) -> None:
-    """Raise ArgumentError for what no model could do; ``Pipeline.stream`` checks the rest."""
+def check_arguments(arguments: argparse.Namespace) -> None:
+    """Raise ArgumentError for what no model can do; ``Pipeline.stream`` checks the rest."""
     if arguments.prompts is not None:
         others = {"a prompt": arguments.prompt != [""]}
         others |= {f"--{name}": getattr(arguments, name) for name in ("grid", "x", "y")}
@@ -257,7 +257,7 @@ def check(arguments: argparse.Namespace) -> None:
             "with --force nor with --grid"
         )
     read_names(arguments.sampler, arguments.schedule)
-    if arguments.prompts is not None:  # each line is checked with what it adds
+    if arguments.prompts is not None:  # each line is checked with its own arguments
         return
     check_steering(arguments)
     if arguments.strength is None:

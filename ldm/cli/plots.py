@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from ldm.cli.fields import ALIASES, FIELDS, FILES, NEGATED, SWITCHES, recorded
-from ldm.cli.options import MAX_PICTURES, check, parser
+from ldm.cli.options import MAX_PICTURES, check_arguments, parser
 from ldm.errors import ArgumentError
 from ldm.request import about
 
-SWITCH = {"on": True, "off": False}
-NAMES = [name for name in FIELDS if name not in {*FILES, *recorded("never")}]  # of axes
+ON_OFF = {"on": True, "off": False}
+AXIS_NAMES = [name for name in FIELDS if name not in {*FILES, *recorded("never")}]  # of axes
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Axis:
 
     @property
     def titles(self) -> list[str]:
-        """What to write beside the pictures."""
+        """Labels beside the pictures."""
         if self.name == "prompt":
             return list(self.texts)
         return [f"{self.name.replace('_', ' ')} {text}" for text in self.texts]
@@ -40,7 +40,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Plot:
-    """The pictures of a plot, row by row: what is the same for all, and for each its own."""
+    """The pictures of a plot, row by row, each as a command line of its own."""
 
     x: Axis | None
     y: Axis | None
@@ -48,7 +48,7 @@ class Plot:
 
     @property
     def columns(self) -> int:
-        """Pictures side by side."""
+        """Number of pictures side by side."""
         return len(self.x.values) if self.x else 1
 
     @property
@@ -65,9 +65,9 @@ class Plot:
 
 
 def read_plot(arguments: argparse.Namespace) -> Plot | None:
-    """The plot that ``--x`` and ``--y`` ask for; None without. All values are checked.
+    """Read the plot of ``--x`` and ``--y``, and check all its values; None without them.
 
-    Raises ArgumentError for an axis that cannot be.
+    Raises ArgumentError for an impossible axis.
     """
     if not (arguments.x or arguments.y):
         return None
@@ -79,7 +79,7 @@ def read_plot(arguments: argparse.Namespace) -> Plot | None:
     for row in _settings(y):
         for column in _settings(x):
             cell = argparse.Namespace(**vars(arguments) | row | column)
-            check(cell)
+            check_arguments(cell)
             cells.append(cell)
     return Plot(x, y, cells)
 
@@ -103,16 +103,16 @@ def check_axes(x: Axis | None, y: Axis | None, arguments: argparse.Namespace) ->
 
 
 def read_axis(text: str | None, option: str) -> Axis | None:
-    """``name=value,value``; a value with a comma in it stands in double quotes."""
+    """Read ``name=value,value``; a value with a comma in it is in double quotes."""
     if text is None:
         return None
     name, equals, rest = text.partition("=")
     name = name.strip().lstrip("-").replace("-", "_")
     name = name if name in NEGATED else ALIASES.get(name, name)
-    if not equals or name not in NAMES:
+    if not equals or name not in AXIS_NAMES:
         raise ArgumentError(
             f"--{option} is {text!r}; expected NAME=VALUE,VALUE,… with one of the names "
-            + ", ".join(NAMES)
+            + ", ".join(AXIS_NAMES)
         )
     try:
         (texts,) = csv.reader([rest], skipinitialspace=True, strict=True)
@@ -132,9 +132,9 @@ def _read(name: str, text: str, option: str) -> object:
     if name == "prompt":
         return [text]
     if name in SWITCHES:
-        if text not in SWITCH:
+        if text not in ON_OFF:
             raise ArgumentError(f"--{option}: {name} is {text!r}; expected on or off")
-        return SWITCH[text]
+        return ON_OFF[text]
     try:
         found = parser().parse_args([f"--{name.replace('_', '-')}={text}"])
     except ArgumentError as error:

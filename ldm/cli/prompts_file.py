@@ -6,13 +6,14 @@ import argparse
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ldm.cli.fields import ALIASES, FIELDS, FILES, LISTS, NEGATED, SWITCHES
-from ldm.cli.options import check, parser
+from ldm.cli.options import check_arguments, parser
 from ldm.errors import ArgumentError, LDMError
 
-KEYS = (*FIELDS, "output")  # what a line may say; the rest is for the whole command
+KEYS = (*FIELDS, "output")  # keys of a line; other arguments are for the whole command
 TEXTS = ("prompt", "output", *FILES)
 
 
@@ -21,24 +22,23 @@ class Line:
     """A line of the file; or, with the number 0, the command line itself."""
 
     number: int
-    arguments: argparse.Namespace  # the command line's, where it gives no others
-    given: frozenset[str] = frozenset()  # names of those that it says itself
+    arguments: argparse.Namespace  # the command line's, unless the line has others
+    given: frozenset[str] = frozenset()  # names of the line's own
     error: LDMError | None = None
 
 
-def read_prompts(path: str, arguments: argparse.Namespace) -> Iterator[Line]:
-    """The lines of a file of prompts, also those that are wrong.
+def read_lines(path: str, arguments: argparse.Namespace) -> Iterator[Line]:
+    """Yield the lines of a file of prompts, also those that are wrong.
 
     A file is JSON lines if it is called .jsonl, or if its first line begins with "{". In plain
     text, lines that begin with "#" are comments. Raises LDMError if it cannot be read.
     """
     try:
-        with open(path, "rb") as file:
-            rows = file.read().removeprefix(b"\xef\xbb\xbf").splitlines()
+        rows = Path(path).read_bytes().removeprefix(b"\xef\xbb\xbf").splitlines()
     except OSError as error:
         raise LDMError(f"{path} cannot be read ({error.strerror}); give a text file") from None
     filled = [(number, row.strip()) for number, row in enumerate(rows, 1) if row.strip()]
-    in_json = path.endswith(".jsonl") or bool(filled) and filled[0][1].startswith(b"{")
+    in_json = path.endswith(".jsonl") or (bool(filled) and filled[0][1].startswith(b"{"))
     for number, row in filled:
         if not in_json and row.startswith(b"#"):
             continue
@@ -67,7 +67,7 @@ def _object(text: str) -> dict[str, Any]:
 
 
 def _names(given: dict[str, Any]) -> dict[str, Any]:
-    """What a line says, by the names of the command line."""
+    """Rename a line's arguments as the command line names them."""
     own: dict[str, Any] = {}
     for key, value in given.items():
         name = ALIASES.get(key, key)
@@ -83,7 +83,7 @@ def _names(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _value(key: str, name: str, value: Any) -> str | int | float | bool:
-    """A value as the command line would have it. Raises ArgumentError for one of another kind."""
+    """Convert a value to its command-line form. Raises ArgumentError for one of another kind."""
     found = f"{key} is {json.dumps(value)}"
     if name in SWITCHES:
         if not isinstance(value, bool):
@@ -103,11 +103,11 @@ def _is_number(value: object) -> bool:
 
 
 def _merge(given: dict[str, Any], arguments: argparse.Namespace) -> argparse.Namespace:
-    """The command line's arguments with those that a line says."""
+    """Merge a line's arguments into the command line's."""
     switches = {name: given[name] for name in SWITCHES if name in given}
     rest = [name for name in given if name not in ("prompt", *SWITCHES)]
     argv = [f"--{name.replace('_', '-')}={given[name]}" for name in rest]
-    # A namespace that has a value already keeps it where the line says nothing.
+    # A value that the namespace has already stays unless the line sets it.
     before = argparse.Namespace(**vars(arguments) | {"prompt": [], "prompts": None})
     try:
         merged = parser().parse_args(argv, before)
@@ -116,5 +116,5 @@ def _merge(given: dict[str, Any], arguments: argparse.Namespace) -> argparse.Nam
     merged = argparse.Namespace(**vars(merged) | switches | {"prompt": [given["prompt"]]})
     if "strength" not in given and merged.image is None:
         merged.strength = None  # the command line's is for the lines that have an image
-    check(merged)
+    check_arguments(merged)
     return merged

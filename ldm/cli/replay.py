@@ -1,4 +1,4 @@
-"""``ldm-generate --from picture.png``: the arguments that a picture file holds."""
+"""``ldm-generate --from picture.png``: draw again with the arguments in a picture's file."""
 
 from __future__ import annotations
 
@@ -22,14 +22,33 @@ if TYPE_CHECKING:
 
 # Arguments of Pipeline.from_pretrained.
 LOADING = ("ema", "variant", "prediction_type", "dtype", "int8")
-# Options that do not change what is drawn …
-AROUND = recorded("never") | set(
-    "from_file output force quiet debug lora_dir device optimize compile offload grid no_labels "
-    "batch_size save_steps animation explain x y prompts skip_existing list_samplers".split()
-)
-# … and those that a file has in another form.
+# Options that do not change the picture …
+AROUND = recorded("never") | {
+    "from_file",
+    "output",
+    "force",
+    "quiet",
+    "debug",
+    "lora_dir",
+    "device",
+    "optimize",
+    "compile",
+    "offload",
+    "grid",
+    "no_labels",
+    "batch_size",
+    "save_steps",
+    "animation",
+    "explain",
+    "x",
+    "y",
+    "prompts",
+    "skip_existing",
+    "list_samplers",
+}
+# … and those that a file records in another form.
 IN_ANOTHER_FORM = recorded("another") | {"model", "vae", "lora", "embedding"}
-# With others than these, a picture is not the same again, and its batch no matter.
+# Any other option changes the picture, so that its place in a batch does not matter any more.
 SAME_PICTURE = AROUND - {"num_images", "batch_size", "grid", "x", "y"} | {
     *FILES,
     "model",
@@ -39,7 +58,7 @@ SAME_PICTURE = AROUND - {"num_images", "batch_size", "grid", "x", "y"} | {
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Read the command line, or leave with the exit code of wrong usage."""
+    """Read the command line, or exit with the code of wrong usage."""
     try:
         return read(argv)
     except ArgumentError as error:
@@ -47,10 +66,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def with_file(arguments: argparse.Namespace, argv: Sequence[str]) -> argparse.Namespace:
-    """With ``--from``, what its file says in place of the defaults; what was given goes first.
+    """Merge the file of ``--from`` into the arguments, which take precedence over it.
 
-    Warns of what the file asks for and cannot be had. Raises ImageError for a file that does not
-    say how it was made, ArgumentError where a model or an image is missing that it was made with.
+    Warns of settings in the file that are not supported. Raises ImageError for a file without
+    settings, ArgumentError if a model or an image that it was made with is missing.
     """
     if arguments.from_file is None:
         return arguments
@@ -76,7 +95,7 @@ def with_file(arguments: argparse.Namespace, argv: Sequence[str]) -> argparse.Na
 
 
 def info_of(job: Job, pipe: Pipeline, picture: Image) -> GenerationInfo:
-    """Return what the file of a picture that was drawn alone says."""
+    """Return the settings that a picture's file records if it was drawn alone."""
     from ldm.images import digest, load_image
     from ldm.images.generation_info import GenerationInfo
 
@@ -94,7 +113,7 @@ def info_of(job: Job, pipe: Pipeline, picture: Image) -> GenerationInfo:
 
 
 def given_settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return what a picture's file says of the options, as JSON has it."""
+    """Return the options that a picture's file records, in JSON's types."""
     left_out = AROUND | IN_ANOTHER_FORM | {"replay"}
     if arguments.image is None:
         left_out |= {"strength"}
@@ -107,7 +126,7 @@ def given_settings(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def found_settings(job: Job, pipe: Pipeline, picture: Image) -> dict[str, Any]:
-    """Return what the model and the picture decided, in place of what the options say."""
+    """Return the settings that the model and the picture determine instead of the options."""
     arguments = job.line.arguments
     choice = pipe.choose_sampler(arguments.sampler, arguments.schedule)
     found = {
@@ -129,7 +148,7 @@ def found_settings(job: Job, pipe: Pipeline, picture: Image) -> dict[str, Any]:
 
 
 def drawn_on(pipe: Pipeline) -> dict[str, str]:
-    """Where a picture was drawn, for information."""
+    """Describe where a picture was drawn, for information."""
     import torch
 
     dtype = str(next(pipe.unet.parameters()).dtype).removeprefix("torch.")
@@ -137,7 +156,7 @@ def drawn_on(pipe: Pipeline) -> dict[str, str]:
 
 
 def model_name(path: str | None) -> str:
-    """What a model is called in metadata: a file's name without its ending, a folder's in full."""
+    """Name a model for metadata: by its file's name without ending, or its folder's in full."""
     from ldm.images.generation_info import BUILT_IN
 
     if path is None:
@@ -147,13 +166,13 @@ def model_name(path: str | None) -> str:
 
 
 def _given(argv: Sequence[str]) -> dict[str, Any]:
-    """Return what the command line says itself, without the defaults."""
+    """Return the options that the command line gives, without the defaults."""
     given = vars(read(argv, unset=True))
     return {name: value for name, value in given.items() if value is not None and value != []}
 
 
 def _from_info(info: GenerationInfo, path: Path) -> argparse.Namespace:
-    """Return the arguments that a command line with all that a file says would have."""
+    """Return the arguments of a command line with all settings of a file."""
     settings = info.arguments | info.loading
     prompt, argv, newer = settings.pop("prompt", ""), [], []
     for name, value in settings.items():
@@ -176,7 +195,7 @@ def _from_info(info: GenerationInfo, path: Path) -> argparse.Namespace:
 
 
 def as_options(name: str, value: object) -> list[str]:
-    """Return what to type for a setting of a file."""
+    """Return the command-line form of a setting of a file."""
     option = name.replace("_", "-")
     default = defaults()[name]
     if isinstance(default, bool):
@@ -189,7 +208,7 @@ def as_options(name: str, value: object) -> list[str]:
 
 
 def _check_inputs(info: GenerationInfo, arguments: argparse.Namespace, path: Path) -> None:
-    """Compare with what is not in the file: model, VAE, embeddings, and the images drawn from."""
+    """Compare model, VAE, embeddings and images with those that the picture was drawn with."""
     from ldm.images.generation_info import BUILT_IN
 
     used = model_name(arguments.model)

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ldm.cli import observe
-from ldm.cli.common import FAILED, fail, put, tell
+from ldm.cli.common import FAILED, fail, notify, put
 from ldm.cli.fields import request_arguments
 from ldm.cli.grids import grid_columns, lay_out
 from ldm.cli.guidance_options import given_pictures, masked, pass_strength
-from ldm.cli.jobs import Job, batches
+from ldm.cli.jobs import Job, group_jobs
 from ldm.cli.metadata import picture_texts
 from ldm.cli.observe import Watch
 from ldm.cli.options import model_arguments
@@ -40,7 +40,7 @@ REFRESH = 10  # seconds between two lines of progress in a log file
 
 @dataclass
 class Work:
-    """What a command is to draw.
+    """The work of a command.
 
     Attributes:
         jobs: all pictures. batches: those that this process draws, as one run can draw them.
@@ -60,9 +60,9 @@ class Session:
         self.arguments, self.work, self.plot = arguments, work, work.plot
         self.began = self.loaded = time.monotonic()
         self.pipe: Pipeline
-        self.inform: Callable[[str], None] = (lambda line: None) if arguments.quiet else tell
-        self.advise = cache(self.inform)  # advice on many batches is given once
-        self.pictures: list[Image] = []  # of the one file that shows all
+        self.inform: Callable[[str], None] = (lambda line: None) if arguments.quiet else notify
+        self.advise = cache(self.inform)  # the same advice for many batches is given once
+        self.pictures: list[Image] = []  # for the one file that shows all
         self.steps = self.done = 0
 
     @property
@@ -90,7 +90,7 @@ class Session:
     # The model
 
     def prepare(self) -> None:
-        """Optimize the model, and put onto it what the options and prompts name."""
+        """Optimize the model, and load the adapters that the options and prompts name."""
         arguments, pipe = self.arguments, self.pipe
         faster = pipe.device.type == "cpu" if arguments.optimize is None else arguments.optimize
         ways = {name: getattr(arguments, name) for name in ("compile", "offload", "int8")}
@@ -120,7 +120,7 @@ class Session:
     def drop_bad_lines(self) -> None:
         """Leave out the lines of ``--prompts`` that this model could not draw.
 
-        Raises ArgumentError for arguments that stand elsewhere.
+        Raises ArgumentError for arguments of the command line.
         """
         count = sum(map(len, self.work.batches))
         good: list[list[Job]] = []
@@ -133,13 +133,13 @@ class Session:
                     jobs += mine
                 except LDMError as error:
                     self.note(line, error)
-            good += batches(jobs, len(batch))
+            good += group_jobs(jobs, len(batch))
         self.work.batches = good
 
     def check_sizes(self, jobs: list[Job], count: int) -> None:
         """Raise ArgumentError for what some of a line's jobs could not do; ``count``: of all."""
         from ldm.hires import hires_size
-        from ldm.images.sheets import check_size, sheet_size
+        from ldm.images.sheets import check_sheet_size, sheet_size
 
         height, width = self.pipe.default_size()
         own = jobs[0].line.arguments
@@ -151,12 +151,12 @@ class Session:
         observe.check_sizes(own, *size, run, [job.text for job in jobs])
         if self.one_file:
             columns = self.plot.columns if self.plot else grid_columns(own, count)
-            check_size(*sheet_size(count, columns, *size), "the sheet", jobs[0].path)
+            check_sheet_size(*sheet_size(count, columns, *size), "the sheet", jobs[0].path)
         if self.plot:
             open_stream(self.pipe, jobs, own)
 
     def note(self, line: Line, error: LDMError) -> None:
-        """Say what is wrong with a line of ``--prompts``, the others go on; raise any other."""
+        """Report an error in a line of ``--prompts``, and continue; raise any other error."""
         if not line.number:
             raise error
         self.work.bad.append(f"{self.arguments.prompts}:{line.number}: {error}")
@@ -165,7 +165,7 @@ class Session:
     # Drawing
 
     def draw_all(self) -> Iterator[tuple[list[Job], list[Image], Watch]]:
-        """Yield batches with their pictures and what was seen, without bad lines."""
+        """Yield batches with their pictures and observers, without bad lines."""
         left = deque(self.work.batches)
         while left:
             batch = left.popleft()
@@ -174,7 +174,7 @@ class Session:
                 drawn, watch = self.draw(batch)
             except LDMError as error:
                 lines = [list(jobs) for _, jobs in groupby(batch, key=lambda job: job.line)]
-                if len(lines) > 1:  # which of them is it?
+                if len(lines) > 1:  # to find which of them is wrong
                     left.extendleft(reversed(lines))
                 else:
                     self.note(batch[0].line, error)
@@ -182,11 +182,11 @@ class Session:
                 yield batch, drawn, watch
 
     def draw(self, batch: list[Job]) -> tuple[list[Image], Watch]:
-        """Draw a batch, with progress on stderr; return its pictures and what was seen."""
+        """Draw a batch, with progress on stderr; return its pictures and their observer."""
         from tqdm import tqdm
 
         own = batch[0].line.arguments
-        stream = open_stream(self.pipe, batch, own)  # which refuses what cannot be drawn
+        stream = open_stream(self.pipe, batch, own)  # raises an error for what cannot be drawn
         if advice := size_advice(self.pipe, own):
             self.advise(advice)
         total = self.announce(batch, own)
@@ -212,7 +212,7 @@ class Session:
         return [drawn[index]] if size > 1 else drawn, watch
 
     def announce(self, batch: list[Job], own: argparse.Namespace) -> int:
-        """Say what is drawn; return how many steps that takes."""
+        """Print what is drawn; return how many steps it takes."""
         first, last = batch[0].seed, batch[-1].seed
         seeds = f"seed {first}" if first == last else f"seeds {first} to {last}"
         steps, start = run_levels(self.pipe, own)
@@ -230,16 +230,16 @@ class Session:
     # Saving
 
     def save_batch(self, batch: list[Job], drawn: list[Image], watch: Watch) -> None:
-        """Save each picture of a batch, and what stands beside it."""
+        """Save each picture of a batch, and the files beside it."""
         arguments = self.arguments
         for index, (job, picture) in enumerate(zip(batch, drawn, strict=True)):
             if arguments.skip_existing and os.path.lexists(job.path):
                 continue  # of a batch in which another is missing
             texts = picture_texts(self.pipe, job, picture, batch)
-            save(picture, job.path, texts, arguments.force)
+            write_picture(picture, job.path, texts, arguments.force)
             paths = observe.beside(job.path, arguments)
             for name, shown, options in watch.files(index + arguments.replay[1], picture):
-                save(shown, paths[name], texts, arguments.force, **options)
+                write_picture(shown, paths[name], texts, arguments.force, **options)
 
     def save_sheet(self) -> None:
         """Save all pictures on one."""
@@ -247,10 +247,10 @@ class Session:
         whole, columns = lay_out(pictures, jobs, self.arguments, self.plot)
         shape = f"{columns}x{math.ceil(len(pictures) / columns)}"
         texts = picture_texts(self.pipe, jobs[0], pictures[0], grid=shape, plot=self.plot)
-        save(whole, jobs[0].path, texts, self.arguments.force)
+        write_picture(whole, jobs[0].path, texts, self.arguments.force)
 
     def report(self) -> None:
-        """Say how long it took. Raises LDMError where lines were not drawn."""
+        """Print how long it took. Raises LDMError if lines were not drawn."""
         ended = time.monotonic()
         drawing = ended - self.loaded
         self.inform(
@@ -275,7 +275,7 @@ def load_model(arguments: argparse.Namespace) -> Pipeline:
 
 
 def int8_gains(pipe: Pipeline) -> bool:
-    """Whether 8 bits are the faster ones here."""
+    """Whether 8 bits are faster here."""
     from ldm.fast.int8 import gains
 
     return pipe.device.type == "cpu" and gains(next(pipe.unet.parameters()).dtype)
@@ -284,11 +284,11 @@ def int8_gains(pipe: Pipeline) -> bool:
 def open_stream(
     pipe: Pipeline, batch: list[Job], arguments: argparse.Namespace
 ) -> Iterator[Progress]:
-    """Return the steps of a batch, which begin when the first is asked for."""
+    """Return the steps of a batch, computed when iterated over."""
     from ldm.hires import hires_fix
 
     options = request_arguments(arguments)
-    size, index = arguments.replay  # of --from: 1 and 0 but for a picture that was one of a batch
+    size, index = arguments.replay  # of --from: 1 and 0 except for a picture from a batch
     options["seed"] = batch[0].seed
     if batch[0].variation_seed is None:
         options["seed"] -= index
@@ -302,7 +302,7 @@ def open_stream(
 
 
 def run_levels(pipe: Pipeline, arguments: argparse.Namespace) -> tuple[int, int]:
-    """Return how many steps a run has, and the first of them that is run over a picture."""
+    """Return how many steps a schedule has, and the first that is run over a picture."""
     levels, start = pipe.schedule(
         arguments.num_inference_steps,
         pass_strength(arguments),
@@ -313,14 +313,14 @@ def run_levels(pipe: Pipeline, arguments: argparse.Namespace) -> tuple[int, int]
     return len(levels), start
 
 
-def save(
+def write_picture(
     picture: Image,
     path: Path,
     texts: tuple[str, dict[str, Any]],
     overwrite: bool,
     **options: Any,
 ) -> None:
-    """Write a picture, then its name on stdout: a line of the very bytes of the name."""
+    """Write a picture, then its name on stdout: a line of exactly the bytes of the name."""
     from ldm.images import save_image
 
     parameters, settings = texts

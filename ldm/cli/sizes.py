@@ -1,4 +1,4 @@
-"""How large to draw, and what to expect of a size that the model does not know."""
+"""The size of pictures, and advice for sizes that the model was not trained for."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
     from ldm.pipeline import Pipeline
 
-FAR = 2  # times as many pixels as the model was trained for, or as few, from where on it shows
+FAR = 2  # times more or fewer pixels than the model was trained for, from which on it shows
 
 
 def image_size(pipe: Pipeline, image: Image, arguments: argparse.Namespace) -> tuple[int, int]:
-    """(width, height) to draw: a side that is not given keeps the image's shape.
+    """Return (width, height) to draw; a side that is not given follows the image's shape.
 
-    With no side given, an image larger than what the model was trained for is drawn smaller, unless
-    a part of it is to stay as it is.
+    With no side given, an image larger than the model was trained for is drawn smaller, unless a
+    mask keeps a part of it.
     """
     width, height = arguments.width, arguments.height
     if width and height:
@@ -40,7 +40,7 @@ def image_size(pipe: Pipeline, image: Image, arguments: argparse.Namespace) -> t
 
 
 def size_advice(pipe: Pipeline, arguments: argparse.Namespace) -> str | None:
-    """What to expect of a size far from the model's own; None of others and over pictures."""
+    """Return advice for a size far from the model's own; None for others and over pictures."""
     if arguments.image is not None or arguments.hires_scale is not None:
         return None
     own_height, own_width = pipe.default_size()

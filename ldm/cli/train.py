@@ -1,4 +1,4 @@
-"""``ldm-train``: train a part of the model as a config says."""
+"""``ldm-train``: train a part of the model by a config."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 
 from ldm import __version__
-from ldm.cli.common import EXIT_CODES, Parser, check_counts, run, tell
+from ldm.cli.common import EXIT_CODES, Parser, check_counts, notify, run
 
 
 def parser() -> Parser:
-    """The command's arguments."""
+    """Build the parser of the command's arguments."""
     parser = Parser(
         prog="ldm-train",
         description="Train a part of the model. "
@@ -54,8 +54,8 @@ def parser() -> Parser:
     return parser
 
 
-def train(arguments: argparse.Namespace) -> None:
-    """Read the config, build its recipe and run the loop, a line of metrics at a time."""
+def run_training(arguments: argparse.Namespace) -> None:
+    """Read the config, build its recipe and run the loop, printing its metrics."""
     check_counts(arguments, "threads")
 
     import torch
@@ -68,13 +68,13 @@ def train(arguments: argparse.Namespace) -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     config = read_config(arguments.config, arguments.set)
-    torch.manual_seed(config.seed)  # of the initial weights
+    torch.manual_seed(config.seed)  # for the initial weights
     recipe = build_recipe(config)
     if arguments.dry_run:
         print(json.dumps(as_json(config), indent=2, ensure_ascii=False))
-        print(*describe_run(config, recipe, processes()), sep="\n")
+        print(*describe_run(config, recipe, world_size()), sep="\n")
         return
-    with stopping() as asked:
+    with stopping() as stop_requested:
         for state in train_steps(config, recipe, arguments.accept_changes):
             if state.metrics and state.main and not arguments.quiet:
                 figures = "  ".join(f"{key} {value:.4g}" for key, value in state.metrics.items())
@@ -82,39 +82,41 @@ def train(arguments: argparse.Namespace) -> None:
                     f"step {state.step}/{config.steps}  {state.seconds / 60:.1f} min  {figures}",
                     flush=True,
                 )
-            state.stop = asked()
-        if asked():
+            state.stop = stop_requested()
+        if stop_requested():
             raise KeyboardInterrupt
 
 
 @contextlib.contextmanager
 def stopping() -> Iterator[Callable[[], bool]]:
-    """Tells whether Ctrl-C or a SIGTERM has asked for the end; a second one ends at once."""
-    asked = []
+    """Return whether Ctrl-C or SIGTERM has requested a stop; a second signal stops at once."""
+    received: list[int] = []
 
-    def ask(number: int, frame: object) -> None:
-        if asked:
+    def request_stop(number: int, frame: object) -> None:
+        if received:
             raise KeyboardInterrupt
-        asked.append(number)
-        tell("stopping after this step, with a checkpoint (once more: at once, without)")
+        received.append(number)
+        notify("stopping after this step, with a checkpoint (once more: at once, without)")
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {
+        number: signal.signal(number, request_stop) for number in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
-        yield lambda: bool(asked)
+        yield lambda: bool(received)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def processes() -> int:
-    """How many ``accelerate launch`` has started."""
+def world_size() -> int:
+    """Return how many processes ``accelerate launch`` has started."""
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     arguments = parser().parse_args(argv)
-    return run(lambda: train(arguments), debug=arguments.debug)
+    return run(lambda: run_training(arguments), debug=arguments.debug)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ INTERVALS = {int: f"[0, {1 << 20}]", float: "(-inf, inf)"}
 # Of numbers of layers, and of lists with one value for each level.
 DEPTH = "[1, 100]"
 DEPTHS = frozenset(
-    "layers_per_block transformer_layers_per_block num_hidden_layers block_out_channels".split()
+    {"layers_per_block", "transformer_layers_per_block", "num_hidden_layers", "block_out_channels"}
 )
 
 

@@ -1,7 +1,7 @@
 """Whether a value fits its field: the type that it is annotated with, its range, its choices.
 
 The one check behind model configs, training settings and requests. They differ in the error that
-they raise and in what they say of the value before what is wrong with it.
+they raise and in how its message introduces the value.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ def inside(value: Any, interval: str) -> bool:
     """Whether a number, or each number of a list, lies in an interval such as "(0, inf]"."""
     if isinstance(value, list | tuple):
         return all(inside(one, interval) for one in value)
-    if not isinstance(value, Real):
+    is_number = isinstance(value, Real)  # by its type, Real cannot be compared with a float
+    if not is_number:
         return True
     low, high = (float(end) for end in interval[1:-1].split(","))
     above = low <= value if interval[0] == "[" else low < value

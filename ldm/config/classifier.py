@@ -48,7 +48,7 @@ class ClassifierConfig(BlocksConfig):
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], source: str = "config") -> ClassifierConfig:
-        """As ``Config.from_dict``, for a file that says it is of a Classifier."""
+        """As ``Config.from_dict``, for a file whose ``_class_name`` is Classifier."""
         name = values.get("_class_name", "Classifier")
         check_choice(f"{source}: _class_name", name, ("Classifier",))
         return super().from_dict(values, source)

@@ -32,8 +32,18 @@ class CLIPTextConfig(Config):
         "pad_token_id": 1,
     }
     IGNORED: ClassVar[frozenset[str]] = frozenset(
-        "model_type bos_token_id pad_token_id dtype torch_dtype transformers_version "
-        "initializer_factor initializer_range attention_dropout dropout".split()
+        {
+            "model_type",
+            "bos_token_id",
+            "pad_token_id",
+            "dtype",
+            "torch_dtype",
+            "transformers_version",
+            "initializer_factor",
+            "initializer_range",
+            "attention_dropout",
+            "dropout",
+        }
     )
 
     def __post_init__(self) -> None:

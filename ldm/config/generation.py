@@ -1,4 +1,4 @@
-"""What a call uses where it does not say: ``generation_config.json``, else diffusers' values."""
+"""Defaults of a call: those of ``generation_config.json``, else diffusers'."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ class Defaults(Config):
 
     num_inference_steps: int = 50
     guidance_scale: float = 7.5
-    classifier_scale: float = 1.0  # counts where the model has a classifier
+    classifier_scale: float = 1.0  # used if the model has a classifier
 
     @classmethod
     def of(cls, unet: UNetConfig, scheduler: SchedulerConfig) -> Defaults:
-        """Those of diffusers' pipeline for a U-Net."""
+        """Return the defaults of diffusers' pipeline for a U-Net."""
         if unet.cross_attention_dim is None:  # DDPMPipeline or DDIMPipeline; DiTPipeline's scale
             steps = 1000 if scheduler.sampler_class == "DDPMScheduler" else 50
             return cls(min(steps, scheduler.num_train_timesteps), 4.0)

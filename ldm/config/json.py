@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from ldm.errors import CheckpointError
 
 
 def read_json(path: str | Path, optional: bool = False) -> dict[str, Any]:
-    """Read a file that holds one JSON object; {} where an ``optional`` one does not exist.
+    """Read a file that holds one JSON object; {} if an ``optional`` one does not exist.
 
     Raises CheckpointError for a file that is missing, unreadable, or not a JSON object.
     """
@@ -41,6 +40,6 @@ def write_json(path: str | Path, values: dict[str, Any]) -> None:
     text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
     try:
         partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
+        partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

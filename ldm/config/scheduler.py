@@ -45,8 +45,13 @@ class SchedulerConfig(Config):
 
     # Used only with thresholding, by a class that is not the file's own, or by flow models.
     IGNORED: ClassVar[frozenset[str]] = frozenset(
-        "dynamic_thresholding_ratio sample_max_value flow_shift time_shift_type "
-        "use_dynamic_shifting".split()
+        {
+            "dynamic_thresholding_ratio",
+            "sample_max_value",
+            "flow_shift",
+            "time_shift_type",
+            "use_dynamic_shifting",
+        }
     )
     NEUTRAL: ClassVar[dict[str, tuple[Any, ...]]] = {
         "interpolation_type": ("linear",),

@@ -70,7 +70,7 @@ class BlocksConfig(Config):
             if (
                 attends
                 and size is not None
-                and (not isinstance(size, int) or not 0 < size or channels % size)
+                and (not isinstance(size, int) or size <= 0 or channels % size)
             ):
                 raise CheckpointError(
                     f"{channels} channels cannot be split into attention heads of "
@@ -125,15 +125,22 @@ class UNetConfig(BlocksConfig):
     projection_class_embeddings_input_dim: int | None = None  # of the pooled text and all sizes
     time_cond_proj_dim: int | None = None  # LCM: width of the guidance scale's embedding
 
-    TEXT_ONLY: ClassVar[tuple[str, ...]] = tuple(
-        "transformer_layers_per_block num_attention_heads use_linear_projection "
-        "addition_embed_type addition_time_embed_dim projection_class_embeddings_input_dim "
-        "time_cond_proj_dim".split()
+    TEXT_ONLY: ClassVar[tuple[str, ...]] = (
+        "transformer_layers_per_block",
+        "num_attention_heads",
+        "use_linear_projection",
+        "addition_embed_type",
+        "addition_time_embed_dim",
+        "projection_class_embeddings_input_dim",
+        "time_cond_proj_dim",
     )
-    PLAIN_ONLY: ClassVar[tuple[str, ...]] = tuple(
-        "downsample_type upsample_type add_attention attn_norm_num_groups".split()
+    PLAIN_ONLY: ClassVar[tuple[str, ...]] = (
+        "downsample_type",
+        "upsample_type",
+        "add_attention",
+        "attn_norm_num_groups",
     )
-    # What a UNet2DModel's JSON means by leaving them out, where it is not the same.
+    # What missing keys mean in a UNet2DModel's JSON, if it differs.
     PLAIN: ClassVar[dict[str, Any]] = {
         "cross_attention_dim": None,
         "sample_size": None,

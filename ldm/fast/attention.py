@@ -10,7 +10,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from ldm.fast.cache import Caching, marks, same
+from ldm.fast.cache import Caching, marks, same_marks
 from ldm.fast.replace import Replacement
 from ldm.layers import Attention
 
@@ -31,8 +31,8 @@ class KeysAndValues:
         return (
             context is self.context
             and context._version == self.version
-            and same(self.weights[0], marks(attention.to_k))
-            and same(self.weights[1], marks(attention.to_v))
+            and same_marks(self.weights[0], marks(attention.to_k))
+            and same_marks(self.weights[1], marks(attention.to_v))
         )
 
 

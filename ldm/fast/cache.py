@@ -1,4 +1,4 @@
-"""What layers compute from their weights once, and when it has to be computed anew."""
+"""Results that layers compute once from their weights, and when they are out of date."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ldm.fast.packed import kept, version
 
 
 class Caching:
-    """What keeps something that it computed as ``cached``; copies and pickles leave that out."""
+    """Base of what keeps a result as ``cached``; copies and pickles leave that out."""
 
     cached: object = None
 
@@ -25,7 +25,7 @@ def marks(layer: nn.Linear | nn.Conv2d) -> tuple[object, ...]:
     return weight, version(weight)
 
 
-def same(a: tuple[object, ...], b: tuple[object, ...]) -> bool:
+def same_marks(a: tuple[object, ...], b: tuple[object, ...]) -> bool:
     """Whether two marks are of the same tensors at the same versions."""
     return len(a) == len(b) and all(
         x == y if isinstance(x, int | float) else x is y for x, y in zip(a, b, strict=True)

@@ -13,18 +13,19 @@ from torch import nn
 from ldm.layers import ResnetBlock, TransformerBlock
 
 REGIONS = (ResnetBlock, TransformerBlock)
-KINDS = 64  # widths of blocks, times shapes of inputs; Stable Diffusion 1.5 has 12 residual blocks
+# Widths of blocks, times shapes of inputs; Stable Diffusion 1.5 has 12 kinds of residual block.
+RECOMPILE_LIMIT = 64
 
 
 def compile_regions(model: nn.Module, **options: Any) -> None:
     """Compile each block when it is first called; ``options`` are ``torch.compile``'s.
 
-    A block that cannot be compiled whole raises there: no slow half is hidden. PyTorch's limit of 8
-    kinds of a block, beyond which it would raise too, is raised for the process.
+    A block that cannot be compiled as a whole raises an error: no slow half is hidden. PyTorch's
+    limit of 8 variants of a block, beyond which it would raise too, is raised for the process.
     """
-    import torch._dynamo.config as dynamo  # takes a second: not at the top
+    import torch._dynamo.config as dynamo  # takes a second, so it is not at the top
 
-    dynamo.recompile_limit = max(dynamo.recompile_limit, KINDS)
+    dynamo.recompile_limit = max(dynamo.recompile_limit, RECOMPILE_LIMIT)
     for module in model.modules():
         if isinstance(module, REGIONS):
             module.compile(fullgraph=True, **options)

@@ -1,6 +1,6 @@
-"""What PyTorch's CPU kernels need to be fast in training, and right: put into every model.
+"""Layers that make PyTorch's CPU kernels fast in training, and correct: part of every model.
 
-Unlike the rest of ``ldm.fast`` these are no option: the pipeline, and training where it builds a
+Unlike the rest of ``ldm.fast`` these are not optional: the pipeline, and training when it builds a
 network, install them by `adapt_to_cpu`; on other devices they do nothing. The readable modules hold
 the plain layers.
 """
@@ -20,7 +20,7 @@ from ldm.layers import DotProductAttention, Downsample
 def adapt_to_cpu(model: M) -> M:
     """Exchange the layers of a model for those that work around PyTorch's CPU kernels.
 
-    Returns the model, whose names, parameters and buffers stay as they are. Once is enough; twice
+    Returns the model, whose names, parameters and buffers stay as they are. Calling it twice
     does no harm.
     """
     replace_children(model, _adapted)
@@ -57,7 +57,7 @@ class PlanarGroupNorm(nn.GroupNorm):
     """Group normalisation (Wu & He 2018) of channels_last tensors in contiguous memory.
 
     PyTorch's CPU kernels for channels_last bfloat16 are slow: forward and backward of
-    (128, 96, 16, 16) take 64 ms there and 18 ms so, the copies included. The output and the
+    (128, 96, 16, 16) take 64 ms with them and 18 ms here, the copies included. The output and the
     gradients are channels_last if the input is: operations on mixed formats are slower still.
     """
 
@@ -69,23 +69,23 @@ class PlanarGroupNorm(nn.GroupNorm):
         return Relayout.apply(y, pixelwise, planar)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """As ``DotProductAttention``; with gradients on a CPU, by plain products.
+def trainable_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Compute ``DotProductAttention``; with gradients on a CPU, by plain products.
 
     There the fused kernel takes 3 to 5 times as long with its backward pass: 92 against 18 ms for
     bfloat16 (64, 4, 64, 56) on one core.
     """
     if q.device.type != "cpu" or not q.requires_grad:
         return F.scaled_dot_product_attention(q, k, v)
-    with torch.autocast("cpu", enabled=False):  # it would do the softmax in float32
+    with torch.autocast("cpu", enabled=False):  # it would compute the softmax in float32
         return (q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)).softmax(dim=-1) @ v
 
 
 class TrainableAttention(DotProductAttention):
-    """``DotProductAttention`` by `attend`."""
+    """``DotProductAttention`` by `trainable_attention`."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return attend(q, k, v)
+        return trainable_attention(q, k, v)
 
 
 class ExactDownsample(Downsample):

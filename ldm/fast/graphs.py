@@ -1,4 +1,4 @@
-"""A U-Net recorded as CUDA graphs: one launch of a whole step, where there were some 800.
+"""A U-Net recorded as CUDA graphs: one launch of a whole step instead of about 800.
 
 A fast GPU waits for the CPU to launch its kernels: it computes a step of Stable Diffusion 1.5 in a
 quarter of the time that the launches take. A graph does the same work in the same order, so its
@@ -16,14 +16,15 @@ from torch import Tensor, nn
 
 from ldm.unet import UNet
 
-MOST = 4  # recordings kept: with and without guidance, a last smaller batch; each has its memory
+# With and without guidance, and a last smaller batch; each recording has memory of its own.
+MOST_RECORDINGS = 4
 WARM_UP = 3  # plain calls before recording, in which the libraries choose their kernels
 
 Inputs = dict[str, Tensor]
 
 
 class Recording(NamedTuple):
-    """Work that is done again on the same memory."""
+    """A recorded call, which ``replay`` repeats on the same memory."""
 
     inputs: Inputs  # memory that ``replay`` reads
     output: Tensor  # memory that it writes
@@ -31,7 +32,7 @@ class Recording(NamedTuple):
 
 
 def record(call: Callable[..., Tensor], inputs: Inputs) -> Recording:
-    """Record what ``call`` does with ``inputs``, on CUDA, on a stream of its own."""
+    """Record a call with ``inputs`` on CUDA, in a stream of its own."""
     aside = torch.cuda.Stream()
     aside.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(aside):
@@ -47,8 +48,8 @@ def record(call: Callable[..., Tensor], inputs: Inputs) -> Recording:
 class Graphs:
     """A U-Net to call in the place of ``unet``: recorded at the first call of each kind.
 
-    Calls are of one kind where their inputs have the same shapes, strides and formats, and the
-    weights lie where they lay: what is written into them is seen, and moving them records anew.
+    Calls are of one kind if their inputs have the same shapes, strides and dtypes, and the weights
+    have not moved in memory: new values in them take effect, moving them records again.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class Graphs:
         )
         recording = self.recordings.pop(kind, None)
         if recording is None:
-            while len(self.recordings) >= MOST:
+            while len(self.recordings) >= MOST_RECORDINGS:
                 self.recordings.popitem(last=False)
             memory = {name: y.clone() for name, y in given.items()}
             recording = self.record(self.unet, memory)

@@ -1,4 +1,4 @@
-"""Replace a model's layers by faster ones of the same results, and restore them.
+"""Replace a model's layers by faster ones with the same results, and restore them.
 
 A fast layer replaces a plain one in its parent, under the same name and with the same parameters.
 So the readable modules know nothing of the fast ones.
@@ -19,7 +19,7 @@ from ldm.layers import GEGLU, Attention
 from ldm.unet import UNet
 from ldm.vae import Decoder
 
-FAST: dict[type[nn.Module], type[Replacement]] = {
+REPLACEMENTS: dict[type[nn.Module], type[Replacement]] = {
     nn.Linear: PackedLinear,
     nn.Conv2d: PackedConv2d,
     GEGLU: PackedGEGLU,
@@ -41,7 +41,7 @@ def speed_up(model: nn.Module) -> None:
 
 
 def _fast(layer: nn.Module) -> nn.Module:
-    kind = FAST.get(type(layer))
+    kind = REPLACEMENTS.get(type(layer))
     return layer if kind is None else kind.of(layer)
 
 

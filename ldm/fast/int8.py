@@ -23,12 +23,12 @@ from torch.nn import functional as F
 
 from ldm.errors import ArgumentError
 from ldm.fast import onednn
-from ldm.fast.cache import Caching, marks, same
+from ldm.fast.cache import Caching, marks, same_marks
 from ldm.fast.packed import PackedConv2d, PackedGEGLU, usable
 from ldm.fast.replace import replace_children
 from ldm.layers import ResnetBlock, Upsample
 
-log = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 LOWEST = 0.2785  # -SiLU is nowhere larger
 AFTER_SILU, SYMMETRIC = 16, 128  # zero points
 
@@ -94,7 +94,7 @@ def pack_linear(layer: nn.Linear, parts: int, shape: torch.Size) -> list[Weight]
     return found
 
 
-def convolution(
+def rounded_convolution(
     layer: nn.Conv2d, x: Rounded, weight: Weight, padding: tuple[int, ...], dtype: torch.dtype
 ) -> Tensor:
     """x ∗ W + b."""
@@ -106,7 +106,7 @@ def convolution(
     return y
 
 
-def linear(
+def rounded_linear(
     q: Tensor, scale: float, weight: Weight, bias: Tensor | None, dtype: torch.dtype, then: str
 ) -> Tensor:
     """x Wᵀ + b of symmetric 8 bits, and ``then`` "gelu" (the exact one) or "none" on it."""
@@ -124,12 +124,12 @@ class Int8Conv2d(Caching, PackedConv2d):
         if isinstance(padding, str) or not usable(self, x):
             return super().convolve(x, padding)
         weight = self.cached
-        if weight is None or not same(weight.marks, marks(self)):
+        if weight is None or not same_marks(weight.marks, marks(self)):
             with torch.inference_mode(False), torch.no_grad():
                 weight = pack_conv(self, self.zero, x.shape, padding)
             self.cached = weight
         q = rounded(x.contiguous(memory_format=torch.channels_last), self.zero)
-        return convolution(self, q, weight, padding, x.dtype)
+        return rounded_convolution(self, q, weight, padding, x.dtype)
 
 
 class Int8AfterSiLU(Int8Conv2d):
@@ -147,7 +147,7 @@ class Int8GEGLU(Caching, PackedGEGLU):
         if not usable(self.proj, x):
             return super().forward(x)
         weights = self.cached
-        if weights is None or not same(weights[0].marks, marks(self.proj)):
+        if weights is None or not same_marks(weights[0].marks, marks(self.proj)):
             with torch.inference_mode(False), torch.no_grad():
                 weights = pack_linear(self.proj, 2, x.shape[1:])
             self.cached = weights
@@ -156,8 +156,8 @@ class Int8GEGLU(Caching, PackedGEGLU):
         whole = rounded(x.contiguous(), SYMMETRIC)
         y = x.new_empty((*x.shape[:-1], len(value.scales)))
         for row, q, scale in zip(y, whole.q, whole.scales, strict=True):
-            opened = linear(q, scale, gate, c, x.dtype, "gelu")
-            torch.mul(linear(q, scale, value, b, x.dtype, "none"), opened, out=row)
+            opened = rounded_linear(q, scale, gate, c, x.dtype, "gelu")
+            torch.mul(rounded_linear(q, scale, value, b, x.dtype, "none"), opened, out=row)
         return y
 
 
@@ -202,7 +202,7 @@ def supported() -> bool:
     except onednn.PROBLEMS as error:
         problem = str(error).splitlines()[0]
     if not ok:
-        log.debug("8 bits cannot be used here: %s", problem)
+        _logger.debug("8 bits cannot be used here: %s", problem)
     return ok
 
 
@@ -215,9 +215,9 @@ def _right() -> bool:
     for zero, y in ((AFTER_SILU, F.silu(image)), (SYMMETRIC, image)):
         weight = pack_conv(conv, zero, y.shape, (1, 1))
         q = rounded(y.contiguous(memory_format=torch.channels_last), zero)
-        pairs.append((convolution(conv, q, weight, (1, 1), y.dtype), conv(y)))
+        pairs.append((rounded_convolution(conv, q, weight, (1, 1), y.dtype), conv(y)))
     q, (weight,) = rounded(x, SYMMETRIC), pack_linear(layer, 1, x.shape[1:])
     for then, f in (("none", nn.Identity()), ("gelu", F.gelu)):
-        got = linear(q.q[0], q.scales[0], weight, layer.bias, x.dtype, then)
+        got = rounded_linear(q.q[0], q.scales[0], weight, layer.bias, x.dtype, then)
         pairs.append((got, f(layer(x[0]))))
     return all((a - b).abs().max().item() < 0.05 for a, b in pairs)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ldm.fast.cpu import PlanarGroupNorm
 from ldm.fast.replace import Replacement
 
-LARGE = 1024  # pixels from which PyTorch's kernel goes by rows of all channels
+MANY_PIXELS = 1024  # pixels from which PyTorch's kernel goes by rows of all channels
 WIDE = 32  # channels of a group that fill its vectors of bfloat16
 
 
@@ -21,10 +21,10 @@ class DirectGroupNorm(Replacement, PlanarGroupNorm):
     """``GroupNorm`` that normalises where the values lie, wherever that is faster."""
 
     def forward(self, x: Tensor) -> Tensor:
-        batch, channels, height, width = x.shape
+        _, channels, height, width = x.shape
         direct = (
             x.dtype == torch.float32
-            or height * width >= LARGE
+            or height * width >= MANY_PIXELS
             or channels >= WIDE * self.num_groups
         )
         if direct and not (torch.is_grad_enabled() and x.requires_grad):

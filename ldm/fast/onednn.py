@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-log = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 # What a private operator raises that is missing, or that takes other arguments than here.
 PROBLEMS = (RuntimeError, AttributeError, NotImplementedError, TypeError)
 
@@ -45,17 +45,17 @@ def packed_convolution_weight(
     return torch._C._nn.mkldnn_reorder_conv2d_weight(weight.to_mkldnn(), *how)
 
 
-def linear(x: Tensor, packed: Tensor, bias: Tensor | None, then: str = "none") -> Tensor:
+def packed_linear(x: Tensor, packed: Tensor, bias: Tensor | None, then: str = "none") -> Tensor:
     """Compute x Wᵀ + b with a packed W, and ``then`` "gelu" (the exact one) on it."""
     return torch.ops.mkldnn._linear_pointwise(x, packed, bias, then, [], "none")
 
 
-def linear_mul(x: Tensor, other: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
+def packed_linear_mul(x: Tensor, other: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
     """Compute (x Wᵀ + b) · other with a packed W."""
     return torch.ops.mkldnn._linear_pointwise.binary(x, other.contiguous(), packed, bias, "mul")
 
 
-def convolution(
+def packed_convolution(
     x: Tensor,
     packed: Tensor,
     bias: Tensor | None,
@@ -82,7 +82,7 @@ def packs(dtype: torch.dtype) -> bool:
     except PROBLEMS as error:
         problem = str(error).splitlines()[0]
     if not ok:
-        log.debug("packed %s weights cannot be used here: %s", dtype, problem)
+        _logger.debug("packed %s weights cannot be used here: %s", dtype, problem)
     return ok
 
 
@@ -99,11 +99,11 @@ def _right(dtype: torch.dtype) -> bool:
     packed, ones = packed_linear_weight(weight, 3), (1, 1)
     blocks = packed_convolution_weight(kernel, ones, ones, ones, 1, image.shape)
     pairs = [
-        (linear(x, packed, bias), F.linear(x, weight, bias)),
-        (linear(x, packed, bias, "gelu"), F.gelu(F.linear(x, weight, bias))),
-        (linear_mul(x, x[:, :6], packed, bias), F.linear(x, weight, bias) * x[:, :6]),
+        (packed_linear(x, packed, bias), F.linear(x, weight, bias)),
+        (packed_linear(x, packed, bias, "gelu"), F.gelu(F.linear(x, weight, bias))),
+        (packed_linear_mul(x, x[:, :6], packed, bias), F.linear(x, weight, bias) * x[:, :6]),
         (
-            convolution(image, blocks, bias, ones, ones, ones, 1),
+            packed_convolution(image, blocks, bias, ones, ones, ones, 1),
             F.conv2d(image, kernel, bias, padding=1),
         ),
         (packed.to_dense(), weight),
@@ -166,7 +166,7 @@ def int8_convolution(
 
 
 def has_amx() -> bool:
-    """Whether the processor multiplies tiles of matrices; False if this PyTorch cannot tell."""
+    """Whether the processor multiplies tiles of matrices; False if this PyTorch does not know."""
     try:
         return torch.cpu._is_amx_tile_supported()
     except AttributeError:
@@ -174,7 +174,7 @@ def has_amx() -> bool:
 
 
 def has_avx512_bfloat16() -> bool:
-    """Whether the processor multiplies vectors of bfloat16; False if this PyTorch cannot tell."""
+    """Whether the processor multiplies vectors of bfloat16; False if this PyTorch does not know."""
     try:
         return torch.cpu._is_avx512_bf16_supported()
     except AttributeError:
@@ -182,7 +182,7 @@ def has_avx512_bfloat16() -> bool:
 
 
 def has_vnni() -> bool:
-    """Whether the processor multiplies vectors of 8 bits; False if this PyTorch cannot tell."""
+    """Whether the processor multiplies vectors of 8 bits; False if this PyTorch does not know."""
     try:
         return torch.cpu._is_vnni_supported()
     except AttributeError:

@@ -1,4 +1,4 @@
-"""Which of the faster ways the parts of a model compute in: what ``Pipeline.optimize`` puts on."""
+"""Which of the faster ways the parts of a model compute in: what ``Pipeline.optimize`` installs."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def check_optimize(device: torch.device, compile: bool, offload: bool, int8: boo
 
 
 def undo(before: Optimized, parts: Sequence[nn.Module]) -> None:
-    """Have the parts compute as they were loaded."""
+    """Restore the parts as they were loaded."""
     if before.offload:
         before.offload.end()
     for part in parts:
@@ -61,7 +61,7 @@ def optimize(
     offload: bool = False,
     int8: bool = False,
 ) -> Optimized:
-    """Have parts that compute as they were loaded do so faster; see ``Pipeline.optimize``.
+    """Make parts, which are as they were loaded, compute faster; see ``Pipeline.optimize``.
 
     others: parts that only ``offload`` is for.
     """
@@ -70,7 +70,8 @@ def optimize(
             compile_regions(part)
         elif device.type == "cpu":
             speed_up(part)
-        if device.type == "cuda":  # its convolutions of half precision compute so
+        if device.type == "cuda":  # fastest for half-precision convolutions
+            # The stub lacks this form.
             part.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if int8:
         quantize(unet)

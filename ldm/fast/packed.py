@@ -22,8 +22,8 @@ from ldm.fast import onednn
 from ldm.fast.replace import Replacement
 from ldm.layers import GEGLU
 
-DTYPES = (torch.float32, torch.bfloat16)
-LARGE = 1 << 20  # weights of a float32 layer from which packing gains
+PACKED_DTYPES = (torch.float32, torch.bfloat16)
+LARGE = 1 << 20  # weights of a float32 layer from which packing pays off
 
 
 class PackedWeight(nn.Parameter):
@@ -137,7 +137,7 @@ def usable(layer: nn.Linear | nn.Conv2d, x: Tensor) -> bool:
     """Whether x may go through packed weights: not where gradients or autocast are wanted."""
     return (
         x.is_cpu
-        and x.dtype in DTYPES
+        and x.dtype in PACKED_DTYPES
         and not (torch.is_grad_enabled() and (x.requires_grad or trained(layer)))
         and not torch.is_autocast_enabled("cpu")
         and onednn.packs(x.dtype)
@@ -212,7 +212,9 @@ class PackedLinear(Packing, nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         small = x.dtype == torch.float32 and self.in_features * self.out_features < LARGE
         packed = None if small else ready(self, x)
-        return super().forward(x) if packed is None else onednn.linear(x, packed[0], self.bias)
+        if packed is None:
+            return super().forward(x)
+        return onednn.packed_linear(x, packed[0], self.bias)
 
 
 class PackedConv2d(Packing, nn.Conv2d):
@@ -231,7 +233,7 @@ class PackedConv2d(Packing, nn.Conv2d):
             stride, dilation = self.stride, self.dilation
             return F.conv2d(x, self.weight, self.bias, stride, padding, dilation, self.groups)
         how = (padding, self.stride, self.dilation, self.groups)
-        return onednn.convolution(x, packed[0], self.bias, *how)
+        return onednn.packed_convolution(x, packed[0], self.bias, *how)
 
 
 class PackedGEGLU(Replacement, GEGLU):
@@ -242,8 +244,8 @@ class PackedGEGLU(Replacement, GEGLU):
         if packed is None:
             return super().forward(x)
         biases = (None, None) if self.proj.bias is None else self.proj.bias.chunk(2)
-        gate = onednn.linear(x, packed[1], biases[1], "gelu")
-        return onednn.linear_mul(x, gate, packed[0], biases[0])
+        gate = onednn.packed_linear(x, packed[1], biases[1], "gelu")
+        return onednn.packed_linear_mul(x, gate, packed[0], biases[0])
 
 
 class GEGLULinear(PackedLinear):

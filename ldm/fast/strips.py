@@ -1,10 +1,10 @@
 """The VAE's decoder on strips of rows: the same picture in less memory, down to a third.
 
 The wide layers go from strip to strip: a convolution reads one row beyond each edge of a strip, so
-nothing is computed twice, and strips are given up as soon as they have been read. A group norm
-needs the mean and variance of the whole picture: they are put together from the strips' own
+nothing is computed twice, and strips are freed as soon as they have been read. A group norm needs
+the mean and variance of the whole picture, which are combined from those of the strips
 (Chan, Golub & LeVeque 1979, eq. 2.1). Unlike tiles that are decoded apart and blended, this is
-exact but for rounding.
+exact except for rounding.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from ldm.vae import AutoencoderKL, Block, Decoder
 Strips = deque[Tensor]  # (1, C, rows, W) each, from top to bottom
 Before = Callable[..., Tensor]  # (x, out=None): what a convolution reads, and where to put it
 WHOLE = 32 << 20  # bytes of a layer's values up to which it is computed whole
-STRIP = 3 << 20  # bytes of a strip, about: the least memory
-FAST = 16 << 20  # of those that take the least time
+STRIP = 3 << 20  # about the bytes of strips that take the least memory
+FAST_STRIP = 16 << 20  # of strips that take the least time
 
 
 class StripDecoder(Replacement, Decoder):
@@ -36,7 +36,7 @@ class StripDecoder(Replacement, Decoder):
     def forward(self, z: Tensor) -> Tensor:
         if _widest(self, z) <= WHOLE:
             return super().forward(z)
-        return torch.cat([_decode(self, one, FAST) for one in z.split(1)])
+        return torch.cat([_decode(self, one, FAST_STRIP) for one in z.split(1)])
 
 
 def widest(vae: AutoencoderKL, z: Tensor) -> int:
@@ -90,7 +90,7 @@ def _block(block: Block, strips: Strips) -> Strips:
 
 
 def _resnet(block: ResnetBlock, strips: Strips) -> Strips:
-    """``ResnetBlock`` without a time."""
+    """Apply a ``ResnetBlock`` without a time."""
     inner: Strips = deque()
     result: Strips = deque()
     shortcut = block.conv_shortcut or nn.Identity()
@@ -107,7 +107,7 @@ def _resnet(block: ResnetBlock, strips: Strips) -> Strips:
 
 
 def _upsampled(upsample: Upsample, strips: Strips) -> Strips:
-    """``Upsample`` to the double: each strip as four, which are given up one by one later."""
+    """Apply ``Upsample`` to the double: each strip becomes four, which are freed one by one."""
     rows = max(1, strips[0].shape[2] // 4)
     parts = deque(part for strip in strips for part in strip.split(rows, dim=2))
     strips.clear()
@@ -160,7 +160,7 @@ def _convolved(
 
 
 def _normalised(norm: nn.GroupNorm, strips: Strips) -> Before:
-    """Make SiLU of the group norm, with the mean and variance of all strips together."""
+    """Make the function SiLU(group norm), with the mean and variance of all strips together."""
     count = 0
     # squares: the sum of squared differences from the mean
     mean = squares = torch.zeros((), dtype=torch.float64, device=strips[0].device)

@@ -1,4 +1,4 @@
-"""What a U-Net computes of the time alone, for all steps of a run at once.
+"""What a U-Net computes from the time alone, for all steps of a run at once.
 
 The times of a run are known from its start, and all pictures of a step have the same one: products
 of a row for each picture and step become a product of a row for each time, done once. Of the small
@@ -12,13 +12,13 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from ldm.fast.cache import Caching, marks, same
+from ldm.fast.cache import Caching, marks, same_marks
 from ldm.fast.packed import PackedLinear
 from ldm.layers import ResnetBlock
 from ldm.unet import UNet
 
 
-class Rows(NamedTuple):
+class TimeEmbeddings(NamedTuple):
     """The embedding of each time, and the marks of the layers that computed them."""
 
     embeddings: dict[float, Tensor]  # time → (1, 4 · first width)
@@ -36,10 +36,10 @@ class Projections(NamedTuple):
 class TimeCache(Caching):
     """A hook that passes a U-Net the embedding of a known time, before it computes that itself."""
 
-    cached: Rows | None = None
+    cached: TimeEmbeddings | None = None
 
     def __init__(self, unet: UNet) -> None:
-        """Hook into a U-Net, and replace its residual blocks' projections of the time."""
+        """Register the hook, and replace the projections of the time in the residual blocks."""
         self.handle = unet.register_forward_pre_hook(self, with_kwargs=True)
         for block in list(unet.modules()):
             if isinstance(block, ResnetBlock) and block.time_emb_proj is not None:
@@ -58,7 +58,7 @@ class TimeCache(Caching):
         dtype = cast(Tensor, unet.conv_in.bias).dtype  # its weight would be unpacked
         embedded = unet.embed(t, None, None, None, None, dtype=dtype)
         rows = dict(zip(t.tolist(), embedded.split(1), strict=True))
-        self.cached = Rows(rows, [marks(layer) for layer in embedding_layers(unet)])
+        self.cached = TimeEmbeddings(rows, [marks(layer) for layer in embedding_layers(unet)])
         for layer in unet.modules():
             if isinstance(layer, TimeLinear):
                 projected = layer(embedded).split(1)
@@ -78,7 +78,7 @@ class TimeCache(Caching):
             return None
         row = known.embeddings.get(t[0].item())
         pairs = zip(known.marks, embedding_layers(unet), strict=True)
-        if row is None or not all(same(before, marks(layer)) for before, layer in pairs):
+        if row is None or not all(same_marks(before, marks(layer)) for before, layer in pairs):
             return None
         return arguments, keywords | {"temb": row}
 
@@ -91,7 +91,11 @@ class TimeLinear(Caching, PackedLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         known = self.cached
-        if known is not None and not torch.is_grad_enabled() and same(known.marks, marks(self)):
+        if (
+            known is not None
+            and not torch.is_grad_enabled()
+            and same_marks(known.marks, marks(self))
+        ):
             row = known.rows.get(x)
             if row is not None:
                 return row

@@ -1,4 +1,4 @@
-"""Pictures: files, what they say of how they were made, and what a user gives to start from."""
+"""Pictures: their files, the settings in these, and the images and masks that a user gives."""
 
 from ldm.images.files import (
     check_output,
@@ -7,8 +7,8 @@ from ldm.images.files import (
     load_image,
     read_parameters,
     read_settings,
-    resize,
     save_image,
+    stretch,
     to_pil,
     to_tensor,
 )
@@ -20,8 +20,8 @@ __all__ = [
     "load_image",
     "read_parameters",
     "read_settings",
-    "resize",
     "save_image",
+    "stretch",
     "to_pil",
     "to_tensor",
 ]

@@ -1,6 +1,6 @@
 """Pictures: files ⇄ PIL images ⇄ tensors (B, 3, H, W) in [-1, 1].
 
-Tensors and sizes are handled as diffusers' VaeImageProcessor does, to the bit in float32.
+Tensors and sizes are handled as by diffusers' VaeImageProcessor: bit-identical in float32.
 """
 
 import contextlib
@@ -29,10 +29,10 @@ QUALITY = {"JPEG": {"quality": 95}, "WEBP": {"quality": 95}}
 
 
 def load_image(source: str | Path | Image.Image) -> Image.Image:
-    """A file or PIL image of any kind → a new RGB image, 8 bits per channel.
+    """Load a file or PIL image of any kind as a new RGB image, 8 bits per channel.
 
-    It is turned as its EXIF data says; transparent parts become white; 16-bit and float grey is
-    scaled, not clipped; of an animation, the first frame is taken.
+    The image is turned as its EXIF data says; transparent parts become white; 16-bit and float grey
+    is scaled, not clipped; of an animation, the first frame is taken.
 
     Raises ImageError if the file is missing, damaged, not an image, or larger than Pillow's limit
     (`PIL.Image.MAX_IMAGE_PIXELS`, 89 megapixels).
@@ -47,7 +47,7 @@ def load_image(source: str | Path | Image.Image) -> Image.Image:
 
 
 def read_parameters(path: str | Path) -> str | None:
-    """The generation parameters in a picture file (see metadata.py), or None if it has none.
+    """Read the generation parameters in a picture file (see metadata.py); None if it has none.
 
     Raises ImageError as `load_image` does.
     """
@@ -57,7 +57,7 @@ def read_parameters(path: str | Path) -> str | None:
 
 
 def read_settings(path: str | Path) -> dict[str, Any] | None:
-    """Our exact settings in a picture file (see metadata.py), or None if it has none.
+    """Read our exact settings in a picture file (see metadata.py); None if it has none.
 
     Raises ImageError as `load_image` does, and for settings that are broken.
     """
@@ -67,7 +67,7 @@ def read_settings(path: str | Path) -> dict[str, Any] | None:
 
 
 def digest(image: Image.Image) -> str:
-    """Ten letters that tell RGB pictures apart, however they are stored."""
+    """Return ten letters that distinguish RGB pictures, however they are stored."""
     return hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()[:10]
 
 
@@ -97,8 +97,8 @@ def save_image(
 ) -> None:
     """Write a .png, .jpg or .webp file, whole or not at all.
 
-    With `parameters`, it also has those and the `settings` (see metadata.py); `options` are of
-    Pillow's encoder. With its `save_all`, an animation, .gif will do, too.
+    With `parameters`, the file also holds those and the `settings` (see metadata.py); `options` are
+    those of Pillow's encoder. With its option `save_all`, an animation, .gif works, too.
 
     Raises ImageError if it cannot be written, or if `path` exists and `overwrite` is False: two
     processes that write the same path at the same time never take it from each other.
@@ -115,12 +115,12 @@ def save_image(
         # a whole one.
         content = io.BytesIO()
         image.save(content, file_format, **options)
-        with open(temporary, "xb") as file:
+        with temporary.open("xb") as file:
             file.write(content.getbuffer())
             file.flush()
             os.fsync(file.fileno())
         if overwrite:
-            os.replace(temporary, path)
+            temporary.replace(path)
         else:
             _rename_to_new(temporary, path)
     except FileExistsError as error:
@@ -133,7 +133,7 @@ def save_image(
 
 
 def to_tensor(images: Image.Image | Sequence[Image.Image]) -> "torch.Tensor":
-    """RGB images of one size → float32 (B, 3, H, W) in [-1, 1]."""
+    """Stack RGB images of one size: float32 (B, 3, H, W) in [-1, 1]."""
     import torch
 
     images = [images] if isinstance(images, Image.Image) else list(images)
@@ -143,7 +143,7 @@ def to_tensor(images: Image.Image | Sequence[Image.Image]) -> "torch.Tensor":
         if image.size != images[0].size:
             raise ArgumentError(
                 f"images[{index}] is {image.width}x{image.height} and images[0] "
-                f"{images[0].width}x{images[0].height}; they must be of one size: see resize"
+                f"{images[0].width}x{images[0].height}; they must be of one size: see stretch"
             )
     if not images:
         raise ArgumentError("images is empty; give at least one")
@@ -152,9 +152,9 @@ def to_tensor(images: Image.Image | Sequence[Image.Image]) -> "torch.Tensor":
 
 
 def to_pil(images: "torch.Tensor") -> list[Image.Image]:
-    """(B, 3, H, W) in [-1, 1], of any float type and device → RGB images; values outside clamp.
+    """Convert (B, 3, H, W) in [-1, 1], of any float type and device, to RGB images; clamp the rest.
 
-    (B, 1, H, W) makes grey ones, of mode "L". Raises ImageError if a value is not finite.
+    (B, 1, H, W) makes grey images, of mode "L". Raises ImageError if a value is not finite.
     """
     if images.ndim != 4 or images.shape[1] not in (1, 3):
         raise ArgumentError(
@@ -169,7 +169,7 @@ def to_pil(images: "torch.Tensor") -> list[Image.Image]:
     return [Image.fromarray(array) for array in arrays]
 
 
-def resize(image: Image.Image, height: int, width: int) -> Image.Image:
+def stretch(image: Image.Image, height: int, width: int) -> Image.Image:
     """Stretch to exactly height x width pixels (Lanczos)."""
     if height < 1 or width < 1:
         raise ArgumentError(f"the size is {width}x{height}; width and height must be at least 1")
@@ -177,7 +177,7 @@ def resize(image: Image.Image, height: int, width: int) -> Image.Image:
 
 
 def image_grid(images: Sequence[Image.Image], columns: int | None = None) -> Image.Image:
-    """Images side by side, row by row, on white; `columns` None makes it about square.
+    """Lay images side by side, row by row, on white; `columns` None makes the grid about square.
 
     The cells are of the largest width and height among the images.
     """
@@ -211,14 +211,14 @@ def _reading(name: str | Path) -> Iterator[None]:
     except UnidentifiedImageError as error:
         raise ImageError(f"{name} is not an image; give a PNG, JPEG or WebP file") from error
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        limit = Image.MAX_IMAGE_PIXELS // 1_000_000
+        limit = (Image.MAX_IMAGE_PIXELS or 0) // 1_000_000
         raise ImageError(f"{name} has more than {limit} megapixels; scale it down") from error
     except Exception as error:  # Pillow's decoders raise errors of many types on damaged files
         raise ImageError(f"cannot read {name}: {_reason(error)}") from error
 
 
 def _reason(error: Exception) -> str:
-    """The system's own words where there are some, without the number and the temporary name."""
+    """Return the system's own words if it has some, without the number and the temporary name."""
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
@@ -233,7 +233,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
-    """16-bit grey (Pillow may hold it in mode "I") or float grey in [0, 1] → mode "L"."""
+    """Convert 16-bit grey (Pillow may hold it in mode "I") or float grey in [0, 1] to mode "L"."""
     values, top = np.asarray(image), 1.0 if image.mode == "F" else 65535
     if not (values.min() >= 0 and values.max() <= top):  # so written, NaN is refused too
         raise ValueError(
@@ -255,7 +255,7 @@ def _rename_to_new(temporary: Path, path: Path) -> None:
     except OSError:  # a file system without hard links: claim the name, then put the file there
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
         try:
-            os.replace(temporary, path)
+            temporary.replace(path)
         except BaseException:
             path.unlink()
             raise

@@ -1,4 +1,4 @@
-"""What a picture file says of how it was made, by ldm or by A1111's web UI.
+"""The settings in a picture's file, as written by ldm or by A1111's web UI.
 
 info = read_generation_info("car.png")
 pipe = Pipeline.from_pretrained(**info.loading)  # and info.model, if it names one
@@ -22,7 +22,7 @@ from ldm.samplers.names import find_sampler, find_schedule
 BUILT_IN = "ldm built-in"  # the model's name in a file
 LARGEST_BATCH = 1024
 # Settings of the web UI that name a thing, but do not change the picture.
-NAMES = re.compile(
+WITHOUT_EFFECT = re.compile(
     r"(Model|VAE|Lora|TI|Hypernet)? ?[Hh]ash(es)?|Version|User|Batch (size|pos)|Model|VAE|RNG|Size|"
     r"Sampler|Schedule type|Denoising strength|Grid|[XYZ] (Type|Values)"
 )
@@ -38,13 +38,13 @@ class GenerationInfo:
         arguments: those of ``Pipeline.stream``. The prompt has the ``<lora:name:scale>`` tags that
             ``ldm-generate`` takes out and loads.
         loading: those of ``Pipeline.from_pretrained``, without the paths.
-        model, vae, embeddings: names of files; "ldm built-in" is a model's, None: it does not say.
+        model, vae, embeddings: names of files ("ldm built-in" for that model); None if unknown.
         images: argument → digest (see ``images.digest``; "": not known) of each picture that was
-            given, which is not in the file and must be given again.
-        batch: (size, index): as which picture of how many at once it was drawn. The processor
-            rounds differently for other sizes: the very same bits need the same one.
-        notes: what the file asks for and we cannot do, by name.
-        grid: what the file shows, where that is several pictures; the first one is described here.
+            given; it is not in the file and must be given again.
+        batch: (size, index): how many pictures were drawn at once, and which of them this is. The
+            processor rounds differently for other sizes: bit-identical pictures need the same one.
+        notes: settings in the file that are not supported here, by name.
+        grid: what the file shows if it holds several pictures; the first one is described here.
     """
 
     arguments: dict[str, Any]
@@ -58,13 +58,13 @@ class GenerationInfo:
     grid: str | None = None
 
     def settings(self, version: str, drawn: Mapping[str, str]) -> dict[str, Any]:
-        """What ``images.save_image`` writes; ``drawn``: where it was drawn, for information."""
+        """Return what ``images.save_image`` writes; ``drawn`` describes the machine."""
         found = {name: value for name, value in vars(self).items() if value and name != "notes"}
         return {metadata.OURS: version} | found | {"drawn": dict(drawn)}
 
 
 def read_generation_info(path: str | Path) -> GenerationInfo:
-    """Read what a PNG, JPEG or WebP file says: our own settings, else the web UI's text.
+    """Read the settings in a PNG, JPEG or WebP file: our own, else the web UI's text.
 
     Raises ImageError for a file without, and for values of a wrong type.
     """
@@ -84,7 +84,7 @@ def read_generation_info(path: str | Path) -> GenerationInfo:
 
 
 def from_settings(settings: Mapping[str, Any]) -> GenerationInfo:
-    """Our own settings → GenerationInfo. Raises ValueError for a value of a wrong type."""
+    """Convert our own settings. Raises ValueError for a value of a wrong type."""
 
     def get(name: str, kind: type, default: Any) -> Any:
         value = settings.get(name, default)
@@ -118,7 +118,7 @@ def from_settings(settings: Mapping[str, Any]) -> GenerationInfo:
 
 
 def from_text(text: str) -> GenerationInfo:
-    """The web UI's text → GenerationInfo. Raises ValueError for a value that is not a number."""
+    """Read the web UI's text. Raises ValueError for a value that is not a number."""
     settings = metadata.parse_parameters(text)
     arguments: dict[str, Any] = {"prompt": settings.pop(metadata.PROMPT)}
     if negative := settings.pop(metadata.NEGATIVE):
@@ -137,7 +137,9 @@ def from_text(text: str) -> GenerationInfo:
     if settings.get("RNG", "GPU") != "CPU":
         notes.append(f"RNG {settings.get('RNG', 'GPU')} (our noise is drawn on the CPU)")
     grid = settings.pop("Script") if settings.get("Script") == PLOT else settings.get("Grid")
-    others = [f"{name} {value}" for name, value in settings.items() if not NAMES.fullmatch(name)]
+    others = [
+        f"{name} {value}" for name, value in settings.items() if not WITHOUT_EFFECT.fullmatch(name)
+    ]
     notes += [note[:60] for note in others]
     return GenerationInfo(
         arguments,
@@ -158,7 +160,7 @@ NUMBERS: dict[str, tuple[str, type[int] | type[float]]] = {
 
 
 def _size(settings: Mapping[str, str]) -> dict[str, int]:
-    """Return the width and height that the text says, if it does."""
+    """Return the width and height in the text, if it has them."""
     if "Size" not in settings:
         return {}
     sizes = re.fullmatch(r"(\d{1,6})x(\d{1,6})", settings["Size"])
@@ -178,7 +180,7 @@ def _strength(settings: Mapping[str, str]) -> tuple[dict[str, float], list[str]]
 
 
 def _sampler(settings: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
-    """Return the sampler and the schedule that the text says, and what is unknown here."""
+    """Return the sampler and the schedule in the text, and what is unknown here."""
     if "Sampler" not in settings:
         return {}, []
     schedule = settings.get("Schedule type", "")

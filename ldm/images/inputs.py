@@ -10,7 +10,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from ldm.errors import ArgumentError
-from ldm.images.files import load_image, resize, to_tensor
+from ldm.images.files import load_image, stretch, to_tensor
 
 # Of one picture; more is a slip of the finger.
 MAX_SIDE, MAX_PIXELS = 8192, 4096 * 4096
@@ -19,7 +19,7 @@ Picture = str | Path | Image
 
 
 def check_size(height: int, width: int, factor: int) -> tuple[int, int]:
-    """(height, width) in pixels, unchanged. Raises ArgumentError for what no model could draw."""
+    """Return (height, width) in pixels, unchanged; raise ArgumentError for an impossible size."""
     for name, value in (("height", height), ("width", width)):
         if not isinstance(value, Integral) or value < factor or value % factor:
             kind = f"multiple of {factor}" if factor > 1 else "whole number"
@@ -40,7 +40,7 @@ def fit_size(
     own: tuple[int, int],
     factor: int,
 ) -> tuple[int, int]:
-    """(height, width) to draw: as asked for, or the first picture's, or the model's ``own``.
+    """Choose the (height, width): as given, else the first picture's or the model's ``own``.
 
     Raises ArgumentError as ``check_size``.
     """
@@ -57,13 +57,18 @@ def read_pictures(
     prompts: int,
     repeats: int,
 ) -> list[Image] | None:
-    """The picture for all prompts, or one for each of them ``repeats`` times; RGB. None: None.
+    """Load one picture for all prompts or one per prompt, as RGB, each repeated ``repeats`` times.
+
+    None without a source.
 
     Raises ArgumentError for another number, ImageError for what cannot be read.
     """
     if source is None:
         return None
-    sources = list(source) if isinstance(source, list | tuple) else [source]
+    if isinstance(source, str | Path | Image) or not isinstance(source, Sequence):
+        sources = [source]
+    else:
+        sources = list(source)
     if len(sources) not in (1, prompts):
         raise ArgumentError(
             f"{name} holds {len(sources)} pictures for {prompts} prompts; give one, or one for each"
@@ -74,14 +79,16 @@ def read_pictures(
     return [picture for picture in pictures for _ in range(repeats)]
 
 
-def to_pixels(pictures: Sequence[Image], height: int, width: int, channels: int = 3) -> Tensor:
-    """Stretched to one size: float32 (B, channels, H, W) in [-1, 1]; one channel is grey."""
+def pictures_to_tensor(
+    pictures: Sequence[Image], height: int, width: int, channels: int = 3
+) -> Tensor:
+    """Stretch to one size: float32 (B, channels, H, W) in [-1, 1]; one channel is grey."""
     if channels == 1:
         pictures = [picture.convert("L").convert("RGB") for picture in pictures]
-    resized = [resize(picture, height, width) for picture in pictures]
+    resized = [stretch(picture, height, width) for picture in pictures]
     return to_tensor(resized)[:, :channels]
 
 
 def expand(rows: Tensor, count: int) -> Tensor:
-    """(b, …) → (count, …), the rows over and over."""
+    """Repeat the rows: (b, …) → (count, …)."""
     return rows.repeat(count // len(rows), *(1,) * (rows.ndim - 1))

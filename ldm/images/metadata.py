@@ -32,7 +32,7 @@ MOST_EXIF = 65_533 - len(b"Exif\0\0")  # bytes in a JPEG: one segment
 
 
 def format_parameters(parameters: Mapping[str, object]) -> str:
-    """`Prompt`, `Negative prompt` and at least three named settings → text; None is left out.
+    """Format `Prompt`, `Negative prompt` and at least three named settings; leave out None.
 
     `parse_parameters` gives the same names and, as strings, the same values back. The form has two
     limits: spaces around a line of a prompt are lost, and a line of a prompt that begins with
@@ -61,7 +61,7 @@ def format_parameters(parameters: Mapping[str, object]) -> str:
 
 
 def parse_parameters(text: str) -> dict[str, str]:
-    """Text → `Prompt`, `Negative prompt` ("" if there is none) and every setting, all strings."""
+    """Read `Prompt`, `Negative prompt` ("" if there is none) and every setting, all strings."""
     *lines, last = text.strip().split("\n")
     settings = {name: _unquote(value) for name, value in SETTING.findall(last)}
     if len(SETTING.findall(last)) < FEWEST_SETTINGS:
@@ -76,10 +76,10 @@ def parse_parameters(text: str) -> dict[str, str]:
 def embed(
     parameters: str, file_format: str, settings: Mapping[str, object] | None = None
 ) -> dict[str, Any]:
-    """The arguments with which Pillow's `save` writes both into a "PNG", "JPEG" or "WEBP".
+    """Make the arguments with which Pillow's `save` writes both into a "PNG", "JPEG" or "WEBP".
 
-    A "GIF" has the parameters alone, in its comment, where the web UI looks for them.
-    Warns where a JPEG has no room for the settings: the parameters are what other programs read.
+    A "GIF" holds only the parameters, in its comment, where the web UI looks for them.
+    Warns if a JPEG has no room for the settings: the parameters are what other programs read.
     """
     chunk = None if settings is None else json.dumps({OURS: None} | dict(settings))
     if file_format == "PNG":
@@ -103,7 +103,7 @@ def embed(
 
 
 def extract(image: Image.Image) -> str | None:
-    """The parameters in an opened picture, or None if it has none."""
+    """Read the parameters in an opened picture; None if it has none."""
     if "parameters" in image.info:
         return str(image.info["parameters"])
     if image.format == "GIF":
@@ -120,9 +120,9 @@ def extract(image: Image.Image) -> str | None:
 
 
 def extract_settings(image: Image.Image) -> dict[str, Any] | None:
-    """Our settings in an opened picture, or None if it has none.
+    """Read our settings in an opened picture; None if it has none.
 
-    Raises ArgumentError where they are there, but broken.
+    Raises ArgumentError if they are broken.
     """
     chunk = image.info.get(OURS)
     if chunk is None:
@@ -142,8 +142,7 @@ def extract_settings(image: Image.Image) -> dict[str, Any] | None:
 
 
 def _quote(value: str) -> str:
-    """As a JSON string if the value could be misread without: it has `,` `:` `"` or newlines in
-    it, or spaces around it."""
+    """Quote a value as JSON if it could be misread: with `,` `:` `"`, newlines or outer spaces."""
     if value == value.strip() and not any(mark in value for mark in ',:"\n'):
         return value
     return json.dumps(value, ensure_ascii=False)

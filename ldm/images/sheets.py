@@ -1,4 +1,4 @@
-"""Sheets: many pictures side by side with words to them, and heat maps over a picture."""
+"""Sheets: many pictures side by side with labels, and heat maps over a picture."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ LONGEST_SIDE = {".webp": 16_383, ".jpg": 65_535, ".jpeg": 65_535}  # that a form
 GAP = 8  # pixels around each picture
 LINES = 3  # of a label; longer ones end in "…"
 COLOURS = ((0, 0, 0), (70, 15, 110), (190, 45, 80), (250, 145, 40), (255, 250, 170))  # cold to hot
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont  # the latter where Pillow has no FreeType
 GREY = 0.35  # how much of the picture shows below its heat
 
 
-def check_size(width: int, height: int, what: str, path: Path | None = None) -> None:
-    """Raise ArgumentError for a sheet that is too large: call it before a run."""
-    side = LONGEST_SIDE.get(path.suffix.lower() if path else "", max(width, height))
+def check_sheet_size(width: int, height: int, what: str, path: Path | None = None) -> None:
+    """Raise ArgumentError for a sheet that is too large: to be called before a run."""
+    side = LONGEST_SIDE.get(path.suffix.lower()) if path else None
     if width * height > MOST_PIXELS:
         raise ArgumentError(
             f"{what} would have {width}x{height} = {width * height:,} pixels; at most "
             f"{MOST_PIXELS:,} work: ask for fewer or smaller pictures"
         )
-    if max(width, height) > side:
+    if path and side and max(width, height) > side:
         raise ArgumentError(
             f"{what} would be {width}x{height}; a {path.suffix} file holds {side} pixels a side: "
             "choose .png"
@@ -35,7 +36,7 @@ def check_size(width: int, height: int, what: str, path: Path | None = None) -> 
 
 
 def sheet_size(count: int, columns: int, width: int, height: int) -> tuple[int, int]:
-    """(width, height) of a sheet of cells of that size, with all labels and titles at most."""
+    """Return the largest (width, height) of a labelled sheet with cells of that size."""
     rows = math.ceil(count / columns)
     line = _line(width)
     return (
@@ -51,7 +52,7 @@ def sheet(
     column_titles: Sequence[str] = (),
     row_titles: Sequence[str] = (),
 ) -> Image.Image:
-    """Pictures row by row on white; ``columns`` None makes it about square.
+    """Lay pictures row by row on white; ``columns`` None makes the sheet about square.
 
     labels: a text below each picture; column_titles, row_titles: above and left of them. The font
     is Pillow's own, which has Latin letters only.
@@ -75,7 +76,7 @@ def sheet(
     cell_width = width + 2 * GAP
     cell_height = height + 2 * GAP + line * max(map(len, below), default=0)
     size = (left + columns * cell_width, top + rows * cell_height)
-    check_size(*size, "the sheet")
+    check_sheet_size(*size, "the sheet")
     whole = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(whole)
 
@@ -98,11 +99,11 @@ def sheet(
 
 
 def heat(picture: Image.Image, values: np.ndarray) -> Image.Image:
-    """A map (h, w) over a grey copy of the picture: its least value is black, its largest hot."""
+    """Lay a map (h, w) over a grey copy of the picture: the least value black, the largest hot."""
     spread = float(values.max() - values.min())
     scaled = (values - values.min()) / spread if spread else np.zeros_like(values)
-    mask = Image.fromarray(scaled.astype(np.float32))
-    mask = np.asarray(mask.resize(picture.size, Image.Resampling.BICUBIC)).clip(0, 1)
+    small = Image.fromarray(scaled.astype(np.float32))
+    mask = np.asarray(small.resize(picture.size, Image.Resampling.BICUBIC)).clip(0, 1)
     stops = np.linspace(0, 1, len(COLOURS))
     colours = np.stack([np.interp(mask, stops, c) for c in zip(*COLOURS, strict=True)], axis=-1)
     grey = np.asarray(picture.convert("L"), np.float32)[..., None]
@@ -111,12 +112,12 @@ def heat(picture: Image.Image, values: np.ndarray) -> Image.Image:
 
 
 def _line(width: int) -> int:
-    """The height of a line of text below a picture so wide."""
+    """Return the height of a line of text below a picture of this width."""
     return min(max(width // 10, 13), 40)
 
 
-def _wrap(text: str, font: ImageFont.FreeTypeFont, room: int) -> list[str]:
-    """The text in lines of at most ``room`` pixels, broken between words where that is possible."""
+def _wrap(text: str, font: Font, room: int) -> list[str]:
+    """Break the text into lines of at most ``room`` pixels, between words if possible."""
     lines, words = [""], text.split()
     while words and len(lines) <= LINES:
         word = words.pop(0)

@@ -1,4 +1,4 @@
-"""Whether the parts of a model fit each other, and which of them is broken."""
+"""Checks of a model: whether its parts fit each other, and which of them is broken."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def check_parts(
 ) -> None:
     """Raise CheckpointError for parts that cannot work together.
 
-    classes: whether there are names of classes.
+    classes: whether the model has names of classes.
     """
     width = sum(text.hidden_size for text in texts)
     if texts and unet.cross_attention_dim is None:
@@ -60,7 +60,7 @@ def check_parts(
 
 
 def nonfinite_error(parts: Mapping[str, object]) -> CheckpointError:
-    """Why a result is not finite: broken weights by their name, or else an overflow."""
+    """Make the error for a result that is not finite: broken weights by name, else an overflow."""
     for name, part in parts.items():
         for key, tensor in part.state_dict().items() if isinstance(part, nn.Module) else ():
             if not tensor.isfinite().all():

@@ -23,13 +23,17 @@ from ldm.text.tokenizer import CLIPTokenizer
 from ldm.unet import UNet
 from ldm.vae import AutoencoderKL
 
-PREVIEW = Path("vae", "preview.json")  # ours; diffusers does not look at it
+PREVIEW = Path("vae", "preview.json")  # ours; diffusers does not read it
 LAYOUT = "0.35.0"  # of diffusers, whose layout and names are written
-# diffusers has a class for each task; which task it is, the arguments of a call say.
+# diffusers has a class for each task; here the arguments of a call decide it.
 PIPELINES = frozenset(
-    """StableDiffusionPipeline StableDiffusionImg2ImgPipeline StableDiffusionInpaintPipeline
-    StableDiffusionXLPipeline StableDiffusionXLImg2ImgPipeline StableDiffusionXLInpaintPipeline
-    LatentConsistencyModelPipeline LatentConsistencyModelImg2ImgPipeline""".split()
+    f"{family}{task}Pipeline"
+    for family, tasks in (
+        ("StableDiffusion", ("", "Img2Img", "Inpaint")),
+        ("StableDiffusionXL", ("", "Img2Img", "Inpaint")),
+        ("LatentConsistencyModel", ("", "Img2Img")),
+    )
+    for task in tasks
 )
 PIXEL_PIPELINES = frozenset({"DDPMPipeline", "DDIMPipeline"})
 
@@ -41,7 +45,7 @@ def load_folder(
     variant: str | None = None,
     prediction_type: str | None = None,
 ) -> dict[str, Any]:
-    """The arguments of ``Pipeline`` from a diffusers folder.
+    """Load the arguments of ``Pipeline`` from a diffusers folder.
 
     Raises CheckpointError for a folder that is broken or not supported.
     """
@@ -54,7 +58,7 @@ def load_folder(
         )
 
     def place(name: str) -> Path:
-        """Where a part is; the first models of diffusers had theirs in no folder of its own."""
+        """Find the folder of a part; the first models of diffusers had none for their only one."""
         inner = folder / name
         return folder if kind in PIXEL_PIPELINES and not inner.is_dir() else inner
 
@@ -79,22 +83,22 @@ def load_folder(
     }
     if kind in PIXEL_PIPELINES:
         parts["id2label"] = index.get("id2label")
-        if told(index, "classifier"):
+        if has_part(index, "classifier"):
             parts["classifier"] = load(Classifier, "classifier")
         return parts
     vae = parts["vae"] = load(AutoencoderKL, "vae")
     if values := read_json(folder / PREVIEW, optional=True):
         vae.preview = LinearPreview.of(values, vae.config.latent_channels, folder / PREVIEW)
     for end in ("", "_2"):
-        if told(index, f"text_encoder{end}"):  # SDXL's refiner has no first one
+        if has_part(index, f"text_encoder{end}"):  # SDXL's refiner has no first one
             parts[f"text_encoder{end}"] = load(CLIPTextEncoder, f"text_encoder{end}")
             parts[f"tokenizer{end}"] = CLIPTokenizer.from_pretrained(folder / f"tokenizer{end}")
     zeros = bool(index.get("force_zeros_for_empty_prompt", False))
     return parts | {"force_zeros_for_empty_prompt": zeros}
 
 
-def told(index: dict[str, Any], part: str) -> bool:
-    """Whether a model_index.json says that a part is there."""
+def has_part(index: dict[str, Any], part: str) -> bool:
+    """Return whether a model_index.json lists a part."""
     value = index.get(part)
     return isinstance(value, list) and None not in value
 
@@ -123,7 +127,7 @@ def save_folder(parts: dict[str, Any], folder: Path, dtype: torch.dtype | None) 
 def save_pixels(
     parts: dict[str, Any], folder: Path, dtype: torch.dtype | None, index: dict[str, Any]
 ) -> None:
-    """Write what only models of pixels have, and note it in the ``index``."""
+    """Write what only models of pixels have, and list it in the ``index``."""
     if parts["id2label"]:
         index["id2label"] = dict(parts["id2label"])
     if parts["classifier"] is not None:
@@ -133,7 +137,7 @@ def save_pixels(
 def save_classifier(
     classifier: Classifier, folder: Path, dtype: torch.dtype | None, index: dict[str, Any]
 ) -> None:
-    """Write the classifier that guides a model of pixels, and note it in the ``index``."""
+    """Write the classifier that guides a model of pixels, and list it in the ``index``."""
     save_component(classifier, folder / "classifier", dtype)
     index["classifier"] = ["ldm.classifier", "Classifier"]
 
@@ -141,7 +145,7 @@ def save_classifier(
 def save_latents(
     parts: dict[str, Any], folder: Path, dtype: torch.dtype | None, index: dict[str, Any]
 ) -> None:
-    """Write what only the Stable Diffusion family has, and note it in the ``index``."""
+    """Write what only the Stable Diffusion family has, and list it in the ``index``."""
     nothing = [None, None]
     index |= {"feature_extractor": nothing, "vae": ["diffusers", "AutoencoderKL"]}
     index |= {"text_encoder": nothing, "tokenizer": nothing}
@@ -165,7 +169,7 @@ def save_latents(
 
 
 def class_name(parts: dict[str, Any]) -> str:
-    """diffusers' class for a pipeline's parts."""
+    """Return diffusers' class for a pipeline's parts."""
     unet = parts["unet"].config
     if isinstance(parts["vae"], Pixels):
         ddim = parts["scheduler"].config.sampler_class == "DDIMScheduler"

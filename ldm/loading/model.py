@@ -28,23 +28,24 @@ from ldm.text.tokenizer import CLIPTokenizer
 from ldm.unet import UNet
 from ldm.vae import AutoencoderKL
 
-PARTS = (
-    "vae unet scheduler defaults force_zeros_for_empty_prompt "
-    "text_encoder tokenizer text_encoder_2 tokenizer_2 id2label classifier"
-).split()
+MODEL_PARTS = (
+    *("vae", "unet", "scheduler", "defaults", "force_zeros_for_empty_prompt"),
+    *("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"),
+    *("id2label", "classifier"),
+)
 
 
 class Model:
     """The parts of a model: of the Stable Diffusion family, or one that draws pixels.
 
-    Which family it is shows in the parts: in the U-Net's inputs and how many channels it reads.
+    The parts show which family it is: the U-Net's inputs and the number of its channels.
 
     Attributes:
-        xl: whether the U-Net is conditioned on sizes, too, as SDXL's is.
+        xl: whether the U-Net is also conditioned on sizes, as SDXL's is.
         inpaints: whether the U-Net reads a mask and the masked image beside x.
-        classes: of a model without text; None where there is text.
-        defaults: arguments of a request that gives none.
-        inversions, loras: what is put onto the parts.
+        classes: of a model without text; None for a model with text.
+        defaults: values of arguments that a request leaves out.
+        inversions, loras: the adapters on the parts.
         optimized: how the parts compute faster.
         listener: called before the U-Net; see ``ldm.techniques.attention_maps``.
     """
@@ -64,13 +65,14 @@ class Model:
         id2label: Mapping[str, str] | None = None,
         classifier: Classifier | None = None,
     ) -> None:
-        """Without a ``scheduler``: the noise schedule of Stable Diffusion, and DDPM as sampler.
+        """Put the parts together and check them.
 
-        vae, text_encoder, tokenizer: None where the U-Net draws pixels, without a text.
+        vae, text_encoder, tokenizer: None if the U-Net draws pixels, without a text.
+        scheduler: None is Stable Diffusion's noise schedule, with DDPM as sampler.
         SDXL has a second text encoder; its refiner, only that one.
-        force_zeros_for_empty_prompt: an absent negative prompt is zeros, not the states of "".
+        force_zeros_for_empty_prompt: for a missing negative prompt, zeros, not the states of "".
         id2label: the names of a model's classes, "0" first; see ``ldm.classes.labels``.
-        classifier: one that knows noisy pictures, for ``classifier_scale``.
+        classifier: of noisy pictures, for ``classifier_scale``.
         Raises CheckpointError for parts that do not fit each other.
         """
         self.unet = unet
@@ -122,7 +124,7 @@ class Model:
     @property
     def parts(self) -> dict[str, Any]:
         """The arguments that make this model."""
-        return {name: getattr(self, name) for name in PARTS}
+        return {name: getattr(self, name) for name in MODEL_PARTS}
 
     @property
     def text_models(self) -> list[TextModel]:
@@ -131,7 +133,7 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        """Where the parts compute."""
+        """The device that the parts compute on."""
         offload = self.optimized.offload
         return offload.device if offload else next(self.unet.parameters()).device
 
@@ -141,7 +143,7 @@ class Model:
         return self.optimized.int8
 
     def default_size(self) -> tuple[int, int]:
-        """(height, width) in pixels that the model was trained for."""
+        """Return the (height, width) in pixels that the model was trained for."""
         side = (self.unet.config.sample_size or 64) * self.vae.config.scale
         return side, side
 

@@ -52,9 +52,9 @@ def load_file(
     prediction_type: str | None = None,
     ema: bool = False,
 ) -> dict[str, Any]:
-    """The arguments of ``Pipeline`` from a single file under the original names.
+    """Load the arguments of ``Pipeline`` from a single file under the original names.
 
-    Raises CheckpointError for a file that is broken, incomplete or of something else.
+    Raises CheckpointError for a file that is broken, incomplete or of another kind.
     """
     tensors, metadata, global_step = read_checkpoint(path)
     if ema:
@@ -114,10 +114,10 @@ def load_file(
 def load_vae(
     path: Path, config: VAEConfig, dtype: torch.dtype | None, device: torch.device
 ) -> AutoencoderKL:
-    """A VAE from its folder, or from a file of original or diffusers' names.
+    """Load a VAE from its folder, or from a file of original or diffusers' names.
 
-    A file has no config: it must be of the sizes in ``config``.
-    Raises CheckpointError for what is broken or does not fit.
+    A file has no config: its tensors must have the sizes of ``config``.
+    Raises CheckpointError for a VAE that is broken or does not fit.
     """
     if path.is_dir():
         inner = path / "vae"
@@ -138,7 +138,7 @@ def load_vae(
 
 
 def family_of(parts: dict[str, Any]) -> Family:
-    """The family whose single-file layout the parts have. Raises CheckpointError for others."""
+    """Return the family whose layout the parts have. Raises CheckpointError for others."""
     width = parts["unet"].config.cross_attention_dim
     if width is None:
         raise CheckpointError(
@@ -163,19 +163,19 @@ def save_file(parts: dict[str, Any], path: Path, dtype: torch.dtype | None) -> N
         *((text.prefix, parts[text.part], TEXT_NAMES[text.names], False) for text in family.texts),
     ):
         tensors |= write_original(module.state_dict(), prefix, rename, convolutions)
-    # Told in all ways that programs look for: by keys, and by the metadata.
+    # Programs look for it in two places: in keys, and in the metadata.
     scheduler = parts["scheduler"].config
     if scheduler.prediction_type == "v_prediction":
         tensors["v_pred"] = torch.empty(0)
     if scheduler.rescale_betas_zero_snr:
         tensors["ztsnr"] = torch.empty(0)
-    said = scheduler.prediction_type
-    metadata = {STATED_PREDICTION: "v" if said == "v_prediction" else said}
+    prediction = scheduler.prediction_type
+    metadata = {STATED_PREDICTION: "v" if prediction == "v_prediction" else prediction}
     write_tensors(to_save(tensors, dtype), path, metadata)
 
 
 def names_of(config: UNetConfig | VAEConfig) -> Rename:
-    """Where the original code has the tensors of a network."""
+    """Return the map from the names of a network's tensors to those of the original code."""
     if isinstance(config, VAEConfig):
         return vae_names(len(config.block_out_channels))
     attention = (kind.startswith("CrossAttn") for kind in config.up_block_types)

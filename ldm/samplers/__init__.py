@@ -19,9 +19,9 @@ from ldm.errors import ArgumentError, CheckpointError
 from ldm.samplers.loop import (
     Denoise,
     Denoised,
+    DrawNoise,
     Method,
     NewMethod,
-    Noise,
     Pair,
     sample,
     start_index,
@@ -42,9 +42,9 @@ __all__ = [
     "Choice",
     "Denoise",
     "Denoised",
+    "DrawNoise",
     "Method",
     "NewMethod",
-    "Noise",
     "Pair",
     "Sampler",
     "bind",
@@ -74,7 +74,7 @@ class Choice(NamedTuple):
 
 
 def choose(config: SchedulerConfig, sampler: str | None, schedule: str | None = None) -> Choice:
-    """Find the sampler and schedule of names, in any case; None: as ``scheduler_config.json`` says.
+    """Find the sampler and schedule of names, in any case; None: as in ``scheduler_config.json``.
 
     sampler: ours, A1111's or diffusers' name, maybe with a schedule at its end ("euler_karras").
     schedule: a key of SCHEDULES or A1111's label.
@@ -140,7 +140,7 @@ def plan(
         scheduler: the checkpoint's; its config's ``timestep_spacing`` counts for every sampler.
         name: a key of SAMPLERS.
         num_inference_steps: how many pairs, at least 1.
-        schedule: a key of SCHEDULES; None as the checkpoint's config says.
+        schedule: a key of SCHEDULES; None as in the checkpoint's config.
 
     Raises ArgumentError for an unknown name, a number of steps that does not fit, or a schedule
     that the method cannot use; CheckpointError if the network cannot start from pure noise.

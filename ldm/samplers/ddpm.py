@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from ldm.scheduler import Level
 
-LEAST = 1e-20  # lower bound of a variance before its logarithm is taken, as in diffusers
+MIN_VARIANCE = 1e-20  # lower bound of a variance before its logarithm is taken, as in diffusers
 
 
 @dataclass
@@ -65,6 +65,6 @@ def variance(kind: str | None, small: float, large: float, v: Tensor | None) -> 
     if v is None:
         raise ArgumentError(f"variance_type {kind!r} needs v, which the network predicts")
     if kind == "learned":
-        return v.clamp(min=LEAST)
+        return v.clamp(min=MIN_VARIANCE)
     w = (v + 1) / 2
-    return (w * math.log(large) + (1 - w) * math.log(max(small, LEAST))).exp()
+    return (w * math.log(large) + (1 - w) * math.log(max(small, MIN_VARIANCE))).exp()

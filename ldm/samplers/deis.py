@@ -7,15 +7,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ldm.samplers.loop import Method
-from ldm.samplers.moves import mix, noise_in
-from ldm.samplers.weights import exponential
+from ldm.samplers.moves import noise_in, weighted_sum
+from ldm.samplers.weights import exponential_weights
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ldm.scheduler import Level
 
-ORDER = 2  # "ρAB" of log ρ; diffusers' default
+DEIS_ORDER = 2  # "ρAB" of log ρ; diffusers' default
 
 
 @dataclass
@@ -36,7 +36,7 @@ class DEIS(Method):
         if h in (0, math.inf):  # a last step between equal levels, or to the clean image
             return x0 if h else x, x0
         self.past.append((noise_in(x, x0, a), a.lam))
-        del self.past[: -1 if self.careful and b.t < 0 else -ORDER]
-        weights = exponential([(lam - a.lam) / h for _, lam in self.past], -h)
-        eps = mix(weights, [eps for eps, _ in self.past])
+        del self.past[: -1 if self.careful and b.t < 0 else -DEIS_ORDER]
+        weights = exponential_weights([(lam - a.lam) / h for _, lam in self.past], -h)
+        eps = weighted_sum(weights, [eps for eps, _ in self.past])
         return (b.alpha / a.alpha * x).add_(eps, alpha=b.sigma), x0

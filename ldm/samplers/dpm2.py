@@ -1,5 +1,7 @@
-"""DPM2 and DPM2 a: k-diffusion's midpoint methods, after DPM-Solver-2 (Lu et al. 2022,
-"DPM-Solver") and algorithm 2 of Karras et al. 2022."""
+"""DPM2 and DPM2 a: k-diffusion's midpoint methods.
+
+Sources: DPM-Solver-2 (Lu et al. 2022, "DPM-Solver"), algorithm 2 of Karras et al. 2022.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +25,8 @@ class DPM2(Method):
         x_b/α_b = x_a/α_a + (ρ_d − ρ_a) ε̂(√(ρ_a ρ_d)) + √(ρ_b² − ρ_d²) ε,   ρ = σ/α
 
     Without noise, ρ_d = ρ_b. "ancestral" goes below, to ρ_d = ρ_b²/ρ_a, and adds noise, so that its
-    middle is ρ_b (Song et al. 2021, DDIM's η = 1). It calls the network twice a step, but once on
-    the last, which draws no noise.
+    middle is ρ_b (Song et al. 2021, DDIM's η = 1). It calls the network twice a step, except for
+    the last one, which calls it once and draws no noise.
     """
 
     scheduler: DDPMScheduler  # gives the level in the middle

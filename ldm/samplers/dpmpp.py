@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from ldm.samplers.loop import Method
-from ldm.samplers.moves import mix, ode_move
+from ldm.samplers.moves import ode_move, weighted_sum
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,7 +36,7 @@ class DPMpp2M(Method):
         r = (b.lam - a.lam) / (a.lam - level.lam) / 2
         shrink = b.sigma / a.sigma
         gain = b.alpha - shrink * a.alpha  # −α_b (e^{−h} − 1)
-        return mix((shrink, gain * (1 + r), -gain * r), (x, x0, before)), x0
+        return weighted_sum((shrink, gain * (1 + r), -gain * r), (x, x0, before)), x0
 
 
 class PairStart(NamedTuple):
@@ -69,7 +69,7 @@ class DPMpp2S(Method):
             start, before, s = self.start
             self.start = None
             r = (b.lam - s.lam) / (a.lam - s.lam) / 2
-            d = mix((r, 1 - r), (x0, before))
+            d = weighted_sum((r, 1 - r), (x0, before))
             return ode_move(start, d, s, b), x0
         if a not in self.second:
             self.start = PairStart(x, x0, a)

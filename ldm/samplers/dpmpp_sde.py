@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ldm.samplers.loop import Method
-from ldm.samplers.moves import mix, ode_move, ratio, sde_move
+from ldm.samplers.moves import ode_move, ratio, sde_move, weighted_sum
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,7 +30,7 @@ class DPMpp2MSDE(Method):
         if self.previous is not None and b.sigma:
             before, level = self.previous
             r = (b.lam - a.lam) / (a.lam - level.lam) / 2
-            d = mix((1 + r, -r), (x0, before))
+            d = weighted_sum((1 + r, -r), (x0, before))
         self.previous = x0, a
         return sde_move(x, d, a, b, self.noise()), x0
 
@@ -84,7 +84,8 @@ class DPMppSDE(Method):
     independent; k-diffusion and diffusers draw them from a tree, so that W depends neither on the
     steps nor on a generator's order: the same distribution, other pictures.
 
-    It calls the network twice a step, but once on the last, which draws no noise.
+    It calls the network twice a step, except for the last one, which calls it once and draws no
+    noise.
     """
 
     scheduler: DDPMScheduler  # gives the level in the middle
@@ -97,7 +98,7 @@ class DPMppSDE(Method):
         first = self.noise()
         x0 = self.x0(sde_move(x, x0, a, middle, first), middle)
         share = (ratio(a) - ratio(middle)) / (ratio(a) - ratio(b))  # of the variance
-        whole = mix((math.sqrt(share), math.sqrt(1 - share)), (first, self.noise()))
+        whole = weighted_sum((math.sqrt(share), math.sqrt(1 - share)), (first, self.noise()))
         return sde_move(x, x0, a, b, whole), x0
 
 
@@ -108,7 +109,8 @@ class DPMpp2SAncestral(Method):
         x_b/α_b = ρ_d/ρ_a x_a/α_a + (1 − ρ_d/ρ_a) x̂₀(ρ_b) + √(ρ_b² − ρ_d²) ε
 
     with ρ = σ/α and ρ_d = ρ_b²/ρ_a, so that the middle of the step in log ρ, where x̂₀ is found, is
-    ρ_b itself. It calls the network twice a step, but once on the last, which draws no noise.
+    ρ_b itself. It calls the network twice a step, except for the last one, which calls it once and
+    draws no noise.
     """
 
     def step(self, x: Tensor, a: Level, b: Level) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,7 @@
-"""Heun's method (Karras et al. 2022, "Elucidating the Design Space of Diffusion-Based Generative
-Models")."""
+"""Heun's method.
+
+Source: Karras et al. 2022, "Elucidating the Design Space of Diffusion-Based Generative Models".
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,7 @@ class Heun(Method):
 
         x_b/α_b = x_a/α_a + (ρ_b − ρ_a) (ε̂_a + ε̂_b)/2,   ρ = σ/α
 
-    It calls the network twice a step, but once on the last, where σ_b = 0.
+    It calls the network twice a step, except for the last one (σ_b = 0), which calls it once.
     """
 
     def step(self, x: Tensor, a: Level, b: Level) -> tuple[Tensor, Tensor]:

@@ -6,15 +6,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ldm.samplers.loop import Method
-from ldm.samplers.moves import mix, noise_in, ratio
-from ldm.samplers.weights import adams
+from ldm.samplers.moves import noise_in, ratio, weighted_sum
+from ldm.samplers.weights import adams_weights
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ldm.scheduler import Level
 
-ORDER = 4
+LMS_ORDER = 4
 
 
 @dataclass
@@ -33,7 +33,7 @@ class LMS(Method):
     def step(self, x: Tensor, a: Level, b: Level) -> tuple[Tensor, Tensor]:
         x0, here, step = self.x0(x, a), ratio(a), ratio(b) - ratio(a)
         self.past.append((noise_in(x, x0, a), here))
-        del self.past[:-ORDER]
-        weights = adams([(place - here) / step for _, place in self.past])
-        slope = mix(weights, [slope for slope, _ in self.past])
+        del self.past[:-LMS_ORDER]
+        weights = adams_weights([(place - here) / step for _, place in self.past])
+        slope = weighted_sum(weights, [slope for slope, _ in self.past])
         return (b.alpha / a.alpha * x).add_(slope, alpha=b.alpha * step), x0

@@ -14,6 +14,8 @@ if TYPE_CHECKING:  # samplers stay importable without torch, so that `--help` ca
 
     from ldm.scheduler import Level
 
+MAX_SEED = 2**63 - 1  # of PyTorch's generators
+
 
 class Denoised(NamedTuple):
     """What a denoiser returns for x at a level; each tensor is float32 and shaped like x."""
@@ -25,8 +27,8 @@ class Denoised(NamedTuple):
     def guided(self, level: Level) -> Tensor:
         """Return x̂₀ + σ²/α g, which belongs to ε̂ − σ g, for the gradient g.
 
-        Source: Dhariwal & Nichol 2021, eq. 14 and algorithm 2. At α = 0, x says nothing about a
-        class.
+        Source: Dhariwal & Nichol 2021, eq. 14 and algorithm 2. At α = 0, x does not depend on
+        a class.
         """
         if self.gradient is None or not level.alpha:
             return self.x0
@@ -34,16 +36,16 @@ class Denoised(NamedTuple):
 
 
 Denoise = Callable[["Tensor", "Level"], Denoised]
-Noise = Callable[[], "Tensor"]  # draws fresh ε ~ N(0, I), shaped like x
+DrawNoise = Callable[[], "Tensor"]  # draws fresh ε ~ N(0, I), shaped like x
 Pair = tuple["Level", "Level"]  # (from, to)
 
 
 @dataclass
 class Method(ABC):
-    """A sampling method during one run: its settings, and what it keeps between steps."""
+    """A sampling method during one run: its settings, and its state between steps."""
 
     denoise: Denoise
-    noise: Noise
+    noise: DrawNoise
 
     @abstractmethod
     def step(self, x: Tensor, a: Level, b: Level) -> tuple[Tensor, Tensor]:
@@ -54,7 +56,7 @@ class Method(ABC):
         return self.denoise(x, level).guided(level)
 
 
-NewMethod = Callable[[Denoise, Noise], Method]
+NewMethod = Callable[[Denoise, DrawNoise], Method]
 
 
 def sample(
@@ -62,7 +64,7 @@ def sample(
     denoise: Callable[[Tensor, Level, int], Denoised],
     x: Tensor,
     steps: Iterable[Pair],
-    noise: Noise,
+    noise: DrawNoise,
     after: Callable[[Tensor, Level], Tensor] = lambda x, level: x,
 ) -> Iterator[tuple[Tensor, int, Tensor]]:
     """Yield (x, index, x̂₀) after each step; the last x is the result.

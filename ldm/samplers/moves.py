@@ -1,4 +1,4 @@
-"""From one noise level to another, given a clean image: what most methods' steps are made of."""
+"""Moves from one noise level to another, given a clean image: the parts of most methods' steps."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ def noise_in(x: Tensor, x0: Tensor, a: Level) -> Tensor:
 
 
 def ode_move(x: Tensor, x0: Tensor, a: Level, b: Level) -> Tensor:
-    """x_b = σ_b/σ_a x_a + α_b (1 − e^{−h}) x̂₀,   e^{−h} = (σ_b/α_b)/(σ_a/α_a).
+    """Compute x_b = σ_b/σ_a x_a + α_b (1 − e^{−h}) x̂₀,   e^{−h} = (σ_b/α_b)/(σ_a/α_a).
 
-    Source: Lu et al. 2022 (DPM-Solver++), eq. 9 with x̂₀ held: exact for an x̂₀ that stays.
+    Source: Lu et al. 2022 (DPM-Solver++), eq. 9 with x̂₀ held: exact if x̂₀ is constant.
     """
     shrink = b.sigma / a.sigma
     return (shrink * x).add_(x0, alpha=b.alpha - shrink * a.alpha)
 
 
 def sde_move(x: Tensor, x0: Tensor, a: Level, b: Level, eps: Tensor) -> Tensor:
-    """x_b = σ_b/σ_a e^{−h} x_a + α_b (1 − e^{−2h}) x̂₀ + σ_b √(1 − e^{−2h}) ε.
+    """Compute x_b = σ_b/σ_a e^{−h} x_a + α_b (1 − e^{−2h}) x̂₀ + σ_b √(1 − e^{−2h}) ε.
 
     Source: Lu et al. 2022 (DPM-Solver++), eq. 18 (SDE-DPM-Solver++-1): the reverse SDE with x̂₀
     held. It is DDIM's step with η = 1, and k-diffusion's ancestral Euler step.
@@ -43,7 +43,7 @@ def sde_move(x: Tensor, x0: Tensor, a: Level, b: Level, eps: Tensor) -> Tensor:
     return moved.add_(eps, alpha=b.sigma * math.sqrt(kept))
 
 
-def mix(weights: Sequence[float], values: Sequence[Tensor]) -> Tensor:
+def weighted_sum(weights: Sequence[float], values: Sequence[Tensor]) -> Tensor:
     """Compute Σ w_k x_k, with one pass over the memory for each x_k."""
     total = weights[0] * values[0]
     for weight, value in zip(weights[1:], values[1:], strict=True):

@@ -1,4 +1,4 @@
-"""Samplers and schedules by the names that people know: ours, diffusers' and A1111's."""
+"""Samplers and schedules by their names: ours, diffusers' and A1111's."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def listing() -> str:
 
 
 def _plain(text: str) -> str:
-    """Strip case, spaces and signs, except the + that tells DPM++ from DPM as "p"."""
+    """Strip case, spaces and signs; the + that distinguishes DPM++ from DPM becomes "p"."""
     kept = text.casefold().replace("+", "p")
     return "".join(c for c in kept if c.isalnum())
 

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from ldm.errors import ArgumentError
-
-MAX_SEED = 2**63 - 1
+from ldm.samplers.loop import MAX_SEED
 
 
 class Noise:
@@ -93,7 +92,7 @@ class Noise:
 
 
 def slerp(a: Tensor, b: Tensor, t: float) -> Tensor:
-    """Go from a (t = 0) to b (t = 1), both (B, …), on a great circle, which keeps noise's length.
+    """Go from a (t = 0) to b (t = 1), both (B, …), on a great circle, which keeps the norm.
 
     Source: Shoemake 1985, "Animating rotation with quaternion curves", eq. 3.3.
     """

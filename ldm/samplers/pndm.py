@@ -1,5 +1,7 @@
-"""PNDM without Runge-Kutta steps, also known as PLMS (Liu et al. 2022, "Pseudo Numerical Methods
-for Diffusion Models on Manifolds"): the default of Stable Diffusion 1.x checkpoints."""
+"""PNDM without Runge-Kutta steps, or PLMS: the default of Stable Diffusion 1.x checkpoints.
+
+Source: Liu et al. 2022, "Pseudo Numerical Methods for Diffusion Models on Manifolds".
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ldm.samplers.loop import Method
-from ldm.samplers.moves import mix, ode_move
+from ldm.samplers.moves import ode_move, weighted_sum
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
     from ldm.scheduler import DDPMScheduler, Level
 
 # Adams-Bashforth weights of 2, 3 and 4 predictions, newest first (eq. 12 has those of 4).
-WEIGHTS = {
+ADAMS_BASHFORTH = {
     2: (3 / 2, -1 / 2),
     3: (23 / 12, -16 / 12, 5 / 12),
     4: (55 / 24, -59 / 24, 37 / 24, -9 / 24),
@@ -27,7 +29,7 @@ class PNDM(Method):
     """A DDIM step (eq. 11) along a mean of the last four predictions (eq. 12).
 
     The mean is of the network's raw output, as in diffusers: with v-prediction the mean of ε̂
-    would be another. The first step of a run calls the network twice, at a and at b, and takes the
+    would differ. The first step of a run calls the network twice, at a and at b, and takes the
     mean of both (Heun's method). diffusers writes that as a repeated timestep, which image-to-image
     cuts off there (the latents are then some 6 % too noisy for their timestep); ours warms up
     wherever the run starts. From noise, "leading" spacing gives diffusers' picture; "trailing" does
@@ -41,9 +43,9 @@ class PNDM(Method):
         self.past.insert(0, self._raw(x, a))
         del self.past[4:]
         if len(self.past) > 1:
-            return self._move(mix(WEIGHTS[len(self.past)], self.past), x, a, b)
+            return self._move(weighted_sum(ADAMS_BASHFORTH[len(self.past)], self.past), x, a, b)
         moved, x0 = self._move(self.past[0], x, a, b)
-        if b.t < 0:  # a run of one step: b is the end, where the network knows no timestep
+        if b.t < 0:  # a run of one step: b is the end, which is no timestep of the network
             return moved, x0
         return self._move((self.past[0] + self._raw(moved, b)) / 2, x, a, b)
 

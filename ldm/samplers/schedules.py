@@ -1,7 +1,7 @@
-"""Noise schedules: how a run's levels lie between its noisiest and its cleanest.
+"""Noise schedules: the spacing of a run's levels between its noisiest and its cleanest.
 
-Each is a function of the checkpoint's scheduler, the number of steps n and two ratios σ/α, and
-gives n decreasing levels from near the one to near the other; the clean image comes after them.
+Each is a function of the checkpoint's scheduler, the number of steps n and two ratios σ/α. It
+returns n decreasing levels from about the one to about the other; the clean image comes after them.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from ldm.scheduler import DDPMScheduler, Level
 
 Steps = Sequence[Pair]
-FINE = 15  # diffusers spares runs of fewer steps the last one's second order
+FINE = 15  # in runs of fewer steps, diffusers' last one is of first order
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,12 @@ class Sampler:
     scaled_noise: bool = False  # starts from σ ε, unless the spacing is "leading"
     # Whether diffusers' class obeys use_karras_sigmas and the like.
     obeys_schedule: bool = False
-    # Whether diffusers' class lays them between the ends of its own levels, not of all training.
+    # Whether diffusers' class lays them between the ends of its own levels, not of training's.
     within_own: bool = False
-    # schedule → how diffusers rounds the timesteps that the network is given.
+    # schedule → how diffusers rounds the network's timesteps.
     whole: Mapping[str, Callable[[float], float]] = field(default_factory=dict)
     schedules: tuple[str, ...] = tuple(SCHEDULES)  # those that make sense
-    unfit: str = ""  # why the others do not
+    unfit: str = ""  # why the others make none
     # Config values that the method honours; from_config refuses others.
     honours: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 

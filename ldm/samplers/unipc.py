@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from ldm.samplers.loop import Method
-from ldm.samplers.moves import mix, ode_move
-from ldm.samplers.weights import exponential
+from ldm.samplers.moves import ode_move, weighted_sum
+from ldm.samplers.weights import exponential_weights
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,7 +57,7 @@ class UniPC(Method):
         if order == 2:
             (before,) = older
             r = h / (a.lam - before.level.lam) / 2
-            return ode_move(x, mix((1 + r, -r), (x0, before.x0)), a, b), x0
+            return ode_move(x, weighted_sum((1 + r, -r), (x0, before.x0)), a, b), x0
         return _integrated(x, a, b, [(x0, a), *((one.x0, one.level) for one in older)]), x0
 
     def _corrected(self, x0: Tensor, b: Level) -> Tensor:
@@ -72,6 +72,6 @@ class UniPC(Method):
 def _integrated(x: Tensor, a: Level, b: Level, values: list[tuple[Tensor, Level]]) -> Tensor:
     """Integrate the polynomial through (x̂₀, level) from a to b."""
     h = b.lam - a.lam
-    weights = exponential([(level.lam - a.lam) / h for _, level in values], h)
-    mean = mix(weights, [value for value, _ in values])
+    weights = exponential_weights([(level.lam - a.lam) / h for _, level in values], h)
+    mean = weighted_sum(weights, [value for value, _ in values])
     return (b.sigma / a.sigma * x).add_(mean, alpha=b.alpha)

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from math import expm1
 
 
-def adams(nodes: Sequence[float]) -> list[float]:
+def adams_weights(nodes: Sequence[float]) -> list[float]:
     """Compute ∫₀¹ ℓ_k(u) du for each node's Lagrange polynomial ℓ_k: Adams' methods on any grid."""
     return _integrate(nodes, [1 / (j + 1) for j in range(len(nodes))])
 
 
-def exponential(nodes: Sequence[float], h: float) -> list[float]:
+def exponential_weights(nodes: Sequence[float], h: float) -> list[float]:
     """Compute ∫₀¹ h e^{(u−1)h} ℓ_k(u) du for each node; their sum is 1 − e^{−h}.
 
     Source: Hochbruck & Ostermann 2010, "Exponential integrators", section 2.5. h must not be 0.

@@ -28,7 +28,7 @@ from ldm.text.chunks import cut
 from ldm.text.tokenizer import CLIPTokenizer
 from ldm.unet import UNet
 
-COARSEST = 4  # of the latents' pixels in one of the layer's: DAAM leaves out the layers below
+COARSEST = 4  # latent pixels along a side of a layer's pixel; DAAM leaves out coarser layers
 
 
 def probabilities(attention: Attention, x: Tensor, context: Tensor) -> Tensor:
@@ -98,7 +98,7 @@ class AttentionMaps:
         ]
 
     def set_rows(self, rows: Sequence[tuple[int, str] | None]) -> None:
-        """Say what the rows of the next U-Net call are: see ``ldm.denoiser.Listener``."""
+        """Set what the rows of the next U-Net call are: see ``ldm.denoiser.Listener``."""
         self._rows = [i for i, key in enumerate(rows) if key is not None]
         self._keys = [(key[0], key[1].strip()) for key in rows if key is not None]
 

@@ -10,9 +10,10 @@ from ldm.scheduler import CLEAN, Level
 
 
 class Blend:
-    """After each step, puts the known part of a picture back where the mask is 0.
+    """Puts the known part of a picture back after each step, where the mask is 0.
 
-    Source: Lugmayr et al. 2022 (RePaint), eq. 8, as diffusers does it: with one and the same ε.
+    Source: Lugmayr et al. 2022 (RePaint), eq. 8, as diffusers does it: with the same ε in all
+    steps.
     """
 
     def __init__(self, start: Tensor, eps: Tensor, masks: Tensor, steps: list[Pair]) -> None:
@@ -27,11 +28,11 @@ class Blend:
 
 
 def paste(drawn: Tensor, pixels: Tensor, masks: Tensor) -> Tensor:
-    """Pixels (B, 3, H, W) with what was there where the masks (b, 1, H, W) are 0, to the bit."""
+    """Put the bit-identical pixels back into (B, 3, H, W) where the masks (b, 1, H, W) are 0."""
     pixels, masks = expand(pixels, len(drawn)), expand(masks, len(drawn))
     return masks * drawn + (1 - masks) * pixels
 
 
 def unchanged(x: Tensor, level: Level) -> Tensor:
-    """What is done after a step where nothing is."""
+    """Return x: without inpainting, nothing is done after a step."""
     return x

@@ -8,13 +8,13 @@ from PIL import Image
 from ldm.errors import ArgumentError
 
 
-def widen(
+def extend_canvas(
     image: Image.Image, left: int, top: int, right: int, bottom: int, factor: int = 8
 ) -> tuple[Image.Image, Image.Image]:
-    """An RGB picture with so many more pixels on each side, and the mask of what is new in it.
+    """Add pixels on each side of an RGB picture; return it with the mask of the new pixels.
 
-    The new parts repeat the picture's edge, from which image-to-image has something to begin with;
-    the right and lower ones also fill each side up to a multiple of ``factor``.
+    The new parts repeat the picture's edge, so that image-to-image has something to begin with; the
+    right and lower ones also fill each side up to a multiple of ``factor``.
     Raises ArgumentError for a margin below 0, or none at all.
     """
     margins = {"left": left, "top": top, "right": right, "bottom": bottom}

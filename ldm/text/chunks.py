@@ -1,4 +1,4 @@
-"""A prompt of any length → chunks of 77 tokens with a weight each, as A1111 cuts them."""
+"""Prompts of any length as chunks of 77 tokens with a weight each, as A1111 cuts them."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from ldm.errors import ArgumentError
 from ldm.text.grammar import Span, weigh
 from ldm.text.tokenizer import CLIPTokenizer
 
-BACKTRACK = 20  # tokens after a comma that go to the next chunk rather than be torn from the rest
-MAX_CHUNKS = 100  # of a prompt; a U-Net's time and memory grow with each
+BACKTRACK = 20  # tokens after a comma that move to the next chunk so that they stay together
+MAX_CHUNKS = 100  # of a prompt; each adds to a U-Net's time and memory
 
 
 @dataclass
 class Chunk:
-    """Token ids from start to end token and padding, and how much each counts."""
+    """Token ids from start to end token and padding, and the weight of each."""
 
     ids: tuple[int, ...]
     weights: tuple[float, ...]
@@ -37,7 +37,7 @@ class Cutter:
         return self.tokenizer.model_max_length - 2
 
     def add(self, unit: tuple[int, ...], weight: float) -> None:
-        """Put in ids that belong together; they are torn only where no chunk could hold them."""
+        """Add ids that belong together; they are split only if no chunk could hold them."""
         if unit == (self.tokenizer.comma_token_id,):
             self.after_comma = len(self.ids) + 1
         elif len(self.ids) == self.size and self.after_comma is not None:
@@ -70,11 +70,11 @@ class Cutter:
 
 
 def cut(tokenizer: CLIPTokenizer, text: str) -> list[Chunk]:
-    """The chunks of a text, at least one; each is start, at most 75 tokens, end, padding.
+    """Cut a text into chunks, at least one; each is start, at most 75 tokens, end, padding.
 
-    BREAK ends a chunk. One that is full ends after its last comma if that is among its last 20
-    tokens, else where it is full. Words of textual inversion are not torn.
-    Raises ArgumentError for a text that is too long, nested too deep or no Unicode.
+    BREAK ends a chunk. A full chunk ends after its last comma if that is among its last 20 tokens,
+    else where it is full. Words of textual inversion are not split.
+    Raises ArgumentError for a text that is too long, nested too deep or not valid Unicode.
     """
     cutter = Cutter(tokenizer)
     for index, spans in enumerate(weigh(text)):

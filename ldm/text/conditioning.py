@@ -1,4 +1,4 @@
-"""Prompts → what the U-Net is conditioned on, at every step of a run."""
+"""Prompts as what the U-Net is conditioned on, at every step of a run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ldm.text.editing import schedule
 from ldm.text.grammar import split
 from ldm.text.tokenizer import CLIPTokenizer
 
-# How pleasing pictures are to be, of 10, which SDXL's refiner reads; diffusers' values.
+# Of 10: the inputs of SDXL's refiner for prompts and negative prompts, with diffusers' values.
 AESTHETIC_SCORE, NEGATIVE_AESTHETIC_SCORE = 6.0, 2.5
 ROWS = 32  # chunks that a text encoder reads at once
 
@@ -36,16 +36,16 @@ class Conditioning:
     pooled: Tensor | None = None  # (P,), SDXL: the text in one state
     time_ids: Tensor | None = None  # (5 or 6,), float32, SDXL: sizes in pixels
     class_labels: Tensor | None = None  # (), int64: which of the model's classes
-    text: str = ""  # from which all this was made; the U-Net does not read it
+    text: str = ""  # the source of all these; the U-Net does not read it
 
     @property
     def parts(self) -> dict[str, Tensor]:
-        """The tensors that are there."""
+        """The tensors that are not None, by name."""
         return {name: part for name, part in vars(self).items() if isinstance(part, Tensor)}
 
     @property
     def length(self) -> int:
-        """Of the context; only what is of one length can be read at once."""
+        """Length of the context; only contexts of one length fit into one U-Net call."""
         return 0 if self.context is None else len(self.context)
 
 
@@ -53,8 +53,8 @@ class Conditioning:
 class Script:
     """The conditioning of a U-Net in the course of a run."""
 
-    lines: tuple[tuple[int, Conditioning], ...]  # (last step that it is for, counted from 1; what)
-    weight: float = 1.0  # beside the other texts that AND joins
+    lines: tuple[tuple[int, Conditioning], ...]  # (its last step, counted from 1; conditioning)
+    weight: float = 1.0  # among the texts that AND joins
 
     def at(self, step: int) -> Conditioning:
         """Return the conditioning at a step, counted from 1; the last one stays."""
@@ -64,14 +64,14 @@ class Script:
 
 @dataclass(frozen=True)
 class Prompted:
-    """What a picture is to be, and what not; one length of context for all of it."""
+    """The conditioning of one picture and its negative; all contexts have one length."""
 
-    scripts: tuple[Script, ...]  # several where AND joins texts
+    scripts: tuple[Script, ...]  # several if AND joins texts
     negative: Script
 
     @property
     def combined(self) -> bool:
-        """Whether it is more than one text with the weight 1."""
+        """Whether there is more than one text, or another weight than 1."""
         return [script.weight for script in self.scripts] != [1]
 
 
@@ -85,32 +85,32 @@ def encode_prompts(
     sizes: tuple[Tensor, Tensor] | None = None,
     steps_before: int = 0,
 ) -> list[Prompted]:
-    """The states of the prompts' tokens, in the encoders' dtype and device, prompt by prompt.
+    """Encode prompts to the states of their tokens, in the encoders' dtype and on their device.
 
     Prompts are in the grammar of ``ldm.text.grammar``; in negative ones, AND is a word, as in
     A1111.
-    A prompt's texts, its negative one and its parts are filled up with empty chunks to the same
-    number, on which other prompts have no influence: each picture is the one drawn alone.
+    A prompt's texts and its negative ones are padded with empty chunks to the same number, on which
+    other prompts have no influence: each picture is the same as if drawn alone.
 
-    Of several models, the states stand side by side in D. ``xl`` is SDXL's way (Podell et al.
-    2023, section 2.1): the last layer but one, without the final norm, and the pooled state of the
-    last model, of the first chunk, whatever the weights.
+    The states of several models are concatenated along D. ``xl`` encodes as SDXL does (Podell et
+    al. 2023, section 2.1): it takes the penultimate layer, without the final norm, and the pooled
+    state of the last model's first chunk, without weights.
 
     Args:
         models: the text encoders; all read all prompts.
-        negatives: one for each prompt; None tells zeros in their place.
-        steps, steps_before: of the run and of one before it, for ``[a:b:0.5]``.
+        negatives: one for each prompt; None stands for zeros.
+        steps, steps_before: of the run and of the one before it, for ``[a:b:0.5]``.
         clip_skip: as A1111 counts: 1 takes the model's own layer, 2 the one before; diffusers calls
             these None and 1.
         sizes: ``time_ids`` (5 or 6,) of the prompts and of the negative ones.
 
-    Raises ArgumentError for a prompt that is too long or nested too deep, or where clip_skip asks
-    for a layer that is not there.
+    Raises ArgumentError for a prompt that is too long or nested too deep, and for a clip_skip of
+    more layers than there are.
     """
     plans = plan_texts(prompts, negatives, steps, steps_before)
     encoder = PromptEncoder(models, clip_skip, xl)
     counts = [max(map(encoder.count, plan.texts + plan.negative_texts)) for plan in plans]
-    # One after the other: a negative prompt alters no prompt's bits.
+    # Negative prompts separately, so that they do not change the bits of the prompts.
     encoder.encode((text, n) for plan, n in zip(plans, counts, strict=True) for text in plan.texts)
     encoder.encode(
         (text, n) for plan, n in zip(plans, counts, strict=True) for text in plan.negative_texts
@@ -132,11 +132,11 @@ def encode_prompts(
 
 @dataclass(frozen=True)
 class TextPlan:
-    """The texts of a prompt, each with the last step that it is for.
+    """The texts of a prompt, each with its last step.
 
     Attributes:
         scripts: (texts, weight) of each part that AND joins.
-        negative: None where zeros stand for it.
+        negative: None if zeros stand for it.
     """
 
     scripts: list[tuple[list[tuple[int, str]], float]]
@@ -156,7 +156,7 @@ class TextPlan:
 def plan_texts(
     prompts: Sequence[str], negatives: Sequence[str] | None, steps: int, steps_before: int
 ) -> list[TextPlan]:
-    """Read the grammar of prompts and negative prompts."""
+    """Parse prompts and negative prompts."""
     scripts = [
         [(schedule(text, steps, steps_before), weight) for text, weight in split(prompt)]
         for prompt in prompts
@@ -175,7 +175,7 @@ def zeros_like(text: Conditioning, size: Tensor | None) -> Conditioning:
 
 
 class PromptEncoder:
-    """Texts → states; each distinct chunk is encoded once."""
+    """Encodes texts to states; each distinct chunk is encoded once."""
 
     def __init__(self, models: Sequence[TextModel], clip_skip: int, xl: bool) -> None:
         self.models, self.xl, self.skip = models, xl, clip_skip - 1 + xl
@@ -184,19 +184,19 @@ class PromptEncoder:
         self.conditionings: dict[tuple[str, int, int], Conditioning] = {}
 
     def count(self, text: str) -> int:
-        """How many chunks a text has; a new word may be longer for one model than for another."""
+        """Count the chunks of a text; a new word may be longer for one model than for another."""
         if text not in self.chunks:
             self.chunks[text] = [cut(model.tokenizer, text) for model in self.models]
         return max(map(len, self.chunks[text]))
 
     def padded(self, text: str, count: int) -> Iterator[list[Chunk]]:
-        """The chunks of a text for each model, with empty ones at the end."""
+        """Yield the chunks of a text for each model, with empty ones at the end."""
         for model, chunks in zip(self.models, self.chunks[text], strict=True):
             yield chunks + cut(model.tokenizer, "") * (count - len(chunks))
 
     @torch.no_grad()
     def encode(self, texts: Iterable[tuple[str, int]]) -> None:
-        """Read (text, count of chunks), for ``__call__``."""
+        """Encode (text, count of chunks), for ``__call__``."""
         new: list[dict[tuple[int, ...], None]] = [{} for _ in self.models]
         for text, count in texts:
             for chunks, rows, known in zip(self.padded(text, count), new, self.states, strict=True):
@@ -212,11 +212,11 @@ class PromptEncoder:
     def lines(
         self, lines: Iterable[tuple[int, str]], count: int, size: Tensor | None
     ) -> tuple[tuple[int, Conditioning], ...]:
-        """Return the conditioning of texts that were read, as ``count`` chunks each."""
+        """Return the conditioning of encoded texts, as ``count`` chunks each."""
         return tuple((end, self(text, count, size)) for end, text in lines)
 
     def __call__(self, text: str, count: int, size: Tensor | None) -> Conditioning:
-        """A text that was read, as ``count`` chunks."""
+        """Return the conditioning of an encoded text, as ``count`` chunks."""
         key = (text, count, id(size))
         if key not in self.conditionings:
             contexts, pooled = [], None
@@ -232,9 +232,9 @@ class PromptEncoder:
 
 
 def weighted(states: Tensor, weights: Sequence[float]) -> Tensor:
-    """The states (77, D) of a chunk's tokens, times their weights (77,).
+    """Multiply the states (77, D) of a chunk's tokens by their weights (77,).
 
-    As A1111 does: all are then scaled alike so that their mean over tokens and D stays what it was.
+    As in A1111, all are then scaled by one factor that preserves their mean over tokens and D.
     A1111 takes that mean over the whole batch; here it is the chunk's own, so that no other prompt
     changes it.
     """
@@ -245,8 +245,8 @@ def weighted(states: Tensor, weights: Sequence[float]) -> Tensor:
     return (scaled * (plain.mean() / scaled.mean())).to(states)
 
 
-def spread(negative: str | Sequence[str] | None, prompts: Sequence[str]) -> list[str]:
-    """A negative prompt for each prompt. Raises ArgumentError for another number of them."""
+def negative_for_each(negative: str | Sequence[str] | None, prompts: Sequence[str]) -> list[str]:
+    """Return a negative prompt for each prompt. Raises ArgumentError for a wrong number of them."""
     if negative and not isinstance(negative, str):
         values = list(negative)
     else:
@@ -260,10 +260,10 @@ def spread(negative: str | Sequence[str] | None, prompts: Sequence[str]) -> list
 
 
 def time_ids(height: int, width: int, count: int, aesthetic_score: float) -> list[float]:
-    """The sizes that SDXL is told (Podell et al. 2023, section 2.2): ``count`` of them, 5 or 6.
+    """Return the ``count`` sizes, 5 or 6, that SDXL reads (Podell et al. 2023, section 2.2).
 
-    The picture's size before it was cropped, the crop's corner, and the size to draw; for the
-    refiner, a score instead of the last.
+    These are the picture's size before it was cropped, the crop's corner, and the size to draw; the
+    refiner reads a score instead of the last.
     """
     end = [aesthetic_score] if count == 5 else [height, width]
     return [height, width, 0, 0, *end]

@@ -1,4 +1,4 @@
-"""``[a:b:0.5]`` and ``[a|b]`` in prompts: what a text is at each step; see ``ldm.text.grammar``."""
+"""Prompt editing, ``[a:b:0.5]`` and ``[a|b]``: the text at each step; see ``ldm.text.grammar``."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ CLOSES = {"(": ")", "[": "]"}
 
 
 def schedule(text: str, steps: int, steps_before: int = 0) -> list[tuple[int, str]]:
-    """What a text is during a run: (last step that it is for, text), steps counted from 1.
+    """Return the texts of a run as (last step of the text, text), steps counted from 1.
 
-    ``[a:b:3]`` is a for three steps, as A1111's documentation says; its sampler counts from 0 and
-    takes a fourth. And a step is a step here, where A1111 counts those of Heun and DPM2 double.
+    ``[a:b:3]`` is a for three steps, as A1111's documentation says; A1111's sampler counts from 0
+    and takes a fourth. Every step counts once here; A1111 counts those of Heun and DPM2 twice.
 
     ``when`` of ``[a:b:when]`` is a fraction of ``steps`` if it has a dot, else a number of steps.
-    steps_before: steps of a first pass that this one goes on from (A1111's "hires fix"): numbers
-    then count from its start, and fractions are 1 at its end.
+    steps_before: steps of a first pass that this one continues (A1111's "hires fix"): numbers then
+    count from its start, and fractions are 1 at its end.
     Raises ArgumentError for a text that is too long, or brackets nested too deep.
     """
     if len(text) > MAX_LENGTH:
@@ -51,7 +51,7 @@ class Switch:
     when: str
 
     def end(self, steps: int, steps_before: int) -> int:
-        """The last step of ``before``; 0 if it has none."""
+        """Return the last step of ``before``; 0 if it has none."""
         value = float(self.when)
         if "." in self.when:
             value = (value - bool(steps_before)) * steps
@@ -71,8 +71,8 @@ Items = list[str | Switch | Turns]
 
 
 @dataclass
-class Group:
-    """A bracket that is open: what came after it, in fields between signs ``:`` and ``|``."""
+class OpenBracket:
+    """A bracket that is open: the text after it, in fields between the signs ``:`` and ``|``."""
 
     bracket: str
     fields: list[Items] = field(default_factory=lambda: [[]])
@@ -80,14 +80,14 @@ class Group:
 
     @property
     def source(self) -> Items:
-        """As it was typed, up to here."""
+        """The text as it was typed, up to here."""
         items: Items = [self.bracket, *self.fields[0]]
         for sign, more in zip(self.signs, self.fields[1:], strict=True):
             items += [sign, *more]
         return items
 
     def closed(self) -> Items | None:
-        """What it is once it is closed; None if it is nothing well-formed."""
+        """Return what the closed bracket means; None if it is not well-formed."""
         if self.signs == "" or (self.bracket, self.signs) == ("(", ":"):
             return [*self.source, CLOSES[self.bracket]]
         if self.bracket == "[" and set(self.signs) == {"|"}:
@@ -102,20 +102,20 @@ class Group:
 
 
 def _parse(text: str) -> Items | None:
-    """The text as a tree; None where A1111 reads nothing but plain text: a ``|`` out of place,
-    or a backslash before the end of a line.
+    """Parse the text into a tree; return None where A1111 takes all of it for plain text.
 
-    A bracket that is not closed, or that is nothing well-formed, is text; so are then all brackets
-    around it, which could hold only what is well-formed. That is why one pass is enough. What is
-    well-formed beside such a bracket is always read as such; A1111's parser has it from one run to
-    the next in either way, as its sets are ordered.
+    A1111 does so for a ``|`` out of place and for a backslash before the end of a line.
+
+    A bracket that is not closed or not well-formed is text; so are all brackets around it, which
+    may contain only well-formed ones. That is why one pass is enough. A well-formed bracket beside
+    such a one is always parsed; A1111's parser may or may not do so, by the order of its sets.
     """
     root: Items = []
-    groups: list[Group] = []
+    groups: list[OpenBracket] = []
     position = 0
 
     def give_up() -> bool:
-        """All that is open is text; whether it may be."""
+        """Take all open brackets for text; return whether that is allowed."""
         for group in groups:
             root.extend(group.source)
         allowed = not any("|" in group.signs for group in groups)
@@ -131,7 +131,7 @@ def _parse(text: str) -> Items | None:
         if sign is None:
             here.append(token[0])
         elif sign in CLOSES:
-            groups.append(Group(sign))
+            groups.append(OpenBracket(sign))
             check_depth(len(groups))
         elif sign in ":|" and groups:
             groups[-1].signs += sign
@@ -158,7 +158,7 @@ def _plain(items: Items) -> bool:
 
 
 def _walk(items: Items) -> Iterator[Switch | Turns]:
-    """All that depends on the step, at any depth."""
+    """Yield everything that depends on the step, at any depth."""
     todo = list(items)
     while todo:
         item = todo.pop()
@@ -171,7 +171,7 @@ def _walk(items: Items) -> Iterator[Switch | Turns]:
 
 
 def _at(items: Items, step: int, steps: int, steps_before: int) -> str:
-    """The text at a step, counted from 1."""
+    """Return the text at a step, counted from 1."""
     texts = []
     todo = items[::-1]
     while todo:

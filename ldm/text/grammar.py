@@ -1,4 +1,4 @@
-r"""A1111's prompt grammar: text → which words count how much, and at which steps.
+r"""A1111's prompt grammar: the weight of each word, and the steps that it is there for.
 
     (a)  a counts 1.1 times      [a:b:0.5]  a, and b after half of the steps
     [a]  a counts 1/1.1 times    [a:b:10]   a, and b after 10 steps
@@ -6,8 +6,8 @@ r"""A1111's prompt grammar: text → which words count how much, and at which st
     \( \) \[ \] \\  as typed     [a|b|c]    a, b, c, a, ... in turns, one a step
     BREAK  starts a new chunk    a AND b:0.8  two texts and their weights, guided by both
 
-Brackets nest, and weights then multiply. A bracket that is never closed counts up to the end, in
-weights; everything that is no well-formed ``[a:b:0.5]`` or ``[a|b]`` is left to the weights.
+Brackets nest, and their weights multiply. The weight of a bracket that is never closed counts up to
+the end; brackets that are no well-formed ``[a:b:0.5]`` or ``[a|b]`` are weights.
 
 A prompt is read in this order: ``split`` at AND, ``schedule`` each text (ldm.text.editing),
 ``weigh`` each result.
@@ -48,10 +48,10 @@ class Span(NamedTuple):
 
 
 def split(prompt: str) -> list[Span]:
-    """The texts that AND joins, with their weights: ``a cat AND a dog:0.8``.
+    """Split a prompt at AND into texts and their weights: ``a cat AND a dog:0.8``.
 
-    As in A1111, a prompt without AND may end in a weight, too; that is said by a warning, for
-    "a screen of 16:9" hardly means it.
+    As in A1111, a prompt without AND may also end in a weight; a warning says so, as "a screen of
+    16:9" hardly means it.
     Raises ArgumentError for a weight too large.
     """
     spans = []
@@ -71,7 +71,7 @@ def split(prompt: str) -> list[Span]:
 
 
 def weigh(text: str) -> list[list[Span]]:
-    """The chunks that BREAK makes of a text, each as its spans; neighbours differ in weight.
+    """Split a text at BREAK into chunks, each as spans; neighbouring spans differ in weight.
 
     Raises ArgumentError for brackets nested too deep, or a weight too large.
     """
@@ -108,7 +108,7 @@ def weigh(text: str) -> list[list[Span]]:
 
 
 def _weights(count: int, factors: list[tuple[int, int, float]]) -> list[float]:
-    """The product of the factors over each span, in their order: inner brackets first."""
+    """Multiply the factors over each span, in their order: inner brackets first."""
     begins: dict[int, list[int]] = {}
     ends: dict[int, list[int]] = {}
     for order, (begin, end, _) in enumerate(factors):
@@ -128,7 +128,7 @@ def _weights(count: int, factors: list[tuple[int, int, float]]) -> list[float]:
 
 
 def _merge(spans: list[Span | None], weights: list[float], text: str) -> list[list[Span]]:
-    """Chunks of spans; neighbours of one weight become one span, and empty ones vanish."""
+    """Merge neighbouring spans of one weight, drop empty ones, and split at BREAK."""
     chunks: list[list[Span]] = [[]]
     pieces: list[str] = []
     last = 1.0
@@ -152,7 +152,7 @@ def _merge(spans: list[Span | None], weights: list[float], text: str) -> list[li
 
 
 def check_depth(depth: int) -> None:
-    """Raise ArgumentError for more brackets open at once than anybody means."""
+    """Raise ArgumentError for too many brackets open at once."""
     if depth > MAX_OPEN:
         raise ArgumentError(
             f"a prompt has more than {MAX_OPEN} brackets open at once; close some, or write \\( "

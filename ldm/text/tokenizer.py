@@ -1,4 +1,4 @@
-"""CLIP's byte-pair tokenizer: text → token ids, 77 per prompt. A thin wrapper over `tokenizers`.
+"""CLIP's byte-pair tokenizer: text → token ids. A thin wrapper around `tokenizers`.
 
 Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision", 2.4:
 a lower-cased byte-pair encoding (Sennrich et al. 2016) between a start and an end token.
@@ -27,16 +27,20 @@ PIECES = (
 
 
 class CLIPTokenizer:
-    """Text → ids, equal to those of transformers' CLIPTokenizer on the same folder.
+    """Converts text to ids, equal to those of transformers' CLIPTokenizer on the same folder.
 
     Attributes:
         model_max_length: tokens per prompt, with start and end token (77).
         bos_token_id, eos_token_id, pad_token_id: start, end and padding.
-        comma_token_id: a comma that stands alone; None where the vocabulary has none.
+        comma_token_id: a comma that stands alone; None if the vocabulary has none.
     """
 
     def __init__(self, bpe: BPE, added: Sequence[AddedToken], config: dict[str, Any]) -> None:
-        """`config` is tokenizer_config.json, where `SPECIAL_TOKENS` are present and strings."""
+        """Set up the tokenizer.
+
+        config: of tokenizer_config.json, with `SPECIAL_TOKENS` as strings.
+        Raises CheckpointError for one of these that is not in the vocabulary.
+        """
         self._config = config
         self._tokenizer = Tokenizer(bpe)
         self._tokenizer.normalizer = normalizers.Sequence(
@@ -52,9 +56,9 @@ class CLIPTokenizer:
         self._tokenizer.add_tokens(list(added))
         self._words: dict[int, range] = {}
         self.model_max_length: int = config["model_max_length"]
-        self.bos_token_id: int = self._tokenizer.token_to_id(config["bos_token"])
-        self.eos_token_id: int = self._tokenizer.token_to_id(config["eos_token"])
-        self.pad_token_id: int = self._tokenizer.token_to_id(config["pad_token"])
+        self.bos_token_id = self._id(config["bos_token"])
+        self.eos_token_id = self._id(config["eos_token"])
+        self.pad_token_id = self._id(config["pad_token"])
         self.comma_token_id: int | None = self._tokenizer.token_to_id(",</w>")
 
     @classmethod
@@ -76,8 +80,8 @@ class CLIPTokenizer:
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write vocab.json, merges.txt, tokenizer_config.json and special_tokens_map.json."""
-        added = self._tokenizer.get_added_tokens_decoder().items()
-        added = {str(index): _describe(token) for index, token in sorted(added)}
+        tokens = sorted(self._tokenizer.get_added_tokens_decoder().items())
+        added = {str(index): _describe(token) for index, token in tokens}
         special = {name: self._config[name] for name in SPECIAL_TOKENS}
         folder = Path(folder)
         try:
@@ -90,7 +94,7 @@ class CLIPTokenizer:
             raise CheckpointError(f"cannot write the tokenizer to {folder}: {error}") from error
 
     def with_words(self, words: Mapping[str, int]) -> "CLIPTokenizer":
-        """A tokenizer like this one that knows new words, each as so many ids in a row.
+        """Return a tokenizer like this one that knows new words, each as so many ids in a row.
 
         The ids count up from the size of the vocabulary, in the order of `words`. A word is found
         in either case, but not inside of a longer one.
@@ -100,20 +104,19 @@ class CLIPTokenizer:
         end = tokenizer._tokenizer.get_vocab_size()
         for word, count in words.items():
             tokenizer._tokenizer.add_tokens([AddedToken(word, single_word=True)])
-            index = tokenizer._tokenizer.token_to_id(word)
-            tokenizer._words[index] = range(end, end + count)
+            tokenizer._words[tokenizer._id(word)] = range(end, end + count)
             end += count
         return tokenizer
 
     def encode(self, text: str) -> list[int]:
-        """Text → ids, as many as it takes, without start, end and padding.
+        """Convert text to ids, without start, end, padding and limit.
 
         Raises ArgumentError if `text` is not valid Unicode text.
         """
         return [index for unit in self.units(text) for index in unit]
 
     def units(self, text: str) -> list[tuple[int, ...]]:
-        """The ids of ``encode`` in groups that belong together: one id, or a new word's.
+        """Return the ids of ``encode`` in groups that belong together: one id, or a new word's.
 
         Raises ArgumentError if `text` is not valid Unicode text.
         """
@@ -126,14 +129,14 @@ class CLIPTokenizer:
         return [tuple(self._words.get(index, (index,))) for index in ids]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Ids → lower-cased text, without special tokens."""
+        """Convert ids to lower-cased text, without special tokens."""
         text = self._tokenizer.decode(list(ids), skip_special_tokens=True)
         return text.replace("</w>", " ").strip()
 
     def __call__(self, texts: Sequence[str]) -> list[list[int]]:
-        """Texts → (B, 77) ids: start, at most 75 tokens of the text, end, padding.
+        """Convert texts to (B, 77) ids: start, at most 75 tokens of the text, end, padding.
 
-        The rest of a longer text is left out; prompts are cut into chunks by ``ldm.text.chunks``.
+        Longer texts are truncated; prompts are cut into chunks by ``ldm.text.chunks``.
         """
         if isinstance(texts, str):
             raise ArgumentError(f"texts is {texts!r}; it must be a list of strings: [{texts!r}]")
@@ -145,14 +148,14 @@ class CLIPTokenizer:
         return rows
 
     def words(self, ids: Sequence[int]) -> list[tuple[str, list[int]]]:
-        """Each word in a row of ids, in lower case, and where its ids stand; no special tokens."""
+        """Return each word in a row of ids, in lower case, and the places of its ids."""
         special = {self.bos_token_id, self.eos_token_id, self.pad_token_id}
         loaded = {index: word for word, own in self._words.items() for index in own}
         words: list[tuple[str, list[int]]] = []
-        begun: list[int] = []  # where the ids of a word stand that has not ended
+        begun: list[int] = []  # places of the ids of a word that has not ended
         for at, index in enumerate(ids):
             if index in loaded:
-                word = self._tokenizer.id_to_token(loaded[index])
+                word = self._token(loaded[index])
                 if (
                     words
                     and words[-1][0] == word
@@ -163,10 +166,23 @@ class CLIPTokenizer:
                     words.append((word, [at]))
             elif index not in special:
                 begun.append(at)
-                if self._tokenizer.id_to_token(index).endswith("</w>"):
+                if self._token(index).endswith("</w>"):
                     words.append((self.decode([ids[i] for i in begun]), begun))
                     begun = []
         return words
+
+    def _id(self, token: str) -> int:
+        index = self._tokenizer.token_to_id(token)
+        if index is None:
+            raise CheckpointError(
+                f"{token!r} is not in the vocabulary of the tokenizer; download the model again"
+            )
+        return index
+
+    def _token(self, index: int) -> str:
+        token = self._tokenizer.id_to_token(index)
+        assert token is not None  # ids come from this tokenizer
+        return token
 
 
 def _read_folder(folder: Path) -> tuple[BPE, list[AddedToken], dict[str, Any]]:
@@ -176,7 +192,7 @@ def _read_folder(folder: Path) -> tuple[BPE, list[AddedToken], dict[str, Any]]:
         raise CheckpointError(
             f"{folder} holds a {kind}; only CLIPTokenizer is supported: check the model folder"
         )
-    if "added_tokens_decoder" not in config:  # older folders: this file has the last word
+    if "added_tokens_decoder" not in config:  # older folders: this file takes precedence
         config |= read_json(folder / "special_tokens_map.json", optional=True)
     special = {name: config.get(name) or token for name, token in SPECIAL_TOKENS.items()}
     config |= {name: _content(token) for name, token in special.items()}
@@ -201,7 +217,7 @@ def _read_folder(folder: Path) -> tuple[BPE, list[AddedToken], dict[str, Any]]:
 
 
 def _read_bpe(folder: Path, unknown: str) -> tuple[BPE, dict[int, Any]]:
-    """The byte-pair model of a folder, and the tokens that were added to it: id → token."""
+    """Read the byte-pair model of a folder, and the tokens that were added to it: id → token."""
     options = {"unk_token": unknown, "continuing_subword_prefix": "", "end_of_word_suffix": "</w>"}
     whole, vocab, merges = (folder / f for f in ("tokenizer.json", "vocab.json", "merges.txt"))
     if whole.exists():
@@ -224,7 +240,7 @@ def _read_bpe(folder: Path, unknown: str) -> tuple[BPE, dict[int, Any]]:
 
 
 def _content(token: str | dict[str, Any]) -> str:
-    """A token is written as its text, or as an object with its text and flags."""
+    """Return the text of a token that is written as that, or as an object with flags."""
     return token if isinstance(token, str) else token["content"]
 
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ldm.errors import ArgumentError
-from ldm.likelihood import BITS, term
+from ldm.likelihood import BITS_PER_NAT, term
 from ldm.scheduler import DDPMScheduler
 
 OBJECTIVES = ("simple", "vlb", "hybrid")
@@ -101,7 +101,7 @@ def diffusion_loss(
         assert v is not None  # see check_objective
         output = torch.cat([prediction.detach(), v], dim=1)
     x_t = scheduler.add_noise(x0, noise, t)
-    vlb = len(scheduler.ratios) * BITS * term(scheduler, output.float(), x0, x_t, t).mean()
+    vlb = len(scheduler.ratios) * BITS_PER_NAT * term(scheduler, output.float(), x0, x_t, t).mean()
     metrics["vlb"] = vlb.detach()
     return (vlb if objective == "vlb" else simple + vlb_weight * vlb), metrics
 

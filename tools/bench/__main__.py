@@ -29,7 +29,7 @@ from typing import Any
 import torch
 
 from ldm.cli.allocator import OPT_OUT
-from ldm.cli.common import EXIT_CODES, Parser, run, tell
+from ldm.cli.common import EXIT_CODES, Parser, notify, run
 from ldm.errors import LDMError
 from tools.bench import cuda, loops, networks, processes, race, samplers, training
 
@@ -82,7 +82,7 @@ def bench(arguments: argparse.Namespace) -> None:
             result.problems.append(f"the load average was {load:.1f}")
         results.append(result)
         print(result.row(arguments.anyway), flush=True)
-        tell(f"{name}: {time.monotonic() - began:.0f} s")
+        notify(f"{name}: {time.monotonic() - began:.0f} s")
     if arguments.json:
         report = {"machine": where, "results": [result.to_dict() for result in results]}
         arguments.json.parent.mkdir(parents=True, exist_ok=True)

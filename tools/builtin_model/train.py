@@ -29,7 +29,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ldm.checkpoints.folder import load_component
-from ldm.cli.common import EXIT_CODES, Parser, check_counts, run, tell
+from ldm.cli.common import EXIT_CODES, Parser, check_counts, notify, run
 from ldm.cli.train import stopping
 from ldm.clip import CLIPTextEncoder
 from ldm.config import SchedulerConfig, UNetConfig, read_json, write_json
@@ -260,7 +260,7 @@ class TimedTrainer:
                 if self.batch_size < 2:
                     raise
                 self.batch_size //= 2
-                tell(f"the device's memory is short: from now on batches of {self.batch_size}")
+                notify(f"the device's memory is short: from now on batches of {self.batch_size}")
                 self.learner.optimizer.zero_grad()
             torch.cuda.empty_cache()
 
@@ -353,7 +353,7 @@ def run_training(arguments: argparse.Namespace, began: float) -> None:
         rows = trainer.train(arguments.compile, stop_requested)
         for number, row in enumerate(rows):
             if number == 0 and trainer.device.type == "cpu":
-                tell(estimate(row))
+                notify(estimate(row))
             print(json.dumps(row), flush=True)
         if stop_requested():
             raise KeyboardInterrupt

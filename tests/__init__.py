@@ -1,0 +1,1 @@
+"""The tests of `ldm` and of its tools, by package."""
