@@ -32,10 +32,12 @@ def quick_gelu(x: Tensor) -> Tensor:
 class Embeddings(nn.Module):
     """Sum of a token's embedding and its position's: (B,N) → (B,N,D).
 
-    Ids past the vocabulary belong to textual inversions, whose vectors are ``extra`` (n,D).
+    Ids past the vocabulary belong to textual inversions, whose vectors are ``extra`` (n,D). Some
+    words have states to put in place of the encoder's: ``outputs``, with their ids (m,), (m,D).
     """
 
     extra: Tensor | None = None
+    outputs: tuple[Tensor, Tensor] | None = None
 
     def __init__(self, config: CLIPTextConfig) -> None:
         super().__init__()
@@ -51,6 +53,17 @@ class Embeddings(nn.Module):
             new = ids >= known
             x[new] = self.extra.to(x)[ids[new] - known]
         return x + self.position_embedding.weight[: ids.shape[1]]
+
+    def replace_outputs(self, ids: Tensor, context: Tensor) -> Tensor:
+        """Put ``outputs`` into the encoder's states (B,N,D) where their ids stand."""
+        if self.outputs is None:
+            return context
+        known, states = (value.to(ids.device) for value in self.outputs)
+        same = ids[:, :, None] == known
+        rows, places, words = same.nonzero(as_tuple=True)
+        context = context.clone()
+        context[rows, places] = states[words].to(context)
+        return context
 
 
 class SelfAttention(nn.Module):
@@ -157,7 +170,7 @@ class CLIPTextEncoder(nn.Module):
             pooled = self.text_projection(pooled)
         if norm:
             context = last if skip == 0 else model.final_layer_norm(context)
-        return TextStates(context, pooled)
+        return TextStates(model.embeddings.replace_outputs(ids, context), pooled)
 
     def _end(self, ids: Tensor) -> Tensor:
         """Return the position of the first end-of-text token of each row: (B,N) → (B,)."""

@@ -106,14 +106,17 @@ class Pipeline(Model):
         """
         save_file(self.parts, Path(path), dtype)
 
-    def load_textual_inversion(self, path: str | Path, token: str | None = None) -> str:
+    def load_textual_inversion(
+        self, path: str | Path, token: str | Sequence[str] | None = None
+    ) -> str:
         """Load a new word from a file; return the word, to be used in prompts.
 
-        The word is ``token``, else what the file calls it, else the file's name.
+        The word is ``token``, else what the file calls it, else the file's name. Of a file of
+        several words, all are loaded, ``token`` is a list, and they are returned with ", " between.
         Raises CheckpointError for a file that does not fit, ArgumentError for a word in use.
         """
         self.need_text("a textual inversion is a word of it")
-        return self.inversions.load(path, token).word
+        return ", ".join(inversion.word for inversion in self.inversions.load(path, token))
 
     def unload_textual_inversion(self) -> None:
         """Forget all words that were loaded."""

@@ -92,7 +92,8 @@ class Request:
             a class's name or number (see ``ldm.classes.labels``).
         negative_prompt: what to steer away from; one for all prompts, or one for each.
         image: where to start from (image-to-image): one for all prompts, or one for each.
-        mask_image: which part of the image to draw anew (inpainting): white; like ``image``.
+        mask_image: which part of the image to draw anew (inpainting): white; like ``image``. What
+            one with transparent parts says is in ``ldm.images.layers``.
         mask_blur: pixels by which the mask's edge is softened, as in A1111.
         paste_back: whether pixels outside of the (blurred) mask are bit-identical to the image's;
             else they are encoded and decoded by the VAE, as in diffusers.

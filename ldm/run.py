@@ -26,7 +26,7 @@ from ldm.fast.deepcache import DeepCache
 from ldm.fast.graphs import Graphs
 from ldm.fast.time_cache import expect_times
 from ldm.guidance import Guidance, classifier_free
-from ldm.images import to_pil
+from ldm.images import load_layer, to_pil
 from ldm.images.inputs import expand, fit_size, pictures_to_tensor, read_pictures
 from ldm.images.masks import THRESHOLD, shrink_masks, to_masks
 from ldm.latents import decode_latents, encode_pictures
@@ -221,10 +221,9 @@ def read_canvas(model: Model, request: Request) -> Canvas:
             raise ArgumentError("mask_image says which part of an image to redraw; give image")
         return Canvas(*size)
     pixels = pictures_to_tensor(pictures, *size, model.vae.config.in_channels)
-    drawn = read_pictures(request.mask_image, "mask_image", texts, repeats)
-    return Canvas(
-        *size, pixels, None if drawn is None else to_masks(drawn, *size, request.mask_blur)
-    )
+    layers = read_pictures(request.mask_image, "mask_image", texts, repeats, load_layer)
+    masks = None if layers is None else to_masks(layers, pictures, *size, request.mask_blur)
+    return Canvas(*size, pixels, masks)
 
 
 def make_noise(model: Model, request: Request, canvas: Canvas) -> Noise:

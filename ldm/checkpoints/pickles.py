@@ -2,7 +2,7 @@
 
 A pickle may name any function to call. Only those that PyTorch needs for tensors are called;
 training checkpoints also hold records of PyTorch Lightning and NumPy, each of which becomes an
-``Inert``.
+``Inert``, and embeddings a ``ParameterDict``, of which ``StoredParameters`` keeps the tensors.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.serialization import safe_globals
@@ -39,6 +40,23 @@ class Inert:
         """Ignore the state, too."""
 
 
+class StoredParameters(dict[str, object]):
+    """A placeholder for a ``torch.nn.ParameterDict``: its parameters by name, nothing of a module.
+
+    The first programs for textual inversion save their vectors in one.
+    """
+
+    def __setstate__(self, state: object) -> None:
+        """Take the parameters out of a module's attributes."""
+        parameters = state.get("_parameters") if isinstance(state, dict) else None
+        if isinstance(parameters, dict):
+            self.update(parameters)
+
+
+# What is read as another class than the one named, instead of being refused.
+STAND_INS: list[Any] = [(StoredParameters, "torch.nn.modules.container.ParameterDict")]
+
+
 @contextmanager
 def weights_alone() -> Iterator[None]:
     """Allow pickles that would run code inside: their tensors are read, what they name is not."""
@@ -62,7 +80,7 @@ def read_pickle(path: Path) -> object:
     replaced: list[str] = []
     while True:
         try:
-            with safe_globals([(Inert, name) for name in replaced]):
+            with safe_globals([*STAND_INS, *((Inert, name) for name in replaced)]):
                 return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
         except pickle.UnpicklingError as error:
             # PyTorch names the first thing that it does not know.

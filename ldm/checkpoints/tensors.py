@@ -15,6 +15,14 @@ from ldm.checkpoints.header import Header, read_header
 from ldm.checkpoints.pickles import read_pickle
 from ldm.errors import CheckpointError
 
+# The names of vectors in files of one word, which they do not name: for SDXL's two text encoders,
+# for any (A1111's "emb", OneTrainer's "emp"), and with "_out" for the states of an encoder.
+ONE_WORD = {
+    f"{name}{end}"
+    for name in ("clip_l", "clip_g", "emb_params", "emp_params")
+    for end in ("", "_out")
+}
+MAX_WORDS = 256  # of a file of several
 WINDOW = 1 << 28  # bytes that are mapped as one
 
 
@@ -51,7 +59,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
 def read_embedding(path: Path) -> tuple[dict[str, Tensor], str | None]:
     """Read a textual inversion's vectors (n, D) by their names, and its word if the file has it.
 
-    Four forms are known: A1111's .pt, its .safetensors, diffusers', and SDXL's with two entries.
+    The forms of A1111's .pt and .safetensors, diffusers', OneTrainer's and SDXL's are known; see
+    ``ldm.adapters.textual_inversion`` for what the names say.
     Raises CheckpointError for anything else.
     """
     content, _ = read_content(path)
@@ -60,18 +69,34 @@ def read_embedding(path: Path) -> tuple[dict[str, Tensor], str | None]:
         word, content = content.get("name"), content["string_to_param"]
     elif isinstance(content, Mapping) and len(content) == 1:
         (word,) = content
-        word = None if word == "emb_params" else word
-    vectors: dict[str, Tensor] = {}
-    for name, value in content.items() if isinstance(content, Mapping) else ():
-        if not is_complete(value) or value.ndim not in (1, 2) or not value.numel():
-            vectors.clear()
-            break
-        vectors[str(name)] = value.detach().reshape(-1, value.shape[-1])
-    if not vectors or len(vectors) > 2:
+        word = None if word in ONE_WORD else word
+    entries = content if isinstance(content, Mapping) else {}
+    vectors = {str(name): as_vectors(value) for name, value in entries.items()}
+    found = {name: value for name, value in vectors.items() if value is not None}
+    if len(found) < len(vectors) or not is_embedding(found):
         raise CheckpointError(
-            f"{path} is no textual inversion: expected one or two tensors of vectors"
+            f"{path} is no textual inversion: expected the vectors of a word, or of at most "
+            f"{MAX_WORDS} words of one width"
         )
-    return vectors, word if isinstance(word, str) else None
+    return found, word if isinstance(word, str) and word and len(found) == 1 else None
+
+
+def as_vectors(value: object) -> Tensor | None:
+    """Return a tensor of one or several vectors as (n, D); None for anything else."""
+    if not isinstance(value, Tensor) or not is_complete(value):
+        return None
+    if value.ndim not in (1, 2) or not value.numel():
+        return None
+    return value.detach().reshape(-1, value.shape[-1])
+
+
+def is_embedding(vectors: Mapping[str, Tensor]) -> bool:
+    """Whether named vectors are those of words, and not of a network's layers."""
+    if ONE_WORD.issuperset(vectors):
+        return bool(vectors)
+    widths = {value.shape[1] for value in vectors.values()}
+    layers = any(name.endswith((".weight", ".bias")) for name in vectors)
+    return len(widths) == 1 and len(vectors) <= MAX_WORDS and not layers and all(vectors)
 
 
 def is_complete(value: object) -> bool:

@@ -62,13 +62,13 @@ def read_given(
     image: str | None, mask: str | None, outpaint: tuple[int, ...] | None
 ) -> tuple[Image | None, Image | None]:
     """Load as ``given_pictures``. Clear the cache before a run: files may have changed."""
-    from ldm.images import load_image
+    from ldm.images import load_image, load_layer
     from ldm.techniques.outpainting import extend_canvas
 
     picture = None if image is None else load_image(image)
     if picture is not None and outpaint is not None:
         return extend_canvas(picture, *outpaint)
-    return picture, None if mask is None else load_image(mask)
+    return picture, None if mask is None else load_layer(mask)
 
 
 def pass_strength(arguments: argparse.Namespace) -> float | None:

@@ -96,7 +96,6 @@ def with_file(arguments: argparse.Namespace, argv: Sequence[str]) -> argparse.Na
 
 def info_of(job: Job, pipe: Pipeline, picture: Image) -> GenerationInfo:
     """Return the settings that a picture's file records if it was drawn alone."""
-    from ldm.images import digest, load_image
     from ldm.images.generation_info import GenerationInfo
 
     arguments = job.line.arguments
@@ -108,7 +107,7 @@ def info_of(job: Job, pipe: Pipeline, picture: Image) -> GenerationInfo:
         model=model_name(arguments.model),
         vae=model_name(arguments.vae) if arguments.vae else None,
         embeddings=tuple(Path(file).stem for file in arguments.embedding),
-        images={name: digest(load_image(file)) for name, file in files.items()},
+        images={name: _digest(name, file) for name, file in files.items()},
     )
 
 
@@ -237,17 +236,22 @@ def _check_inputs(info: GenerationInfo, arguments: argparse.Namespace, path: Pat
 
 def _check_images(info: GenerationInfo, arguments: argparse.Namespace, path: Path) -> None:
     """Raise ArgumentError for a missing image; warn of another than the file was drawn from."""
-    from ldm.images import digest, load_image
-
     for name, known in info.images.items():
         file = getattr(arguments, name, None)
         if file is None:
             raise ArgumentError(
                 f"{path} was drawn from a picture that is not in it; give that with --{name}"
             )
-        if known and digest(load_image(file)) != known:
+        if known and _digest(name, file) != known:
             warnings.warn(
                 f"{path} was drawn from another --{name} than {file}, so the picture will be "
                 "another",
                 stacklevel=4,
             )
+
+
+def _digest(name: str, file: str) -> str:
+    """Return the digest of an input picture; a mask's counts its transparency, too."""
+    from ldm.images import digest, load_image, load_layer
+
+    return digest(load_layer(file) if name == "mask" else load_image(file))

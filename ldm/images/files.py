@@ -10,7 +10,7 @@ import math
 import os
 import secrets
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,13 +37,12 @@ def load_image(source: str | Path | Image.Image) -> Image.Image:
     Raises ImageError if the file is missing, damaged, not an image, or larger than Pillow's limit
     (`PIL.Image.MAX_IMAGE_PIXELS`, 89 megapixels).
     """
-    if isinstance(source, Image.Image):
-        with _reading("image"):
-            return _to_rgb(source)
-    if not isinstance(source, str | Path):
-        raise ArgumentError(f"image is a {type(source).__name__}; it must be a path or a PIL image")
-    with _reading(source), Image.open(source) as image:
-        return _to_rgb(image)
+    return _load(source, _to_rgb)
+
+
+def load_layer(source: str | Path | Image.Image) -> Image.Image:
+    """Load as ``load_image``, but keep transparency: RGB if all is opaque, else RGBA."""
+    return _load(source, _to_layer)
 
 
 def read_parameters(path: str | Path) -> str | None:
@@ -196,6 +195,18 @@ def image_grid(images: Sequence[Image.Image], columns: int | None = None) -> Ima
     return grid
 
 
+def _load(
+    source: str | Path | Image.Image, convert: Callable[[Image.Image], Image.Image]
+) -> Image.Image:
+    if isinstance(source, Image.Image):
+        with _reading("image"):
+            return convert(source)
+    if not isinstance(source, str | Path):
+        raise ArgumentError(f"image is a {type(source).__name__}; it must be a path or a PIL image")
+    with _reading(source), Image.open(source) as image:
+        return convert(image)
+
+
 @contextlib.contextmanager
 def _reading(name: str | Path) -> Iterator[None]:
     """Turn whatever goes wrong while an image is read into an ImageError of one line."""
@@ -223,27 +234,40 @@ def _reason(error: Exception) -> str:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    image = ImageOps.exif_transpose(image)
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        image = _to_8_bits(image)
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
+    image = _to_layer(image)
+    if image.mode == "RGBA":
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
 
 
+def _to_layer(image: Image.Image) -> Image.Image:
+    image = ImageOps.exif_transpose(image)
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        image = _to_8_bits(image)
+    if image.mode == "La":  # Pillow has only this way out of it
+        image = image.convert("LA")
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        return layer.convert("RGB") if np.asarray(layer.getchannel("A")).min() == 255 else layer
+    return image.convert("RGB")
+
+
 def _to_8_bits(image: Image.Image) -> Image.Image:
-    """Convert 16-bit grey (Pillow may hold it in mode "I") or float grey in [0, 1] to mode "L"."""
+    """Convert 16-bit grey (Pillow may hold it in mode "I") or float grey in [0, 1] to 8 bits.
+
+    The mode is "L", and "LA" if one value is transparent.
+    """
     values, top = np.asarray(image), 1.0 if image.mode == "F" else 65535
     if not (values.min() >= 0 and values.max() <= top):  # so written, NaN is refused too
         raise ValueError(
             f"it has grey values from {values.min()} to {values.max()}, outside [0, {top}]; "
             "save it with 8 or 16 bits per channel"
         )
-    grey = np.rint(values * np.float32(255 / top)).astype(np.uint8)
+    grey = Image.fromarray(np.rint(values * np.float32(255 / top)).astype(np.uint8))
     if "transparency" in image.info:
-        grey[values == image.info["transparency"]] = 255
-    return Image.fromarray(grey)
+        opaque = values != image.info["transparency"]
+        grey.putalpha(Image.fromarray(np.where(opaque, np.uint8(255), np.uint8(0))))
+    return grey
 
 
 def _rename_to_new(temporary: Path, path: Path) -> None:

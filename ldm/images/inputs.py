@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from numbers import Integral
 from pathlib import Path
 
@@ -56,10 +56,11 @@ def read_pictures(
     name: str,
     prompts: int,
     repeats: int,
+    load: Callable[[Picture], Image] = load_image,
 ) -> list[Image] | None:
-    """Load one picture for all prompts or one per prompt, as RGB, each repeated ``repeats`` times.
+    """Load one picture for all prompts or one per prompt, each repeated ``repeats`` times.
 
-    None without a source.
+    None without a source. Pictures are RGB unless ``load`` is another function.
 
     Raises ArgumentError for another number, ImageError for what cannot be read.
     """
@@ -73,7 +74,7 @@ def read_pictures(
         raise ArgumentError(
             f"{name} holds {len(sources)} pictures for {prompts} prompts; give one, or one for each"
         )
-    pictures = [load_image(source) for source in sources]
+    pictures = [load(source) for source in sources]
     if len(pictures) == 1:
         return pictures
     return [picture for picture in pictures for _ in range(repeats)]

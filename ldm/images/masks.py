@@ -11,20 +11,35 @@ from torch import Tensor
 
 from ldm.errors import ArgumentError
 from ldm.images.files import stretch, to_tensor
+from ldm.images.layers import layer_to_mask
 from ldm.request import MAX_BLUR
 
 THRESHOLD = 0.5  # where masks are at least as bright, the picture is drawn anew
 
 
-def to_masks(pictures: Sequence[Image], height: int, width: int, blur: float = 0.0) -> Tensor:
-    """Convert pictures to masks: float32 (B, 1, H, W) in [0, 1], 1 where a picture is white.
+def to_masks(
+    layers: Sequence[Image],
+    pictures: Sequence[Image],
+    height: int,
+    width: int,
+    blur: float = 0.0,
+) -> Tensor:
+    """Convert layers to masks: float32 (B, 1, H, W) in [0, 1], 1 where one is white.
 
+    layers: as ``load_layer`` loads them; of one with transparent parts, see ``layers``.
+    pictures: those to mask, as RGB: one, or one for each layer.
     blur: radius in pixels by which the edges are softened.
-    Raises ArgumentError for a mask in which nothing is to be drawn, and for a blur out of range.
+    Raises ArgumentError for a mask in which nothing is to be drawn or that could mean two things,
+    and for a blur out of range.
     """
     if not 0 <= blur <= MAX_BLUR:
         raise ArgumentError(f"mask_blur is {blur}; it must be in [0, {MAX_BLUR}] pixels")
-    resized = [stretch(picture, height, width).convert("L") for picture in pictures]
+    own = [[picture] for picture in pictures] if len(pictures) == len(layers) else [pictures]
+    whites = [
+        layer_to_mask(layer, f"mask_image {number}", own[min(number, len(own)) - 1])
+        for number, layer in enumerate(layers, 1)
+    ]
+    resized = [stretch(white, height, width).convert("L") for white in whites]
     if blur:
         resized = [picture.filter(ImageFilter.GaussianBlur(blur)) for picture in resized]
     masks = to_tensor([picture.convert("RGB") for picture in resized])[:, :1] / 2 + 0.5

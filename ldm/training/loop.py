@@ -61,13 +61,16 @@ def train_steps(
 
     Resumes the run that the output folder holds; with ``accept_changes``, also under settings
     that make it another run.
-    Raises ArgumentError for settings that are not the run's, and TrainingError when the loss is
-    not finite (the last checkpoint stays as it was), when another process works in the folder,
-    and when the disk is full.
+    A run that has done these steps is left as it is, with a warning.
+    Raises ArgumentError for settings that are not the run's, or fewer steps than it has done, and
+    TrainingError when the loss is not finite (the last checkpoint stays as it was), when another
+    process works in the folder, and when the disk is full.
     """
     trainer = Trainer(config, recipe)
     with only_run_in(trainer.run) if trainer.main else contextlib.nullcontext():
-        for step in range(trainer.start(accept_changes), config.steps):
+        if trainer.is_finished(accept_changes):
+            return
+        for step in range(trainer.start(), config.steps):
             state = trainer.train_step(step)
             trainer.after_step(state)
             yield state
@@ -88,11 +91,32 @@ class Trainer:
         self.metrics = Metrics()
         self.saved = -1  # steps that the last checkpoint of this session has
 
-    def start(self, accept_changes: bool) -> int:
+    def is_finished(self, accept_changes: bool) -> bool:
+        """Whether the folder holds this run with all steps done, which a warning says.
+
+        Raises ArgumentError for settings that are not the run's, and fewer steps than it has done.
+        """
+        found = checkpoints(self.run)
+        if not found:
+            return False
+        done, steps = int(found[-1].name), self.config.steps
+        if steps < done:
+            raise ArgumentError(
+                f"steps is {steps}, but the run in {self.run} has done {done}; give that many or "
+                "more, or another output for a new run"
+            )
+        check_same_run(self.run, self.config, accept_changes)
+        if steps == done and self.main:
+            warnings.warn(
+                f"the run in {self.run} is finished: {done} of {steps} steps are done; to train it "
+                "further, give more steps",
+                stacklevel=2,
+            )
+        return steps == done
+
+    def start(self) -> int:
         """Prepare the recipe, and resume the run in the folder; returns the steps done."""
         config, accelerator, run = self.config, self.accelerator, self.run
-        if checkpoints(run):
-            check_same_run(run, config, accept_changes)
         torch.manual_seed(config.seed)
         self.recipe.prepare(accelerator)
         model = self.recipe.model

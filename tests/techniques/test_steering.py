@@ -49,6 +49,12 @@ def test_pixels_outside_of_the_mask_come_back(
     assert (array(soft)[edge] != array(picture)[edge]).any()
 
 
+def strokes_on_a_layer(half: np.ndarray) -> Image.Image:
+    layer = Image.new("RGBA", half.shape[::-1], "black")
+    layer.putalpha(Image.fromarray(half))
+    return layer
+
+
 def test_masks_of_other_sizes_and_kinds(models: Any, picture: Image.Image) -> None:
     ours, _ = models("sd")
     arguments = {"image": picture, "mask_blur": 0, **ARGUMENTS}
@@ -61,6 +67,7 @@ def test_masks_of_other_sizes_and_kinds(models: Any, picture: Image.Image) -> No
         Image.fromarray(half > 0),
         Image.fromarray(half).convert("P"),
         Image.fromarray(half.astype(np.int32) * 257),
+        strokes_on_a_layer(half),
     ):
         pictures.append(array(ours("a red car", mask_image=mask, **arguments).images[0]))
         assert (pictures[-1] == pictures[0]).all()

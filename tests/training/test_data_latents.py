@@ -120,6 +120,20 @@ def test_a_batch_of_one_size(parts: Path, arrays: Path, tmp_path: Path) -> None:
     assert (batch["x0"] - expected).abs().max() < 0.03 * expected.abs().max()  # bf16 and float16
 
 
+def test_captions_that_are_cut_are_counted(parts: Path, photos: Path, tmp_path: Path) -> None:
+    """At 76 tokens, of captions that differ; the first 75 are learnt."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i, words in enumerate((75, 76, 90, 90)):
+        (folder / f"{i}.png").write_bytes((photos / f"{i:02d}.png").read_bytes())
+        (folder / f"{i}.txt").write_text("red " * words)
+    recipe = build(parts, folder, tmp_path / "run", data={"size": 32, "held_out": 0})
+    with pytest.warns(UserWarning, match=r"2 of 3 different captions .* more than 75 tokens"):
+        recipe.prepare(Accelerator(cpu=True))
+    kept = recipe.tokens[recipe.caption[:3]]
+    assert torch.equal(kept[0], kept[1]) and torch.equal(kept[0], kept[2])
+
+
 def test_contexts_are_kept_and_are_those_of_the_captions(
     parts: Path, arrays: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

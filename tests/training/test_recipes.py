@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +165,11 @@ def test_a_resumed_run_equals_an_unbroken_one(data: Path, tmp_path: Path, optimi
 
 
 def test_a_finished_run_does_nothing_more(trained: Path, data: Path) -> None:
-    assert run(settings("autoencoder", data, trained / "autoencoder")) == []
+    config = settings("autoencoder", data, trained / "autoencoder")
+    with pytest.warns(
+        UserWarning, match=r"autoencoder is finished: 6 of 6 steps are done; to train"
+    ):
+        assert run(config) == []
 
 
 def test_a_checkpoint_that_was_cut_off_is_named(data: Path, tmp_path: Path) -> None:
@@ -174,7 +178,7 @@ def test_a_checkpoint_that_was_cut_off_is_named(data: Path, tmp_path: Path) -> N
     file = checkpoints(tmp_path / "run")[-1] / "model.safetensors"
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(CheckpointError, match="remove that folder"):
-        run(config)
+        run(replace(config, steps=7))
 
 
 def test_a_checkpoint_half_written_is_passed_over(data: Path, tmp_path: Path) -> None:

@@ -258,6 +258,27 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
     assert not checkpoints(run) and not (run / "toy.safetensors").exists()
 
 
+def files_of(run: Path) -> dict[Path, bytes]:
+    files = [path for path in run.rglob("*") if path.is_file() and path.name != "lock"]
+    return {path: path.read_bytes() for path in files}
+
+
+def test_a_finished_run_says_so_and_fewer_steps_are_refused(tmp_path: Path) -> None:
+    """Nothing in the folder changes, whatever else the caller accepts."""
+    run = tmp_path / "run"
+    toy_run(toy_config(run, steps=3))
+    before = files_of(run)
+    with pytest.warns(UserWarning, match=r"run is finished: 3 of 3 steps are done; .* more steps"):
+        assert toy_run(toy_config(run, steps=3)) == []
+    for accept in (False, True):
+        with pytest.raises(ArgumentError, match=r"steps is 2, but the run in .* has done 3; give"):
+            toy_run(toy_config(run, steps=2), accept_changes=accept)
+    with pytest.raises(ArgumentError, match="holds a run with other settings: seed"):
+        toy_run(toy_config(run, steps=3, seed=9))
+    assert files_of(run) == before
+    assert len(toy_run(toy_config(run, steps=5))) == 2
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_run_that_its_caller_stops_and_resumes(tmp_path: Path, optimizer: str) -> None:
     whole, stopped = (

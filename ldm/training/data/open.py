@@ -23,7 +23,8 @@ def open_data(name: str, options: dict[str, Any] | None = None) -> Dataset:
     A name is one of
         a folder with images.npy and metadata.jsonl (arrays.py),
         a folder with MNIST's IDX files (idx.py),
-        a folder of pictures, with metadata.jsonl, one subfolder per class, or neither (folders.py),
+        a folder of pictures, with metadata.jsonl or .csv, caption files, sd-scripts' subfolders
+            or one per class, or none of these (folders.py),
         a folder, a file or a pattern of WebDataset shards, such as "shards/*.tar" (shards.py),
         a .parquet file, a folder of them, or one that `datasets` has saved (tables.py),
         "hub:user/set" or "hub:user/set:config", a set of the Hugging Face hub (tables.py).

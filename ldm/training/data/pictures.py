@@ -39,6 +39,8 @@ class Pictures(ABC):
         held_out: whether each row is kept from training; None keeps ``options.held_out`` rows,
             spread evenly, or where that is None too, a twentieth of them but no more than 256.
         weights: how often each row is drawn, relative to the others; None: equally often.
+        same: for each row, what the rows of one picture share: they are held out together. None:
+            each row has a picture of its own.
         classes: names of the labels 0, 1, …, unless ``options.classes`` gives others.
     """
 
@@ -54,14 +56,18 @@ class Pictures(ABC):
         held_out: np.ndarray | None = None,
         weights: Sequence[float] | None = None,
         classes: Sequence[str] = (),
+        same: Sequence[object] | None = None,
     ) -> None:
         if not rows:
             raise DataError(f"{name} has no pictures; see the README for the forms of data sets")
         self.name, self.options, self.rows_count = name, options, rows
         self._captions = captions
         self._labels, self.classes = number_labels(name, labels, options.classes or classes)
+        numbers = np.arange(rows) if same is None else number_pictures(same)
         if held_out is None:
-            held_out = choose_held_out(rows, options.held_out)
+            held_out = choose_held_out(int(numbers.max()) + 1, options.held_out)[numbers]
+        elif same is not None:
+            held_out = np.isin(numbers, numbers[held_out])
         self.train = torch.from_numpy(np.flatnonzero(~held_out))
         self._held_out = torch.from_numpy(np.flatnonzero(held_out))
         self._weights = weights
@@ -264,7 +270,8 @@ class Pictures(ABC):
             return [self._captions[i] or "" for i in indices.tolist()]
         if self._labels is None:
             raise DataError(
-                f"{self.name} has no captions; give it a metadata.jsonl with file_name and text"
+                f"{self.name} has no captions; give it a metadata.jsonl with file_name and text, "
+                "or each picture a .txt file of its name"
             )
         return [self.classes[i] for i in self._labels[indices].tolist()]
 
@@ -284,3 +291,9 @@ def choose_held_out(rows: int, held_out: int | None) -> np.ndarray:
     if count:
         chosen[np.linspace(0, rows - 1, min(count, rows)).round().astype(int)] = True
     return chosen
+
+
+def number_pictures(same: Sequence[object]) -> np.ndarray:
+    """Return the number of each row's picture, in the order of their first rows, int64 (rows,)."""
+    numbers: dict[object, int] = {}
+    return np.array([numbers.setdefault(one, len(numbers)) for one in same])

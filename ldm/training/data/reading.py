@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import io
 import warnings
 from collections import OrderedDict
@@ -13,8 +15,34 @@ from PIL import Image, UnidentifiedImageError
 from ldm.errors import ImageError
 from ldm.images import load_image
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+SUFFIXES = (
+    ".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm",
+    ".jfif", ".jpe", ".pjpeg", ".pjp", ".apng", ".dib", ".tga",
+)  # fmt: skip
+# These depend on how Pillow was built, and on plug-ins.
+OPTIONAL = (".avif", ".avifs", ".heic", ".heif", ".hif", ".jp2", ".jxl")
+# What is a picture to people, and not to Pillow.
+OTHERS = (".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2", ".exr", ".svg", ".psd")
 NAMED = 10  # unreadable pictures warned of one by one; after that, at each tenfold
+
+
+@functools.cache
+def suffixes() -> tuple[str, ...]:
+    """Return the ends of the names of picture files that can be read here.
+
+    HEIC needs pillow-heif.
+    """
+    with contextlib.suppress(ImportError):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+    formats = Image.registered_extensions()
+    return SUFFIXES + tuple(end for end in OPTIONAL if formats.get(end) in Image.OPEN)
+
+
+def unreadable_suffixes() -> tuple[str, ...]:
+    """Return the ends of the names of picture files that cannot be read here."""
+    return tuple(end for end in (*OPTIONAL, *OTHERS) if end not in suffixes())
 
 
 def decode_picture(source: Path | bytes, name: str, channels: int, enough: int = 0) -> np.ndarray:

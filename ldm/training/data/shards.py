@@ -22,7 +22,7 @@ from ldm.training.data.encoded import EncodedImages, EncodedRow, columns_if_any
 from ldm.training.data.metadata import LABEL, TEXT, first_text
 from ldm.training.data.options import DataOptions
 from ldm.training.data.pictures import choose_held_out
-from ldm.training.data.reading import SUFFIXES
+from ldm.training.data.reading import suffixes
 
 
 @dataclass
@@ -51,7 +51,7 @@ class Member:
     @property
     def picture(self) -> str:
         """The end of the picture's name."""
-        return next(end for end in self.parts if f".{end}".endswith(SUFFIXES))
+        return next(end for end in self.parts if f".{end}".endswith(suffixes()))
 
     def caption_and_label(self, options: DataOptions) -> tuple[str | None, int | str | None]:
         """Read them from .txt, .cls and .json. Raises DataError for damaged JSON."""
@@ -108,7 +108,7 @@ def read_index(name: str) -> list[Member]:
         row
         for shard in find_shards(name)
         for row in members(shard)
-        if any(f".{end}".endswith(SUFFIXES) for end in row.parts)
+        if any(f".{end}".endswith(suffixes()) for end in row.parts)
     ]
     if not rows:
         raise DataError(f"{name} has no shard (.tar) with pictures")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -104,6 +105,7 @@ class LatentRecipe(Recipe[UNet]):
         texts = self.data.captions(torch.arange(len(self.data)))
         captions = sorted({*texts, ""})
         ids = dict(zip(captions, range(len(captions)), strict=True))
+        warn_of_long(self.tokenizer, captions, self.data.name)
         self.tokens = torch.tensor(self.tokenizer(captions), dtype=torch.int32)
         self.caption = torch.tensor([ids[text] for text in texts])
         self.empty = ids[""]
@@ -173,6 +175,18 @@ def captioned_pictures(name: str, options: dict[str, Any]) -> Pictures:
         )
     data.captions(torch.arange(1))
     return data
+
+
+def warn_of_long(tokenizer: CLIPTokenizer, captions: list[str], name: str) -> None:
+    """Warn of captions that do not fit into the text encoder, and are cut."""
+    most = tokenizer.model_max_length - 2
+    long = [text for text in captions if len(tokenizer.encode(text)) > most]
+    if long:
+        warnings.warn(
+            f"{len(long)} of {len(captions) - 1} different captions of {name} have more than "
+            f"{most} tokens and are cut there (such as {long[0][:60]!r}, …)",
+            stacklevel=2,
+        )
 
 
 def picture_sizes(data: Pictures, buckets: dict[str, Any] | None, multiple: int) -> list[Size]:

@@ -1,0 +1,64 @@
+"""Names of pictures in metadata files, as programs on any system write them → the files."""
+
+from __future__ import annotations
+
+import ntpath
+import os
+import posixpath
+from collections.abc import Sequence
+from pathlib import Path
+
+from ldm.errors import DataError
+
+
+class FileNames:
+    """Finds the pictures that metadata names.
+
+    A name is a path from the metadata's folder; "\\" may stand for "/". An absolute one, or one
+    that leaves the folder, may be of a file elsewhere; if there is none, as where the set was moved
+    here from another machine, it is the picture in this folder whose path has most of its end.
+    """
+
+    def __init__(self, folder: Path, pictures: Sequence[str]) -> None:
+        self.folder, self.known = folder, set(pictures)
+        self.missing: list[tuple[str, Path]] = []  # the name, and the metadata file
+        self.moved: dict[str, str] = {}  # picture → the absolute name that is read so
+
+    def find(self, given: str, source: Path) -> str | None:
+        """Return the file of a name: from the folder, or absolute; None, and noted, if missing.
+
+        Raises DataError for two names of other machines that could be one picture.
+        """
+        inside = source.parent.relative_to(self.folder).as_posix()
+        for text in (given, given.replace("\\", "/")):
+            name = posixpath.normpath(posixpath.join(inside, text))
+            if name in self.known:
+                return name
+        text = given.replace("\\", "/")
+        outside = os.path.normpath(self.folder / inside / text)
+        if "\0" not in outside and Path(outside).is_file():
+            try:
+                name = Path(outside).relative_to(self.folder.absolute()).as_posix()
+            except ValueError:
+                return str(Path(outside).absolute())
+            return name if name in self.known else None
+        if ntpath.splitdrive(text)[0] or text.startswith("/"):
+            return self.find_moved(given, text, source)
+        self.missing.append((given, source))
+        return None
+
+    def find_moved(self, given: str, text: str, source: Path) -> str | None:
+        """Return the picture whose path has most of the end of an absolute name."""
+        parts = ntpath.splitdrive(text)[1].strip("/").split("/")
+        for start in range(len(parts)):
+            name = "/".join(parts[start:])
+            if name in self.known:
+                before = self.moved.setdefault(name, given)
+                if before != given:
+                    raise DataError(
+                        f"{source} names {before} and {given}, which could both be {name} in "
+                        f"{self.folder}; give paths from that folder"
+                    )
+                return name
+        self.missing.append((given, source))
+        return None
