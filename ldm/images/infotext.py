@@ -15,7 +15,7 @@ STRING = r'"[^"\\]*(?:\\.[^"\\]*)*"'
 QUOTED = re.compile(rf"({STRING})\s*(?:,|$)")
 BRACKETS = re.compile(rf"{STRING}|[\[\]{{}}]")
 END = re.compile(r"\s*(?:,|$)")
-OPEN_BRACKETS = 20  # brackets that nothing closes; further ones are plain text
+OPEN_BRACKETS = 3  # brackets that nothing closes; further ones are plain text
 
 # What tells a line of settings from a line of a prompt, and how their values look.
 TELLING = {

@@ -156,7 +156,7 @@ def _sampler(graph: Graph) -> str:
     seen = {current}
     while True:
         names = [name for name in graph.inputs(current) if name.startswith("latent")]
-        before = [n for name in names for n in graph.upstream(current, name)]
+        before = (n for name in names for n in graph.upstream(current, name))
         earlier = next((n for n in before if _is_sampler(graph, n) and n not in seen), None)
         if earlier is None:
             return current

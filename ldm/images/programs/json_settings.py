@@ -16,6 +16,7 @@ from ldm.images.metadata import names_settings
 LARGEST = 2**23  # characters of JSON: graphs of ComfyUI can hold pictures
 LONGEST_VALUE = 200  # characters of a value that is only shown
 
+TAIL = 2**16  # characters, in which the settings stand behind a prompt that is JSON
 OFF = ("", "false", "none", "null")
 
 # A1111's name → other programs' keys, without case and signs.
@@ -45,7 +46,7 @@ LABEL_OF = {key: label for label, keys in KEYS.items() for key in keys}
 def is_json(text: str) -> bool:
     """Whether a text is JSON, whole or broken, and not the web UI's, whose prompt may be JSON."""
     begins = re.match(r"\s*(\{\s*[\"}]|\[\s*[\[{])", text)
-    return begins is not None and not names_settings(text)
+    return begins is not None and not names_settings(text[-TAIL:])
 
 
 def load(text: str, program: str) -> dict[str, Any]:
@@ -69,7 +70,7 @@ def labelled(settings: Mapping[str, Any], ignore: Iterable[str] = ()) -> dict[st
     for key, value in settings.items():
         text = scalar(value)
         label = LABEL_OF.get(plain(key), key)
-        if label in KEYS and (text is None or label != "Prompt" and text.casefold() in OFF):
+        if label in KEYS and (text is None or (label != "Prompt" and text.casefold() in OFF)):
             continue
         if label == key and (key in ignored or _is_off(value)):
             continue
