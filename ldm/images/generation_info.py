@@ -20,7 +20,7 @@ from ldm.images.metadata import NEGATIVE, PROMPT, parse_parameters
 from ldm.images.programs import read_labels
 from ldm.images.text_fields import OURS, settings_of
 from ldm.request import Request, about
-from ldm.samplers import SAMPLERS
+from ldm.samplers import SAMPLERS, read_names
 from ldm.samplers.names import find_sampler, find_schedule
 
 BUILT_IN = "ldm built-in"  # the model's name in a file
@@ -259,6 +259,10 @@ def _sampler(settings: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
             found["schedule"] = find_schedule(schedule)
     except ArgumentError:
         return found, [f"Sampler {name} {schedule}".strip()]
+    try:
+        read_names(found["sampler"], found["schedule"])
+    except ArgumentError:  # which the other program's method can use, and ours cannot
+        return found, [f"Schedule type {found.pop('schedule')} of {name}"]
     return found, []
 
 

@@ -63,12 +63,14 @@ def read_line(line: str) -> list[tuple[str, str]]:
 
 def is_settings(pairs: list[tuple[str, str]]) -> bool:
     """Whether these are the settings of a picture, and not a prompt with colons."""
-    telling = {
-        name.casefold()
-        for name, value in pairs
-        if (form := TELLING.get(name.casefold())) and form.fullmatch(value)
-    }
+    telling = {name.casefold() for name, value in pairs if is_telling(name, value)}
     return len(pairs) >= FEWEST and len(telling) >= FEWEST_TELLING
+
+
+def is_telling(name: str, value: str) -> bool:
+    """Whether this is a setting of a picture that prompts do not look like."""
+    form = TELLING.get(name.casefold())
+    return form is not None and form.fullmatch(value) is not None
 
 
 def quote(value: str) -> str:

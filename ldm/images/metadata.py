@@ -13,7 +13,15 @@ import re
 from collections.abc import Mapping
 
 from ldm.errors import ArgumentError
-from ldm.images.infotext import FEWEST, LONGEST_NAME, NAME, is_settings, quote, read_line
+from ldm.images.infotext import (
+    FEWEST,
+    LONGEST_NAME,
+    NAME,
+    is_settings,
+    is_telling,
+    quote,
+    read_line,
+)
 
 PROMPT, NEGATIVE = "Prompt", "Negative prompt"
 # Lines that SD.Next and the extension "dynamic prompts" write between the prompts and the settings.
@@ -27,8 +35,8 @@ def format_parameters(parameters: Mapping[str, object]) -> str:
 
     `parse_parameters` gives the same names and, as strings, the same values back, if the settings
     are those of a picture (see ``infotext.is_settings``). The form has two limits: spaces around a
-    line of a prompt are lost, and a line of a prompt that begins with "Negative prompt:" starts the
-    negative prompt.
+    line of a prompt are lost, and a line of a prompt that begins with "Negative prompt:", in any
+    case, starts the negative prompt.
 
     Raises ArgumentError for fewer than three settings, or a name that the form cannot hold.
     """
@@ -76,30 +84,40 @@ def names_settings(text: str) -> bool:
 def _settings(lines: list[str]) -> tuple[int, dict[str, str]]:
     """Find where the settings begin, and read them and what stands behind."""
     pairs = [[] if _begins_with_prompt(line) else read_line(line) for line in lines]
-    start = next((i for i in reversed(range(len(lines))) if is_settings(pairs[i])), None)
+    runs = _runs(lines, pairs)
+    start = next((i for run in runs for i in run if is_settings(pairs[i])), None)
     if start is None:
-        start = _one_a_line(pairs)
+        start = next((i for run in runs if (i := _one_a_line(pairs, run)) is not None), None)
     return (len(lines), {}) if start is None else (start, _merged(pairs[start:]))
+
+
+def _runs(lines: list[str], pairs: list[list[tuple[str, str]]]) -> list[range]:
+    """Return the runs of lines with settings, or with nothing, the last run first."""
+    runs, end = [], len(lines)
+    for i in reversed(range(-1, len(lines))):
+        if i < 0 or (lines[i] and not pairs[i]):
+            if i + 1 < end:
+                runs.append(range(i + 1, end))
+            end = i
+    return runs
+
+
+def _one_a_line(pairs: list[list[tuple[str, str]]], run: range) -> int | None:
+    """Find the first line of settings that stand on lines of their own."""
+    start = next((i for i in run if pairs[i] and is_telling(*pairs[i][0])), None)
+    if start is None:
+        return None
+    block = [pair for line in pairs[start : min(run.stop, start + MOST_LINES)] for pair in line]
+    return start if is_settings(block) else None
 
 
 def _begins_with_prompt(line: str) -> bool:
     """Whether settings are joined to a prompt: "a cat Negative prompt: dog Steps: 20, …"."""
     before, steps, _ = line.partition("Steps:")
+    if before[: len(NEGATIVE)].casefold() == NEGATIVE.casefold():
+        return True
     joined = steps and before.strip(" ,") and not before.rstrip().endswith(",")
     return f"{NEGATIVE}:" in before or bool(joined)
-
-
-def _one_a_line(pairs: list[list[tuple[str, str]]]) -> int | None:
-    """Find the line `Steps: 20` after which more settings follow, each on its own line."""
-    end = len(pairs)
-    for start in reversed(range(len(pairs))):
-        if not pairs[start]:
-            end = start
-        elif pairs[start][0][0].casefold() == "steps":
-            lines = pairs[start : min(end, start + MOST_LINES)]
-            if is_settings([pair for line in lines for pair in line]):
-                return start
-    return None
 
 
 def _one_line(text: str) -> tuple[dict[str, str], dict[str, str]] | None:
@@ -128,6 +146,8 @@ def _prompts(lines: list[str], settings_follow: bool) -> dict[str, str]:
     if settings_follow:
         ends = (i for i, line in enumerate(lines) if line.casefold().startswith(TEMPLATES))
         lines = lines[: next(ends, len(lines))]
-    start = next((i for i, line in enumerate(lines) if line.startswith(f"{NEGATIVE}:")), len(lines))
-    negative = "\n".join(lines[start:]).removeprefix(f"{NEGATIVE}:")
+    mark = f"{NEGATIVE}:"
+    begins = (line[: len(mark)].casefold() == mark.casefold() for line in lines)
+    start = next((i for i, begun in enumerate(begins) if begun), len(lines))
+    negative = "\n".join(lines[start:])[len(mark) :]
     return {PROMPT: "\n".join(lines[:start]).strip(), NEGATIVE: negative.strip()}

@@ -78,7 +78,8 @@ def listing() -> str:
 
 def _sampler(plain: str) -> str | None:
     """Find the sampler of a name without case and signs; None for no such name."""
-    name = plain.removesuffix("gpu").replace("ancestral", "a")  # where it draws its noise
+    name = plain.removesuffix("scheduler").removesuffix("gpu")  # where it draws its noise
+    name = name.replace("ancestral", "a")
     for prefix in ("sample", "k", ""):
         bare = name.removeprefix(prefix)
         if bare in SAMPLER_OF and (prefix == "" or bare != name):
