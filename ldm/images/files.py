@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ldm.errors import ArgumentError, ImageError
-from ldm.images import metadata
+from ldm.images.text_fields import embed, parameters_of, settings_of, text_fields
 
 if TYPE_CHECKING:  # reading and writing files must not wait for torch
     import torch
@@ -45,24 +45,32 @@ def load_layer(source: str | Path | Image.Image) -> Image.Image:
     return _load(source, _to_layer)
 
 
-def read_parameters(path: str | Path) -> str | None:
-    """Read the generation parameters in a picture file (see metadata.py); None if it has none.
+def read_texts(path: str | Path) -> dict[str, str]:
+    """Read all texts in a picture file by the names of their fields (see text_fields.py).
 
     Raises ImageError as `load_image` does.
     """
     with _reading(path), Image.open(path) as image:
         image.load()  # PNG text may come after the pixels
-        return metadata.extract(image)
+        return text_fields(image)
+
+
+def read_parameters(path: str | Path) -> str | None:
+    """Read the text that stands where the web UI writes its own (see metadata.py), or None.
+
+    Raises ImageError as `load_image` does.
+    """
+    return parameters_of(read_texts(path))
 
 
 def read_settings(path: str | Path) -> dict[str, Any] | None:
-    """Read our exact settings in a picture file (see metadata.py); None if it has none.
+    """Read our exact settings in a picture file (see text_fields.py); None if it has none.
 
     Raises ImageError as `load_image` does, and for settings that are broken.
     """
-    with _reading(path), Image.open(path) as image:
-        image.load()
-        return metadata.extract_settings(image)
+    texts = read_texts(path)
+    with _reading(path):
+        return settings_of(texts)
 
 
 def digest(image: Image.Image) -> str:
@@ -96,8 +104,8 @@ def save_image(
 ) -> None:
     """Write a .png, .jpg or .webp file, whole or not at all.
 
-    With `parameters`, the file also holds those and the `settings` (see metadata.py); `options` are
-    those of Pillow's encoder. With its option `save_all`, an animation, .gif works, too.
+    With `parameters`, the file also holds those and the `settings` (see text_fields.py). `options`
+    are those of Pillow's encoder. With its option `save_all`, an animation, .gif works, too.
 
     Raises ImageError if it cannot be written, or if `path` exists and `overwrite` is False: two
     processes that write the same path at the same time never take it from each other.
@@ -109,7 +117,7 @@ def save_image(
     try:
         options = QUALITY.get(file_format, {}) | options
         if parameters is not None:
-            options |= metadata.embed(parameters, file_format, settings)
+            options |= embed(parameters, file_format, settings)
         # Into memory first: straight to a file, Pillow takes a write cut short by a full disk for
         # a whole one.
         content = io.BytesIO()

@@ -1,4 +1,4 @@
-"""The settings in a picture's file, as written by ldm or by A1111's web UI.
+"""The settings in a picture's file, as written by ldm or another program.
 
 info = read_generation_info("car.png")
 pipe = Pipeline.from_pretrained(**info.loading)  # and info.model, if it names one
@@ -7,27 +7,39 @@ pipe(**info.arguments).images[0]  # the same picture
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ldm.errors import ArgumentError, ImageError
-from ldm.images import metadata, read_parameters, read_settings
+from ldm.images.files import read_texts
+from ldm.images.metadata import NEGATIVE, PROMPT, parse_parameters
+from ldm.images.programs import read_labels
+from ldm.images.text_fields import OURS, settings_of
 from ldm.request import Request, about
-from ldm.samplers import SAMPLERS
+from ldm.samplers import SAMPLERS, read_names
 from ldm.samplers.names import find_sampler, find_schedule
 
 BUILT_IN = "ldm built-in"  # the model's name in a file
 LARGEST_BATCH = 1024
-# Settings of the web UI that name a thing, but do not change the picture.
+LONGEST_PROMPT = 100_000  # characters
+LONGEST_NUMBER = 40
+MOST_NOTES, LONGEST_NOTE = 20, 60
+# Settings that name a thing, but do not change the picture, without case.
 WITHOUT_EFFECT = re.compile(
-    r"(Model|VAE|Lora|TI|Hypernet)? ?[Hh]ash(es)?|Version|User|Batch (size|pos)|Model|VAE|RNG|Size|"
-    r"Sampler|Schedule type|Denoising strength|Grid|[XYZ] (Type|Values)"
+    r"(model|vae|lora|ti|hypernet|refiner)? ?hash(es)?|version|user|batch (size|pos|count)|model|"
+    r"vae|rng|size|width|height|sampler|schedule type|scheduler|denoising strength|grid|"
+    r"[xyz] (type|values)|app|backend|pipeline|operations|te|unet|sdcpp|guidance|time taken|"
+    r"created (date|at)|civitai (resources|metadata)|(negative )?template|raw (negative )?prompt|"
+    r"performance|metadata scheme|software|lora weights|torch active.*|sys vram|source identifier"
 )
+MODEL_ENDINGS = (".safetensors", ".ckpt", ".gguf", ".sft", ".bin", ".pt", ".pth")
 PLOT = "X/Y/Z plot"  # the web UI's script that draws a grid
-NONE = ("", "Automatic", "None")
+OFF = ("", "0", "0.0", "false", "none")
+NONE = ("", "automatic", "none", "default", "baked vae")
 
 
 @dataclass(frozen=True)
@@ -60,26 +72,30 @@ class GenerationInfo:
     def settings(self, version: str, drawn: Mapping[str, str]) -> dict[str, Any]:
         """Return what ``images.save_image`` writes; ``drawn`` describes the machine."""
         found = {name: value for name, value in vars(self).items() if value and name != "notes"}
-        return {metadata.OURS: version} | found | {"drawn": dict(drawn)}
+        return {OURS: version} | found | {"drawn": dict(drawn)}
 
 
 def read_generation_info(path: str | Path) -> GenerationInfo:
-    """Read the settings in a PNG, JPEG or WebP file: our own, else the web UI's text.
+    """Read the settings in a PNG, JPEG, WebP, AVIF or GIF file: our own, else another program's.
 
-    Raises ImageError for a file without, and for values of a wrong type.
+    Those of A1111's web UI and all that write its text (Forge, SD.Next, stable-diffusion.cpp,
+    Civitai, …), of ComfyUI, InvokeAI, Fooocus, SwarmUI, NovelAI, Draw Things and Easy Diffusion.
+    Raises ImageError for a file without, for values of a wrong type, and for settings that cannot
+    be read; then it names the program.
     """
+    texts = read_texts(path)
     try:
-        settings = read_settings(path)
+        settings = settings_of(texts)
         if settings is not None:
             return from_settings(settings)
-        text = read_parameters(path)
-        if text is None:
+        labels = read_labels(texts)
+        if labels is None:
             raise ValueError(
-                "it does not say how it was made; only what ldm-generate or A1111's web UI wrote, "
-                "and no other program has changed, does"
+                "it does not say how it was made; only what ldm-generate or another image "
+                "generator wrote, and no other program has changed, does"
             )
-        return from_text(text)
-    except ValueError as error:
+        return from_labels(labels)
+    except (ValueError, RecursionError) as error:
         raise ImageError(f"{path}: {error}") from None
 
 
@@ -119,13 +135,25 @@ def from_settings(settings: Mapping[str, Any]) -> GenerationInfo:
 
 def from_text(text: str) -> GenerationInfo:
     """Read the web UI's text. Raises ValueError for a value that is not a number."""
-    settings = metadata.parse_parameters(text)
-    arguments: dict[str, Any] = {"prompt": settings.pop(metadata.PROMPT)}
-    if negative := settings.pop(metadata.NEGATIVE):
+    return from_labels(parse_parameters(text))
+
+
+def from_labels(labels: Mapping[str, str]) -> GenerationInfo:
+    """Convert settings with the web UI's names. Raises ValueError for a value of a wrong type."""
+    settings = {LABELS.get(name.casefold(), name): value for name, value in labels.items()}
+    arguments: dict[str, Any] = {"prompt": settings.pop(PROMPT, "")}
+    if negative := settings.pop(NEGATIVE, ""):
         arguments["negative_prompt"] = negative
+    for name, text in arguments.items():
+        if len(text) > LONGEST_PROMPT:
+            raise ValueError(f"its {name} has {len(text)} characters; at most {LONGEST_PROMPT}")
+    if _unset(settings.get("Eta", "")):
+        settings.pop("Eta", None)
     for label, (name, convert) in NUMBERS.items():
         if label in settings:
             arguments[name] = _number(label, settings.pop(label), convert)
+    if "clip_skip" in arguments:  # 0 and -1 are the last layer, too
+        arguments["clip_skip"] = max(arguments["clip_skip"], 1)
     arguments |= _size(settings)
     strength, notes = _strength(settings)
     sampler, unknown = _sampler(settings)
@@ -134,19 +162,15 @@ def from_text(text: str) -> GenerationInfo:
     eta = arguments.get("eta")
     if eta and not SAMPLERS[arguments.get("sampler", "ddim")].eta:
         notes.append(f"Eta {arguments.pop('eta')}")
-    if settings.get("RNG", "GPU") != "CPU":
+    if settings.get("RNG", "GPU").casefold() != "cpu":
         notes.append(f"RNG {settings.get('RNG', 'GPU')} (our noise is drawn on the CPU)")
     grid = settings.pop("Script") if settings.get("Script") == PLOT else settings.get("Grid")
-    others = [
-        f"{name} {value}" for name, value in settings.items() if not WITHOUT_EFFECT.fullmatch(name)
-    ]
-    notes += [note[:60] for note in others]
     return GenerationInfo(
         arguments,
-        model=settings.get("Model"),
-        vae=None if settings.get("VAE", "") in NONE else settings["VAE"],
+        model=_file_name(settings.get("Model", "")) or _file_name(settings.get("Unet", "")),
+        vae=_file_name(settings.get("VAE", "")),
         images={"image": ""} if strength else {},
-        notes=tuple(notes),
+        notes=_notes(notes, settings),
         grid=grid,
     )
 
@@ -159,11 +183,52 @@ NUMBERS: dict[str, tuple[str, type[int] | type[float]]] = {
 }
 
 
+# The names that are read, by the name without case.
+LABELS = {
+    name.casefold(): name
+    for name in (
+        *(PROMPT, NEGATIVE, *NUMBERS, "Size", "Width", "Height", "Sampler", "Schedule type"),
+        *("Scheduler", "Denoising strength", "Model", "Unet", "VAE", "RNG", "Script", "Grid"),
+    )
+}
+
+
+def _unset(text: str) -> bool:
+    """Whether a number stands for the program's own choice: infinity in stable-diffusion.cpp."""
+    try:
+        return not math.isfinite(float(text[:LONGEST_NUMBER]))
+    except ValueError:
+        return text == ""
+
+
+def _file_name(text: str) -> str | None:
+    """Return the name of a file without folders and ending, as it is given; None for none."""
+    if text.casefold() in NONE:
+        return None
+    ending = PurePosixPath(text).suffix
+    if ending.casefold() in MODEL_ENDINGS:
+        return PurePosixPath(text.replace("\\", "/")).name.removesuffix(ending)
+    return text
+
+
+def _notes(notes: list[str], settings: Mapping[str, str]) -> tuple[str, ...]:
+    """Return what is not done here: some of it, if it is much."""
+    notes = notes + [
+        f"{name} {value}".strip()
+        for name, value in settings.items()
+        if value.casefold() not in OFF and not WITHOUT_EFFECT.fullmatch(name.casefold())
+    ]
+    if len(notes) > MOST_NOTES:
+        notes = [*notes[:MOST_NOTES], f"and {len(notes) - MOST_NOTES} more"]
+    return tuple(" ".join(note[:LONGEST_NOTE].split()) for note in notes)
+
+
 def _size(settings: Mapping[str, str]) -> dict[str, int]:
     """Return the width and height in the text, if it has them."""
     if "Size" not in settings:
-        return {}
-    sizes = re.fullmatch(r"(\d{1,6})x(\d{1,6})", settings["Size"])
+        sides = [(s.casefold(), settings[s]) for s in ("Width", "Height") if s in settings]
+        return {side: int(_number(side, text, int)) for side, text in sides}
+    sizes = re.fullmatch(r"(\d{1,6}) ?[xX×] ?(\d{1,6})", settings["Size"])
     if not sizes:
         raise ValueError(f"its Size is {settings['Size']!r:.60}; expected one such as 512x768")
     return {"width": int(sizes[1]), "height": int(sizes[2])}
@@ -181,17 +246,23 @@ def _strength(settings: Mapping[str, str]) -> tuple[dict[str, float], list[str]]
 
 def _sampler(settings: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
     """Return the sampler and the schedule in the text, and what is unknown here."""
-    if "Sampler" not in settings:
+    name, schedule = settings.get("Sampler", ""), settings.get("Schedule type", "")
+    if other := settings.get("Scheduler", ""):  # a schedule beside a sampler, else a sampler
+        name, schedule = (name, schedule or other) if name else (other, schedule)
+    if name.casefold() in NONE:
         return {}, []
-    schedule = settings.get("Schedule type", "")
     found: dict[str, str] = {}
     try:
-        found["sampler"], implied = find_sampler(settings["Sampler"])
+        found["sampler"], implied = find_sampler(name)
         found["schedule"] = implied or "normal"
-        if schedule not in NONE:
+        if schedule.casefold() not in NONE:
             found["schedule"] = find_schedule(schedule)
     except ArgumentError:
-        return found, [f"Sampler {settings['Sampler']} {schedule}".strip()]
+        return found, [f"Sampler {name} {schedule}".strip()]
+    try:
+        read_names(found["sampler"], found["schedule"])
+    except ArgumentError:  # which the other program's method can use, and ours cannot
+        return found, [f"Schedule type {found.pop('schedule')} of {name}"]
     return found, []
 
 
@@ -206,8 +277,12 @@ def _pair(text: object) -> tuple[float, ...]:
 
 
 def _number(name: str, text: str, convert: Callable[[str], int | float]) -> int | float:
+    kind = "whole number" if convert is int else "number"
     try:
+        if len(text) > LONGEST_NUMBER:
+            raise ValueError(text)
+        if convert is int and (number := float(text)).is_integer() and not text.isdecimal():
+            return int(number) if abs(number) < 2**53 else int(text)
         return convert(text)
-    except ValueError:
-        kind = "whole number" if convert is int else "number"
+    except (ValueError, OverflowError):
         raise ValueError(f"its {name} is {text!r:.60}; expected a {kind}") from None

@@ -4,39 +4,39 @@
     Negative prompt: <text, may be several lines>       (left out if empty)
     Steps: 20, Sampler: DPM++ 2M, CFG scale: 7, Seed: 1, Size: 512x512, …
 
-In PNG files this is the text chunk `parameters`; in JPEG and WebP the EXIF field UserComment.
-
-Beside it stand our own settings, a JSON object that begins with `{"ldm": version`, in which no
-value is rounded and no space lost: the text chunk `ldm`, or the EXIF field ImageDescription.
+Where it stands in a file: see ``ldm.images.text_fields``.
 """
 
-import json
-import re
-import warnings
-from collections.abc import Mapping
-from typing import Any
+from __future__ import annotations
 
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
+import re
+from collections.abc import Mapping
 
 from ldm.errors import ArgumentError
+from ldm.images.infotext import (
+    FEWEST,
+    LONGEST_NAME,
+    NAME,
+    is_settings,
+    is_telling,
+    quote,
+    read_line,
+)
 
 PROMPT, NEGATIVE = "Prompt", "Negative prompt"
-NAME = r"\w[\w \-/]+"
-SETTING = re.compile(rf'\s*({NAME}):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
-FEWEST_SETTINGS = 3  # a last line with fewer is taken for a line of the prompt
-EXIF_IFD, USER_COMMENT = 0x8769, 0x9286  # EXIF 2.3, 4.6.5; the first 8 bytes name the encoding
-IMAGE_DESCRIPTION = 0x010E  # ASCII
-OURS = "ldm"  # the first key of the settings, and the name of their PNG chunk
-MOST_EXIF = 65_533 - len(b"Exif\0\0")  # bytes in a JPEG: one segment
+# Lines that SD.Next and the extension "dynamic prompts" write between the prompts and the settings.
+TEMPLATES = ("template:", "negative template:")
+MOST_LINES = 50  # of settings, one a line
+ONE_LINE = re.compile(r"(?:^|\s)(?=Steps:\s*\d+\s*,)")
 
 
 def format_parameters(parameters: Mapping[str, object]) -> str:
     """Format `Prompt`, `Negative prompt` and at least three named settings; leave out None.
 
-    `parse_parameters` gives the same names and, as strings, the same values back. The form has two
-    limits: spaces around a line of a prompt are lost, and a line of a prompt that begins with
-    "Negative prompt:" starts the negative prompt.
+    `parse_parameters` gives the same names and, as strings, the same values back, if the settings
+    are those of a picture (see ``infotext.is_settings``). The form has two limits: spaces around a
+    line of a prompt are lost, and a line of a prompt that begins with "Negative prompt:", in any
+    case, starts the negative prompt.
 
     Raises ArgumentError for fewer than three settings, or a name that the form cannot hold.
     """
@@ -45,113 +45,109 @@ def format_parameters(parameters: Mapping[str, object]) -> str:
     for name in settings:
         if not re.fullmatch(NAME, name):
             raise ArgumentError(
-                f"parameters has the name {name!r}; a name is two or more letters, digits, "
+                f"parameters has the name {name!r}; a name is 2 to {LONGEST_NAME} letters, digits, "
                 "spaces, '-', '/' or '_', and begins with a letter or digit"
             )
-    if len(settings) < FEWEST_SETTINGS:
+    if len(settings) < FEWEST:
         raise ArgumentError(
             f"parameters has {len(settings)} settings ({', '.join(settings)}); with fewer than "
-            f"{FEWEST_SETTINGS} they are read back as a part of the prompt"
+            f"{FEWEST} they are read back as a part of the prompt"
         )
     lines = [prompt.strip()]
     if negative.strip():
         lines.append(f"{NEGATIVE}: {negative.strip()}")
-    lines.append(", ".join(f"{name}: {_quote(value)}" for name, value in settings.items()))
+    lines.append(", ".join(f"{name}: {quote(value)}" for name, value in settings.items()))
     return "\n".join(lines)
 
 
 def parse_parameters(text: str) -> dict[str, str]:
-    """Read `Prompt`, `Negative prompt` ("" if there is none) and every setting, all strings."""
-    *lines, last = text.strip().split("\n")
-    settings = {name: _unquote(value) for name, value in SETTING.findall(last)}
-    if len(SETTING.findall(last)) < FEWEST_SETTINGS:
-        lines, settings = [*lines, last], {}
-    lines = [line.strip() for line in lines]
-    start = next((i for i, line in enumerate(lines) if line.startswith(f"{NEGATIVE}:")), len(lines))
-    negative = "\n".join(lines[start:]).removeprefix(f"{NEGATIVE}:")
-    prompts = {PROMPT: "\n".join(lines[:start]).strip(), NEGATIVE: negative.strip()}
-    return settings | prompts
+    """Read `Prompt`, `Negative prompt` ("" if there is none) and every setting, all strings.
 
-
-def embed(
-    parameters: str, file_format: str, settings: Mapping[str, object] | None = None
-) -> dict[str, Any]:
-    """Make the arguments with which Pillow's `save` writes both into a "PNG", "JPEG" or "WEBP".
-
-    A "GIF" holds only the parameters, in its comment, where the web UI looks for them.
-    Warns if a JPEG has no room for the settings: the parameters are what other programs read.
+    The settings are on the last line that holds those of a picture (see ``infotext.is_settings``),
+    on lines of their own, or behind the prompts on the same line. What stands behind them, such as
+    lines of extensions, is read as further settings.
     """
-    chunk = None if settings is None else json.dumps({OURS: None} | dict(settings))
-    if file_format == "PNG":
-        info = PngInfo()
-        info.add_text("parameters", parameters)
-        if chunk is not None:
-            info.add_text(OURS, chunk)
-        return {"pnginfo": info}
-    if file_format == "GIF":
-        return {"comment": parameters.encode()}
-    exif = Image.Exif()
-    exif[EXIF_IFD] = {USER_COMMENT: b"UNICODE\0" + parameters.encode("utf-16-be")}
-    if chunk is not None:
-        exif[IMAGE_DESCRIPTION] = chunk
-        if file_format == "JPEG" and len(exif.tobytes()) > MOST_EXIF:
-            warnings.warn(
-                "a JPEG holds 64 KiB of metadata: the exact settings are left out", stacklevel=3
-            )
-            del exif[IMAGE_DESCRIPTION]
-    return {"exif": exif}
+    lines = [line.strip() for line in text.strip().split("\n")]
+    start, settings = _settings(lines)
+    if not settings and (before := _one_line(text)) is not None:
+        prompts, settings = before
+        return settings | prompts
+    return settings | _prompts(lines[:start], bool(settings))
 
 
-def extract(image: Image.Image) -> str | None:
-    """Read the parameters in an opened picture; None if it has none."""
-    if "parameters" in image.info:
-        return str(image.info["parameters"])
-    if image.format == "GIF":
-        comment = image.info.get("comment")
-        return comment.decode(errors="replace") if isinstance(comment, bytes) else None
-    comment = image.getexif().get_ifd(EXIF_IFD).get(USER_COMMENT)
-    if not isinstance(comment, bytes):
+def names_settings(text: str) -> bool:
+    """Whether a text, wherever it stands, says how a picture was made."""
+    parsed = parse_parameters(text)
+    return len(parsed) > 2 or f"\n{NEGATIVE}:" in f"\n{text}"
+
+
+def _settings(lines: list[str]) -> tuple[int, dict[str, str]]:
+    """Find where the settings begin, and read them and what stands behind."""
+    pairs = [[] if _begins_with_prompt(line) else read_line(line) for line in lines]
+    runs = _runs(lines, pairs)
+    start = next((i for run in runs for i in run if is_settings(pairs[i])), None)
+    if start is None:
+        start = next((i for run in runs if (i := _one_a_line(pairs, run)) is not None), None)
+    return (len(lines), {}) if start is None else (start, _merged(pairs[start:]))
+
+
+def _runs(lines: list[str], pairs: list[list[tuple[str, str]]]) -> list[range]:
+    """Return the runs of lines with settings, or with nothing, the last run first."""
+    runs, end = [], len(lines)
+    for i in reversed(range(-1, len(lines))):
+        if i < 0 or (lines[i] and not pairs[i]):
+            if i + 1 < end:
+                runs.append(range(i + 1, end))
+            end = i
+    return runs
+
+
+def _one_a_line(pairs: list[list[tuple[str, str]]], run: range) -> int | None:
+    """Find the first line of settings that stand on lines of their own."""
+    start = next((i for i in run if pairs[i] and is_telling(*pairs[i][0])), None)
+    if start is None:
         return None
-    encoding, comment = comment[:8], comment[8:]
-    if encoding == b"UNICODE\0":  # big-endian as the web UI writes it, unless marked as little
-        little = comment.startswith(b"\xff\xfe")
-        return comment.decode("utf-16" if little else "utf-16-be", errors="replace")
-    return comment.decode("utf-8", errors="replace").rstrip("\0")
+    block = [pair for line in pairs[start : min(run.stop, start + MOST_LINES)] for pair in line]
+    return start if is_settings(block) else None
 
 
-def extract_settings(image: Image.Image) -> dict[str, Any] | None:
-    """Read our settings in an opened picture; None if it has none.
+def _begins_with_prompt(line: str) -> bool:
+    """Whether settings are joined to a prompt: "a cat Negative prompt: dog Steps: 20, …"."""
+    before, steps, _ = line.partition("Steps:")
+    if before[: len(NEGATIVE)].casefold() == NEGATIVE.casefold():
+        return True
+    joined = steps and before.strip(" ,") and not before.rstrip().endswith(",")
+    return f"{NEGATIVE}:" in before or bool(joined)
 
-    Raises ArgumentError if they are broken.
-    """
-    chunk = image.info.get(OURS)
-    if chunk is None:
-        described = image.getexif().get(IMAGE_DESCRIPTION)
-        chunk = described if str(described).startswith(f'{{"{OURS}":') else None
-    if chunk is None:
+
+def _one_line(text: str) -> tuple[dict[str, str], dict[str, str]] | None:
+    """Split a text whose lines were joined: (prompts, settings); None if it has no settings."""
+    start = max((match.end() for match in ONE_LINE.finditer(text)), default=None)
+    if start is None:
         return None
-    try:
-        settings = json.loads(chunk)
-    except (ValueError, TypeError, RecursionError) as error:
-        raise ArgumentError(f"its settings are not JSON ({error})") from None
-    if not isinstance(settings, dict) or OURS not in settings:
-        raise ArgumentError(
-            f"its settings are {chunk[:40]!r}…, no object that begins with {OURS!r}"
-        )
-    return settings
+    pairs = [read_line(line.strip()) for line in text[start:].split("\n")]
+    if not is_settings(pairs[0]):
+        return None
+    prompt, _, negative = text[:start].partition(f"{NEGATIVE}:")
+    return {PROMPT: prompt.strip(), NEGATIVE: negative.strip()}, _merged(pairs)
 
 
-def _quote(value: str) -> str:
-    """Quote a value as JSON if it could be misread: with `,` `:` `"`, newlines or outer spaces."""
-    if value == value.strip() and not any(mark in value for mark in ',:"\n'):
-        return value
-    return json.dumps(value, ensure_ascii=False)
+def _merged(lines: list[list[tuple[str, str]]]) -> dict[str, str]:
+    """Merge lines of settings; of those with one name, the first counts."""
+    found: dict[str, str] = {}
+    for line in lines:
+        for name, value in line:
+            if name not in (PROMPT, NEGATIVE):
+                found.setdefault(name, value)
+    return found
 
 
-def _unquote(value: str) -> str:
-    if not value.startswith('"'):
-        return value
-    try:
-        return json.loads(value)
-    except ValueError:  # written by hand or by another tool: not JSON after all
-        return value
+def _prompts(lines: list[str], settings_follow: bool) -> dict[str, str]:
+    if settings_follow:
+        ends = (i for i, line in enumerate(lines) if line.casefold().startswith(TEMPLATES))
+        lines = lines[: next(ends, len(lines))]
+    mark = f"{NEGATIVE}:"
+    begins = (line[: len(mark)].casefold() == mark.casefold() for line in lines)
+    start = next((i for i, begun in enumerate(begins) if begun), len(lines))
+    negative = "\n".join(lines[start:])[len(mark) :]
+    return {PROMPT: "\n".join(lines[:start]).strip(), NEGATIVE: negative.strip()}

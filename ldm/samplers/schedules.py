@@ -71,6 +71,21 @@ def simple(scheduler: DDPMScheduler, n: int, high: float, low: float) -> list[Le
     return [log_level(scheduler, total - 1 - int(i * (total / n))) for i in range(n)]
 
 
+def ddim_uniform(scheduler: DDPMScheduler, n: int, high: float, low: float) -> list[Level]:
+    """Take every ⌊T/n⌋-th timestep of training, from the second (DDIM's own levels).
+
+    Source: Song et al. 2020, "Denoising Diffusion Implicit Models", section D.3, with the offset of
+    one in CompVis's code. ComfyUI and A1111 run a step more if n does not divide T.
+    """
+    total = len(scheduler.ratios)
+    if n >= total:
+        raise ArgumentError(
+            f"num_inference_steps is {n}; schedule 'ddim_uniform' has at most {total - 1}, the "
+            "timesteps of training without the first"
+        )
+    return [log_level(scheduler, 1 + i * (total // n)) for i in reversed(range(n))]
+
+
 def ays(scheduler: DDPMScheduler, n: int, high: float, low: float) -> list[Level]:
     """Take the levels found for Stable Diffusion 1.5, log-linearly between them for n ≠ 10.
 
@@ -91,6 +106,7 @@ SCHEDULES: dict[str, Schedule] = {
     "exponential": Schedule("Exponential", exponential, "even in the logarithm of the noise"),
     "sgm_uniform": Schedule("SGM Uniform", sgm_uniform, "even in time, stops before the last"),
     "simple": Schedule("Simple", simple, "even in time, on timesteps of training"),
+    "ddim_uniform": Schedule("DDIM", ddim_uniform, "DDIM's own levels, whatever the sampler"),
     "beta": Schedule("Beta", beta, "more of the cleanest and noisiest levels"),
     "ays": Schedule("Align Your Steps", ays, "found for SD 1.5 (for SDXL on such a model)"),
     "ays_xl": Schedule("Align Your Steps", ays_xl, "found for SDXL"),

@@ -252,9 +252,11 @@ SAMPLERS: dict[str, Sampler] = {
         levels=lcm_levels,
         spacing="leading",
         schedules=tuple(
-            name for name in SCHEDULES if name not in ("karras", "exponential", "beta")
+            name
+            for name in SCHEDULES
+            if name not in ("karras", "exponential", "beta", "ddim_uniform")
         ),
-        unfit="at t = 0, where it ends, a consistency model returns its noisy input",
+        unfit="at t = 0 or 1, where it ends, a consistency model returns its noisy input",
         honours={"thresholding": (False,)},
     ),
 }

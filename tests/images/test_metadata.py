@@ -142,7 +142,9 @@ def stripped(text: str) -> str:
 
 
 unicode = st.text(st.characters(exclude_categories=["Cs"]))
-names = st.from_regex(r"\A\w[\w \-/]+\Z").filter(lambda n: n not in ("Prompt", "Negative prompt"))
+names = st.from_regex(r"\A\w[\w \-/]{1,99}\Z").filter(
+    lambda n: n not in ("Prompt", "Negative prompt")
+)
 prompts = st.one_of(unicode, st.text('ab:,"\\\n \t()'))
 
 
@@ -150,11 +152,12 @@ prompts = st.one_of(unicode, st.text('ab:,"\\\n \t()'))
 @given(
     prompt=prompts,
     negative=prompts,
-    named=st.dictionaries(names, prompts | st.integers() | st.floats(), min_size=3),
+    named=st.dictionaries(names, prompts | st.integers() | st.floats()),
 )
 def test_round_trip(prompt: str, negative: str, named: dict[str, object]) -> None:
     lines = [line.strip() for line in f"{prompt}\n{negative}".split("\n")]
     assume(not any(line.startswith("Negative prompt:") for line in lines))
+    named = SETTINGS | named | SETTINGS  # by which settings are told from a prompt
     text = format_parameters({"Prompt": prompt, "Negative prompt": negative} | named)
     assert parse_parameters(text) == {
         "Prompt": stripped(prompt),

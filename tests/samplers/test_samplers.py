@@ -533,6 +533,7 @@ def test_labels_are_those_of_a1111() -> None:
         "exponential": "Exponential",
         "sgm_uniform": "SGM Uniform",
         "simple": "Simple",
+        "ddim_uniform": "DDIM",
         "beta": "Beta",
         "ays": "Align Your Steps",
         "ays_xl": "Align Your Steps",

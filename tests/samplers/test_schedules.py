@@ -90,6 +90,22 @@ def test_sgm_uniform_and_simple_are_comfyuis(name: str) -> None:
 
 
 @pytest.mark.parity
+def test_ddim_uniform_is_diffusers_ddim() -> None:
+    """DDIM's own timesteps (spacing "leading" with an offset of one), for any sampler."""
+    from diffusers import DDIMScheduler
+
+    scheduler = scheduler_for("euler", {})
+    for n in (*COUNTS, 30, 999):
+        own = DDIMScheduler(num_train_timesteps=1000, timestep_spacing="leading", steps_offset=1)
+        own.set_timesteps(n)
+        steps = plan(scheduler, "euler", n, "ddim_uniform")
+        assert [a.t for a, _ in steps] == pytest.approx(own.timesteps.tolist(), abs=1e-4)
+        assert steps[-1][1] == CLEAN
+    with pytest.raises(ArgumentError, match="'ddim_uniform' has at most 999"):
+        plan(scheduler, "euler", 1000, "ddim_uniform")
+
+
+@pytest.mark.parity
 @pytest.mark.parametrize("schedule", ["ays", "ays_xl"])
 def test_ays_is_the_published_table(schedule: str) -> None:
     """Ten steps as diffusers has them; other counts by the quick start guide's interpolation."""
