@@ -12,7 +12,8 @@ from pathlib import Path
 
 from ldm.checkpoints.family import FAMILIES, UNET, VAE, detect, read_family
 from ldm.checkpoints.header import Header, TensorInfo, read_header
-from ldm.checkpoints.lora_names import group, text_width, unsupported
+from ldm.checkpoints.lora_kinds import describe_kinds, group, rank_of, unsupported
+from ldm.checkpoints.lora_names import text_width
 from ldm.config import read_json
 from ldm.errors import CheckpointError
 
@@ -147,11 +148,7 @@ def describe_model(header: Header, path: Path, global_step: int | None) -> Rows:
 def adapter_kinds(header: Header) -> list[str]:
     """List the adapters that a file holds: "LoRA", "DoRA", or unsupported ones; often none."""
     groups, unknown = group(header.tensors)
-    pairs = [factors for factors in groups.values() if factors.down or factors.up]
-    kinds = []
-    if pairs:
-        dora = any(factors.dora_scale or factors.magnitude for factors in pairs)
-        kinds.append("DoRA" if dora else "LoRA")
+    kinds = describe_kinds(groups)
     return kinds + [f"{kind} (not supported)" for kind in unsupported(unknown)]
 
 
@@ -160,9 +157,7 @@ def describe_lora(header: Header, kinds: list[str]) -> Rows:
     groups, unknown = group(header.tensors)
     others = {stem for stems in unsupported(unknown).values() for stem in stems.values()}
     parts = Counter(part_of(name) for name in {*groups, *others})
-    ranks = Counter(
-        factors.down.shape[0] for factors in groups.values() if factors.down and factors.down.shape
-    )
+    ranks = Counter(rank for factors in groups.values() if (rank := rank_of(factors)))
     family = FAMILIES.get(text_width(groups) or 0)
     rows: Rows = [
         ("kind", " with ".join(kinds)),
