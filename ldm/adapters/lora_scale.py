@@ -18,9 +18,9 @@ class TagScale(NamedTuple):
     text_encoder: float = 1.0
     unet: float = 1.0
 
-    def __add__(self, other: tuple) -> TagScale:
+    def plus(self, other: TagScale) -> TagScale:
         """Add up the scales of a LoRA that is named twice."""
-        return TagScale(*(a + b for a, b in zip(self, other, strict=True)))
+        return TagScale(self.text_encoder + other.text_encoder, self.unet + other.unet)
 
 
 def scales_of_parts(scale: Scale) -> dict[str, float]:
