@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 from ldm.checkpoints.lora_kinds import S
@@ -29,7 +29,7 @@ CLASSES = {
 }
 # diffusers before 0.18 defined the feed-forward layer between both attentions.
 ORDERS = (("attn1", "ff", "attn2"), ("attn1", "attn2", "ff"))
-DEFAULTS = (
+DEFAULTS: Sequence[tuple[str, set[str]]] = (
     ("unet", {"CrossAttention", "GEGLU"}),
     ("unet", {"CrossAttention"}),
     ("unet", {"CrossAttention", "GEGLU", "ResnetBlock2D"}),
@@ -68,12 +68,9 @@ def name_layers(
         mine = {key: value for key, value in tensors.items() if key.startswith(f"{part}:")}
         if not mine:
             continue
-        if part in metadata:
-            trials = [(part, read_classes(metadata[part], part))]
-        else:
-            trials = list(DEFAULTS)
-        for name in numbered(mine, trials, layers):
-            found[name[0]] = name[1]
+        stated = part in metadata
+        trials = [(part, read_classes(metadata[part], part))] if stated else DEFAULTS
+        found |= numbered(mine, trials, layers, whole=not stated)
     return found
 
 
@@ -93,16 +90,19 @@ def numbered(
     tensors: Mapping[str, S],
     trials: Sequence[tuple[str, set[str]]],
     layers: Mapping[Module, tuple[int, ...]],
-) -> Iterator[tuple[str, str]]:
-    """Yield each key's name by the first order of layers in which all shapes fit.
+    whole: bool,
+) -> dict[str, str]:
+    """Return each key's name by the first order of layers in which all shapes fit.
 
-    Raises ValueError if they fit in none.
+    whole: whether the file must have all of the layers. Raises ValueError if they fit in none.
     """
     places = {key: KEY.fullmatch(key) for key in tensors}
     for part, classes in trials:
         for order in ORDERS:
             paths = ordered([path for owner, path in layers if owner == part], classes, order)
-            named = []
+            if whole and len(tensors) != 2 * len(paths):
+                continue
+            named = {}
             for key, place in places.items():
                 index = int(place[2]) if place else len(paths)
                 if place is None or index >= len(paths):
@@ -111,10 +111,9 @@ def numbered(
                 axis = int(place[3] == "down")
                 if len(tensors[key].shape) < 2 or tensors[key].shape[axis] != weight[axis]:
                     break
-                named.append((key, f"{part}.{paths[index]}.lora_{place[3]}.weight"))
+                named[key] = f"{part}.{paths[index]}.lora_{place[3]}.weight"
             else:
-                yield from named
-                return
+                return named
     raise ValueError(
         f"its {len(tensors)} numbered layers are not those of this model; "
         "it is for another family of models"
