@@ -53,6 +53,11 @@ def keys_of_list(count: int) -> list[str]:
     return [f"unet:{i // 2}:{'down' if i % 2 else 'up'}" for i in range(count)]
 
 
+def plain_names(tensors: Mapping[str, T]) -> dict[str, T]:
+    """Return tensors whose layers are numbered under names of peft's form, for descriptions."""
+    return {KEY.sub(r"\1.\2.lora_\3.weight", key): value for key, value in tensors.items()}
+
+
 def name_layers(
     tensors: Mapping[str, S],
     metadata: Mapping[str, str],
