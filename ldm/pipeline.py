@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ldm import latents, run
 from ldm.adapters.lora import Lora
+from ldm.adapters.lora_scale import Scale
 from ldm.checkpoints.source import find_model
 from ldm.errors import ArgumentError
 from ldm.fast.optimize import Optimized, check_optimize, optimize, undo
@@ -123,22 +124,35 @@ class Pipeline(Model):
         self.inversions.unload()
 
     def load_lora_weights(
-        self, path: str | Path, adapter_name: str | None = None, scale: float = 1.0
+        self,
+        path: str | Path,
+        adapter_name: str | None = None,
+        scale: Scale = 1.0,
+        partial: bool = False,
     ) -> Lora:
-        """Add a LoRA file of kohya, peft or diffusers to the model and its other LoRAs.
+        """Add a LoRA file, of any kind and of any tool, to the model and its other LoRAs.
 
-        Returns what was read; its ``summary`` says how many keys fit.
-        Raises CheckpointError if none does, ArgumentError for a name that is in use.
+        Returns what was read; its ``summary`` says how many keys fit. Words that it holds can be
+        used in prompts while it is in use.
+
+        Args:
+            scale: of all parts, or of each: ``{"unet": 0.8, "text_encoder": 0.5}``.
+            partial: whether to use a file of which only some keys fit the U-Net.
+
+        Raises CheckpointError for a file that does not fit, ArgumentError for a name that is in
+        use.
         """
         self.need_text("LoRAs are for the Stable Diffusion family")
-        return self.loras.load(path, adapter_name, scale)
+        return self.loras.load(path, adapter_name, scale, partial)
 
     def set_adapters(
-        self, adapter_names: str | Sequence[str], scales: float | Sequence[float] = 1.0
+        self, adapter_names: str | Sequence[str], scales: Scale | Sequence[Scale] = 1.0
     ) -> None:
         """Use these of the loaded LoRAs, with these scales, and no others."""
         names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
-        each = [scales] * len(names) if isinstance(scales, int | float) else list(scales)
+        if isinstance(scales, int | float | Mapping):
+            scales = [scales] * len(names)
+        each = list(scales)
         if len(each) != len(names):
             raise ArgumentError(f"there are {len(each)} scales for {len(names)} adapter_names")
         self.loras.set_scales(dict(zip(names, each, strict=True)))

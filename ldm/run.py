@@ -58,6 +58,7 @@ from ldm.text.conditioning import (
     negative_for_each,
     time_ids,
 )
+from ldm.text.lora_tags import refuse_tags
 from ldm.unet import UNet
 
 if TYPE_CHECKING:
@@ -250,6 +251,9 @@ def make_conditioning(
     """Return the conditioning of each picture, and its class if the model has no text."""
     prompts = request.prompts
     negatives = negative_for_each(request.negative_prompt, prompts)
+    for name, texts in (("prompt", prompts), ("negative prompt", negatives)):
+        for text in texts:
+            refuse_tags(text, name)
     labels: list[int | None] = []
     if model.classes is not None:
         if request.clip_skip != 1:

@@ -1,76 +1,95 @@
-"""LoRA: low-rank updates of weights (Hu et al. 2021, "LoRA: Low-rank adaptation").
+"""LoRA (Hu et al. 2021, "LoRA: Low-rank adaptation") and its kin: updates of weights.
 
-W' = W + Σ scale · (α/rank) · up · down is computed from the base weights each time and replaces
-them, so that a picture costs no more with LoRAs than without, and removing them restores the very
-tensors that were there.
+W' = W + Σ ΔW(scale) is computed from the base weights each time and replaces them, so that a
+picture costs no more with LoRAs than without, and removing them restores the very tensors that
+were there.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from ldm.adapters.lora_checks import check_factor_values, check_shapes, dora_axis, pair
-from ldm.checkpoints.family import FAMILIES, read_family
-from ldm.checkpoints.lora_names import (
-    CROSS_ATTENTION,
-    ORIGINAL,
-    Alphas,
-    Directory,
-    Factors,
-    Module,
-    group,
-    text_width,
-    unsupported,
-)
+from ldm.adapters.changes import bias_change, changes_bias, changes_weight, weight_change
+from ldm.adapters.lora_checks import check_factor_values
+from ldm.adapters.lora_match import Adaptable, Matched, describe_left_out
+from ldm.adapters.lora_scale import Scale, scales_of_parts
+from ldm.adapters.textual_inversion import TextualInversions
+from ldm.checkpoints.lora_first import keys_of_list
+from ldm.checkpoints.lora_kinds import Factors
+from ldm.checkpoints.lora_names import Module
 from ldm.checkpoints.original import Rename
-from ldm.checkpoints.tensors import read_checkpoint
+from ldm.checkpoints.tensors import Checkpoint, is_complete, read_checkpoint, read_content
 from ldm.errors import ArgumentError, CheckpointError
 from ldm.fast.packed import plain_weight
 
 
 @dataclass(frozen=True)
-class Lora:
+class Lora(Matched):
     """One file, matched to the modules of a pipeline."""
 
     path: Path
-    updates: dict[Module, Factors[Tensor]]
-    applied: int  # tensors that found their module …
-    total: int  # … of those in the file
-    scale: float = 1.0
+    scales: Mapping[str, float]  # of each part
+
+    @property
+    def scale(self) -> float:
+        """The scale of the U-Net."""
+        return self.scales["unet"]
+
+    @property
+    def active(self) -> bool:
+        """Whether any of its scales is not 0."""
+        return any(self.scales.values())
 
     @property
     def summary(self) -> str:
-        """Say how much of the file is used."""
-        return f"{self.path.name}: {self.applied} of {self.total} keys applied"
+        """Say how much of the file is used, what is left out, and its words."""
+        text = f"{self.path.name}: {self.applied} of {self.total} keys applied"
+        if self.left_out:
+            text += f"; left out: {describe_left_out(self.left_out)}"
+        if self.words:
+            text += f"; its words: {', '.join(self.words)}"
+        return text
 
 
 class Loras:
     """The LoRAs on a pipeline's parts: a mapping of names to files and scales."""
 
-    def __init__(self, parts: dict[str, nn.Module], original: Rename) -> None:
-        """parts: "unet", "text_encoder", …; original: the U-Net's names in single files."""
+    def __init__(
+        self,
+        parts: Mapping[str, nn.Module],
+        original: Rename,
+        inversions: TextualInversions | None = None,
+    ) -> None:
+        """parts: "unet", "text_encoder", …; original: the U-Net's names in single files.
+
+        inversions: the words of the text encoders, to which the files' own are added.
+        """
         # `optimize` may put other layers in their places, but these share their parameters.
-        self.layers: dict[Module, nn.Linear | nn.Conv2d] = {
-            (part, path): layer
-            for part, module in parts.items()
-            for path, layer in module.named_modules()
-            if isinstance(layer, nn.Linear | nn.Conv2d)
-        }
-        self.directory = Directory(self.layers, original)
-        self.base: dict[Module, nn.Parameter] = {}  # of the layers that are changed now
+        self.model = Adaptable(parts, original)
+        self.layers = self.model.layers
+        self.inversions = inversions
+        self.base: dict[Module, nn.Parameter] = {}  # of the weights that are changed now
+        self.base_biases: dict[Module, nn.Parameter] = {}
         self.loaded: dict[str, Lora] = {}
 
-    def load(self, path: str | Path, name: str | None = None, scale: float = 1.0) -> Lora:
+    def load(
+        self,
+        path: str | Path,
+        name: str | None = None,
+        scale: Scale = 1.0,
+        partial: bool = False,
+    ) -> Lora:
         """Put a file onto the model, beside those that are there.
 
-        Raises CheckpointError for a file that is broken, of another kind or for another family,
-        ArgumentError for a name in use; then nothing has changed.
+        Raises CheckpointError for a file that is broken, of another kind, for another family or,
+        unless ``partial``, with tensors that find no place; ArgumentError for a name in use; then
+        nothing has changed.
         """
         path = Path(path).expanduser()
         name = name or path.stem
@@ -78,82 +97,46 @@ class Loras:
             raise ArgumentError(f"a LoRA named {name!r} is loaded already; give another name")
         if not path.is_file():
             raise CheckpointError(f"{path} does not exist; give a LoRA file")
-        lora = self.read(path, scale)
+        lora = self.read(path, scale, partial)
         self.use(self.loaded | {name: lora})
         return lora
 
-    def read(self, path: Path, scale: float = 1.0) -> Lora:
+    def read(self, path: Path, scale: Scale = 1.0, partial: bool = False) -> Lora:
         """Match a file to the model. Raises CheckpointError where it does not fit."""
-        check_scale(scale)
-        checkpoint = read_checkpoint(path)
-        lora = self.match(path, checkpoint.tensors, checkpoint.metadata)
+        scales = scales_of_parts(scale)
+        checkpoint = read_lora(path)
+        lora = self.match(path, checkpoint.tensors, checkpoint.metadata, partial)
         for factors in lora.updates.values():
             check_factor_values(path, factors)
-        return replace(lora, scale=scale)
+        for word, vectors in lora.words.items():
+            if not all(v.is_floating_point() and v.isfinite().all() for v in vectors.values()):
+                raise CheckpointError(
+                    f"{path}: the vectors of its word {word!r} are not finite numbers; get it again"
+                )
+        return replace(lora, scales=scales)
 
-    def match(self, path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Lora:
-        """Find the module of each tensor, by names and shapes alone.
+    def match(
+        self,
+        path: Path,
+        tensors: Mapping[str, Tensor],
+        metadata: Mapping[str, str],
+        partial: bool = False,
+    ) -> Lora:
+        """Find the module of each tensor, as `Adaptable.match` does."""
+        found = self.model.match(path, tensors, metadata, partial)
+        return Lora(**vars(found), path=path, scales=scales_of_parts(1.0))
 
-        Raises CheckpointError where none fits, one has another shape than its module, or some are
-        of an adapter that is no LoRA.
-        """
-        groups, unknown = group(tensors)
-        for kind, stems in unsupported(unknown).items():
-            raise CheckpointError(
-                f"{path} holds {kind} tensors ({len(stems)} of its {len(tensors)} keys, such as "
-                f"{next(iter(stems))}), which are not supported; LoRA, LoCon and DoRA are"
-            )
-        self.check_family(path, text_width(groups))
-        try:
-            alphas = Alphas(metadata)
-            updates, applied = {}, 0
-            # Some files have a module twice; as in diffusers, its name there comes first.
-            for stem in sorted(groups, key=lambda stem: bool(ORIGINAL.search(stem))):
-                factors, module = groups[stem], self.directory.find(stem)
-                if module is None or module in updates:
-                    continue
-                if factors.up is None or factors.down is None:
-                    continue
-                check_shapes(path, stem, factors, self.layers[module].weight)
-                if factors.alpha is None:
-                    factors = replace(factors, alpha=alphas.find(module, len(factors.down)))
-                updates[module] = factors
-                applied += len(factors.names)
-        except (ValueError, OverflowError) as error:
-            raise CheckpointError(f"{path}: {error}; get it again") from None
-        if not updates:
-            shown = ", ".join(list(tensors)[:3]) or "it is empty"
-            raise CheckpointError(
-                f"{path} has {len(tensors)} keys, none of which fits this model ({shown}); "
-                "is it a LoRA for another family, or no LoRA?"
-            )
-        return Lora(path, updates, applied, len(tensors))
-
-    def check_family(self, path: Path, width: int | None) -> None:
-        """Raise CheckpointError for a LoRA whose U-Net reads texts of another width than ours."""
-        ours = next(
-            (
-                layer.weight.shape[1]
-                for (part, name), layer in self.layers.items()
-                if part == "unet" and CROSS_ATTENTION.search(name)
-            ),
-            None,
-        )
-        if width is not None and ours is not None and width != ours:
-            raise CheckpointError(
-                f"{path} is a LoRA for {family_name(width)}, but this model is {family_name(ours)}"
-                "; a LoRA works on its own family only"
-            )
-
-    def set_scales(self, scales: dict[str, float]) -> None:
+    def set_scales(self, scales: Mapping[str, Scale]) -> None:
         """Use the LoRAs named, with these scales, and no others; all stay loaded."""
-        for name, scale in scales.items():
+        for name in scales:
             if name not in self.loaded:
                 known = ", ".join(self.loaded) or "none"
                 raise ArgumentError(f"no LoRA named {name!r} is loaded; there are: {known}")
-            check_scale(scale)
         self.use(
-            {name: replace(lora, scale=scales.get(name, 0.0)) for name, lora in self.loaded.items()}
+            {
+                name: replace(lora, scales=scales_of_parts(scales.get(name, 0.0)))
+                for name, lora in self.loaded.items()
+            }
         )
 
     def unload(self) -> None:
@@ -162,6 +145,7 @@ class Loras:
 
     def use(self, loras: dict[str, Lora]) -> None:
         """Use these LoRAs; if that fails, those from before."""
+        words = words_of(loras)
         before, self.loaded = self.loaded, loras
         try:
             self.apply()
@@ -169,66 +153,88 @@ class Loras:
             self.loaded = before
             self.apply()
             raise
+        if self.inversions is not None:
+            self.inversions.use_bundled(words)
 
     @torch.no_grad()
     def apply(self) -> None:
         """Compute the weights anew from the base. Raises CheckpointError where they overflow."""
-        active = {name: lora for name, lora in self.loaded.items() if lora.scale}
-        changed = {module for lora in active.values() for module in lora.updates}
-        for module in self.base.keys() - changed:
+        active = {name: lora for name, lora in self.loaded.items() if lora.active}
+        changes: dict[Module, list[tuple[Factors[Tensor], float]]] = {}
+        for lora in active.values():
+            for module, factors in lora.updates.items():
+                if scale := lora.scales[module[0]]:
+                    changes.setdefault(module, []).append((factors, scale))
+        weights = {module for module, each in changes.items() if any(map(on_weight, each))}
+        biases = {module for module, each in changes.items() if any(map(on_bias, each))}
+        for module in self.base.keys() - weights:
             self.layers[module].weight = self.base.pop(module)
-        for module in changed:
+        for module in self.base_biases.keys() - biases:
+            self.layers[module].bias = self.base_biases.pop(module)
+        for module, each in changes.items():
             layer = self.layers[module]
-            base = self.base.setdefault(module, plain_weight(layer))
+            base = self.base.get(module)
+            base = plain_weight(layer) if base is None else base  # type: ignore[arg-type]
             weight = base.float()
-            total = weight.clone()
-            for lora in active.values():
-                if module in lora.updates:
-                    total += difference(weight, lora.updates[module], lora.scale)
-            total = total.to(base.dtype)
-            if not total.isfinite().all():
-                raise CheckpointError(
-                    f"the weights of {'.'.join(module)} are not finite with "
-                    f"{', '.join(active)}; use smaller scales, or leave it out"
-                )
-            layer.weight = nn.Parameter(total, requires_grad=False)
+            if module in weights:
+                self.base[module] = base
+                added = (weight_change(weight, *c) for c in each if on_weight(c))
+                layer.weight = changed(base, added, module, active)
+            if module in biases and layer.bias is not None:
+                own = cast(nn.Parameter, layer.bias)
+                bias = self.base_biases.setdefault(module, own)
+                added = (bias_change(bias.float(), weight, *c) for c in each if on_bias(c))
+                layer.bias = changed(bias, added, module, active)
 
 
-def difference(weight: Tensor, factors: Factors[Tensor], scale: float = 1.0) -> Tensor:
-    """Compute what a LoRA adds to ``weight``, both float32 and of its shape.
+def on_weight(change: tuple[Factors[Tensor], float]) -> bool:
+    """Whether a change is also one of a weight."""
+    return changes_weight(change[0])
 
-    As in peft, a DoRA's scale multiplies the update that gives the direction, while the length
-    stays as learnt; ComfyUI interpolates between the old weight and the new instead.
-    """
-    down, up = (tensor.to(weight) for tensor in pair(factors))
-    rank = len(down)
-    alpha = rank if factors.alpha is None else float(factors.alpha)
-    if factors.mid is not None:  # LoCon's Tucker form: a small convolution between 1×1 ones
-        delta = torch.einsum(
-            "or,rskl,si->oikl", up.flatten(1), factors.mid.to(weight), down.flatten(1)
+
+def on_bias(change: tuple[Factors[Tensor], float]) -> bool:
+    """Whether a change is also one of a bias."""
+    return changes_bias(change[0])
+
+
+def changed(
+    base: Tensor, added: Iterable[Tensor], module: Module, active: Iterable[str]
+) -> nn.Parameter:
+    """Return a parameter with all that is added. Raises CheckpointError where it overflows."""
+    total = base.float().clone()
+    for change in added:
+        total += change
+    total = total.to(base.dtype)
+    if not total.isfinite().all():
+        raise CheckpointError(
+            f"the weights of {'.'.join(module)} are not finite with "
+            f"{', '.join(active)}; use smaller scales, or leave it out"
         )
-    else:
-        delta = up.flatten(1) @ down.flatten(1)
-    delta = scale * alpha / rank * delta.reshape(weight.shape)
-    lengths = factors.magnitude if factors.dora_scale is None else factors.dora_scale
-    if lengths is None:
-        return delta
-    # Liu et al. 2024 ("DoRA"), eq. 5: the update gives a direction, its length is learnt apart.
-    changed = weight + delta
-    axis = dora_axis(factors, weight)
-    others = [i for i in range(weight.ndim) if i != axis]
-    present = torch.linalg.vector_norm(changed, dim=others, keepdim=True)
-    present = present.clamp(min=torch.finfo(weight.dtype).eps)  # of a row of zeros
-    return changed * (lengths.to(weight).reshape(present.shape) / present) - weight
+    return nn.Parameter(total, requires_grad=False)
 
 
-def check_scale(scale: float) -> None:
-    """Raise ArgumentError unless a scale is a finite number."""
-    if not math.isfinite(scale):
-        raise ArgumentError(f"scale is {scale}; expected a finite number, such as 0.8")
+def words_of(loras: Mapping[str, Lora]) -> dict[str, dict[str, Tensor]]:
+    """Return the words of the LoRAs in use. Raises ArgumentError where two differ."""
+    words: dict[str, dict[str, Tensor]] = {}
+    owners: dict[str, str] = {}
+    for name, lora in loras.items():
+        for word, vectors in lora.words.items() if lora.active else ():
+            other = words.setdefault(word, vectors)
+            if other.keys() != vectors.keys() or not all(
+                torch.equal(other[part], vectors[part]) for part in other
+            ):
+                raise ArgumentError(
+                    f"the LoRAs {owners[word]!r} and {name!r} both have a word {word!r}; use one "
+                    "of them at a time"
+                )
+            owners[word] = name
+    return words
 
 
-def family_name(width: int) -> str:
-    """Name the family whose U-Net reads texts of this width, for messages."""
-    name = read_family(FAMILIES[width]).name if width in FAMILIES else "no known family"
-    return f"{name} (texts of width {width})"
+def read_lora(path: Path) -> Checkpoint:
+    """Read a LoRA file as ``read_checkpoint`` does; also the bare lists of the first ones."""
+    content, _ = read_content(path)
+    if isinstance(content, list) and len(content) % 2 == 0 and all(map(is_complete, content)):
+        names = keys_of_list(len(content))
+        return Checkpoint(dict(zip(names, content, strict=True)), {})
+    return read_checkpoint(path)

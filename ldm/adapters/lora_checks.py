@@ -2,56 +2,100 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
-from ldm.checkpoints.lora_names import Factors
+from ldm.adapters.changes import (
+    bias_change,
+    changes_bias,
+    changes_weight,
+    dora_axis,
+    weight_change,
+)
+from ldm.adapters.low_rank import same_shapes
+from ldm.checkpoints.lora_kinds import Factors
 from ldm.errors import CheckpointError
 
-
-def pair(factors: Factors[Tensor]) -> tuple[Tensor, Tensor]:
-    """Return both factors of an update, which every update that is used has."""
-    assert factors.down is not None and factors.up is not None
-    return factors.down, factors.up
+NUMBERS = ("alpha", "on_input", "scaled_oft")  # roles of a single number, which may be an integer
 
 
-def check_shapes(path: Path, name: str, factors: Factors[Tensor], weight: Tensor) -> None:
-    """Raise CheckpointError unless the factors' product has the weight's shape."""
-    down, up = pair(factors)
-    mid = factors.mid
-    fits = down.ndim > 1 and up.ndim > 1 and down.numel() > 0 and up.numel() > 0
-    if fits:
-        rank, outer = len(down), len(down) if mid is None else up.shape[1]
-        inner = weight.shape[1:] if mid is None else weight.shape[1:2]
-        fits = same_shapes(down.shape, (rank, *inner)) and same_shapes(
-            up.shape, (len(weight), outer)
-        )
-        if mid is not None:
-            fits = fits and weight.ndim == 4 and mid.shape == (outer, rank, *weight.shape[2:])
-    if not fits:
-        shapes = [tuple(tensor.shape) for tensor in (up, mid, down) if tensor is not None]
-        raise CheckpointError(
-            f"{path}: {name} has factors {' and '.join(map(str, shapes))} for a weight "
-            f"{tuple(weight.shape)}; it is for another family of models, or damaged"
-        )
+def fits(factors: Factors[Tensor], weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether tensors have the shapes that change a layer of these; nothing is computed."""
+    if "down" in factors.tensors and "up" in factors.tensors and not lora_fits(factors, weight):
+        return False
+    on_meta = Factors(
+        {role: empty(tensor) for role, tensor in factors.tensors.items()}, factors.names
+    )
+    try:
+        if changes_weight(factors):
+            weight_change(empty(weight), on_meta)
+        if bias is not None and changes_bias(factors):
+            bias_change(empty(bias), empty(weight), on_meta)
+    except (ValueError, RuntimeError, IndexError, ZeroDivisionError):
+        return False
+    own_bias = {"diff_b", "up_bias"} & factors.tensors.keys()
+    return bias is not None or not own_bias
+
+
+def empty(tensor: Tensor) -> Tensor:
+    """Return a tensor of the same shape without memory."""
+    return torch.empty(tensor.shape, device="meta")
+
+
+def lora_fits(factors: Factors[Tensor], weight: Tensor) -> bool:
+    """Whether the factors' product has the weight's shape, its kernel where LoRA has it."""
+    down, up, mid = factors.tensors["down"], factors.tensors["up"], factors.get("mid")
+    if down.ndim < 2 or up.ndim < 2 or not down.numel() or not up.numel():
+        return False
+    rank, outer = len(down), len(down) if mid is None else up.shape[1]
+    inner = weight.shape[1:] if mid is None else weight.shape[1:2]
+    if not same_shapes(down.shape, (rank, *inner)) or not same_shapes(
+        up.shape, (len(weight), outer)
+    ):
+        return False
+    return mid is None or (weight.ndim == 4 and mid.shape == (outer, rank, *weight.shape[2:]))
+
+
+def check_shapes(
+    path: Path, name: str, factors: Factors[Tensor], weight: Tensor, bias: Tensor | None
+) -> None:
+    """Raise CheckpointError unless the tensors change a layer of this weight and bias."""
     check_lengths(path, factors, weight)
-    alpha = factors.alpha
-    if isinstance(alpha, Tensor) and alpha.numel() != 1:
+    for role in NUMBERS:
+        number = factors.get(role)
+        if number is not None and number.numel() != 1:
+            raise CheckpointError(
+                f"{path}: {factors.names[role]} has shape {tuple(number.shape)}, not one number; "
+                "get it again"
+            )
+    if not fits(factors, weight, bias):
+        order = ("up", "mid", "down", *factors.tensors)
+        roles = [role for role in dict.fromkeys(order) if role in factors.tensors]
+        shapes = [
+            tuple(factors.tensors[role].shape)
+            for role in roles
+            if role not in (*NUMBERS, "dora_scale", "magnitude")
+        ]
+        target = f"a weight {tuple(weight.shape)}"
+        if bias is None and {"diff_b", "up_bias"} & factors.tensors.keys():
+            target += " without a bias"
         raise CheckpointError(
-            f"{path}: {factors.names['alpha']} has shape {tuple(alpha.shape)}, not one number; "
-            "get it again"
+            f"{path}: {name} has factors {' and '.join(map(str, shapes))} for {target}; "
+            "it is for another family of models, or damaged"
         )
 
 
 def check_lengths(path: Path, factors: Factors[Tensor], weight: Tensor) -> None:
     """Raise CheckpointError unless a DoRA has one length for each row, or column, of the weight."""
-    for kind, lengths in (("dora_scale", factors.dora_scale), ("magnitude", factors.magnitude)):
+    for kind in ("dora_scale", "magnitude"):
+        lengths = factors.get(kind)
         if lengths is None:
             continue
-        axis = dora_axis(factors, weight) if lengths.ndim else 0
-        if lengths.numel() != weight.shape[axis] or (axis and lengths.shape[0] != 1):
+        axis = dora_axis(factors, weight) if lengths.ndim and kind == "dora_scale" else 0
+        wrong = axis >= weight.ndim or lengths.numel() != weight.shape[axis]
+        if wrong or (axis and lengths.shape[0] != 1):
             raise CheckpointError(
                 f"{path}: {factors.names[kind]} has shape {tuple(lengths.shape)} for a weight "
                 f"{tuple(weight.shape)}; it is for another family of models, or damaged"
@@ -60,36 +104,11 @@ def check_lengths(path: Path, factors: Factors[Tensor], weight: Tensor) -> None:
 
 def check_factor_values(path: Path, factors: Factors[Tensor]) -> None:
     """Raise CheckpointError, naming the tensor, unless all values are finite numbers."""
-    tensors = {
-        "down": factors.down,
-        "up": factors.up,
-        "mid": factors.mid,
-        "alpha": factors.alpha,
-        "dora_scale": factors.dora_scale,
-        "magnitude": factors.magnitude,
-    }
-    for kind, name in factors.names.items():
-        tensor = tensors[kind]
-        assert isinstance(tensor, Tensor)  # what has a name is in the file
+    for role, name in factors.names.items():
+        tensor = factors.tensors[role]
         # kohya writes a whole α as an integer.
-        real = not tensor.is_complex() if kind == "alpha" else tensor.is_floating_point()
+        real = not tensor.is_complex() if role in NUMBERS else tensor.is_floating_point()
         if not real:
             raise CheckpointError(f"{path}: {name} is {tensor.dtype}; expected floating point")
         if not tensor.float().isfinite().all():
             raise CheckpointError(f"{path}: {name} holds NaN or infinity; get it again")
-
-
-def dora_axis(factors: Factors[Tensor], weight: Tensor) -> int:
-    """Find the axis along which a DoRA's lengths lie: 0 for rows, as in peft, or 1 for columns.
-
-    LyCORIS writes either; ComfyUI tells them apart by the same rule.
-    """
-    if factors.dora_scale is None:
-        return 0
-    return int(factors.dora_scale.shape[0] != len(weight))
-
-
-def same_shapes(a: Sequence[int], b: Sequence[int]) -> bool:
-    """Whether shapes are equal except ones at the end: a 1×1 convolution is a linear layer."""
-    a, b = ((*shape, *[1] * (4 - len(shape))) for shape in (a, b))
-    return a == b

@@ -44,6 +44,7 @@ class TextualInversions:
         self.base = dict(models)
         self.models = dict(models)  # with the words
         self.loaded: dict[str, Inversion] = {}
+        self.bundled: dict[str, Inversion] = {}  # of the LoRAs in use
 
     def load(self, path: str | Path, token: str | Sequence[str] | None = None) -> list[Inversion]:
         """Load a file's words: ``token``, else the file's own names, else the file's name.
@@ -111,10 +112,17 @@ class TextualInversions:
         self.loaded.clear()
         self.apply()
 
+    def use_bundled(self, words: Mapping[str, dict[str, Tensor]]) -> None:
+        """Add these words of LoRAs, and no others; one that is also loaded keeps its vectors."""
+        if words or self.bundled:
+            self.bundled = {word: Inversion(word, vectors) for word, vectors in words.items()}
+            self.apply()
+
     def apply(self) -> None:
         """Give the words loaded to the tokenizers, and their vectors to the encoders."""
+        inversions = self.bundled | self.loaded
         for part, model in self.base.items():
-            mine = {w: i.vectors[part] for w, i in self.loaded.items() if part in i.vectors}
+            mine = {w: i.vectors[part] for w, i in inversions.items() if part in i.vectors}
             embeddings = model.encoder.text_model.embeddings
             embeddings.extra = embeddings.outputs = None
             if not mine:

@@ -12,7 +12,10 @@ from pathlib import Path
 
 from ldm.checkpoints.family import FAMILIES, UNET, VAE, detect, read_family
 from ldm.checkpoints.header import Header, TensorInfo, read_header
-from ldm.checkpoints.lora_names import group, text_width, unsupported
+from ldm.checkpoints.lora_first import plain_names
+from ldm.checkpoints.lora_kinds import describe_kinds, group, rank_of, unsupported
+from ldm.checkpoints.lora_names import text_width
+from ldm.checkpoints.lora_words import split_words
 from ldm.config import read_json
 from ldm.errors import CheckpointError
 
@@ -146,23 +149,18 @@ def describe_model(header: Header, path: Path, global_step: int | None) -> Rows:
 
 def adapter_kinds(header: Header) -> list[str]:
     """List the adapters that a file holds: "LoRA", "DoRA", or unsupported ones; often none."""
-    groups, unknown = group(header.tensors)
-    pairs = [factors for factors in groups.values() if factors.down or factors.up]
-    kinds = []
-    if pairs:
-        dora = any(factors.dora_scale or factors.magnitude for factors in pairs)
-        kinds.append("DoRA" if dora else "LoRA")
+    groups, unknown = group(plain_names(header.tensors))
+    kinds = describe_kinds(groups)
     return kinds + [f"{kind} (not supported)" for kind in unsupported(unknown)]
 
 
 def describe_lora(header: Header, kinds: list[str]) -> Rows:
     """Describe what a LoRA, or another adapter of these ``kinds``, changes, and its family."""
-    groups, unknown = group(header.tensors)
+    words, tensors = split_words(plain_names(header.tensors), header.metadata)
+    groups, unknown = group(tensors)
     others = {stem for stems in unsupported(unknown).values() for stem in stems.values()}
     parts = Counter(part_of(name) for name in {*groups, *others})
-    ranks = Counter(
-        factors.down.shape[0] for factors in groups.values() if factors.down and factors.down.shape
-    )
+    ranks = Counter(rank for factors in groups.values() if (rank := rank_of(factors)))
     family = FAMILIES.get(text_width(groups) or 0)
     rows: Rows = [
         ("kind", " with ".join(kinds)),
@@ -171,6 +169,8 @@ def describe_lora(header: Header, kinds: list[str]) -> Rows:
         ("rank", ", ".join(str(rank) for rank, _ in ranks.most_common(4)) or "unknown"),
         ("weights", amount(header.tensors.values())),
     ]
+    if words:
+        rows.append(("words", ", ".join(words)))
     if tags := frequent_tags(header.metadata):
         rows.append(("tags", ", ".join(tags)))
     return rows

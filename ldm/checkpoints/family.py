@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ldm.checkpoints.assets import asset_path
-from ldm.checkpoints.lora_names import group, unsupported
+from ldm.checkpoints.lora_kinds import describe_kinds, group, unsupported
 from ldm.config import CLIPTextConfig, SchedulerConfig, UNetConfig, VAEConfig, read_json
 from ldm.errors import ArgumentError, CheckpointError
 
@@ -142,10 +142,10 @@ def describe_other(shapes: Shapes) -> str:
     """Say what a file that is no whole model looks like, and what to do with it."""
     names = list(shapes)
     groups, unknown = group(shapes)
-    if any(factors.down or factors.up for factors in groups.values()):
-        return "is a LoRA, not a model; give it beside one: --lora FILE"
-    if kinds := unsupported(unknown):
-        return f"is a {next(iter(kinds))}, not a model; those are not supported"
+    if kinds := describe_kinds(groups):
+        return f"is a {kinds[0]}, not a model; give it beside one: --lora FILE"
+    if others := unsupported(unknown):
+        return f"is a {next(iter(others))}, not a model; those are not supported"
     if any("control_model." in name or "controlnet_cond" in name for name in names):
         return "is a ControlNet, not a model; those are not supported yet"
     if any(name.startswith("down_blocks.") for name in names):

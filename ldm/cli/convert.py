@@ -67,7 +67,8 @@ def convert(arguments: argparse.Namespace) -> None:
             **model_arguments(arguments),
         )
     for path, scale in loras:
-        notify(pipe.load_lora_weights(path, scale=scale).summary)
+        partial = arguments.partial_lora
+        notify(pipe.load_lora_weights(path, scale=scale._asdict(), partial=partial).summary)
     partial, old = (
         output.with_name(f".ldm-{secrets.token_hex(8)}.{end}") for end in ("part", "old")
     )

@@ -9,13 +9,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ldm.cli.common import number_text
+from ldm.adapters.lora_scale import TagScale
 from ldm.cli.guidance_options import given_pictures
-from ldm.cli.loras import LoraUse, find_lora, lora_option, split_tags
+from ldm.cli.loras import LoraUse, find_lora, lora_option, lora_tag
 from ldm.cli.observe import beside
 from ldm.cli.options import MAX_PICTURES
 from ldm.cli.prompts_file import Line, read_lines
 from ldm.errors import ArgumentError, ImageError, LDMError
+from ldm.text.lora_tags import refuse_tags, split_tags
 
 NAME_BYTES = 100  # of the prompt in a file's name; file systems allow 255 for all of it
 OWN = {"prompt", "seed", "num_images", "output"}  # arguments that may differ within a batch
@@ -111,7 +112,8 @@ def plan_line(line: Line, first: int, before: int, number: int | None) -> list[J
     if arguments.output is not None and is_folder(arguments.output):
         make_folder(Path(arguments.output))
     always = [lora_option(text) for text in arguments.lora]
-    tags_of_all = [f"<lora:{path.stem}:{number_text(scale)}>" for path, scale in always]
+    tags_of_all = [lora_tag(path, scale) for path, scale in always]
+    refuse_tags(arguments.negative_prompt or "", "negative prompt")
     jobs = []
     for i, prompt in enumerate(p for p in arguments.prompt for _ in range(arguments.num_images)):
         text, tags = split_tags(prompt)
@@ -120,7 +122,7 @@ def plan_line(line: Line, first: int, before: int, number: int | None) -> list[J
             seed, variation_seed = first, arguments.variation_seed + before + i
         name = seed if variation_seed is None else f"{seed}-{variation_seed}"
         path = file_name(arguments.output, text, name, None if number is None else number + i)
-        named = [(find_lora(name, arguments.lora_dir), scale) for name, scale in tags]
+        named = [(find_lora(tag.name, arguments.lora_dir), TagScale(*tag[1:])) for tag in tags]
         whole = " ".join([prompt, *tags_of_all])
         jobs.append(Job(whole, seed, path, text, (*always, *named), line, variation_seed))
     return jobs

@@ -2,52 +2,62 @@
 
 from __future__ import annotations
 
-import math
-import re
 from pathlib import Path
 
+from ldm.adapters.lora_scale import TagScale
+from ldm.cli.common import number_text
 from ldm.errors import ArgumentError
+from ldm.text.lora_tags import read_scale
 
-TAG = re.compile(r"<lora:([^:>]+)(?::([^:>]*))?>")
 ENDINGS = (".safetensors", ".pt", ".ckpt", ".bin")
 
-LoraUse = tuple[Path, float]  # file, scale
+LoraUse = tuple[Path, TagScale]
 
 
 def lora_option(text: str) -> LoraUse:
-    """Read ``FILE`` or ``FILE:SCALE``. Raises ArgumentError for a scale that is no number."""
-    file, colon, scale = text.rpartition(":")
-    if not colon or "/" in scale or "\\" in scale or Path(text).is_file():
-        return Path(text), 1.0
-    return Path(file), read_scale(scale, text)
+    """Read ``FILE``, ``FILE:SCALE`` or ``FILE:TE:UNET``, as in a tag.
+
+    Raises ArgumentError for a scale that is no number.
+    """
+    file = text
+    scales: list[float] = []
+    while len(scales) < 2 and not Path(file).is_file():
+        before, colon, last = file.rpartition(":")
+        if not colon or "/" in last or "\\" in last or (scales and not is_number(last)):
+            break
+        file, scales = before, [read_scale(last, text), *scales]
+    return Path(file), TagScale(*scales * (3 - len(scales))) if scales else TagScale()
 
 
-def read_scale(text: str, where: str) -> float:
-    """Read a scale. Raises ArgumentError for anything else."""
+def is_number(text: str) -> bool:
+    """Whether a text is a number."""
     try:
-        value = float(text)
+        float(text)
     except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise ArgumentError(f"the scale of {where!r} is {text!r}; it must be a number, such as 0.8")
-    return value
+        return False
+    return True
 
 
-def split_tags(prompt: str) -> tuple[str, list[tuple[str, float]]]:
-    """Split a prompt into its text and its ``<lora:name:scale>``; a missing scale is 1."""
-    found = [
-        (match[1].strip(), 1.0 if match[2] is None else read_scale(match[2], match[0]))
-        for match in TAG.finditer(prompt)
-    ]
-    return (re.sub(r" {2,}", " ", TAG.sub("", prompt)).strip() if found else prompt), found
+def lora_tag(path: Path, scale: TagScale) -> str:
+    """Write a LoRA as a tag, for the prompt in a picture's file."""
+    same = scale.unet == scale.text_encoder
+    numbers = scale[:1] if same else scale
+    return f"<lora:{':'.join([path.stem, *map(number_text, numbers)])}>"
 
 
 def find_lora(name: str, folder: Path) -> Path:
-    """Find the file that a tag names, in ``folder`` or below it. Raises ArgumentError for none."""
-    known = sorted(path for path in folder.rglob("*") if path.suffix in ENDINGS)
-    for path in known:
-        if path.stem == name or path.name == name:
-            return path
+    """Find the file that a tag names, in ``folder`` or below it, by its name or its path there.
+
+    Capitals count only where there are two. Raises ArgumentError for none.
+    """
+    known = sorted(path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS)
+    name = name.replace("\\", "/")
+    for same in (str, str.lower):
+        for path in known:
+            inside = path.relative_to(folder)
+            names = (path.stem, path.name, inside.as_posix(), inside.with_suffix("").as_posix())
+            if same(name) in map(same, names):
+                return path
     shown = ", ".join(path.stem for path in known[:5]) or "none"
     raise ArgumentError(
         f"<lora:{name}>: {folder} has no such file (there are: {shown}); choose another --lora-dir"

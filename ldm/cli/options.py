@@ -64,7 +64,8 @@ def parser() -> Checker:
         type=Path,
         default=Path(),
         metavar="DIR",
-        help="where <lora:name:0.8> in a prompt looks for name.safetensors (default: here)",
+        help="where <lora:name:0.8> in a prompt, or <lora:name:TE:UNET>, looks for "
+        "name.safetensors (default: here)",
     )
     add(
         "--embedding",
@@ -203,7 +204,13 @@ def add_model_options(parser: Parser) -> None:
         default=[],
         type=filled,
         metavar="FILE[:SCALE]",
-        help="a LoRA to put onto the model; may be repeated",
+        help="a LoRA to put onto the model; may be repeated. FILE:TE:UNET scales it by TE in the "
+        "text encoder, by UNET in the U-Net",
+    )
+    add(
+        "--partial-lora",
+        action="store_true",
+        help="use a LoRA file of which only some keys fit the model, and say what is left out",
     )
     add(
         "--ema",

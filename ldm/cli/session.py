@@ -15,12 +15,14 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ldm.adapters.lora_scale import Scale, TagScale
 from ldm.cli import observe
 from ldm.cli.common import FAILED, fail, notify, put
 from ldm.cli.fields import request_arguments
 from ldm.cli.grids import grid_columns, lay_out
 from ldm.cli.guidance_options import given_pictures, masked, pass_strength
 from ldm.cli.jobs import Job, group_jobs
+from ldm.cli.loras import LoraUse
 from ldm.cli.metadata import picture_texts
 from ldm.cli.observe import Watch
 from ldm.cli.options import model_arguments
@@ -100,20 +102,23 @@ class Session:
         for embedding in arguments.embedding:
             self.inform(f"{embedding}: use it as {pipe.load_textual_inversion(embedding)}")
         for path in sorted({path for job in self.work.jobs for path, _ in job.loras}):
-            self.inform(pipe.load_lora_weights(path, adapter_name=str(path)).summary)
+            # Each picture puts its own into use; two may have a word in common.
+            name, partial = str(path), arguments.partial_lora
+            self.inform(pipe.load_lora_weights(path, name, 0.0, partial).summary)
         for line in dict.fromkeys(job.line for job in self.work.jobs):
             own = line.arguments
             image, _ = given_pictures(own)
             if image is not None:
                 own.width, own.height = image_size(pipe, image, own)
 
-    def use_only(self, loras: Sequence[tuple[Path, float]]) -> None:
+    def use_only(self, loras: Sequence[LoraUse]) -> None:
         """Use the LoRAs of a batch, and no others; one that is named twice counts twice."""
-        scales: dict[str, float] = {}
+        scales: dict[str, TagScale] = {}
         for path, scale in loras:
-            scales[str(path)] = scales.get(str(path), 0.0) + scale
+            scales[str(path)] = scales.get(str(path), TagScale(0.0, 0.0)).plus(scale)
         if self.pipe.loras.loaded:
-            self.pipe.set_adapters(list(scales), list(scales.values()))
+            each: list[Scale] = [scale._asdict() for scale in scales.values()]
+            self.pipe.set_adapters(list(scales), each)
 
     # Before anything is drawn
 

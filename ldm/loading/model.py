@@ -116,7 +116,9 @@ class Model:
 
         named = {"unet": unet, "text_encoder": text_encoder, "text_encoder_2": text_encoder_2}
         self.loras = Loras(
-            {name: part for name, part in named.items() if part is not None}, names_of(unet.config)
+            {name: part for name, part in named.items() if part is not None},
+            names_of(unet.config),
+            self.inversions,
         )
         self.optimized = Optimized()
         self.listener: Listener | None = None

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ldm.adapters.lora import difference
-from ldm.checkpoints.lora_names import Factors
-from ldm.errors import ArgumentError
+from ldm.adapters.changes import weight_change
+from ldm.checkpoints.lora_kinds import Factors
+from ldm.errors import ArgumentError, CheckpointError
 from ldm.loading.single_file import names_of
 from ldm.pipeline import Pipeline
 from tests.helpers.families import for_task
@@ -149,14 +149,15 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 def test_alpha_over_rank_scales_the_product(alpha: Tensor | None) -> None:
     """A missing α stands for the rank."""
     down, up = random(2, 5), random(4, 2, seed=1)
-    found = difference(torch.zeros(4, 5), Factors(down=down, up=up, alpha=alpha))
+    tensors = {"down": down, "up": up} | ({} if alpha is None else {"alpha": alpha})
+    found = weight_change(torch.zeros(4, 5), Factors(tensors))
     want = (1.0 if alpha is None else 1.5) * (up @ down)
     assert (found - want).abs().max() < 1e-6
 
 
 def test_tucker_form_is_three_convolutions() -> None:
     down, mid, up = random(3, 5, 1, 1), random(2, 3, 3, 3, seed=1), random(4, 2, 1, 1, seed=2)
-    found = difference(torch.zeros(4, 5, 3, 3), Factors(down=down, mid=mid, up=up))
+    found = weight_change(torch.zeros(4, 5, 3, 3), Factors({"down": down, "mid": mid, "up": up}))
     x = random(1, 5, 6, 6, seed=3)
     conv = nn.functional.conv2d
     want = conv(conv(conv(x, down), mid, padding=1), up)
@@ -196,8 +197,14 @@ def test_the_count_tells_what_found_no_place(models: Any, tmp_path: Path) -> Non
     ours, _ = models("sd")
     tensors = peft_names(ours, ("unet",), ("lora_A", "lora_B"))
     tensors |= {f"unet.nowhere.lora_{end}.weight": torch.zeros(1, 1) for end in "AB"}
-    save_file(tensors | {"odd": torch.zeros(1)}, tmp_path / "x.safetensors")
-    lora = ours.load_lora_weights(tmp_path / "x.safetensors")
-    ours.unload_lora_weights()
+    path = tmp_path / "x.safetensors"
+    save_file(tensors | {"odd": torch.zeros(1)}, path)
     count = len(tensors) - 2
-    assert lora.summary == f"x.safetensors: {count} of {count + 3} keys applied"
+    with pytest.raises(CheckpointError, match=rf"{count} of {count + 3} keys fit this model"):
+        ours.load_lora_weights(path)
+    lora = ours.load_lora_weights(path, partial=True)
+    ours.unload_lora_weights()
+    assert lora.summary == (
+        f"x.safetensors: {count} of {count + 3} keys applied; left out: 2 for layers that this "
+        "model does not have (such as unet.nowhere.lora_A.weight), 1 unknown (such as odd)"
+    )

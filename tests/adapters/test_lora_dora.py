@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ldm.adapters.lora import Loras, difference
-from ldm.checkpoints.lora_names import Factors
+from ldm.adapters.changes import weight_change
+from ldm.adapters.lora import Loras
+from ldm.checkpoints.lora_kinds import Factors
 from ldm.config import UNetConfig
 from ldm.errors import CheckpointError
 from ldm.loading.single_file import names_of
@@ -168,15 +169,16 @@ def test_both_axes_of_lycoris(shape: tuple[int, ...], by_input: bool) -> None:
     count, ones = shape[int(by_input)], [1] * (len(shape) - 1)
     lengths = torch.rand(count, generator=rng) + 0.5
     lengths = lengths.reshape([1, count, *ones[1:]] if by_input else [count, *ones])
-    factors = Factors(down=down, up=up, alpha=torch.tensor(3.0), dora_scale=lengths)
+    factors = Factors({"down": down, "up": up, "alpha": torch.tensor(3.0), "dora_scale": lengths})
     delta = 1.5 * torch.einsum("or,r...->o...", up.flatten(1), down)
     want = lycoris(weight, delta, lengths, by_input)
-    assert (weight + difference(weight, factors) - want).abs().max() < 2e-6
+    assert (weight + weight_change(weight, factors) - want).abs().max() < 2e-6
 
 
 def test_a_row_of_zeros_stays_finite() -> None:
     weight, down, up = torch.zeros(2, 3), torch.ones(1, 3), torch.tensor([[0.0], [1.0]])
-    found = difference(weight, Factors(down=down, up=up, magnitude=torch.tensor([1e9, 2.0])))
+    lengths = torch.tensor([1e9, 2.0])
+    found = weight_change(weight, Factors({"down": down, "up": up, "magnitude": lengths}))
     assert found[0].equal(torch.zeros(3))
     assert math.isclose(found[1].norm(), 2, rel_tol=1e-6)
 
@@ -188,5 +190,7 @@ def test_convolution_lora_is_two_convolutions() -> None:
     x = torch.randn(1, 5, 8, 8, generator=rng)
     conv = nn.functional.conv2d
     want = layer(x) + 2 * conv(conv(x, down, padding=1, stride=2), up)
-    layer.weight += difference(layer.weight, Factors(down=down, up=up, alpha=torch.tensor(4.0)))
+    layer.weight += weight_change(
+        layer.weight, Factors({"down": down, "up": up, "alpha": torch.tensor(4.0)})
+    )
     assert largest(layer(x), want) < 2e-5

@@ -14,12 +14,14 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from ldm.adapters.lora_scale import TagScale
 from ldm.checkpoints.describe import describe_header
 from ldm.checkpoints.header import Header, TensorInfo
 from ldm.cli import convert, generate, info
-from ldm.cli.loras import find_lora, lora_option, split_tags
+from ldm.cli.loras import find_lora, lora_option, lora_tag
 from ldm.errors import ArgumentError
 from ldm.pipeline import Pipeline
+from ldm.text.lora_tags import split_tags
 from tests.helpers.files import names
 from tests.helpers.original_layouts import layout
 
@@ -164,28 +166,44 @@ def test_a_conversion_that_fails_leaves_nothing(
     assert not names(out)
 
 
-@pytest.mark.parametrize(
-    ("prompt", "text", "tags"),
-    [
-        ("a cat", "a cat", []),
-        ("a <lora:x:0.8> cat", "a cat", [("x", 0.8)]),
-        ("<lora:x> <lora:y.safetensors:-1>a cat", "a cat", [("x", 1.0), ("y.safetensors", -1.0)]),
-        ("a  cat < 3 > 2", "a  cat < 3 > 2", []),
-    ],
-)
-def test_tags_in_prompts(prompt: str, text: str, tags: list[tuple[str, float]]) -> None:
-    assert split_tags(prompt) == (text, tags)
-
-
 def test_options_with_scales(tmp_path: Path) -> None:
-    assert lora_option("a/b.safetensors") == (Path("a/b.safetensors"), 1.0)
-    assert lora_option("a/b.safetensors:0.5") == (Path("a/b.safetensors"), 0.5)
-    assert lora_option("c:/b.safetensors") == (Path("c:/b.safetensors"), 1.0)
-    for bad in ("b:x", "b:", "b:nan"):
+    """As in a tag: one scale is that of both; the first of two is the text encoder's."""
+    file = Path("a/b.safetensors")
+    assert lora_option("a/b.safetensors") == (file, TagScale(1, 1))
+    assert lora_option("a/b.safetensors:0.5") == (file, TagScale(0.5, 0.5))
+    assert lora_option("a/b.safetensors:0.5:-2") == (file, TagScale(text_encoder=0.5, unet=-2))
+    assert lora_option("c:/b.safetensors") == (Path("c:/b.safetensors"), TagScale())
+    assert lora_option("c:/b.safetensors:2") == (Path("c:/b.safetensors"), TagScale(2, 2))
+    (tmp_path / "x:3").write_bytes(b"")
+    assert lora_option(f"{tmp_path}/x:3") == (tmp_path / "x:3", TagScale())
+    assert lora_option(f"{tmp_path}/x:3:4") == (tmp_path / "x:3", TagScale(4, 4))
+    for bad in ("b:x", "b:", "b:nan", "b:1:inf"):
         with pytest.raises(ArgumentError, match="must be a number"):
             lora_option(bad)
-    with pytest.raises(ArgumentError, match="has no such file"):
+
+
+@pytest.mark.parametrize(
+    ("text", "tag"), [("x.pt", "x:1"), ("x.pt:0.5", "x:0.5"), ("x.pt:0.5:2", "x:0.5:2")]
+)
+def test_options_as_tags(text: str, tag: str) -> None:
+    assert lora_tag(*lora_option(text)) == f"<lora:{tag}>"
+    (found,) = split_tags(f"<lora:{tag}>")[1]
+    assert found[1:] == lora_option(text)[1]
+
+
+def test_names_in_tags(tmp_path: Path) -> None:
+    """A file's name or its path in the folder, its ending or not; capitals as a last resort."""
+    (tmp_path / "people").mkdir()
+    one, two = tmp_path / "people" / "Ann.v1.safetensors", tmp_path / "STYLE.PT"
+    for path in (one, two, tmp_path / "zz.png"):
+        path.write_bytes(b"")
+    for name in ("Ann.v1", "Ann.v1.safetensors", "people/Ann.v1", "people\\Ann.v1", "ann.V1"):
+        assert find_lora(name, tmp_path) == one
+    assert find_lora("style", tmp_path) == two
+    with pytest.raises(ArgumentError, match=r"<lora:x>: .* has no such file"):
         find_lora("x", tmp_path)
+    with pytest.raises(ArgumentError, match="has no such file"):
+        find_lora("zz", tmp_path)
 
 
 def draw(folder: Path, output: Path, *arguments: str) -> Any:
@@ -204,6 +222,11 @@ def test_loras_of_a_command(folder: Path, lora: Path, tmp_path: Path) -> None:
     picture = draw(folder, out, *tag)
     assert picture.tobytes() == option
     assert picture.text["parameters"].startswith("a car <lora:style:0.5>\n")
+    for other in ("<LoRA:Style:0.5>", "<lyco:style:te=3:unet=0.5>", "<lora:style:0:0.5>"):
+        # The file changes no text encoder.
+        assert draw(folder, out, f"a car {other}", *tag[1:]).tobytes() == option
+    assert draw(folder, out, "a car", "--lora", f"{lora}:7:0.5").tobytes() == option
+    assert draw(folder, out, "a car <lora:style:0.5:0>", *tag[1:]).tobytes() == plain
     both = [tag[0], "a car", *tag[1:], "--model", str(folder), "--output", str(out)]
     assert generate.main([*both, "--seed", "1", "--steps", "2"]) == 0
     assert Image.open(tmp_path / "x-1.png").tobytes() == option
@@ -211,6 +234,52 @@ def test_loras_of_a_command(folder: Path, lora: Path, tmp_path: Path) -> None:
     again = ["--from", str(tmp_path / "b.png"), "--model", str(folder), "--output", str(out)]
     assert generate.main([*again, *tag[1:], "--force"]) == 0
     assert Image.open(out).tobytes() == option
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["a <lora:style:0.5:lbw=OUTALL>"], "lbw= (block weights) is not supported"),
+        (["a <lora:style"], "does not end"),
+        (["a", "--negative-prompt", "<lora:style:1>"], "the negative prompt has '<lora:style:1>'"),
+    ],
+)
+def test_tags_that_are_refused(
+    folder: Path,
+    tmp_path: Path,
+    arguments: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    command = ["--model", str(folder), "--output", str(tmp_path / "x.png")]
+    assert generate.main([*arguments, *command]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "x.png").exists()
+
+
+def test_a_tag_in_python_is_no_word(folder: Path) -> None:
+    pipe = Pipeline.from_pretrained(folder)
+    for words in (["a <lyco:x:1>"], ["a", "<lora:x>"]):
+        with pytest.raises(ArgumentError, match="drawn as words; load the file with"):
+            pipe(*words[:1], negative_prompt=words[1] if len(words) > 1 else None)
+
+
+def test_a_part_of_a_lora(
+    folder: Path, lora: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tensors = load_file(lora) | {"lora_unet_double_blocks_0_x.lora_up.weight": torch.zeros(1, 1)}
+    save_file(tensors, tmp_path / "part.safetensors")
+    out = tmp_path / "x.png"
+    command = ["a", "--lora", f"{tmp_path}/part.safetensors", "--model", str(folder), "--steps=1"]
+    assert generate.main([*command, "--output", str(out)]) == 1
+    assert "2 of 3 keys fit this model" in (told := capsys.readouterr().err)
+    assert "the others are 1 for Flux (such as lora_unet_double_blocks_0_x.lora_up" in told
+    assert not out.exists()
+    assert generate.main([*command, "--output", str(out), "--partial-lora"]) == 0
+    assert "2 of 3 keys applied; left out: 1 for Flux" in capsys.readouterr().err
+    whole = [str(folder), str(tmp_path / "out"), *command[1:3]]
+    assert convert.main(whole) == 1
+    assert convert.main([*whole, "--partial-lora"]) == 0
 
 
 @pytest.mark.parametrize("stem", ["other", "style"])
