@@ -12,7 +12,6 @@ from torch import Tensor
 from ldm.checkpoints.assets import asset_path
 from ldm.checkpoints.family import (
     FAMILIES,
-    STATED_PREDICTION,
     UNET,
     VAE,
     Family,
@@ -32,6 +31,7 @@ from ldm.checkpoints.original import (
     vae_names,
     write_original,
 )
+from ldm.checkpoints.prediction import STATED_PREDICTION, read_beside
 from ldm.checkpoints.tensors import read_checkpoint, to_save, write_tensors
 from ldm.clip import CLIPTextEncoder
 from ldm.config import Config, UNetConfig, VAEConfig
@@ -63,7 +63,7 @@ def load_file(
         except CheckpointError as error:
             raise CheckpointError(f"{path}: {error}; leave ema out") from None
     shapes = {key: tuple(value.shape) for key, value in tensors.items()}
-    family = detect(shapes, metadata, str(path), global_step, prediction_type)
+    family = detect(shapes, metadata, str(path), global_step, prediction_type, read_beside(path))
     if not family.certain:
         warnings.warn(
             f"{path} does not say what its U-Net predicts; {family.scheduler.prediction_type} is "
@@ -170,7 +170,8 @@ def save_file(parts: dict[str, Any], path: Path, dtype: torch.dtype | None) -> N
     if scheduler.rescale_betas_zero_snr:
         tensors["ztsnr"] = torch.empty(0)
     prediction = scheduler.prediction_type
-    metadata = {STATED_PREDICTION: "v" if prediction == "v_prediction" else prediction}
+    word = "v" if prediction == "v_prediction" else prediction
+    metadata = {STATED_PREDICTION: word, "modelspec.predict_key": word}
     write_tensors(to_save(tensors, dtype), path, metadata)
 
 
