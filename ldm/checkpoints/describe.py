@@ -20,7 +20,7 @@ from ldm.checkpoints.family import (
     other_task,
     read_family,
 )
-from ldm.checkpoints.formats import GGUF, PICKLE, SAFE_ENDINGS, SAFETENSORS, find_format
+from ldm.checkpoints.formats import GGUF, PICKLE, find_format, usual_format
 from ldm.checkpoints.gguf_header import read_gguf_header
 from ldm.checkpoints.header import Header, TensorInfo, read_header
 from ldm.checkpoints.kinds import (
@@ -44,7 +44,9 @@ DTYPE_NAMES = {
 }  # fmt: skip
 SAFE = ".safetensors"
 UNKNOWN = "unknown"
-TEXT_KEYS = re.compile(r"attn2[._]to_[kv](?:_ip)?\.weight$")  # of layers that read the text
+TEXT_KEYS = re.compile(
+    r"(?:attn2[._]to_[kv]|\.to_[kv]_ip)\.weight$"
+)  # of layers that read the text
 BASE_KEYS = ("ss_base_model_version", "modelspec.architecture", "general.architecture")
 # What the metadata call a base, in whatever spelling.
 BASES = {
@@ -77,8 +79,7 @@ def describe(path: Path) -> Rows:
     else:
         header = read_gguf_header(path) if kind == GGUF else read_header(path)
     rows: Rows = [("file", f"{path}, {size(path.stat().st_size)}")]
-    misnamed = path.suffix.lower() in SAFE_ENDINGS and kind != SAFETENSORS
-    if misnamed or (kind != PICKLE and path.suffix.lower() not in (*SAFE_ENDINGS, ".gguf")):
+    if kind != usual_format(path):
         rows.append(("format", f"{kind}, in spite of its name"))
     elif kind == GGUF:
         rows.append(("format", kind))

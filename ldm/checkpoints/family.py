@@ -40,9 +40,9 @@ CONTEXT = "transformer_blocks.0.attn2.to_k.weight"
 KNOWN_PREDICTIONS = ("epsilon", "v_prediction", "sample")
 # What U-Nets with other numbers of input channels do.
 TASKS = {
-    5: "depth to image, with 5 input channels",
-    7: "the x4 upscaler, with 7 input channels",
-    8: "edits by instruction (instruct-pix2pix), with 8 input channels",
+    5: "depth to image, of 5 input channels",
+    7: "the x4 upscaler, of 7 input channels",
+    8: "edits by instruction (instruct-pix2pix), of 8 input channels",
 }
 UNCLIP_WIDTHS = (1536, 2048)  # of the picture's embedding with its level of noise
 BASE_STEPS = 875_000  # "global_step" of SD 2.x base in its .ckpt: it predicts ε, the others v
@@ -181,14 +181,14 @@ def other_task(shapes: Shapes) -> str | None:
     if any(".time_stack." in name or ".time_mixer." in name for name in shapes):
         return "Stable Video Diffusion"
     if any(name.startswith(("embedder.model.visual.", "noise_augmentor.")) for name in shapes):
-        return "unCLIP, which draws variations of pictures"
+        return "unCLIP (variations of pictures)"
     label = shapes.get(f"{UNET}label_emb.0.0.weight", ())
     if len(label) > 1 and label[1] in UNCLIP_WIDTHS:
-        return "unCLIP, which draws variations of pictures"
+        return "unCLIP (variations of pictures)"
     if f"{UNET}label_emb.weight" in shapes and first[1] != 4:
         return "the x4 upscaler"
     return TASKS.get(first[1]) or (
-        None if first[1] in (4, 9) else f"an unknown task, with {first[1]} input channels"
+        None if first[1] in (4, 9) else f"an unknown task, of {first[1]} input channels"
     )
 
 

@@ -49,4 +49,12 @@ def find_format(path: Path) -> str:
     for magic, what in FOREIGN.items():
         if (start if magic == b"<" else head).startswith(magic):
             raise CheckpointError(f"{path} is {what}")
-    return SAFETENSORS if path.suffix.lower() in SAFE_ENDINGS else PICKLE
+    return usual_format(path)
+
+
+def usual_format(path: Path) -> str:
+    """Return the format that a file's name promises."""
+    ending = path.suffix.lower()
+    if ending in SAFE_ENDINGS:
+        return SAFETENSORS
+    return GGUF if ending == ".gguf" else PICKLE

@@ -138,4 +138,4 @@ def is_backbone(name: str) -> bool:
 
 def article(name: str) -> str:
     """Write a kind with its article: "an IP-Adapter"."""
-    return f"{'an' if name[0] in 'AEIOaeio' else 'a'} {name}"
+    return f"{'an' if name[0] in 'AEIOaeiou' else 'a'} {name}"
