@@ -1,6 +1,5 @@
-"""What several test files share: random reference modules and a small random model folder."""
+"""What the tests share: their surroundings, small random models, a picture and a mask."""
 
-import math
 import os
 import socket
 import tempfile
@@ -16,12 +15,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor, nn
 
 from ldm.checkpoints.assets import asset_path
-from ldm.checkpoints.names import to_ours
 from ldm.loading import devices
 from ldm.pipeline import Pipeline
+
+pytest.register_assert_rewrite("tests.helpers.networks", "tests.helpers.pictures")
+from tests.helpers.networks import randomize  # noqa: E402 (after its rewriting is asked for)
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one thread in each process, and in what it starts
     torch.set_num_threads(1)
@@ -62,90 +62,6 @@ def offline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.chdir(tmp_path_factory.mktemp("elsewhere"))
         yield
     assert not list(Path(HUB.name).rglob("models--*"))
-
-
-def randomize(module: nn.Module, seed: int = 0) -> nn.Module:
-    """Draw weights that keep activations of about unit size, so that no error hides in zeros."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in module.named_parameters():
-            if parameter.ndim > 1:
-                bound = math.sqrt(3 / parameter[0].numel())
-                parameter.uniform_(-bound, bound, generator=generator)
-            else:
-                middle = 1 if name.endswith("weight") else 0  # of a norm, or a bias
-                parameter.uniform_(middle - 0.2, middle + 0.2, generator=generator)
-    return module.requires_grad_(False).eval()
-
-
-def ours_like(theirs: nn.Module, module_class: type[nn.Module], config: Any) -> nn.Module:
-    """Our module with the very tensors of a reference module; every name must fit."""
-    with torch.device("meta"):
-        ours = module_class(config)
-    ours.load_state_dict(to_ours(theirs.state_dict(), ours.state_dict()), strict=True, assign=True)
-    return ours.requires_grad_(False).eval()
-
-
-def difference(a: Tensor, b: Tensor) -> float:
-    """The largest absolute difference; both must have one shape and be worth comparing."""
-    assert a.shape == b.shape
-    assert b.isfinite().all()
-    assert b.std() > 1e-3
-    return (a - b).abs().max().item()
-
-
-def norm_eps(module: nn.Module) -> dict[str, float]:
-    """The ε of every normalisation: too small a number to show in outputs of unit size."""
-    parts = module.named_modules()
-    return {name: m.eps for name, m in parts if isinstance(m, nn.GroupNorm | nn.LayerNorm)}
-
-
-PROMPT = "a red car"
-AS_DIFFUSERS = {"mask_blur": 0.0, "paste_back": False}
-Drawn = tuple[Tensor, list[Image.Image]]  # final latents, pictures
-
-
-def quiet(pipe: Any) -> Any:
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-def draw(pipe: Pipeline, prompt: Any = PROMPT, **arguments: Any) -> Drawn:
-    *_, last = pipe.stream(prompt, **arguments)
-    return last.latents, last.output.images
-
-
-def draw_theirs(pipe: Any, prompt: Any = PROMPT, **arguments: Any) -> Drawn:
-    latents = []
-
-    def keep(pipe: Any, step: int, t: Any, values: dict[str, Tensor]) -> dict[str, Tensor]:
-        latents.append(values["latents"].clone())
-        return {}
-
-    images = pipe(prompt, callback_on_step_end=keep, **arguments).images
-    return latents[-1], images
-
-
-def pixels(images: list[Image.Image]) -> Tensor:
-    return torch.from_numpy(np.stack([np.asarray(image) for image in images])).float()
-
-
-def assert_same(got: Drawn, want: Drawn) -> None:
-    """Latents within 1e-4, pixels within 1/255, of pictures that have something on them.
-
-    Random weights give latents of up to a hundred: there, within 5e-6 of the largest.
-    """
-    assert difference(got[0], want[0]) <= max(1e-4, 5e-6 * float(want[0].abs().max()))
-    assert pixels(want[1]).std() > 20
-    assert difference(pixels(got[1]), pixels(want[1])) <= 1
-
-
-def generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def generators(seed: int, count: int) -> list[torch.Generator]:
-    return [generator(seed + i) for i in range(count)]
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ldm.clip import CLIPTextEncoder
 from ldm.config import CLIPTextConfig
 from ldm.errors import ArgumentError
-from tests.conftest import difference, norm_eps, ours_like, randomize
+from tests.helpers.networks import difference, norm_eps, ours_like, randomize
 
 transformers = pytest.importorskip("transformers")
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ldm.pipeline import Pipeline
-from tests.conftest import difference
+from tests.helpers.networks import difference
 
 pytestmark = pytest.mark.cuda
 PROMPTS = ["a red car", "two cats"]

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from ldm.pipeline import Pipeline
-from tests.conftest import AS_DIFFUSERS, assert_same, draw, draw_theirs, generator
 from tests.helpers.families import FAMILIES, SCHEDULE, for_task
+from tests.helpers.pictures import AS_DIFFUSERS, assert_same, draw, draw_theirs, generator
 
 diffusers = pytest.importorskip("diffusers")
 pytestmark = [

@@ -18,8 +18,9 @@ from ldm.guidance import ClassifierFree, Guidance, Interval, Modifier, classifie
 from ldm.pipeline import Pipeline
 from ldm.scheduler import CLEAN, DDPMScheduler, Level
 from ldm.text.conditioning import Conditioning, Prompted, Script
-from tests.conftest import assert_same, difference, draw, draw_theirs, generator
 from tests.helpers.families import for_task
+from tests.helpers.networks import difference
+from tests.helpers.pictures import assert_same, draw, draw_theirs, generator
 
 diffusers = pytest.importorskip("diffusers")
 pytestmark = [

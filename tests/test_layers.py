@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from ldm.fast.cpu import ExactDownsample, trainable_attention
-from tests.conftest import difference
+from tests.helpers.networks import difference
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 5, 7, 16), (1, 1, 9, 77, 56), (3, 2, 1, 4, 8)])

@@ -23,9 +23,9 @@ from ldm.loading import devices
 from ldm.loading.devices import choose_device, choose_dtype
 from ldm.pipeline import Pipeline
 from ldm.scheduler import DDPMScheduler
-from tests.conftest import (
+from tests.helpers.networks import difference
+from tests.helpers.pictures import (
     assert_same,
-    difference,
     draw,
     draw_theirs,
     generator,

@@ -22,7 +22,8 @@ from ldm.pipeline import Pipeline
 from ldm.samplers import SAMPLERS
 from ldm.scheduler import DDPMScheduler
 from ldm.unet import UNet
-from tests.conftest import difference, generator, generators, pixels, quiet, randomize
+from tests.helpers.networks import difference, randomize
+from tests.helpers.pictures import generator, generators, pixels, quiet
 
 diffusers = pytest.importorskip("diffusers")
 

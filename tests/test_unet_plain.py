@@ -13,7 +13,7 @@ from ldm.config import UNetConfig
 from ldm.errors import ArgumentError
 from ldm.layers import ResnetBlock
 from ldm.unet import UNet
-from tests.conftest import difference, norm_eps, ours_like, randomize
+from tests.helpers.networks import difference, norm_eps, ours_like, randomize
 
 diffusers = pytest.importorskip("diffusers")
 

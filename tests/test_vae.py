@@ -8,7 +8,7 @@ from torch import nn
 
 from ldm.config import VAEConfig
 from ldm.vae import AutoencoderKL, DiagonalGaussian
-from tests.conftest import difference, norm_eps, ours_like, randomize
+from tests.helpers.networks import difference, norm_eps, ours_like, randomize
 
 diffusers = pytest.importorskip("diffusers")
 

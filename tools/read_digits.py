@@ -55,7 +55,7 @@ def reader(channels: int, size: int, classes: int) -> nn.Sequential:
 
 
 def learn(data: Dataset, steps: int) -> nn.Sequential:
-    """A reader of the data's training pictures."""
+    """Train a reader on the data's training pictures."""
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
     _, channels, size, _ = data.pixels(data.train[:1]).shape
@@ -67,6 +67,7 @@ def learn(data: Dataset, steps: int) -> nn.Sequential:
         batch = data.batch(step, BATCH, generator)
         moves = torch.randint(-shift, shift + 1, (2,), generator=generator).tolist()
         logits = model(batch.pixels.roll(moves, (2, 3)))
+        assert batch.labels is not None  # see check_classes
         loss = F.cross_entropy(logits, batch.labels)
         optimizer.zero_grad()
         loss.backward()
@@ -79,18 +80,18 @@ def learn(data: Dataset, steps: int) -> nn.Sequential:
 
 @torch.no_grad()
 def read(model: nn.Module, pixels: Tensor) -> Tensor:
-    """The class of each picture, int64 (N,)."""
+    """Predict the class of each picture, int64 (N,)."""
     return torch.cat([model(part).argmax(1) for part in pixels.split(500)])
 
 
 @torch.no_grad()
 def features(model: nn.Sequential, pixels: Tensor) -> np.ndarray:
-    """What the reader sees in each picture before it decides, (N, 128)."""
+    """Return the reader's features of each picture, (N, 128)."""
     return torch.cat([model[:-1](part) for part in pixels.split(500)]).numpy()
 
 
 def accuracy(model: nn.Module, data: Dataset) -> float:
-    """The share of held-out pictures that are read right. Raises ArgumentError without any."""
+    """Return the share of held-out pictures read right. Raises ArgumentError without any."""
     if not len(data.held_out):
         raise ArgumentError("the data set holds nothing out to measure the reader on")
     return float(
@@ -124,9 +125,9 @@ def distances(
 
 
 def counted(model: nn.Module, drawn: Tensor, names: list[str]) -> dict[str, Any]:
-    """The shares of pictures, equally many of each class, that are read as asked for."""
-    asked = torch.arange(len(names)).repeat_interleave(len(drawn) // len(names))
-    right = (read(model, drawn) == asked).float().view(len(names), -1).mean(1)
+    """Return the shares, by class, of pictures that are read as the class of their prompt."""
+    classes = torch.arange(len(names)).repeat_interleave(len(drawn) // len(names))
+    right = (read(model, drawn) == classes).float().view(len(names), -1).mean(1)
     shares = dict(zip(names, right.tolist(), strict=True))
     for name, share in shares.items():
         print(f"{name:>10} {share:.1%}")
@@ -171,8 +172,8 @@ def measure(arguments: argparse.Namespace) -> None:
     print(f"reader: {real:.2%} of {len(data.held_out)} real digits right that it never saw")
 
     by_class = pipe.unet.config.class_conditional
-    told = names if by_class else [""] * len(names)
-    pictures, seconds = draw(pipe, told, arguments)
+    prompts = names if by_class else [""] * len(names)
+    pictures, seconds = draw(pipe, prompts, arguments)
     drawn = to_tensor([picture.convert("RGB") for picture in pictures])
     channels = data.pixels(data.train[:1]).shape[1]
     drawn = drawn.mean(1, keepdim=True) if channels == 1 else drawn
@@ -201,7 +202,7 @@ def measure(arguments: argparse.Namespace) -> None:
 
 
 def parser() -> Parser:
-    """The command line."""
+    """Build the parser of the command line."""
     parser = Parser(description=__doc__.splitlines()[0], epilog=EXIT_CODES, allow_abbrev=False)
     add = parser.add_argument
     add("--model", type=Path, required=True, help="folder of a run of recipe pixel")

@@ -64,7 +64,7 @@ STEPPED, STEPS_SEED, STEPS_SHOWN = "a red apple", 1, 6
 
 
 def sketch(side: int) -> Image.Image:
-    """A house of three flat shapes, RGB (side, side)."""
+    """Draw a house of three flat shapes, RGB (side, side)."""
     picture = Image.new("RGB", (side, side), "white")
     draw = ImageDraw.Draw(picture)
     unit = side / 16
@@ -87,7 +87,7 @@ def side_by_side(pipe: Pipeline, texts: list[str], seed: int) -> Image.Image:
 
 
 def image_to_image(pipe: Pipeline, start: Image.Image) -> Image.Image:
-    """The sketch, and what is drawn over it at each strength."""
+    """Return the sketch, and what is drawn over it at each strength."""
     tiles = [tile(start, "sketch.png")]
     for strength in STRENGTHS:
         picture = pipe(SKETCHED, image=start, strength=strength, seed=SKETCH_SEED).images[0]
@@ -96,7 +96,7 @@ def image_to_image(pipe: Pipeline, start: Image.Image) -> Image.Image:
 
 
 def steps(pipe: Pipeline) -> Image.Image:
-    """The guess of the clean picture at STEPS_SHOWN of the steps, the last one being the result."""
+    """Return the guess of the clean picture at STEPS_SHOWN of the steps, the result last."""
     guesses = list(pipe.stream(STEPPED, seed=STEPS_SEED, output_type="latent"))
     if len(guesses) < STEPS_SHOWN:
         raise ArgumentError(f"the model draws in {len(guesses)} steps; {STEPS_SHOWN} are shown")

@@ -125,7 +125,7 @@ NOISE = {
 
 
 def vae(**changes: Any) -> AutoencoderKL:
-    """A small VAE with random weights."""
+    """Build a small VAE with random weights."""
     settings: dict[str, Any] = {"sample_size": 64, "block_out_channels": (16, 16, 32, 32)}
     settings |= {"layers_per_block": 1, "norm_num_groups": 8}
     made = AutoencoderKL(VAEConfig(**(settings | changes)))
@@ -134,7 +134,7 @@ def vae(**changes: Any) -> AutoencoderKL:
 
 
 def text(width: int = 32, projected: bool = False, **changes: Any) -> CLIPTextEncoder:
-    """A small text encoder with random weights."""
+    """Build a small text encoder with random weights."""
     if projected:
         changes["architectures"] = ("CLIPTextModelWithProjection",)
     sizes = {"hidden_size": width, "intermediate_size": 64, "projection_dim": 24}
@@ -145,7 +145,7 @@ def text(width: int = 32, projected: bool = False, **changes: Any) -> CLIPTextEn
 
 
 def unet(settings: dict[str, Any], **changes: Any) -> UNet:
-    """A small U-Net with random weights."""
+    """Build a small U-Net with random weights."""
     made = UNet(UNetConfig(**(settings | changes)))
     randomize(made, 3)
     return made
@@ -206,7 +206,7 @@ def build_models(folder: Path) -> None:
 
 
 def drawing(seed: int, height: int = 48, width: int = 64) -> Image.Image:
-    """A slope with noise: every pixel is of its own."""
+    """Make a slope with noise: every pixel is of its own."""
     generator = np.random.default_rng(seed)
     slope = np.linspace(0, 150, width)[None, :, None]
     values = slope + generator.integers(0, 100, (height, width, 3))
@@ -334,7 +334,7 @@ def draw(model: Path | None, *arguments: object, steps: int = 2) -> str:
 
 
 def load(model: Path, **arguments: Any) -> Pipeline:
-    """A model in float32 on the CPU."""
+    """Load a model in float32 on the CPU."""
     return Pipeline.from_pretrained(model, device="cpu", dtype="float32", **arguments)
 
 
@@ -360,15 +360,15 @@ def train(config: dict[str, Any], **changes: Any) -> str:
         "sample_every": 3,
         "checkpoint_minutes": 1e9,
     }
-    with open("config.toml", "w", encoding="utf-8") as file:
-        file.write(toml(values | config | changes))
-    lines = command(training.main, "--config", "config.toml", "--quiet")
-    os.unlink("config.toml")
+    file = Path("config.toml")
+    file.write_text(toml(values | config | changes), encoding="utf-8")
+    lines = command(training.main, "--config", str(file), "--quiet")
+    file.unlink()
     return lines
 
 
 def toml(values: dict[str, Any], path: tuple[str, ...] = ()) -> str:
-    """A TOML document of numbers, texts, lists and tables."""
+    """Write a TOML document of numbers, texts, lists and tables."""
     lines = [f"[{'.'.join(path)}]"] if path else []
     lines += [f"{k} = {inline(v)}" for k, v in values.items() if not isinstance(v, dict)]
     tables = [toml(v, (*path, k)) for k, v in values.items() if isinstance(v, dict)]
@@ -376,7 +376,7 @@ def toml(values: dict[str, Any], path: tuple[str, ...] = ()) -> str:
 
 
 def inline(value: Any) -> str:
-    """A value within a line of TOML."""
+    """Write a value within a line of TOML."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key} = {inline(each)}" for key, each in value.items()) + "}"
     if isinstance(value, list):
@@ -389,13 +389,13 @@ def inline(value: Any) -> str:
 
 @case
 def built_in(files: Path) -> str:
-    """The built-in model, as users first meet it."""
+    """Draw with the built-in model, as users first meet it."""
     return draw(None, "a red car", steps=3)
 
 
 @case
 def built_in_default_dtype(files: Path) -> str:
-    """The number format and the speed that this processor gets."""
+    """Draw with the number format and the speed that this processor gets."""
     return command(generate.main, "a red car", "--seed", "1", "--steps", "3")
 
 
@@ -420,7 +420,7 @@ def family_turbo(files: Path) -> str:
 
 @case
 def family_lcm(files: Path) -> Any:
-    """A U-Net that reads the guidance scale; also over a picture."""
+    """Draw with a U-Net that reads the guidance scale; also over a picture."""
     pipe = load(files / "lcm")
     over = follow(pipe, image=files / "square.png", strength=0.5)
     return [follow(pipe), over]
@@ -449,13 +449,13 @@ def family_refiner(files: Path) -> Any:
 
 @case
 def family_pixels(files: Path) -> str:
-    """A model without a text."""
+    """Draw with a model without a text."""
     return draw(files / "pixels", "--num-images", 2)
 
 
 @case
 def family_classes(files: Path) -> Any:
-    """A model of classes with a learned variance, by name, number and none."""
+    """Draw with a model of classes and a learned variance, by name, number and none."""
     pipe = load(files / "classes")
     return [follow(pipe, ["left", "2", ""]), draw(files / "classes", "middle", "-g", 2)]
 
@@ -463,26 +463,12 @@ def family_classes(files: Path) -> Any:
 # Samplers and schedules
 
 SAMPLERS = [
-    "ddpm",
-    "ddim",
-    "pndm",
-    "euler",
-    "euler_a",
-    "heun",
-    "dpm2",
-    "dpm2_a",
-    "lms",
-    "dpmpp_2m",
-    "dpmpp_2m_sde",
-    "dpmpp_3m_sde",
-    "dpmpp_2s",
-    "dpmpp_2s_a",
-    "dpmpp_sde",
-    "unipc",
-    "deis",
-    "lcm",
-]
-SCHEDULES = ["normal", "karras", "exponential", "sgm_uniform", "simple", "beta", "ays"]
+    "ddpm", "ddim", "pndm", "euler", "euler_a", "heun", "dpm2", "dpm2_a", "lms", "dpmpp_2m",
+    "dpmpp_2m_sde", "dpmpp_3m_sde", "dpmpp_2s", "dpmpp_2s_a", "dpmpp_sde", "unipc", "deis", "lcm",
+]  # fmt: skip
+SCHEDULES = [
+    "normal", "karras", "exponential", "sgm_uniform", "simple", "beta", "ays",
+]  # fmt: skip
 
 
 def sampler_case(name: str) -> Callable[[Path], Any]:
@@ -528,7 +514,7 @@ def schedules(files: Path) -> Any:
 
 @case
 def schedules_by_name(files: Path) -> Any:
-    """The names of A1111 and diffusers."""
+    """Use the names of A1111 and diffusers."""
     pipe = load(files / "sdxl")
     names = ("DPM++ 2M Karras", "dpmpp_2m_karras", "EulerAncestralDiscreteScheduler", "DPM++ SDE")
     return [str(pipe.choose_sampler(name)) for name in names] + [
@@ -538,7 +524,7 @@ def schedules_by_name(files: Path) -> Any:
 
 @case
 def list_samplers(files: Path) -> str:
-    """What --list-samplers prints."""
+    """Return what --list-samplers prints."""
     return command(generate.main, "--list-samplers")
 
 
@@ -547,7 +533,7 @@ def list_samplers(files: Path) -> str:
 
 @case
 def image_to_image(files: Path) -> str:
-    """A picture to start from."""
+    """Start from a picture."""
     return draw(files / "sd1", "a red car", "--image", files / "image.png", "--strength", 0.6)
 
 
@@ -559,14 +545,14 @@ def image_to_image_nothing(files: Path) -> Any:
 
 @case
 def masks(files: Path) -> str:
-    """A mask with a soft edge, pasted back."""
+    """Use a mask with a soft edge, pasted back."""
     given = ("--image", files / "image.png", "--mask", files / "mask.png")
     return draw(files / "sd1", "a red car", *given)
 
 
 @case
 def masks_without_paste(files: Path) -> Any:
-    """A hard mask, below full strength, as the model leaves it."""
+    """Use a hard mask, below full strength, as the model leaves it."""
     given = {"image": files / "image.png", "mask_image": files / "mask.png", "mask_blur": 0.0}
     return follow(load(files / "sd1"), **given, strength=0.7, paste_back=False)
 
@@ -595,7 +581,7 @@ def hires(files: Path) -> Any:
 
 @case
 def tiling(files: Path) -> Any:
-    """A picture without a seam, also over a picture."""
+    """Draw a picture without a seam, also over a picture."""
     pipe = load(files / "sd1")
     over = follow(pipe, tiling=True, image=files / "square.png", strength=0.5)
     return [follow(pipe, tiling=True), over, draw(files / "sd1", "a wall", "--tiling")]
@@ -619,7 +605,7 @@ def text_and(files: Path) -> Any:
 
 @case
 def text_break(files: Path) -> Any:
-    """The next chunk begins."""
+    """Begin the next chunk."""
     return follow(load(files / "sd1"), "a red car BREAK on a (green:1.2) street")
 
 
@@ -639,7 +625,7 @@ def text_long(files: Path) -> Any:
 
 @case
 def text_clip_skip(files: Path) -> Any:
-    """An earlier layer of the text encoder."""
+    """Use an earlier layer of the text encoder."""
     return [follow(load(files / name), clip_skip=2) for name in ("sd1", "sd2", "sdxl")]
 
 
@@ -657,7 +643,7 @@ def guidance_options(files: Path) -> Any:
 
 @case
 def variation_seeds(files: Path) -> str:
-    """A part of the way to another seed's noise."""
+    """Go a part of the way to another seed's noise."""
     options = ("--variation-seed", 5, "--variation-strength", 0.3, "--num-images", 2)
     return draw(files / "sd1", "a red car", *options)
 
@@ -720,7 +706,7 @@ def previews(files: Path) -> Any:
 
 
 def lora_case(form: str) -> Callable[[Path], Any]:
-    """A LoRA file by the command, and in Python put on and taken off."""
+    """Load a LoRA file by the command, and in Python put it on and take it off."""
 
     def run(files: Path) -> Any:
         path = files / f"{form}.safetensors"
@@ -742,7 +728,7 @@ for each in ("kohya", "peft", "diffusers", "dora"):
 
 @case
 def lora_tags(files: Path) -> str:
-    """A LoRA in the text, two of them at once."""
+    """Name a LoRA in the text, two of them at once."""
     texts = ("a red <lora:kohya:0.8> car", "a car <lora:peft:0.2> <lora:dora:0.5>")
     return draw(files / "sd1", *texts, "--lora-dir", files)
 
@@ -771,7 +757,7 @@ def textual_inversion(files: Path) -> Any:
 
 @case
 def plots(files: Path) -> str:
-    """A sheet of two arguments, one of samplers, and one without words."""
+    """Plot two arguments, samplers, and a sheet without words."""
     axes = ("--x", "guidance_scale=1,4", "--y", "sampler=ddim,euler_a", "-o", "one.png")
     texts = ("--x", "prompt=red,blue", "--no-labels", "-o", "two.png")
     return draw(files / "sd1", "a red car", *axes) + draw(files / "sd1", "a red car", *texts)
@@ -808,13 +794,13 @@ def replay_with_everything(files: Path) -> str:
 
 @case
 def replay_of_a1111(files: Path) -> Any:
-    """The web UI's text, in Python and by the command."""
+    """Replay the web UI's text, in Python and by the command."""
     from PIL.PngImagePlugin import PngInfo
 
     information = PngInfo()
-    told = "a red car\nNegative prompt: blue\nSteps: 3, Sampler: DPM++ 2M, Schedule type: Karras, "
-    told += "CFG scale: 5, Seed: 11, Size: 64x64, Clip skip: 2, RNG: CPU, Version: v1.10.0"
-    information.add_text("parameters", told)
+    text = "a red car\nNegative prompt: blue\nSteps: 3, Sampler: DPM++ 2M, Schedule type: Karras, "
+    text += "CFG scale: 5, Seed: 11, Size: 64x64, Clip skip: 2, RNG: CPU, Version: v1.10.0"
+    information.add_text("parameters", text)
     drawing(3).save("webui.png", pnginfo=information)
     given = ("--model", files / "sd1", "--dtype", "float32")
     return command(generate.main, "--from", "webui.png", *given, "-o", "again.png")
@@ -839,7 +825,7 @@ def attention_maps(files: Path) -> Any:
 
 @case
 def prompts_file(files: Path) -> str:
-    """A file of texts, and one of JSON lines with arguments."""
+    """Draw a file of texts, and one of JSON lines with arguments."""
     Path("plain.txt").write_text("a red car\n\n# nothing\na (blue:1.3) cat\n", encoding="utf-8")
     lines = [
         {"prompt": "a red car", "num_inference_steps": 3, "guidance_scale": 2},
@@ -853,7 +839,7 @@ def prompts_file(files: Path) -> str:
 
 @case
 def metadata(files: Path) -> Any:
-    """What files say in each format, with characters of all kinds."""
+    """Record the metadata of each format, with characters of all kinds."""
     found = ""
     for name in ("one.png", "two.jpg", "three.webp"):
         found += draw(files / "sd1", 'a "red" car, é: 猫\nSteps: 7', "-n", "blue", "-o", name)
@@ -865,7 +851,7 @@ def metadata(files: Path) -> Any:
 
 @case
 def convert_folder(files: Path) -> str:
-    """A folder again, in half precision; every family."""
+    """Convert a folder to a folder, in half precision; every family."""
     found = ""
     for name in ("sd1", "sd2", "inpaint", "sdxl", "refiner", "lcm", "classes"):
         found += command(convert.main, files / name, name, "--dtype", "float16")
@@ -874,7 +860,7 @@ def convert_folder(files: Path) -> str:
 
 @case
 def convert_built_in(files: Path) -> str:
-    """The built-in model as a folder."""
+    """Copy the built-in model into a folder."""
     return command(convert.main, ROOT / "weights", "copy", "--dtype", "bfloat16")
 
 
@@ -893,7 +879,7 @@ def another_vae(files: Path) -> str:
 
 @case
 def help_texts(files: Path) -> list[str]:
-    """The names of all options."""
+    """List the names of all options."""
     found = []
     for main in (generate.main, training.main, convert.main, info.main):
         words = command(main, "--help").replace("[", " ").replace("]", " ").split()
@@ -903,7 +889,7 @@ def help_texts(files: Path) -> list[str]:
 
 @case
 def exit_codes(files: Path) -> list[list[Any]]:
-    """What is refused, and how: the texts of the errors may change, their kinds not."""
+    """Record what is refused, and how: the texts of the errors may change, their kinds not."""
     model = ("--model", files / "sd1", "--steps", 1)
     wrong: list[tuple[object, ...]] = [
         ("a car", "--sampler", "no_such"),
@@ -958,7 +944,7 @@ DIGITS_NOISE = {
 
 @case
 def train_autoencoder(files: Path) -> str:
-    """A VAE, in two phases, with a discriminator."""
+    """Train a VAE, in two phases, with a discriminator."""
     options = {
         "kl_weight": 1e-4,
         "gradient_weight": 0.5,
@@ -974,7 +960,7 @@ def train_autoencoder(files: Path) -> str:
 
 @case
 def train_text(files: Path) -> str:
-    """A text encoder."""
+    """Train a text encoder."""
     model = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
     return train(
         {"recipe": "text", "data": str(files / "data" / "texts"), "batch_size": 16},
@@ -985,7 +971,7 @@ def train_text(files: Path) -> str:
 
 @case
 def train_latent(files: Path) -> str:
-    """A U-Net of latents, with the parts of the small sd1 model, and Muon."""
+    """Train a U-Net of latents, with the parts of the small sd1 model, and Muon."""
     parts = {"vae": str(files / "sd1" / "vae"), "text_encoder": str(files / "sd1" / "text_encoder")}
     config = {"recipe": "latent", "data": str(files / "data" / "captioned"), "optimizer": "muon"}
     model = {key: list(v) if isinstance(v, tuple) else v for key, v in TEXT_UNET.items()}
@@ -1000,7 +986,7 @@ def train_latent(files: Path) -> str:
 
 
 def pixel_options(**changes: Any) -> dict[str, Any]:
-    """What the runs on pixels have in common."""
+    """Return what the runs on pixels have in common."""
     common = {
         "data": {"size": 16},
         "defaults": {"num_inference_steps": 3},
@@ -1014,14 +1000,14 @@ def pixel_options(**changes: Any) -> dict[str, Any]:
 
 @case
 def train_pixel(files: Path) -> str:
-    """A model of pixels without classes."""
+    """Train a model of pixels without classes."""
     config = {"recipe": "pixel", "data": str(files / "data" / "classes"), "model": SMALL_UNET}
     return train(config, options=pixel_options())
 
 
 @case
 def train_classes_and_classifier(files: Path) -> Any:
-    """A model of classes with a learned variance, its classifier, and both drawing together."""
+    """Train a model of classes with a learned variance, its classifier, and draw with both."""
     options = pixel_options(classes=True, objective="hybrid", scheduler=DIGITS_NOISE)
     config = {"recipe": "pixel", "data": str(files / "data" / "classes"), "model": SMALL_UNET}
     train(config, options=options)
@@ -1042,7 +1028,7 @@ def train_classes_and_classifier(files: Path) -> Any:
 
 @case
 def train_dry_run(files: Path) -> Any:
-    """What --dry-run tells, but for the machine's memory and disk."""
+    """Return what --dry-run prints, except the machine's memory and disk."""
     config = ROOT / "configs" / "train" / "mnist.toml"
     arguments = ("--config", config, "--dry-run", "--set", f"data={files / 'data' / 'classes'}")
     options = ("--set", "options.data={size = 32}")
@@ -1051,7 +1037,7 @@ def train_dry_run(files: Path) -> Any:
 
 @case
 def likelihood(files: Path) -> Any:
-    """The variational bound, term by term, of models with a fixed and a learned variance."""
+    """Estimate the variational bound, term by term, with a fixed and with a learned variance."""
     from ldm.likelihood import bound_estimate, bound_terms, quantise
 
     found = []
@@ -1094,7 +1080,7 @@ def scheduler(files: Path) -> Any:
 
 
 def sha(content: bytes) -> str:
-    """A SHA-256, long enough to tell apart."""
+    """Return a SHA-256, long enough to distinguish."""
     return hashlib.sha256(content).hexdigest()[:32]
 
 
@@ -1115,7 +1101,7 @@ def of_picture(image: Image.Image) -> str:
 
 
 def of_value(value: Any, clean: Callable[[str], str]) -> Any:
-    """A value of a case as JSON, with digests in place of tensors and pictures."""
+    """Return a value of a case as JSON, with digests in place of tensors and pictures."""
     if isinstance(value, Tensor):
         return of_tensor(value)
     if isinstance(value, Image.Image):
@@ -1130,12 +1116,12 @@ def of_value(value: Any, clean: Callable[[str], str]) -> Any:
 
 
 def without_clock(text: str) -> str:
-    """A run's JSON without the values that depend on the clock and the memory."""
+    """Return a run's JSON without the values that depend on the clock and the memory."""
     return re.sub(rf'"\w*({"|".join(CLOCK)})\w*": [\d.e+-]+', "", text)
 
 
 def of_file(path: Path, clean: Callable[[str], str]) -> dict[str, Any]:
-    """What a file holds, by the part that may differ: pixels and metadata, tensors, text."""
+    """Return what a file holds, by the part that may differ: pixels and metadata, tensors, text."""
     suffix = path.suffix
     if suffix in (".png", ".jpg", ".webp", ".gif"):
         with Image.open(path) as image:

@@ -61,8 +61,8 @@ def run_training(arguments: argparse.Namespace) -> None:
     import torch
 
     from ldm.training.config import as_json, read_config
-    from ldm.training.loop import train
-    from ldm.training.memory import plan
+    from ldm.training.loop import train_steps
+    from ldm.training.memory import describe_run
     from ldm.training.recipes import build_recipe
 
     if arguments.threads:
@@ -72,10 +72,10 @@ def run_training(arguments: argparse.Namespace) -> None:
     recipe = build_recipe(config)
     if arguments.dry_run:
         print(json.dumps(as_json(config), indent=2, ensure_ascii=False))
-        print(*plan(config, recipe, world_size()), sep="\n")
+        print(*describe_run(config, recipe, world_size()), sep="\n")
         return
     with stopping() as stop_requested:
-        for state in train(config, recipe, arguments.accept_changes):
+        for state in train_steps(config, recipe, arguments.accept_changes):
             if state.metrics and state.main and not arguments.quiet:
                 figures = "  ".join(f"{key} {value:.4g}" for key, value in state.metrics.items())
                 print(

@@ -107,15 +107,16 @@ def embedding_layers(unet: UNet) -> tuple[nn.Linear, nn.Linear]:
     return unet.time_embedding.linear_1, unet.time_embedding.linear_2
 
 
-def cache_of(unet: UNet) -> TimeCache | None:
-    """Return the time cache of a U-Net, if it has one."""
+def cache_of(unet: nn.Module) -> TimeCache | None:
+    """Return the time cache of a network, if it is a U-Net that has one."""
+    if not isinstance(unet, UNet):
+        return None
     first = unet.mid_block.resnets[0].time_emb_proj
     return first.cache if isinstance(first, TimeLinear) else None
 
 
 @torch.no_grad()
-def expect_times(unet: UNet, times: list[float]) -> None:
+def expect_times(unet: nn.Module, times: list[float]) -> None:
     """Prepare a U-Net for the times of a run, if it has a time cache."""
-    cache = cache_of(unet)
-    if cache is not None:
+    if isinstance(unet, UNet) and (cache := cache_of(unet)):
         cache.fill(unet, times)

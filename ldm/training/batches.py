@@ -8,13 +8,13 @@ from torch import Tensor
 from ldm.errors import DataError
 from ldm.scheduler import DDPMScheduler
 from ldm.training.data import Dataset
-from ldm.training.data.dataset import Batch
+from ldm.training.data.dataset import PictureBatch
 
 
 def noised_batch(
     data: Dataset, scheduler: DDPMScheduler, step: int, count: int, generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """Training pictures x0 and noise (B,C,h,w), times t (B,), and labels (B,) where there are any.
+    """Draw pictures x0 and noise (B,C,h,w), times t (B,), and labels (B,) if the data has any.
 
     x_t = ``scheduler.add_noise(x0, noise, t)``.
     """
@@ -31,11 +31,11 @@ def draw_times(
     logit_mean: float = 0.0,
     logit_std: float | None = None,
 ) -> Tensor:
-    """Times of a batch, int64 (count,): one from each of ``count`` equal shares, in random order.
+    """Draw the times of a batch, int64 (count,): one from each of ``count`` equal shares, shuffled.
 
-    Every batch sees every level of noise. All T times are as likely; or, with ``logit_std``, the
-    logit of t / T is normal (Esser et al. 2024, section 3.1), for fewer of the times at the ends,
-    where little is left to learn.
+    Every batch has every level of noise. All T times are equally likely; or, with ``logit_std``,
+    the logit of t / T is normal (Esser et al. 2024, section 3.1): fewer times at the ends, where
+    there is little to learn.
     """
     share = (torch.arange(count) + torch.rand(count, generator=generator)) / count
     if logit_std is not None:
@@ -45,17 +45,17 @@ def draw_times(
     return t[torch.randperm(count, generator=generator)]
 
 
-def held_out_batch(data: Dataset, count: int) -> Batch | None:
-    """At most ``count`` held-out rows, spread evenly; None where nothing is held out."""
+def held_out_batch(data: Dataset, count: int) -> PictureBatch | None:
+    """Read at most ``count`` held-out rows, evenly spread; None if nothing is held out."""
     rows = data.held_out
     if not len(rows):
         return None
     rows = rows[torch.linspace(0, len(rows) - 1, min(count, len(rows))).round().long()]
-    return Batch(data.pixels(rows), data.labels(rows) if data.classes else None, None)
+    return PictureBatch(data.pixels(rows), data.labels(rows) if data.classes else None, None)
 
 
 def check_classes(data: Dataset, name: str, why: str) -> list[str]:
-    """The names of the classes. Raises DataError where the data set has no labels."""
+    """Return the names of the classes. Raises DataError where the data set has no labels."""
     if not data.classes:
         raise DataError(
             f"{name} has no labels, {why}; put the pictures of each class into a folder of its "

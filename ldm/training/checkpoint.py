@@ -28,10 +28,10 @@ KEEP = 2  # the newest is the one to resume; the one before is for the unlucky
 
 @dataclass
 class Learner:
-    """All that changes while a run learns."""
+    """All that training changes: the weights, their average, the optimizer's state."""
 
     model: nn.Module
-    ema: EMA
+    ema: EMA[nn.Module]
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler | None = None  # of fp16
 
@@ -48,7 +48,7 @@ class Learner:
 
     @torch.no_grad()
     def load(self, folder: Path) -> None:
-        """Take over what ``tensors`` gave. Raises ValueError for tensors of another model."""
+        """Load the files of ``tensors``. Raises ValueError for tensors of another model."""
         files: dict[str, dict[str, Tensor]]
         files = {"model": self.model.state_dict(), "ema": self.ema.averages}
         for file, own in files.items():
@@ -146,7 +146,7 @@ def unwritten(run: Path, step: int, error: Exception) -> TrainingError:
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """Complete checkpoints of a run, oldest first."""
+    """List the complete checkpoints of a run, oldest first."""
     return sorted(path for path in (run / "checkpoints").glob("*") if path.name.isdigit())
 
 

@@ -16,23 +16,11 @@ else:
     import tomli as tomllib
 
 # What may change when a run goes on; anything else would make it another run.
-CHANGEABLE = frozenset(
-    [
-        "output",
-        "steps",
-        "learning_rate",
-        "warmup",
-        "decay_from",
-        "weight_decay",
-        "max_grad_norm",
-        "checkpoint_minutes",
-        "sample_every",
-        "log_every",
-        "trackers",
-        "gradient_accumulation_steps",
-        "compile",
-    ]
-)
+CHANGEABLE = frozenset({
+    "output", "steps", "learning_rate", "warmup", "decay_from", "weight_decay", "max_grad_norm",
+    "checkpoint_minutes", "sample_every", "log_every", "trackers", "gradient_accumulation_steps",
+    "compile",
+})  # fmt: skip
 
 
 @dataclass

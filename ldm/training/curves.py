@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
-import os
-import warnings
 from pathlib import Path
 from typing import Any
 
+from ldm.training.figures import matplotlib_available
 from ldm.training.metrics import read_log
 
-INSTALL = "matplotlib is not installed, so the run draws no curves; pip install 'ldm[train]'"
 NOT_DRAWN = {"step", "seconds", "lr", "steps_per_second"}
-SMOOTH = 0.9  # weight of the past in the bold line
+SMOOTH = 0.9  # decay of the exponential average, the bold line
 
 
 def draw_curves(run: Path) -> None:
     """Draw ``run/curves.png``: loss, gradient norm and every other figure against the step.
 
-    Warns, once, where matplotlib is missing.
+    Warns, once, if matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import MaxNLocator
-    except ImportError:
-        warnings.warn(INSTALL, stacklevel=2)
+    if not matplotlib_available("curves"):
         return
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
     rows = read_log(run)
-    names = [name for name in dict.fromkeys(key for row in rows for key in row)]
-    names = [name for name in names if name not in NOT_DRAWN]
+    found = dict.fromkeys(key for row in rows for key in row)
+    names = [name for name in found if name not in NOT_DRAWN]
     columns = min(len(names), 3)
     lines = -(-len(names) // columns)
     figure = Figure(figsize=(4.5 * columns, 3.2 * lines), layout="constrained")
@@ -47,17 +44,17 @@ def draw_curves(run: Path) -> None:
         axes.grid(alpha=0.3)
     partial = run / ".curves.partial.png"
     figure.savefig(partial, dpi=100)
-    os.replace(partial, run / "curves.png")
+    partial.replace(run / "curves.png")
 
 
 def points(rows: list[dict[str, Any]], name: str) -> tuple[list[int], list[float]]:
-    """The steps at which a figure was taken, and its values."""
+    """Return the steps at which a figure was measured, and its values."""
     found = [(row["step"], row[name]) for row in rows if name in row]
     return [step for step, _ in found], [value for _, value in found]
 
 
 def smooth(values: list[float]) -> list[float]:
-    """Running mean that forgets; it starts at the plain mean of the first values."""
+    """Average exponentially; the average starts at the plain mean of the first values."""
     out, total, weight = [], 0.0, 0.0
     for value in values:
         total = SMOOTH * total + (1 - SMOOTH) * value

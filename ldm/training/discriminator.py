@@ -40,7 +40,7 @@ class PatchDiscriminator(nn.Module):
 def adversarial_terms(
     discriminator: nn.Module, x: Tensor, reconstruction: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """What the autoencoder minimises, and what the discriminator does; x, reconstruction: (B,…).
+    """Return the autoencoder's loss and the discriminator's; x, reconstruction: (B,…).
 
     The first, −D(x̂), has no gradient for the discriminator; the second,
     max(0, 1 − D(x)) + max(0, 1 + D(x̂)), none for the autoencoder. Their sum trains both at once.

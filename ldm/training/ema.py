@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import copy
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from ldm.training.sharding import is_sharded, local, spread_like, whole
+from ldm.training.sharding import full_tensor, is_sharded, local, spread_like
+
+M_co = TypeVar("M_co", bound=nn.Module, covariant=True)
 
 
-class EMA:
+class EMA(Generic[M_co]):
     """Keeps θ̄ ← d·θ̄ + (1 − d)·θ with d = min(decay, (1 + step) / (10 + step)), in float32.
 
     The rising d lets the average follow quickly at first; a fixed 0.999 would show the random
     initial weights for a thousand steps. Only parameters are averaged.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
+    def __init__(self, model: M_co, decay: float) -> None:
         self.decay = decay
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         self.averages: dict[str, Tensor] = dict(self.model.named_parameters())
 
     def follow(self, model: nn.Module) -> None:
-        """Go where ``model`` has been put: onto its device, or in parts over processes as it is."""
+        """Move the averages to the device of ``model``, or shard them over processes as it is."""
         parameters = dict(model.named_parameters())
         if is_sharded(model):
             self.averages = {
@@ -35,15 +38,15 @@ class EMA:
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
-        """One step of the average; ``step`` counts from 0."""
+        """Update the averages once; ``step`` counts from 0."""
         decay = min(self.decay, (1 + step) / (10 + step))
         averages = [local(average) for average in self.averages.values()]
         torch._foreach_lerp_(averages, [local(p) for p in model.parameters()], 1 - decay)
 
     @torch.no_grad()
-    def whole(self) -> nn.Module:
+    def whole(self) -> M_co:
         """Return the averaged model, on this process alone. Where sharded, all must call it."""
         for name, parameter in self.model.named_parameters():
             if parameter is not self.averages[name]:
-                parameter.copy_(whole(self.averages[name]))
+                parameter.copy_(full_tensor(self.averages[name]))
         return self.model

@@ -1,4 +1,4 @@
-"""What accelerate gives: processes, precision, sharding and trackers, or a plain refusal."""
+"""The accelerator of a run: processes, precision, sharding and trackers."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from ldm.config.settings import nearest
 from ldm.errors import ArgumentError
 from ldm.training.config import TrainConfig, as_json
 
-PATIENCE = timedelta(hours=3)  # of processes that wait for the main one to draw and save
+PROCESS_TIMEOUT = timedelta(hours=3)  # of processes that wait for the main one to draw and save
 
 
 def build_accelerator(config: TrainConfig) -> Accelerator:
-    """The accelerator of a run. Raises ArgumentError for a precision or tracker not there."""
+    """Build the accelerator of a run. Raises ArgumentError for a precision or tracker not there."""
     check_trackers(config.trackers)
     # A second run in one process (a notebook, a test) would else have the first one's precision.
     AcceleratorState._reset_state()
@@ -32,7 +32,7 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
             log_with=list(config.trackers) or None,
             project_config=ProjectConfiguration(str(run), logging_dir=str(run / "trackers")),
             kwargs_handlers=[
-                InitProcessGroupKwargs(timeout=PATIENCE),
+                InitProcessGroupKwargs(timeout=PROCESS_TIMEOUT),
                 DistributedDataParallelKwargs(gradient_as_bucket_view=True),
             ],
         )
@@ -57,6 +57,6 @@ def check_trackers(names: tuple[str, ...]) -> None:
 
 
 def start_trackers(accelerator: Accelerator, config: TrainConfig) -> None:
-    """Tell the trackers of the settings; TensorBoard writes to ``run/trackers``."""
+    """Start the trackers with the run's settings; TensorBoard writes to ``run/trackers``."""
     if config.trackers:
         accelerator.init_trackers("ldm", {key: str(v) for key, v in as_json(config).items()})

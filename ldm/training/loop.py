@@ -36,15 +36,15 @@ from ldm.training.data import step_generator
 from ldm.training.ema import EMA
 from ldm.training.launch import build_accelerator, start_trackers
 from ldm.training.lock import only_run_in
-from ldm.training.metrics import Metrics, cut_log, log
+from ldm.training.metrics import Metrics, append_row, cut_log
 from ldm.training.optimizer import build_optimizer
 from ldm.training.recipes.base import Recipe
-from ldm.training.sharding import is_sharded, whole
+from ldm.training.sharding import full_tensor, is_sharded
 
 
 @dataclass
 class State:
-    """What the loop yields after each step."""
+    """The state of a run after a step, which the loop yields."""
 
     step: int  # steps done
     seconds: float  # training time over all sessions
@@ -54,7 +54,9 @@ class State:
     stop: bool = False  # set it to end the run here, with a checkpoint
 
 
-def train(config: TrainConfig, recipe: Recipe, accept_changes: bool = False) -> Iterator[State]:
+def train_steps(
+    config: TrainConfig, recipe: Recipe, accept_changes: bool = False
+) -> Iterator[State]:
     """Run ``recipe`` to ``config.steps``, yielding after every step.
 
     Resumes the run that the output folder holds; with ``accept_changes``, also under settings
@@ -76,7 +78,7 @@ def train(config: TrainConfig, recipe: Recipe, accept_changes: bool = False) -> 
 
 
 class Trainer:
-    """A run on this process: what learns, and what is logged, drawn and saved of it."""
+    """A run on this process: its training steps, and its logs, samples and checkpoints."""
 
     def __init__(self, config: TrainConfig, recipe: Recipe) -> None:
         self.config, self.recipe = config, recipe
@@ -127,7 +129,7 @@ class Trainer:
             with accelerator.no_sync(self.parallel) if more else contextlib.nullcontext():
                 self.backward(step, part, len(parts))
         norm = accelerator.clip_grad_norm_(self.parallel.parameters(), config.max_grad_norm)
-        norm = whole(norm)
+        norm = full_tensor(norm)
         self.metrics.add({"grad_norm": norm})
         if accelerator.scaler is None:  # it leaves out steps whose gradient overflows
             self.metrics.watch(step + 1, norm)
@@ -147,7 +149,7 @@ class Trainer:
         self.metrics.watch(step + 1, loss)
 
     def after_step(self, state: State) -> None:
-        """Log, draw samples and save a checkpoint, each where it is due."""
+        """Log, draw samples and save a checkpoint, each if it is due."""
         config, clock = self.config, self.clock
         before = clock.spent()
         last = state.step == config.steps
@@ -168,7 +170,7 @@ class Trainer:
     def log(self, state: State) -> None:
         """Add a row to ``metrics.jsonl`` and to the trackers."""
         row = {"step": state.step, "seconds": round(state.seconds, 1), "lr": state.rate}
-        log(self.run, row | state.metrics)
+        append_row(self.run, row | state.metrics)
         self.accelerator.log({"lr": state.rate} | state.metrics, state.step)
 
     @torch.no_grad()

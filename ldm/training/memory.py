@@ -1,4 +1,4 @@
-"""What a run needs and learns from, for ``--dry-run``."""
+"""The memory and the data of a run, for ``--dry-run``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ldm.training.optimizer import moments_size
 from ldm.training.recipes.base import Recipe
 
 
-def plan(config: TrainConfig, recipe: Recipe, processes: int = 1) -> Iterator[str]:
+def describe_run(config: TrainConfig, recipe: Recipe, processes: int = 1) -> Iterator[str]:
     """Yield lines on the size of the model, of the data, and of the memory of one process."""
     weights = sum(parameter.nbytes for parameter in recipe.model.parameters())
     count = sum(parameter.numel() for parameter in recipe.model.parameters())
@@ -42,8 +42,8 @@ def plan(config: TrainConfig, recipe: Recipe, processes: int = 1) -> Iterator[st
 def kept_activations(config: TrainConfig, recipe: Recipe, rows: int) -> int | None:
     """Return the bytes that a forward pass over ``rows`` keeps for the backward pass.
 
-    Measured on one example and on two: what is kept grows in a straight line. None for a recipe
-    without examples.
+    It is measured on one example and on two, as it grows linearly. None for a recipe without
+    examples.
     """
     examples = [batch for count in (1, 2) if (batch := recipe.example(count)) is not None]
     if not examples:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +55,7 @@ class Metrics:
         return means
 
 
-def log(run: Path, row: dict[str, Any]) -> None:
+def append_row(run: Path, row: dict[str, Any]) -> None:
     """Append a row to ``run/metrics.jsonl``."""
     with (run / "metrics.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
@@ -82,4 +81,4 @@ def cut_log(run: Path, step: int) -> None:
     rows = [row for row in read_log(run) if row["step"] <= step]
     partial = run / "metrics.jsonl.partial"
     partial.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    os.replace(partial, run / "metrics.jsonl")
+    partial.replace(run / "metrics.jsonl")

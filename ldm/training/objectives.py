@@ -1,4 +1,4 @@
-"""What is minimised. Diffusion targets come from the scheduler that also samples: they agree."""
+"""The losses. Diffusion targets come from the scheduler that also samples, so that they agree."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def diffusion_weight(scheduler: DDPMScheduler, t: Tensor, gamma: float | None) -
 
 
 def check_zero_snr(scheduler: DDPMScheduler, min_snr_gamma: float | None) -> None:
-    """Raise ArgumentError where pure noise at the last level teaches nothing.
+    """Raise ArgumentError if nothing can be learnt at a last level of pure noise.
 
-    There the noise is its own input; and min-SNR weighs the error by the signal, which is none.
+    There ε is the input itself; and min-SNR weights the error by the signal, which is zero.
     """
     if not scheduler.config.rescale_betas_zero_snr:
         return
@@ -63,7 +63,7 @@ def simple_error(
 ) -> Tensor:
     """Mean squared error of each prediction, (B, …) → (B,): L_simple (Ho et al. 2020, eq. 14).
 
-    output: what the network said at x_t; of a learned variance, its second half is left out.
+    output: the network's output at x_t; the second half, of a learned variance, is not used.
     """
     prediction, _ = scheduler.split(output)
     return (prediction.float() - scheduler.target(x0, noise, t)).square().flatten(1).mean(1)
@@ -79,14 +79,14 @@ def diffusion_loss(
     gamma: float | None = None,
     vlb_weight: float = 0.001,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """What a pixel model minimises, and its parts to log.
+    """Return the loss of a pixel model, and its parts to log.
 
-    "simple": L_simple, with min-SNR weights where there is a ``gamma``.
+    "simple": L_simple, with min-SNR weights if ``gamma`` is given.
     "vlb": L_vlb, the variational bound; T · L_t in bits per dimension stands for its sum.
     "hybrid": L_simple + λ L_vlb with λ = ``vlb_weight``, where L_vlb teaches the variance alone,
     since its gradient stops at the mean (Nichol & Dhariwal 2021, eq. 16).
 
-    output: what the network said at ``scheduler.add_noise(x0, noise, t)``, (B, C or 2C, …).
+    output: the network's output at ``scheduler.add_noise(x0, noise, t)``, (B, C or 2C, …).
     x0: (B, C, …) of 8-bit values in [-1, 1]; t: int64 (B,), drawn evenly from all T.
     Raises ArgumentError as ``check_objective`` does.
     """

@@ -57,7 +57,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """One update of every parameter that has a gradient; ``closure`` is not supported."""
+        """Update every parameter that has a gradient; ``closure`` is not supported."""
         if closure is not None:
             raise NotImplementedError("Muon takes no closure")
         for group in self.param_groups:
@@ -77,7 +77,7 @@ class Muon(torch.optim.Optimizer):
         return [self.state[w].setdefault(name, torch.zeros_like(gradient(w))) for w in weights]
 
     def _orthogonal(self, weights: list[Tensor], group: dict) -> list[Tensor]:
-        """Updates of matrices: their momentum with Nesterov's look ahead, made orthogonal."""
+        """Compute the updates of matrices: their Nesterov momentum, orthogonalised."""
         if not weights:
             return []
         grads, momenta = list(map(gradient, weights)), self._moments(weights, "momentum")
@@ -97,7 +97,7 @@ class Muon(torch.optim.Optimizer):
         return updates
 
     def _adam(self, weights: list[Tensor], group: dict) -> list[Tensor]:
-        """Updates of vectors: AdamW's (Loshchilov & Hutter 2019), without the decay."""
+        """Compute the updates of vectors: AdamW's (Loshchilov & Hutter 2019), without the decay."""
         if not weights:
             return []
         (beta1, beta2), grads = group["betas"], list(map(gradient, weights))
@@ -128,13 +128,13 @@ def is_matrix(weight: Tensor) -> bool:
 
 
 def moments_size(model: nn.Module, config: TrainConfig) -> int:
-    """Bytes of the moments that ``build_optimizer``'s optimizer will hold: one or two a weight."""
+    """Return the bytes of the optimizer's moments: one or two per weight."""
     muon = config.optimizer == "muon"
     return sum(p.nbytes * (1 if muon and is_matrix(p) else 2) for p in model.parameters())
 
 
 def orthogonalise_together(matrices: Tensor, first: int) -> Tensor:
-    """What ``orthogonalise`` makes of (N, m, n), which all processes have; each does its share.
+    """Orthogonalise (N, m, n), which all processes hold; each process computes its share.
 
     Process r of P takes the matrices whose number, counted from ``first``, leaves r when divided
     by P, and all exchange what they found.
@@ -149,7 +149,7 @@ def orthogonalise_together(matrices: Tensor, first: int) -> Tensor:
 
 
 def orthogonalise(matrices: Tensor) -> Tensor:
-    """About U Vᵀ of the singular value decomposition U S Vᵀ, by a Newton–Schulz iteration in bf16.
+    """Approximate U Vᵀ of the SVD U S Vᵀ by a Newton–Schulz iteration in bf16.
 
     (…, m, n) → (…, m, n), bfloat16; singular values end in about [0.7, 1.2].
     """

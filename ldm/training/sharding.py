@@ -1,4 +1,4 @@
-"""Tensors that FSDP has spread over processes (DTensors): taken whole, and spread alike.
+"""Tensors that FSDP has sharded over processes (DTensors): gathered, and sharded alike.
 
 On whole tensors these do nothing, so that checkpoints and averages have one form for all runs.
 """
@@ -14,7 +14,7 @@ def is_sharded(model: nn.Module) -> bool:
     return any(hasattr(parameter, "full_tensor") for parameter in model.parameters())
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """Return all of a tensor. Every process must call it."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
@@ -23,19 +23,19 @@ def collect(tensors: dict[str, Tensor], keep: bool) -> dict[str, Tensor]:
     """Return all of each tensor on processes that ``keep`` them, one moved at a time."""
     found = {}
     for name, tensor in tensors.items():
-        value = whole(tensor)
+        value = full_tensor(tensor)
         if keep:
             found[name] = value if value is tensor else value.cpu()
     return found
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This process's part, which shares its memory with the tensor."""
+    """Return this process's part, which shares its memory with the tensor."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 def spread_like(parameter: Tensor, values: Tensor) -> Tensor:
-    """A copy of ``values``, of the parameter's shape, laid out in memory and spread as it is."""
+    """Copy ``values`` into a tensor with the memory layout and the sharding of ``parameter``."""
     if hasattr(parameter, "full_tensor"):
         from torch.distributed.tensor import DTensor, distribute_tensor
 

@@ -1,4 +1,4 @@
-"""Begin a run with trained weights: to go on with a model, or to widen its two ends.
+"""Start a run from trained weights: to fine-tune a model, or to give its ends more channels.
 
 Stable Diffusion's inpainting models were made so, from ones without the mask's channels (Rombach et
 al. 2022, section 4.5): the inputs that are new begin with weights of zero.
@@ -19,7 +19,7 @@ from ldm.fast import adapt_to_cpu
 from ldm.unet import UNet
 
 # Layers that may have got channels, and the dimensions that hold a mean and a log-variance.
-ENDS = {
+END_LAYERS = {
     "conv_in": (),
     "conv_out": (),
     "encoder.conv_in": (),
@@ -32,7 +32,7 @@ ENDS = {
 
 
 def new_unet(config: UNetConfig, start: str) -> UNet:
-    """A U-Net that predicts 0, as Ho et al.'s code begins, or one with the weights of ``start``."""
+    """Build a U-Net with the weights of ``start``; for "", one that predicts 0, as Ho et al.'s."""
     unet = adapt_to_cpu(UNet(config))
     nn.init.zeros_(unet.conv_out.weight)
     assert unet.conv_out.bias is not None
@@ -63,15 +63,15 @@ def begin_with(module: nn.Module, folder: str) -> None:
     for name, new in own.items():
         old, layer = found[name], name.rpartition(".")[0]
         smaller = new.ndim == old.ndim and all(map(int.__le__, old.shape, new.shape))
-        if new.shape != old.shape and not (smaller and layer in ENDS):
+        if new.shape != old.shape and not (smaller and layer in END_LAYERS):
             raise ArgumentError(
                 f"start is {folder!r}, where {name} is {tuple(old.shape)}, but [model] makes "
                 f"it {tuple(new.shape)}; only the first and last layers may get more channels"
             )
-        widen(new, old, ENDS.get(layer, ()) if new.shape != old.shape else ())
+        copy_channels(new, old, END_LAYERS.get(layer, ()) if new.shape != old.shape else ())
 
 
-def widen(new: Tensor, old: Tensor, halves: tuple[int, ...]) -> None:
+def copy_channels(new: Tensor, old: Tensor, halves: tuple[int, ...]) -> None:
     """Write ``old`` (outputs, inputs, …) into the first channels of ``new``, in place.
 
     halves: dimensions that are two lists of channels, one behind the other.

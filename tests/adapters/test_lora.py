@@ -16,8 +16,8 @@ from ldm.checkpoints.lora_names import Factors
 from ldm.errors import ArgumentError
 from ldm.loading.single_file import names_of
 from ldm.pipeline import Pipeline
-from tests.conftest import assert_same, draw, draw_theirs, generator
 from tests.helpers.families import for_task
+from tests.helpers.pictures import assert_same, draw, draw_theirs, generator
 
 pytest.importorskip("peft")
 pytestmark = [

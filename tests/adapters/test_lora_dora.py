@@ -18,8 +18,8 @@ from ldm.config import UNetConfig
 from ldm.errors import CheckpointError
 from ldm.loading.single_file import names_of
 from ldm.unet import UNet
-from tests.conftest import difference as largest
 from tests.helpers.families import unet as small_unet
+from tests.helpers.networks import difference as largest
 
 peft = pytest.importorskip("peft")
 diffusers = pytest.importorskip("diffusers")
@@ -70,7 +70,7 @@ def saved(unet: Any, path: Path, dora_scale: bool = False) -> None:
 
 
 def ours_like(unet: Any) -> tuple[UNet, Loras]:
-    from tests.conftest import ours_like
+    from tests.helpers.networks import ours_like
 
     ours = ours_like(small_unet(), UNet, UNetConfig.from_dict(dict(unet.config), "config"))
     return ours, Loras({"unet": ours}, names_of(ours.config))

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from ldm.errors import ArgumentError, CheckpointError
-from tests.conftest import assert_same, draw, draw_theirs, generator
 from tests.helpers.families import for_task
+from tests.helpers.pictures import assert_same, draw, draw_theirs, generator
 
 ARGUMENTS = {"num_inference_steps": 2, "guidance_scale": 3.0, "height": 40, "width": 64}
 PROMPT = "a photo of <toy> in a <toy>-shaped box"

@@ -25,7 +25,7 @@ from ldm.clip import CLIPTextEncoder
 from ldm.errors import CheckpointError
 from ldm.unet import UNet
 from ldm.vae import AutoencoderKL
-from tests.conftest import difference
+from tests.helpers.networks import difference
 
 WEIGHTS = "diffusion_pytorch_model"
 

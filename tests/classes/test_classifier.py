@@ -13,7 +13,7 @@ from ldm.checkpoints.folder import load_component, save_component
 from ldm.classes.classifier import AttentionPool, Classifier
 from ldm.config import ClassifierConfig, read_json
 from ldm.errors import ArgumentError, CheckpointError
-from tests.conftest import difference, randomize
+from tests.helpers.networks import difference, randomize
 
 SMALL: dict[str, Any] = {
     "sample_size": 8,

@@ -23,7 +23,7 @@ from ldm.samplers import bind, plan, sample
 from ldm.scheduler import DDPMScheduler, Level
 from ldm.text.conditioning import Conditioning, Prompted, Script
 from tests.classes.test_labels import pipeline
-from tests.conftest import difference, randomize
+from tests.helpers.networks import difference, randomize
 
 M, S = 0.8, 0.3  # class 0 is N(−M, S²), class 1 N(M, S²)
 COUNT = 4000

@@ -18,7 +18,8 @@ from ldm.errors import ArgumentError, CheckpointError
 from ldm.pipeline import Pipeline
 from ldm.scheduler import DDPMScheduler
 from ldm.unet import UNet
-from tests.conftest import difference, generator, generators, quiet, randomize
+from tests.helpers.networks import difference, randomize
+from tests.helpers.pictures import generator, generators, quiet
 
 DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 LABELS = {str(number): name for number, name in enumerate(DIGITS)}

@@ -24,8 +24,8 @@ from ldm.pipeline import Pipeline
 from ldm.scheduler import DDPMScheduler
 from ldm.text.conditioning import Conditioning, Prompted, Script
 from ldm.unet import UNet
-from tests.conftest import difference, randomize
 from tests.fast.test_unets import CASES, Asked, asked, at_random
+from tests.helpers.networks import difference, randomize
 
 SETTINGS = {"num_inference_steps": 3, "seed": 5, "output_type": "pt"}
 

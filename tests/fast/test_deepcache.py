@@ -14,7 +14,8 @@ from ldm.errors import ArgumentError
 from ldm.fast.deepcache import DeepCache
 from ldm.pipeline import Pipeline
 from ldm.unet import UNet
-from tests.conftest import difference, draw, randomize
+from tests.helpers.networks import difference, randomize
+from tests.helpers.pictures import draw
 
 LAYERS = 2
 

@@ -25,7 +25,7 @@ from ldm.layers import GEGLU, Attention
 from ldm.pipeline import Pipeline
 from ldm.unet import UNet
 from ldm.vae import AutoencoderKL
-from tests.conftest import difference, randomize
+from tests.helpers.networks import difference, randomize
 
 DTYPES = [torch.float32, torch.bfloat16]
 NEAR = {torch.float32: 2e-5, torch.bfloat16: 0.04}  # of values of unit size

@@ -23,8 +23,8 @@ from ldm.images import read_settings
 from ldm.images.generation_info import read_generation_info
 from ldm.layers import GEGLU
 from ldm.pipeline import Pipeline
-from tests.conftest import difference, randomize
 from tests.fast.test_fast import draw, fast, small_unet
+from tests.helpers.networks import difference, randomize
 
 DTYPES = [torch.float32, torch.bfloat16]
 SETTINGS = {"num_inference_steps": 4, "seed": 5, "output_type": "pt"}

@@ -20,7 +20,7 @@ from ldm.fast.memory import available_memory, decode_needs_strips
 from ldm.pipeline import Pipeline
 from ldm.techniques.tiling import seamless
 from ldm.vae import AutoencoderKL, Decoder
-from tests.conftest import difference, randomize
+from tests.helpers.networks import difference, randomize
 
 DTYPES = [torch.float32, torch.bfloat16]
 

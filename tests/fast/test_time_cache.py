@@ -12,9 +12,9 @@ from ldm.fast import slow_down, speed_up
 from ldm.fast.time_cache import TimeLinear, cache_of, expect_times
 from ldm.pipeline import Pipeline
 from ldm.unet import UNet
-from tests.conftest import difference
 from tests.fast.test_fast import draw, small_unet
 from tests.fast.test_unets import at_random
+from tests.helpers.networks import difference
 
 TIMES = [999.0, 500.25, 1.0]
 

@@ -17,8 +17,8 @@ from ldm.fast.deepcache import DeepCache
 from ldm.pipeline import Pipeline
 from ldm.unet import UNet
 from tests.classes.test_labels import CONFIG, pipeline
-from tests.conftest import difference, randomize
 from tests.fast.test_fast import count_packed
+from tests.helpers.networks import difference, randomize
 
 Asked = dict[str, Tensor]  # the arguments of a U-Net
 

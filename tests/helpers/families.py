@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from ldm.checkpoints.assets import asset_path
-from tests.conftest import quiet, randomize
+from tests.helpers.networks import randomize
+from tests.helpers.pictures import quiet
 
 diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")

@@ -11,7 +11,7 @@ from accelerate.state import DistributedType, PartialState
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from ldm.training.loop import train
+from ldm.training.loop import train_steps
 from tests.helpers.toy_training import Toy, toy_config
 
 
@@ -24,7 +24,7 @@ def main() -> None:
     config = toy_config(Path(sys.argv[1]), **{key: json.loads(v) for key, v in settings.items()})
     recipe = Toy(config)
     torch.manual_seed(config.seed)
-    for _ in train(config, recipe):
+    for _ in train_steps(config, recipe):
         parameters = list(recipe.model.parameters())
         assert all(isinstance(parameter, DTensor) for parameter in parameters)
         kept = sum(parameter.to_local().numel() for parameter in parameters)

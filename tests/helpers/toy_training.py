@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ldm.training.config import TrainConfig
-from ldm.training.loop import train
+from ldm.training.loop import train_steps
 from ldm.training.recipes.base import Recipe
 
 WIDTH = 24
@@ -81,7 +81,7 @@ def toy_config(output: Path, **changes: Any) -> TrainConfig:
 def toy_run(config: TrainConfig, **arguments: Any) -> list[float]:
     """Train; returns the losses."""
     torch.manual_seed(config.seed)
-    return [state.metrics.get("loss") for state in train(config, Toy(config), **arguments)]
+    return [state.metrics.get("loss") for state in train_steps(config, Toy(config), **arguments)]
 
 
 if __name__ == "__main__":

@@ -21,9 +21,9 @@ from ldm.errors import ArgumentError, CheckpointError
 from ldm.loading import single_file
 from ldm.pipeline import Pipeline
 from ldm.scheduler import DDPMScheduler
-from tests.conftest import AS_DIFFUSERS, assert_same, draw, draw_theirs, generator
 from tests.helpers.families import FAMILIES as MODELS
 from tests.helpers.families import for_task
+from tests.helpers.pictures import AS_DIFFUSERS, assert_same, draw, draw_theirs, generator
 
 diffusers = pytest.importorskip("diffusers")
 pytestmark = [

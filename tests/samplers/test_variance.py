@@ -14,7 +14,7 @@ from ldm.samplers import Denoised, bind, from_config, plan, sample
 from ldm.samplers.ddim import DDIM
 from ldm.samplers.ddpm import DDPM, variance
 from ldm.scheduler import CLEAN, DDPMScheduler, Level
-from tests.conftest import difference
+from tests.helpers.networks import difference
 
 SHAPE = (2, 3, 4, 6)
 COSINE = {"beta_schedule": "squaredcos_cap_v2"}

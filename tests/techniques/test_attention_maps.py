@@ -18,7 +18,7 @@ from ldm.layers import Attention, SpatialTransformer
 from ldm.techniques.attention_maps import AttentionMaps, probabilities
 from ldm.text.conditioning import encode_prompts
 from ldm.text.tokenizer import CLIPTokenizer
-from tests.conftest import randomize
+from tests.helpers.networks import randomize
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,8 @@ from torch import Tensor
 from ldm.errors import ArgumentError
 from ldm.samplers.noise import Noise, slerp
 from ldm.techniques.tiling import seamless
-from tests.conftest import difference, generator
+from tests.helpers.networks import difference
+from tests.helpers.pictures import generator
 
 ARGUMENTS = {"num_inference_steps": 3, "guidance_scale": 3.0, "seed": 5}
 

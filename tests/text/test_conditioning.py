@@ -19,7 +19,8 @@ from ldm.scheduler import CLEAN, Level
 from ldm.text.chunks import BACKTRACK, MAX_CHUNKS, Chunk, cut
 from ldm.text.conditioning import Conditioning, Prompted, Script, encode_prompts
 from ldm.text.tokenizer import CLIPTokenizer
-from tests.conftest import difference, draw
+from tests.helpers.networks import difference
+from tests.helpers.pictures import draw
 
 
 @pytest.fixture(scope="module")

@@ -311,7 +311,8 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         ("EMOJIBASE", package),
     ):  # fmt: skip
         monkeypatch.setattr(pack, name, value)
-    monkeypatch.setattr(pack, "MEMBERS", {True: ("icons.json",), False: ("icons.json",)})
+    for members in ("SET_MEMBERS", "EMOJIBASE_MEMBERS"):
+        monkeypatch.setattr(pack, members, ("icons.json",))
     yield archives
 
 

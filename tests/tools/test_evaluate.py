@@ -40,8 +40,8 @@ from tools.builtin_model.evaluation.judge import Judged, Seen
 from tools.builtin_model.evaluation.prompts import (
     FORTY,
     KINDS,
-    Asked,
     Prompt,
+    PromptThing,
     choose,
     colour_order,
     everything,
@@ -144,14 +144,16 @@ def test_chosen_kinds_keep_their_numbers():
 
 def test_what_prompts_say():
     texts = {p.text: p for p in texts_of(others=["grapes"], styled=[("grapes", "fluent-emoji")])}
-    assert texts["an airplane"].things == (Asked("airplane"),)
-    assert texts["a pink car"].things == (Asked("car", "pink"),)
-    assert texts["a cat next to a house"].things == (Asked("cat"), Asked("house"))
+    assert texts["an airplane"].things == (PromptThing("airplane"),)
+    assert texts["a pink car"].things == (PromptThing("car", "pink"),)
+    assert texts["a cat next to a house"].things == (PromptThing("cat"), PromptThing("house"))
     assert texts["four cups of coffee"].count == 4
     assert texts["a puppy"].noun == "dog" and texts["a puppy"].kind == "synonym"
     assert texts["a small bus on the right"].place == "right"
     assert texts["a bunch of grapes"].kind == "synonym" and texts["grapes"].kind == "single"
-    assert texts["grapes, 3d"].style == "3d" and texts["grapes, 3d"].things == (Asked("grapes"),)
+    assert texts["grapes, 3d"].style == "3d" and texts["grapes, 3d"].things == (
+        PromptThing("grapes"),
+    )
     both = [p for p in texts.values() if p.kind == "two" and p.colour]
     assert len(both) == 60 and all(t.colour in p.text for p in both for t in p.things)
     assert many("red fish") == "red fish" and many("strawberry") == "strawberries"
@@ -360,7 +362,7 @@ def judged(kind, asked, *things, **others) -> Judged:
     """
     style, seen_style = others.pop("style", (None, None))
     fields = {key: others.pop(key) for key in ("count", "place", "size") if key in others}
-    asked = tuple(Asked(*thing.split()[::-1]) for thing in asked)
+    asked = tuple(PromptThing(*thing.split()[::-1]) for thing in asked)
     prompt = Prompt("a thing", kind, asked, style=style, **fields)
     return Judged(prompt, things[0], things, style=seen_style, **others)
 
@@ -668,7 +670,7 @@ def test_things_of_a_scene_are_judged_one_by_one():
     icons = [shape("ball", "#d02020"), shape("box", "#2050d0")]
     rng = np.random.default_rng(0)
     pictures = [scenes.scene(icons, (255, 255, 255), rng), np.full((128, 128, 3), 255, np.uint8)]
-    asked = Prompt("", "two", (Asked("ball", "red"), Asked("box", "blue")))
+    asked = Prompt("", "two", (PromptThing("ball", "red"), PromptThing("box", "blue")))
     pair, empty = judge.judge(ByTint(), [asked] * 2, pictures, ["ball", "box"], frozenset())
     assert pair.both and pair.both_coloured and len(pair.things) == 2
     assert pair.background == "white"
@@ -687,7 +689,7 @@ class ByShade:
 
 def test_styles_are_judged_of_the_prompts_that_ask_for_one():
     dark, pale = np.full((64, 64, 3), 10, np.uint8), np.full((64, 64, 3), 240, np.uint8)
-    things = (Asked("ball"),)
+    things = (PromptThing("ball"),)
     asked = [
         Prompt("", "style", things, style="flat"),
         Prompt("", "single", things),
@@ -768,11 +770,11 @@ def test_real_icons_are_put_together_as_the_prompts_ask(tmp_path):
         ImageDraw.Draw(many).rectangle((x, 20, x + 29, 100), fill=colour)
     first = shape("box", "#d02020")
     data = write_data(tmp_path, rows, [first, first, np.asarray(many)])
-    box, ball = Asked("box"), Asked("ball")
+    box, ball = PromptThing("box"), PromptThing("ball")
     asked = [
         Prompt("a box", "single", (box,)),
-        Prompt("a blue box", "colour", (Asked("box", "blue"),)),
-        Prompt("a blue ball", "colour", (Asked("ball", "blue"),)),
+        Prompt("a blue box", "colour", (PromptThing("box", "blue"),)),
+        Prompt("a blue ball", "colour", (PromptThing("ball", "blue"),)),
         Prompt("three boxes", "count", (box,), count=3),
         Prompt("a box and a ball", "two", (box, ball)),
         Prompt("a small box on the right", "place", (box,), place="right"),
@@ -794,7 +796,7 @@ def test_real_icons_are_put_together_as_the_prompts_ask(tmp_path):
     with pytest.raises(ArgumentError, match="no icon of box, bold out of training"):
         real(data, [twemoji], frozenset())
     with pytest.raises(ArgumentError, match="no icon of cone out of training"):
-        real(data, [Prompt("a cone", "single", (Asked("cone"),))], frozenset())
+        real(data, [Prompt("a cone", "single", (PromptThing("cone"),))], frozenset())
 
 
 @pytest.mark.parametrize(

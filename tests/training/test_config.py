@@ -15,8 +15,8 @@ from ldm.config.settings import choice, read_table, within
 from ldm.errors import ArgumentError
 from ldm.training.config import TrainConfig, read_config
 from ldm.training.curves import points, smooth
-from ldm.training.memory import kept_activations, plan
-from ldm.training.metrics import Metrics, cut_log, log, read_log
+from ldm.training.memory import describe_run, kept_activations
+from ldm.training.metrics import Metrics, append_row, cut_log, read_log
 from ldm.training.optimizer import build_optimizer, moments_size
 from tests.helpers.toy_training import WIDTH, Toy, toy_config
 
@@ -128,7 +128,7 @@ def test_the_activations_foretold() -> None:
 
 def test_a_plan_counts_parts_and_processes() -> None:
     config = toy_config(Path(), batch_size=64, gradient_accumulation_steps=2)
-    told = "\n".join(plan(config, Toy(config), processes=4))
+    told = "\n".join(describe_run(config, Toy(config), processes=4))
     assert "100 examples to learn from, 100 held out" in told
     assert "activations of 8 examples" in told
     assert f"run: {8 * 64 / 100:.1f} times through the data" in told
@@ -136,7 +136,7 @@ def test_a_plan_counts_parts_and_processes() -> None:
 
 def test_the_log_is_read_and_cut(tmp_path: Path) -> None:
     for step in (1, 2, 3):
-        log(tmp_path, {"step": step, "loss": step / 2})
+        append_row(tmp_path, {"step": step, "loss": step / 2})
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "lo')  # a kill
     assert [row["step"] for row in read_log(tmp_path)] == [1, 2, 3]

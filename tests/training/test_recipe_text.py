@@ -15,9 +15,9 @@ from ldm.training.binding_head import UNKNOWN, Reader, reading_figures, reading_
 from ldm.training.checkpoint import checkpoints
 from ldm.training.config import TrainConfig
 from ldm.training.data import EmbeddedTexts
-from ldm.training.loop import train
+from ldm.training.loop import train_steps
 from ldm.training.recipes import text
-from ldm.training.recipes.text import TextRecipe, mix
+from ldm.training.recipes.text import TextRecipe, draw_chances
 
 THINGS = [(c, n) for c in ("red", "blue", "green", "") for n in ("car", "cat", "tree", "house")]
 PLAIN = [f"a {kind} of {noun}" for kind in ("photo", "drawing") for noun in ("fish", "dog", "milk")]
@@ -67,7 +67,7 @@ def settings(data: Path, output: Path, steps: int = 3, **options: float) -> Trai
 
 def run(config: TrainConfig) -> list[dict[str, float]]:
     torch.manual_seed(config.seed)
-    return [state.metrics for state in train(config, TextRecipe(config))]
+    return [state.metrics for state in train_steps(config, TextRecipe(config))]
 
 
 @pytest.fixture(scope="module")
@@ -112,17 +112,17 @@ def test_a_batch_has_its_share_of_texts_with_readings(mixed: Path, tmp_path: Pat
         recipe = TextRecipe(settings(mixed, tmp_path, caption_share=share, held_out=1))
         recipe.config.batch_size = 4000
         batch = recipe.batch(0, torch.Generator().manual_seed(0))
-        known = (batch["says"] != UNKNOWN).any(dim=1)
+        known = (batch["readings"] != UNKNOWN).any(dim=1)
         assert abs(float(known.float().mean()) - share) < 0.03
         assert (recipe.model.reader is None) == (share == 0)
 
 
 def test_mix_draws_each_kind_evenly() -> None:
-    share, chances = mix(torch.tensor([True, False, False, False, True]), 0.4)
+    share, chances = draw_chances(torch.tensor([True, False, False, False, True]), 0.4)
     assert share == 0.4
     assert torch.allclose(chances, torch.tensor([0.2, 0.2, 0.2, 0.2, 0.2]))
-    assert mix(torch.tensor([True, True]), 0.3)[0] == 1.0
-    share, chances = mix(torch.tensor([False, False]), 0.3)
+    assert draw_chances(torch.tensor([True, True]), 0.3)[0] == 1.0
+    share, chances = draw_chances(torch.tensor([False, False]), 0.3)
     assert share == 0.0 and torch.allclose(chances, torch.tensor([0.5, 0.5]))
 
 
@@ -135,16 +135,17 @@ def test_readings_share_the_values_of_their_kind(tmp_path: Path) -> None:
     data = EmbeddedTexts(write_set(tmp_path / "data", rows))
     assert data.fields == ["noun 1", "noun 2", "background"]
     assert data.values == {"noun": ["cat", "none", "ox"], "background": ["red"]}
-    assert data.says.tolist() == [[0, 1, 0], [UNKNOWN] * 3, [2, 0, UNKNOWN]]
+    assert data.readings.tolist() == [[0, 1, 0], [UNKNOWN] * 3, [2, 0, UNKNOWN]]
 
 
 def test_texts_without_readings_do_not_matter_to_the_loss() -> None:
     logits = [torch.randn(6, values, requires_grad=True) for values in (3, 4)]
-    says = torch.tensor([[0, 1], [UNKNOWN] * 2, [2, 3], [UNKNOWN] * 2, [1, 0], [UNKNOWN] * 2])
-    loss = reading_loss(logits, says, share=0.5)
+    readings = torch.tensor([[0, 1], [UNKNOWN] * 2, [2, 3], [UNKNOWN] * 2, [1, 0], [UNKNOWN] * 2])
+    loss = reading_loss(logits, readings, share=0.5)
     known = [0, 2, 4]
     expected = [
-        torch.nn.functional.cross_entropy(x[known], says[known, i]) for i, x in enumerate(logits)
+        torch.nn.functional.cross_entropy(x[known], readings[known, i])
+        for i, x in enumerate(logits)
     ]
     assert loss.item() == pytest.approx(sum(expected).item() / 2, rel=1e-6)
     loss.backward()
@@ -155,9 +156,11 @@ def test_texts_without_readings_do_not_matter_to_the_loss() -> None:
 def test_parts_of_a_batch_have_the_loss_of_the_whole() -> None:
     """Though one part has more texts with readings than the other."""
     logits = [torch.randn(4, 3)]
-    says = torch.tensor([[0], [1], [2], [UNKNOWN]])
-    parts = [reading_loss([logits[0][i : i + 2]], says[i : i + 2], 0.6) for i in (0, 2)]
-    assert torch.stack(parts).mean().item() == pytest.approx(reading_loss(logits, says, 0.6).item())
+    readings = torch.tensor([[0], [1], [2], [UNKNOWN]])
+    parts = [reading_loss([logits[0][i : i + 2]], readings[i : i + 2], 0.6) for i in (0, 2)]
+    assert torch.stack(parts).mean().item() == pytest.approx(
+        reading_loss(logits, readings, 0.6).item()
+    )
 
 
 def test_what_stands_behind_the_end_is_not_read() -> None:
@@ -192,12 +195,14 @@ def test_texts_are_read_as_each_alone(
 def test_figures_of_known_guesses() -> None:
     values = {"noun": ["cat", "none", "ox"], "colour": ["none", "red"], "count": ["1", "2"]}
     fields = [*FIELDS, "count 1"]
-    says = torch.tensor([[0, 1, 2, 0, 0], [0, 1, 2, 1, 1], [2, 1, 1, 0, 0]])
-    guesses = says.clone()
+    readings = torch.tensor([[0, 1, 2, 0, 0], [0, 1, 2, 1, 1], [2, 1, 1, 0, 0]])
+    guesses = readings.clone()
     guesses[0, 4] = 1  # of two things, but no noun or colour
     guesses[1, 3] = 0  # of two things
     guesses[2, 0] = 0  # of one thing
-    assert reading_figures(guesses, says, fields, values) == pytest.approx(
+    assert reading_figures(guesses, readings, fields, values) == pytest.approx(
         {"read": 12 / 15, "read_two": 1 / 2}
     )
-    assert reading_figures(guesses[2:], says[2:], fields, values) == pytest.approx({"read": 4 / 5})
+    assert reading_figures(guesses[2:], readings[2:], fields, values) == pytest.approx(
+        {"read": 4 / 5}
+    )

@@ -22,7 +22,7 @@ from ldm.scheduler import DDPMScheduler, SchedulerConfig
 from ldm.training.checkpoint import checkpoints
 from ldm.training.config import TrainConfig, read_config
 from ldm.training.ema import EMA
-from ldm.training.loop import train
+from ldm.training.loop import train_steps
 from ldm.training.objectives import diffusion_weight, psnr
 from ldm.training.recipes import build_recipe
 from ldm.training.recipes.text import TextRecipe
@@ -99,7 +99,7 @@ def run(config: TrainConfig, stop_at: int | None = None) -> list[float]:
     """Train; returns the losses. ``stop_at`` breaks off after that many steps."""
     torch.manual_seed(config.seed)
     losses = []
-    for state in train(config, build_recipe(config)):
+    for state in train_steps(config, build_recipe(config)):
         losses.append(state.metrics["loss"])
         if state.step == stop_at:
             break

@@ -20,7 +20,7 @@ from ldm.pipeline import Pipeline
 from ldm.training import figures
 from ldm.training.config import TrainConfig, read_config
 from ldm.training.data.idx import write_idx
-from ldm.training.loop import train
+from ldm.training.loop import train_steps
 from ldm.training.recipes import build_recipe
 from ldm.training.recipes.classifier import ClassifierRecipe
 from ldm.training.recipes.pixel import PixelRecipe
@@ -80,7 +80,7 @@ def settings(data: Path, output: Path, options: dict[str, Any], **changes: Any) 
 
 def run(config: TrainConfig) -> list[dict[str, float]]:
     torch.manual_seed(config.seed)
-    return [state.metrics for state in train(config, build_recipe(config))]
+    return [state.metrics for state in train_steps(config, build_recipe(config))]
 
 
 @pytest.fixture(scope="module")

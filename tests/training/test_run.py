@@ -25,7 +25,7 @@ from ldm.training.checkpoint import Learner, checkpoints, load_state, save_state
 from ldm.training.config import check_resumable
 from ldm.training.ema import EMA
 from ldm.training.lock import only_run_in
-from ldm.training.loop import train
+from ldm.training.loop import train_steps
 from ldm.training.optimizer import build_optimizer
 from tests.helpers.toy_training import Toy, toy_config, toy_run
 
@@ -265,7 +265,7 @@ def test_a_run_that_its_caller_stops_and_resumes(tmp_path: Path, optimizer: str)
     )
     toy_run(whole)
     torch.manual_seed(stopped.seed)
-    for state in train(stopped, Toy(stopped)):
+    for state in train_steps(stopped, Toy(stopped)):
         state.stop = state.step == 3
     assert [path.name for path in checkpoints(tmp_path / "stopped")] == ["00000003"]
     torch.rand(7)  # whoever draws in between changes nothing
@@ -321,7 +321,7 @@ def test_pictures_and_trackers(tmp_path: Path) -> None:
     run = tmp_path / "run"
     config = toy_config(run, steps=30, sample_every=10, trackers=("tensorboard",))
     recipe = Toy(config)
-    losses = [state.metrics["loss"] for state in train(config, recipe)]
+    losses = [state.metrics["loss"] for state in train_steps(config, recipe)]
     assert recipe.drawn == [run / "figures"] * 3
     assert [path.name for path in sorted((run / "samples").iterdir())] == [
         "00000010.png",

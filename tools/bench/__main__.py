@@ -93,7 +93,7 @@ def bench(arguments: argparse.Namespace) -> None:
 
 
 def machine(threads: int, load: float) -> dict[str, Any]:
-    """What the figures depend on."""
+    """Return what the figures depend on."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ldm.cli.guidance_options import FAST
 from ldm.pipeline import Pipeline
-from tools.bench.models import allowed_error, error, told
+from tools.bench.models import allowed_error, error, unet_inputs
 from tools.bench.networks import SMALL
 from tools.bench.processes import sd15
 from tools.bench.race import Race
@@ -23,7 +23,7 @@ DECODED = 64  # latents of 512 pixels
 
 
 def ours(**how: bool) -> Pipeline:
-    """The pipeline that `optimize` has made faster; `how` are its arguments."""
+    """Load the pipeline that `optimize` has made faster; `how` are its arguments."""
     return Pipeline.from_pretrained(sd15(), device="cuda", dtype=DTYPE).optimize(**how)
 
 
@@ -62,16 +62,16 @@ def peak(call: Callable[[], object]) -> float:
 
 
 def step(compiled: bool) -> Race:
-    """A guided step of one picture of 512 pixels; `compiled`: both by `torch.compile`."""
+    """Race a guided step of one picture of 512 pixels; `compiled`: both by `torch.compile`."""
     exact = peer(torch.float32).unet.cpu()
-    want = exact(*told(exact, SMALL, torch.float32)).sample
+    want = exact(*unet_inputs(exact, SMALL, torch.float32)).sample
     del exact
     pipe, theirs = ours(compile=compiled), peer().unet
     if compiled:
         theirs.compile_repeated_blocks(fullgraph=True)
 
     def on_gpu(size: int) -> list[Tensor]:
-        x, t, context = (y.to("cuda") for y in told(theirs, size, DTYPE))
+        x, t, context = (y.to("cuda") for y in unet_inputs(theirs, size, DTYPE))
         return [x.contiguous(memory_format=torch.channels_last), t, context]
 
     def call_ours(x: Tensor, t: Tensor, context: Tensor) -> Tensor:
@@ -98,7 +98,7 @@ def step(compiled: bool) -> Race:
 
 
 def vae() -> Race:
-    """A picture of 512 pixels from its latents."""
+    """Race the decoding of a picture of 512 pixels."""
     pipe, theirs = ours(), peer().vae
     z = noise().to("cuda", DTYPE)
     scale = pipe.vae.config.scaling_factor
@@ -125,13 +125,13 @@ def noise() -> Tensor:
 
 
 def draw_ours(pipe: Pipeline, **more: Any) -> Tensor:
-    """A picture of 512 pixels."""
+    """Draw a picture of 512 pixels with ours."""
     settings = {"num_inference_steps": STEPS, "guidance_scale": SCALE, "latents": noise()}
     return pipe([PROMPT], output_type="pt", sampler="ddim", **settings, **more).images
 
 
 def draw_theirs(pipe: Any) -> Tensor:
-    """The same."""
+    """Draw a picture of 512 pixels with diffusers."""
     from diffusers import DDIMScheduler
 
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
@@ -140,7 +140,7 @@ def draw_theirs(pipe: Any) -> Tensor:
 
 
 def run(memory: bool, offload: bool = False) -> Race:
-    """Prompt to pixels, models loaded: seconds, or memory of the GPU."""
+    """Race a prompt to pixels, models loaded: seconds, or memory of the GPU."""
     pipe, theirs = ours(offload=offload), peer()
     if offload:
         theirs.to("cpu")
@@ -161,7 +161,7 @@ def run(memory: bool, offload: bool = False) -> Race:
 
 
 def mode(what: str, goal: float, **arguments: Any) -> Race:
-    """A mode that draws another picture, against our own exact one."""
+    """Race a mode that draws another picture against our own exact one."""
     pipe = ours()
 
     def check() -> tuple[float, float]:

@@ -50,8 +50,8 @@ def built_in(count: int, goal: float, dtype: str | None = None) -> Race:
             return (call_ours() - call_theirs()).abs().max().item(), 2e-3
         return error(call_ours(), call_theirs()), 0.02  # some 40 dB
 
-    told = dtype or f"{mine} against diffusers' default (float32)".removeprefix("torch.")
-    what = f"built-in model, {STEPS} steps, batch {count}, {told}"
+    number_format = dtype or f"{mine} against diffusers' default (float32)".removeprefix("torch.")
+    what = f"built-in model, {STEPS} steps, batch {count}, {number_format}"
     return Race(what, call_ours, call_theirs, check, goal, more=partial(ceiling, call_ours))
 
 
@@ -63,7 +63,7 @@ def warm(count: int, goal: float) -> dict[str, Callable[[], Race]]:
 
 
 def mode(what: str, goal: float, **arguments: Any) -> Race:
-    """A mode that draws another picture, against our own exact one, at Stable Diffusion's size.
+    """Race a mode that draws another picture against ours, at Stable Diffusion's size.
 
     Of random weights, which take as long as others; ``tools.builtin_model.evaluate_modes`` tells
     the quality.
@@ -87,11 +87,11 @@ def mode(what: str, goal: float, **arguments: Any) -> Race:
 
 
 def deep_cache() -> Race:
-    """A whole step of three."""
+    """Race DeepCache that computes one whole step of three."""
     return mode("DeepCache 3", 2.3, deep_cache=FAST["deep_cache"])
 
 
 def interval() -> Race:
-    """Guidance at the middle levels only."""
+    """Race guidance at the middle levels only."""
     low, high = between = FAST["guidance_interval"]
     return mode(f"guidance at {low} < σ/α ≤ {high}", 1.3, guidance_interval=between)

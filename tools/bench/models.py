@@ -73,7 +73,7 @@ def allowed_error(peer: float, dtype: torch.dtype) -> float:
     return 1e-4 if dtype == torch.float32 else 1.5 * peer
 
 
-def told(unet: Any, size: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+def unet_inputs(unet: Any, size: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """Latents, times and texts of a guided step of one picture."""
     generator = torch.Generator().manual_seed(1)
     x = torch.randn((2, 4, size, size), generator=generator)

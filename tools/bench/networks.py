@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from ldm.fast import decode_in_strips, speed_up
 from ldm.fast.int8 import quantize
-from tools.bench.models import allowed_error, ceiling, error, pair, share, told
+from tools.bench.models import allowed_error, ceiling, error, pair, share, unet_inputs
 from tools.bench.race import Race
 
 SMALL = 16  # latents on which outcomes are compared
@@ -23,9 +23,9 @@ SIZE_OF_MODES = 32
 def guided_step(
     what: str, size: int, ours_in: torch.dtype, theirs_in: torch.dtype, last: bool, goal: float
 ) -> Race:
-    """A guided step; ``last``: diffusers' in channels_last, as its documentation advises."""
+    """Race a guided step; ``last``: diffusers' in channels_last, as its documentation advises."""
     ours, theirs = pair("unet")
-    exact = theirs(*told(theirs, SMALL, torch.float32)).sample
+    exact = theirs(*unet_inputs(theirs, SMALL, torch.float32)).sample
     theirs.to(theirs_in)
     if ours_in == theirs_in:  # one memory again
         ours = share(ours, theirs)
@@ -35,10 +35,10 @@ def guided_step(
     speed_up(ours)
 
     def call_ours(size: int = size) -> Tensor:
-        return ours(*told(ours, size, ours_in))
+        return ours(*unet_inputs(ours, size, ours_in))
 
     def call_theirs(size: int = size) -> Tensor:
-        x, t, context = told(theirs, size, theirs_in)
+        x, t, context = unet_inputs(theirs, size, theirs_in)
         x = x.contiguous(memory_format=torch.channels_last) if last else x
         return theirs(x, t, context).sample
 
@@ -71,13 +71,13 @@ def unet_fp32() -> Race:
 
 
 def in_int8(dtype: torch.dtype, goal: float) -> Race:
-    """A guided step in 8 bits against our own exact one."""
+    """Race a guided step in 8 bits against our own exact one."""
     exact, _ = pair("unet")
     exact.to(dtype)
     speed_up(exact)
     ours = copy.deepcopy(exact)
     quantize(ours)
-    x, t, context = told(exact, SIZE_OF_MODES, dtype)
+    x, t, context = unet_inputs(exact, SIZE_OF_MODES, dtype)
 
     def relative() -> dict[str, str]:
         return {"error": f"{error(ours(x, t, context), exact(x, t, context)):.1%} of the spread"}
@@ -136,7 +136,7 @@ def latents(size: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
 
 
 def vae() -> Race:
-    """A picture of 512 pixels."""
+    """Race the decoding of a picture of 512 pixels."""
     whole, _, peer, exact = decoders()  # which takes strips for such a picture by itself
 
     def check() -> tuple[float, float]:
@@ -147,7 +147,7 @@ def vae() -> Race:
 
 
 def vae_memory() -> Race:
-    """How much memory tensors take at most while it decodes."""
+    """Compare the peak memory of tensors while decoding."""
     _, strips, peer, exact = decoders()
 
     def check() -> tuple[float, float]:

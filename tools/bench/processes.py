@@ -54,19 +54,19 @@ print(json.dumps([taken, int(peak) / 1024, total]))
 
 
 def python(*arguments: str) -> str:
-    """The last line that Python prints. Raises LDMError with the last that it complains of."""
+    """Return the last line that Python prints. Raises LDMError with its last line of errors."""
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
     environment.pop(OPT_OUT, None)
     command = [sys.executable, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
-        said = done.stderr.strip().splitlines() or ["it said nothing"]
-        raise LDMError(f"a run failed: {said[-1]}")
+        lines = done.stderr.strip().splitlines() or ["it said nothing"]
+        raise LDMError(f"a run failed: {lines[-1]}")
     return (done.stdout.strip().splitlines() or [""])[-1]
 
 
 def imports() -> Race:
-    """The pipeline's class."""
+    """Race the import of the pipeline class."""
     return Race(
         "import of the pipeline class",
         lambda: python("-c", "from ldm.pipeline import Pipeline"),
@@ -78,7 +78,7 @@ def imports() -> Race:
 
 
 def cold() -> Race:
-    """Prompt to PNG, from nothing."""
+    """Race a prompt to a PNG, from a cold start."""
     folder = asset_path("weights")
     work = Path(tempfile.mkdtemp())
     ours, theirs = work / "ours.png", work / "theirs.png"
@@ -141,7 +141,7 @@ def load_memory() -> Race:
 
 
 def sd15() -> Path:
-    """A folder with a model of random weights of Stable Diffusion 1.5's sizes; made once."""
+    """Make, once, a folder with a randomly initialised model of Stable Diffusion 1.5's sizes."""
     folder = WORK / "sd15"
     if (folder / "model_index.json").exists():
         return folder

@@ -55,14 +55,14 @@ class Result:
 
     def row(self, anyway: bool) -> str:
         """Of a Markdown table; without figures where they cannot be trusted."""
-        told = f"| {self.name} | {self.what} | {self.peer} |"
+        cells = f"| {self.name} | {self.what} | {self.peer} |"
         if self.problems and not anyway:
-            return f"{told} refused: {'; '.join(self.problems)} | | | | |"
+            return f"{cells} refused: {'; '.join(self.problems)} | | | | |"
         met = "yes" if self.ratio >= self.goal else "**no**"
         more = ", ".join(f"{key} {value}" for key, value in self.more.items())
         doubt = f" ({'; '.join(self.problems)})" if self.problems else ""
         return (
-            f"{told} {self.ours:.4g} | {self.theirs:.4g} | **{self.ratio:.2f}** "
+            f"{cells} {self.ours:.4g} | {self.theirs:.4g} | **{self.ratio:.2f}** "
             f"| {self.goal:g}: {met} | {self.spread:.0%}{doubt}{'; ' * bool(more)}{more} |"
         )
 
@@ -71,7 +71,7 @@ HEAD = "| | what | against | ours | theirs | ratio | goal | spread |\n" + "|---"
 
 
 def taken_by(action: Callable[[], Any], measured: bool, clock: Callable[[], float]) -> float:
-    """The seconds of a run, or what it returns as measured itself."""
+    """Return the seconds of a run, or those that it returns as its own measure."""
     began = clock()
     result = action()
     seconds = clock() - began
@@ -105,10 +105,10 @@ def run(
     if not difference <= allowed:  # also where it is NaN
         problems.append(f"the outcomes differ by {difference:.2g}, more than {allowed:.2g}")
     if spread > MOST:
-        told = (
+        problem = (
             f"the middle one of the {least} shortest runs is {spread:.0%} longer than the shortest"
         )
-        problems.append(told)
+        problems.append(problem)
     return Result(
         name, race.what, race.peer, ours, theirs, theirs / ours, race.goal, spread, difference,
         allowed, problems, race.more(),

@@ -37,7 +37,7 @@ NAMES = [name for name, row in SAMPLERS.items() if row.class_name]  # those that
 
 
 def sampler(name: str, prediction_type: str = "epsilon") -> Race:
-    """A run of a sampler, at Karras's levels where it takes them.
+    """Race a sampler, at Karras's levels where it takes them.
 
     Raises LDMError for a prediction_type that diffusers' sampler does not know.
     """
@@ -57,7 +57,7 @@ def sampler(name: str, prediction_type: str = "epsilon") -> Race:
 
 
 def ours(name: str, settings: dict[str, Any]) -> Callable[[], Tensor]:
-    """A run of our loop."""
+    """Build a run of our loop."""
     values = settings | {"_class_name": SAMPLERS[name].class_name}
     scheduler = DDPMScheduler(SchedulerConfig.from_dict(values))
     start = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
@@ -80,7 +80,7 @@ def ours(name: str, settings: dict[str, Any]) -> Callable[[], Tensor]:
 
 
 def theirs(name: str, settings: dict[str, Any]) -> Callable[[], Tensor]:
-    """A run of diffusers' loop, as its pipelines write it."""
+    """Build a run of diffusers' loop, as its pipelines write it."""
     import diffusers
 
     scheduler = getattr(diffusers, SAMPLERS[name].class_name).from_config(settings)

@@ -20,7 +20,7 @@ from ldm.fast import adapt_to_cpu
 from ldm.scheduler import DDPMScheduler
 from ldm.training.config import TrainConfig, tomllib
 from ldm.training.data import step_generator
-from ldm.training.loop import train
+from ldm.training.loop import train_steps
 from ldm.training.recipes.base import Recipe
 from ldm.unet import UNet
 from tools.bench.race import Race
@@ -112,7 +112,7 @@ def ours(recipe: Cached, folder: str) -> Iterator[object]:
         sample_every=never,
         log_every=never,
     )
-    return train(config, recipe)
+    return train_steps(config, recipe)
 
 
 def apart(recipe: Cached, theirs: Theirs) -> float:
@@ -135,7 +135,7 @@ def apart(recipe: Cached, theirs: Theirs) -> float:
 
 
 def beside(precision: str, what: str, goal: float) -> Race:
-    """Steps of ours in bfloat16, and of theirs."""
+    """Race steps of ours in bfloat16 against theirs."""
     settings = tomllib.loads((ROOT / "configs/train/latent.toml").read_text(encoding="utf-8"))
     recipe = Cached(settings)
     peer, folder = Theirs(recipe, settings, precision), tempfile.TemporaryDirectory()

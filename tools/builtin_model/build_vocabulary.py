@@ -10,7 +10,6 @@ Natural Language Supervision").
 import argparse
 import gzip
 import json
-import os
 import tempfile
 import zipfile
 from pathlib import Path
@@ -26,7 +25,7 @@ MERGES = 49_408 - 2 * 256 - 2
 
 
 def byte_symbols() -> list[str]:
-    """The 256 printable characters that stand for bytes, in vocabulary order.
+    """Return the 256 printable characters that stand for bytes, in vocabulary order.
 
     GPT-2's table: printable Latin-1 bytes stand for themselves and come first; the other 68 bytes
     take the code points from 256 on.
@@ -77,7 +76,7 @@ def tokenizer_files(merges: list[str]) -> dict[str, str]:
 
 
 def main() -> None:
-    """The command line."""
+    """Build the parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--output", type=Path, default=Path("weights/tokenizer"))
     parser.add_argument("--open-clip-archive", type=Path, help="wheel; fetched if not given")
@@ -90,7 +89,7 @@ def main() -> None:
     for name, text in files.items():
         partial = arguments.output / f".{name}.partial"
         partial.write_text(text, encoding="utf-8", newline="\n")
-        os.replace(partial, arguments.output / name)
+        partial.replace(arguments.output / name)
     print(f"{arguments.output}: {MERGES:,} merges, {MERGES + 514:,} tokens")
 
 

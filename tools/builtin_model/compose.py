@@ -1,5 +1,7 @@
 """Endless captioned pictures of the icon sets: every icon, colour and scene drawn anew."""
 
+from __future__ import annotations
+
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,9 +15,8 @@ from tools.builtin_model.icons.nouns import Subject
 # How often a thing is drawn: one that people ask for first, another everyday thing, a named thing
 # outside of the everyday table, a person or sign.
 COMMON, EVERYDAY, NAMED, OTHER = 2.0, 1.0, 0.5, 0.12
-# Shares of the kinds of pictures (one, placed, two, several) of each of them.
+# Shares of the kinds of pictures (one, placed, two, several): more scenes than in a fixed data set.
 SHARES_COMMON, SHARES_EVERYDAY = (0.4, 0.08, 0.36, 0.16), (0.5, 0.08, 0.28, 0.14)
-SHARES_OTHER = (0.85, 0.15, 0.0, 0.0)
 PICTURES = 8  # of one icon in a row: its drawing is rendered once for them
 
 
@@ -34,7 +35,7 @@ class Vocabulary:
 
 
 def name(subject: Subject) -> str:
-    """What all icons of one thing share."""
+    """Return the name that all icons of one thing share."""
     return subject.noun.noun if subject.noun else subject.label
 
 
@@ -64,14 +65,8 @@ def weight(subject: Subject) -> float:
 
 
 def shares(subject: Subject) -> np.ndarray:
-    """The shares of `scenes.KINDS` among a subject's pictures; "bread" cannot be counted."""
-    if subject.noun is None:
-        return np.array(SHARES_OTHER)
-    found = np.array(SHARES_COMMON if subject.noun.common else SHARES_EVERYDAY)
-    if set(subject.noun.words) & subject.noun.bare:
-        found[0] += found[3]
-        found[3] = 0
-    return found
+    """Return the shares of `scenes.KINDS` among a subject's pictures."""
+    return scenes.kinds(subject, SHARES_COMMON, SHARES_EVERYDAY)
 
 
 def compose(

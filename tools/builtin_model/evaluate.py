@@ -59,13 +59,13 @@ from tools.builtin_model.icons.nouns import read_everyday
 SAMPLE = 1000  # icons that say which directions of the features matter, see ``distances``
 
 
-def say(text: str) -> None:
+def log(text: str) -> None:
     """Progress goes to stderr."""
     print(text, file=sys.stderr, flush=True)
 
 
 def read_data(folder: Path) -> CaptionedImages:
-    """The data set. Raises ArgumentError where it is missing or has nothing held out."""
+    """Open the data set. Raises ArgumentError where it is missing or has nothing held out."""
     if not (folder / "images.npy").is_file():
         raise ArgumentError(
             f"--data {folder} has no images.npy; "
@@ -78,22 +78,22 @@ def read_data(folder: Path) -> CaptionedImages:
 
 
 def draw(
-    pipe: Pipeline, asked: list[Prompt], seeds: list[int], arguments: argparse.Namespace
+    pipe: Pipeline, wanted: list[Prompt], seeds: list[int], arguments: argparse.Namespace
 ) -> tuple[list[Image.Image], float]:
-    """A picture of each prompt, each from its seed, and the seconds for one."""
+    """Draw a picture of each prompt, each from its seed; returns the seconds for one, too."""
     pictures: list[Image.Image] = []
     started = time.monotonic()
-    for start in range(0, len(asked), arguments.batch_size):
+    for start in range(0, len(wanted), arguments.batch_size):
         some = slice(start, start + arguments.batch_size)
         pictures += pipe(
-            [prompt.text for prompt in asked[some]],
+            [prompt.text for prompt in wanted[some]],
             generator=[torch.Generator().manual_seed(seed) for seed in seeds[some]],
             num_inference_steps=arguments.num_inference_steps,
             guidance_scale=arguments.guidance_scale,
             sampler=arguments.sampler,
         ).images
-        say(f"{len(pictures)}/{len(asked)} pictures, {time.monotonic() - started:.0f} s")
-    return pictures, (time.monotonic() - started) / len(asked)
+        log(f"{len(pictures)}/{len(wanted)} pictures, {time.monotonic() - started:.0f} s")
+    return pictures, (time.monotonic() - started) / len(wanted)
 
 
 def accuracy(classifier: Classifier, data: CaptionedImages) -> dict[str, Any]:
@@ -152,7 +152,7 @@ def is_single(item: Judged) -> bool:
 
 
 def near_copies(pictures: list[Any], judged: list[Judged], icons: Tensor) -> float | None:
-    """The share of pictures that are near-copies, where a colour or composition was asked for."""
+    """Return the share of near-copies, among prompts with a colour or a composition."""
     composed = [np.asarray(p) for j, p in zip(judged, pictures, strict=True) if j.prompt.composed]
     if not composed:
         return None
@@ -160,7 +160,7 @@ def near_copies(pictures: list[Any], judged: list[Judged], icons: Tensor) -> flo
 
 
 def settings(pipe: Pipeline, arguments: argparse.Namespace) -> dict[str, Any]:
-    """What the pictures were drawn with."""
+    """Return the settings that the pictures were drawn with."""
     choice = pipe.choose_sampler(arguments.sampler)
     steps, scale = arguments.num_inference_steps, arguments.guidance_scale
     return {
@@ -181,10 +181,10 @@ def described(item: Judged, seed: int) -> dict[str, Any]:
     return {"seed": seed, "right": item.right, **dataclasses.asdict(item)}
 
 
-def asked_for(
+def chosen_prompts(
     data: CaptionedImages, arguments: argparse.Namespace
 ) -> tuple[list[int], list[Prompt]]:
-    """The seeds and the prompts; raises ArgumentError for a number of them that there is not."""
+    """Return the seeds and the prompts. Raises ArgumentError for a number of them out of range."""
     known = set(examples.known_nouns(data))
     held_out = [row for i in data.held_out.tolist() if (row := data.rows[i])["noun"] in known]
     every = prompts.prompts(
@@ -203,10 +203,10 @@ def evaluate(arguments: argparse.Namespace) -> None:
     if arguments.judge and not (kept / ABOUT).is_file():
         raise ArgumentError(f"--judge {kept} has no {ABOUT}; the --output of an earlier run has")
     data = read_data(arguments.data)
-    seeds, asked = asked_for(data, arguments)
+    seeds, wanted = chosen_prompts(data, arguments)
     folder = find_model(arguments.model)
     vae = adapt_to_cpu(load_component(AutoencoderKL, folder / "vae", torch.float32))
-    say(f"reconstructing {len(data.held_out)} held-out icons")
+    log(f"reconstructing {len(data.held_out)} held-out icons")
     psnr = dataclasses.asdict(reconstruction.reconstruct(vae, data))
     print(report.vae_line(psnr))
     if arguments.vae_only:
@@ -214,18 +214,18 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
     pipe = Pipeline.from_pretrained(folder, dtype=arguments.dtype)
     arguments.output.mkdir(parents=True, exist_ok=True)
-    classifier = fit.trained(data, kept, arguments.archives, say)
+    classifier = fit.trained(data, kept, arguments.archives, log)
     certainty = accuracy(classifier, data)
-    say(f"classifier: {certainty['top1']:.1%} of {certainty['held_out']} held-out icons right")
+    log(f"classifier: {certainty['top1']:.1%} of {certainty['held_out']} held-out icons right")
 
     blue_aside = frozenset(noun.noun for noun in read_everyday() if noun.blue_aside)
-    styled = any(prompt.style for prompt in asked)
-    style_judge = styles.trained(data, kept, say) if styled else None
-    answered, icons = real(data, asked, blue_aside)
+    styled = any(prompt.style for prompt in wanted)
+    style_judge = styles.trained(data, kept, log) if styled else None
+    answered, icons = real(data, wanted, blue_aside)
     ceiling = judge.judge(classifier, answered, icons, prompts.FORTY, blue_aside, style_judge)
-    pictures, seconds = draw(pipe, asked, seeds, arguments)
-    judged = judge.judge(classifier, asked, pictures, prompts.FORTY, blue_aside, style_judge)
-    say("comparing with the icons of training")
+    pictures, seconds = draw(pipe, wanted, seeds, arguments)
+    judged = judge.judge(classifier, wanted, pictures, prompts.FORTY, blue_aside, style_judge)
+    log("comparing with the icons of training")
     plain = copies.plain_icons(data)
     frechet = distances(classifier, data, judged, pictures)
     drawn, best = figures.shares(judged), figures.shares(ceiling)
@@ -251,11 +251,11 @@ def evaluate(arguments: argparse.Namespace) -> None:
         path = arguments.output / f"contact-{kind.replace(' ', '-')}.png"
         save_image(sheet.contact_sheet(*zip(*pairs, strict=True)), path, None, True)
     print(page)
-    say(f"written to {arguments.output}: report.json, report.md, contact-*.png")
+    log(f"written to {arguments.output}: report.json, report.md, contact-*.png")
 
 
 def shared_parser(description: str) -> Parser:
-    """The options that ``evaluate_modes.py`` has, too."""
+    """Build a parser with the options that ``evaluate_modes.py`` has, too."""
     parser = Parser(description=description, epilog=EXIT_CODES, allow_abbrev=False)
     add = parser.add_argument
     add("--data", type=Path, default=Path("data/icons"), help="data set (default: data/icons)")
@@ -279,7 +279,7 @@ def shared_parser(description: str) -> Parser:
 
 
 def parser() -> Parser:
-    """The command line."""
+    """Build the parser of the command line."""
     parser = shared_parser(__doc__.splitlines()[0])
     add = parser.add_argument
     add(

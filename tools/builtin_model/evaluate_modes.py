@@ -21,7 +21,7 @@ import torch
 from ldm.cli.common import check_counts, run
 from ldm.cli.guidance_options import FAST
 from ldm.pipeline import Pipeline
-from tools.builtin_model.evaluate import read_data, say, shared_parser
+from tools.builtin_model.evaluate import log, read_data, shared_parser
 from tools.builtin_model.evaluation import figures, fit, judge, prompts
 from tools.builtin_model.icons.nouns import read_everyday
 
@@ -52,7 +52,8 @@ def draw(mode: Mode, texts: list[str], arguments: argparse.Namespace) -> tuple[n
     """(N, H, W, 3) pictures, the i-th from the seed i, and the seconds for one."""
     pipe = Pipeline.from_pretrained(arguments.model, device="cpu", dtype=mode.dtype)
     pipe.optimize(int8=mode.int8)
-    began, pictures = time.monotonic(), []
+    began = time.monotonic()
+    pictures: list[np.ndarray] = []
     for start in range(0, len(texts), arguments.batch_size):
         some = texts[start : start + arguments.batch_size]
         steps = arguments.num_inference_steps
@@ -73,16 +74,16 @@ def evaluate(arguments: argparse.Namespace) -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     chosen = prompts.choose(prompts.prompts(), figures.NAMED, arguments.prompts)
-    asked = [prompt for _, prompt in chosen]
+    wanted = [prompt for _, prompt in chosen]
     arguments.output.mkdir(parents=True, exist_ok=True)
-    classifier = fit.trained(read_data(arguments.data), arguments.output, arguments.archives, say)
+    classifier = fit.trained(read_data(arguments.data), arguments.output, arguments.archives, log)
     blue_aside = frozenset(noun.noun for noun in read_everyday() if noun.blue_aside)
     exact, rows = None, {}
     print(HEAD, flush=True)
     for name, mode in MODES.items():
-        pictures, seconds = draw(mode, [prompt.text for prompt in asked], arguments)
+        pictures, seconds = draw(mode, [prompt.text for prompt in wanted], arguments)
         exact = pictures if exact is None else exact
-        seen = judge.judge(classifier, asked, pictures, prompts.FORTY, blue_aside)
+        seen = judge.judge(classifier, wanted, pictures, prompts.FORTY, blue_aside)
         coloured = [item for item in seen if item.prompt.colour]
         shares = {
             "object": figures.share(seen, lambda j: j.recognised),
@@ -90,8 +91,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
             "object_and_colour": figures.share(coloured, lambda j: j.right),
         }
         rows[name] = {"seconds": seconds, "psnr": psnr(pictures, exact), **shares}
-        told = " | ".join("–" if share is None else f"{share:.1%}" for share in shares.values())
-        print(f"| {name} | {seconds:.2f} | {rows[name]['psnr']:.1f} | {told} |", flush=True)
+        cells = " | ".join("–" if share is None else f"{share:.1%}" for share in shares.values())
+        print(f"| {name} | {seconds:.2f} | {rows[name]['psnr']:.1f} | {cells} |", flush=True)
     (arguments.output / "modes.json").write_text(json.dumps(rows, indent=1) + "\n")
 
 

@@ -16,9 +16,10 @@ from torch import Tensor
 from ldm.cli.common import EXIT_CODES, Parser, run
 from ldm.config import write_json
 from ldm.pipeline import Pipeline
-from ldm.techniques.preview import fit, r_squared, shrink
+from ldm.techniques.preview import LinearPreview, fit, r_squared, shrink
 from ldm.training.data import CaptionedImages
-from tools.builtin_model.evaluation.prompts import prompts
+from ldm.vae import AutoencoderKL
+from tools.builtin_model.evaluation.prompts import choose, prompts
 
 TRAIN, HELD_OUT, DRAWN, SEED = 512, 256, 8, 0
 
@@ -51,16 +52,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         generator = torch.Generator().manual_seed(SEED)
         some = torch.randperm(len(data.held_out), generator=generator)[:HELD_OUT]
         preview = fit(*of_pictures(pipe, data, data.draw(TRAIN, generator)))
-        pipe.vae.preview = None
-        pipe.preview(torch.zeros(1, pipe.vae.config.latent_channels, 1, 1))
+        vae = pipe.vae
+        assert isinstance(vae, AutoencoderKL)  # of a model of pixels, encode fails above
+        vae.preview = None  # not the folder's
+        pipe.preview(torch.zeros(1, vae.config.latent_channels, 1, 1))  # fits one without data
+        assert isinstance(vae.preview, LinearPreview)
+        texts = [prompt.text for _, prompt in choose(prompts(), count=DRAWN)]
         shown = {
             "held-out pictures": of_pictures(pipe, data, data.held_out[some]),
-            "guesses while drawing": of_guesses(pipe, [row.text for row in prompts(DRAWN)]),
+            "guesses while drawing": of_guesses(pipe, texts),
         }
         for name, pairs in shown.items():
             print(
                 f"R² on {name}: {r_squared(preview, *pairs):.4f}; "
-                f"fitted without data: {r_squared(pipe.vae.preview, *pairs):.4f}"
+                f"fitted without data: {r_squared(vae.preview, *pairs):.4f}"
             )
         if arguments.output:
             write_json(arguments.output, preview.values())

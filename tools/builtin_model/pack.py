@@ -18,13 +18,13 @@ from pathlib import Path
 from ldm.cli.common import EXIT_CODES, Parser
 from tools.building import build_whole
 from tools.builtin_model.icons.sources import EMOJIBASE, SETS, BuildError, Package, fetch
-from tools.packages import fetch_wheel
+from tools.packages import fetch_wheel, read_file
 
 ROOT = Path(__file__).resolve().parents[2]
 CODE = ("ldm", "tools", "configs", "pyproject.toml", "LICENSE")
 WEIGHTS = ("vae", "text_encoder", "tokenizer", "scheduler")
 WHEELS = {"resvg-py": "0.5.0"}
-MEMBERS = {True: ("en/data.json", "meta/groups.json"), False: ("icons.json", "chars.json")}
+SET_MEMBERS, EMOJIBASE_MEMBERS = ("icons.json", "chars.json"), ("en/data.json", "meta/groups.json")
 LIMIT = 55 * 10**6  # bytes
 RUN = """#!/bin/sh
 # Train where there is no network: sh run.sh --minutes 9 --output OUTPUT
@@ -36,19 +36,19 @@ PYTHONPATH=/tmp/ldm-wheels:. exec python3 -m tools.builtin_model.train --archive
 
 
 def repack(package: Package, archives: Path, folder: Path) -> None:
-    """Write the files of an archive that are read into a smaller one.
+    """Write those files of an archive that the trainer reads into a smaller one.
 
     Raises BuildError where the archive lacks one.
     """
     source = fetch(package, archives)
     target = (folder / package.archive).with_suffix(".tar.xz")
+    members = EMOJIBASE_MEMBERS if package == EMOJIBASE else SET_MEMBERS
     with tarfile.open(source) as old, tarfile.open(target, "w:xz", preset=6) as new:
-        for member in MEMBERS[package == EMOJIBASE]:
+        for member in members:
             try:
-                file = old.extractfile(f"package/{member}")
+                content = read_file(old, f"package/{member}")
             except KeyError:
                 raise BuildError(f"{source} has no {member}; delete it and retry") from None
-            content = file.read() if file else b""
             info = tarfile.TarInfo(f"package/{member}")  # without owner or time: always alike
             info.size = len(content)
             new.addfile(info, io.BytesIO(content))
@@ -58,9 +58,10 @@ def fill(folder: Path, archives: Path) -> str:
     """Write everything into `folder`, which exists; returns what to print."""
     ignored = shutil.ignore_patterns("__pycache__", "*.webp", "*.png")
     for name in CODE:
-        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-        options = {"ignore": ignored} if (ROOT / name).is_dir() else {}
-        copy(ROOT / name, folder / name, **options)
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, folder / name, ignore=ignored)
+        else:
+            shutil.copy(ROOT / name, folder / name)
     for name in WEIGHTS:
         shutil.copytree(ROOT / "weights" / name, folder / "weights" / name)
     (folder / "archives").mkdir()

@@ -50,7 +50,7 @@ PLURAL_ENDINGS = [
 
 
 def plural(noun: str) -> str:
-    """The plural of ``noun``, by its last word; "bread" and "glasses" stay as they are."""
+    """Form the plural of ``noun``, by its last word; "bread" and "glasses" stay as they are."""
     if takes_no_article(noun):
         return noun
     first, space, last = noun.rpartition(" ")
@@ -62,7 +62,7 @@ def plural(noun: str) -> str:
 
 
 def thing(rng: random.Random, nouns: Sequence[str]) -> str:
-    """A noun phrase, most often with a colour: "a red car", "three small dogs on the left"."""
+    """Write a noun phrase, mostly with a colour: "a red car", "three small dogs on the left"."""
     # Squared, so that the first nouns, which are the commonest, are drawn more often.
     noun = nouns[int(len(nouns) * rng.random() ** 2)]
     colour = rng.choice(COLOURS) + " " if rng.random() < 0.6 else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -15,7 +16,8 @@ from ldm.vae import AutoencoderKL
 class Reservoir:
     """Encodes pictures and captions as they come, and keeps the latest `capacity` of them.
 
-    Both encoders compute in bfloat16; both results are kept so.
+    Both encoders compute in bfloat16, and their results are kept in it. Picture number n lies in
+    row n modulo `capacity`.
 
     Args:
         vae: encodes the pictures; its mean is kept, scaled.
@@ -34,35 +36,35 @@ class Reservoir:
         device: torch.device,
     ) -> None:
         self.device, self.capacity = device, capacity
-        self.vae = in_bfloat16(vae, device).to(memory_format=torch.channels_last)
+        self.vae = in_bfloat16(vae, device)
+        self.vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.text_encoder = in_bfloat16(text_encoder, device)
         side = size // vae.config.scale
-        options = {"dtype": torch.bfloat16, "device": device}
-        self.latents = torch.empty(capacity, vae.config.latent_channels, side, side, **options)
-        self.contexts = torch.empty(
-            capacity, len(empty), text_encoder.config.hidden_size, **options
-        )
-        self.empty = self.states(empty[None])[0]
-        self.count = 0  # pictures put in, over all
+        latent = (vae.config.latent_channels, side, side)
+        context = (len(empty), text_encoder.config.hidden_size)
+        self.latents = torch.empty(capacity, *latent, dtype=torch.bfloat16, device=device)
+        self.contexts = torch.empty(capacity, *context, dtype=torch.bfloat16, device=device)
+        self.empty = self.encode_text(empty[None])[0]
+        self.count = 0  # pictures added so far
 
     @torch.inference_mode()
-    def states(self, tokens: Tensor) -> Tensor:
-        """Token ids (B, 77) → text states (B, 77, D), bfloat16."""
-        return self.text_encoder(tokens.to(self.device).long()).context.clone()
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        """Encode token ids (B, 77) → text states (B, 77, D), bfloat16."""
+        return self.text_encoder(tokens.to(self.device).long()).context
 
     @torch.inference_mode()
     def put(self, pixels: np.ndarray, tokens: np.ndarray) -> None:
         """Add pictures, uint8 (B, H, W, 3), with token ids (B, 77) of their captions."""
         x = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2)
         x = (x.to(torch.bfloat16) / 127.5 - 1).contiguous(memory_format=torch.channels_last)
-        rows = torch.arange(self.count, self.count + len(pixels)) % self.capacity
-        rows = rows.to(self.device)
+        numbers = torch.arange(self.count, self.count + len(pixels), device=self.device)
+        rows = numbers % self.capacity
         self.latents[rows] = self.vae.encode(x).contiguous()
-        self.contexts[rows] = self.states(torch.from_numpy(tokens.astype(np.int64)))
+        self.contexts[rows] = self.encode_text(torch.from_numpy(tokens.astype(np.int64)))
         self.count += len(pixels)
 
     def draw(self, count: int, caption_dropout: float) -> tuple[Tensor, Tensor]:
-        """Random rows: latents (count, C, h, w), float32, and contexts (count, 77, D), bfloat16.
+        """Draw random rows: float32 latents (count, C, h, w), bfloat16 contexts (count, 77, D).
 
         Each context is that of "" with probability `caption_dropout`.
         """
@@ -73,6 +75,9 @@ class Reservoir:
         return self.latents[rows].float(), contexts
 
 
-def in_bfloat16(module: nn.Module, device: torch.device) -> nn.Module:
-    """A copy of a frozen network."""
+M = TypeVar("M", bound=nn.Module)
+
+
+def in_bfloat16(module: M, device: torch.device) -> M:
+    """Copy a network, frozen, onto a device in bfloat16."""
     return copy.deepcopy(module).requires_grad_(False).eval().to(device, torch.bfloat16)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from multiprocessing.queues import Queue
 from pathlib import Path
 from types import TracebackType
+from typing import Literal, TypeAlias
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from tools.builtin_model.compose import compose, read_vocabulary
 BLOCK = 128  # pictures handed over at once
 SLOTS = 3  # blocks of memory for each worker: one is filled while the others wait
 TOKENS = 77
+Mode: TypeAlias = Literal["r+", "w+"]  # of a file that is there, of a new one
 
 
 @dataclass(frozen=True)
@@ -34,13 +36,20 @@ class Source:
     seed: int
 
 
+@dataclass(frozen=True)
+class Failure:
+    """The message of a worker that cannot go on."""
+
+    reason: str
+
+
 class Memory:
     """Blocks of pictures and of their captions' tokens, in a file that processes map.
 
     A file, as the shared memory of containers is often small.
     """
 
-    def __init__(self, folder: Path, slots: int, size: int, mode: str = "r+") -> None:
+    def __init__(self, folder: Path, slots: int, size: int, mode: Mode = "r+") -> None:
         self.pixels = np.memmap(
             folder / "pixels", np.uint8, mode=mode, shape=(slots, BLOCK, size, size, 3)
         )
@@ -50,17 +59,17 @@ class Memory:
 
 
 class Supply:
-    """Pictures without end: use it as a context, in which the workers run.
+    """Pictures without end: a context in which worker processes run.
 
-    Raises TrainingError from `take` when a worker has failed, with what it said.
+    A worker takes the number of a free block from one queue, fills the block, and puts the number
+    into another, from which `take` reads.
 
     Args:
-        folder: where the shared memory lies, which nobody else uses.
+        folder: of the shared memory; nothing else uses it, and leaving the context deletes it.
     """
 
     def __init__(self, source: Source, workers: int, folder: Path) -> None:
         self.source, self.workers, self.folder = source, workers, folder
-        self.count = 0  # pictures taken
 
     def __enter__(self) -> Supply:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -68,7 +77,7 @@ class Supply:
         self.memory = Memory(self.folder, slots, self.source.size, "w+")
         context = multiprocessing.get_context("spawn")
         self.free: Queue[int] = context.Queue()
-        self.ready: Queue[int | str] = context.Queue()
+        self.ready: Queue[int | Failure] = context.Queue()
         for slot in range(slots):
             self.free.put(slot)
         shared = (self.source, self.folder, slots, self.free, self.ready)
@@ -96,31 +105,34 @@ class Supply:
         del self.memory
         shutil.rmtree(self.folder)
 
-    def take(self, timeout: float | None = 0.0) -> tuple[np.ndarray, np.ndarray] | None:
-        """One block: uint8 (BLOCK, size, size, 3) and tokens uint16 (BLOCK, 77); copies.
+    def take(self, timeout: float = 0.0) -> tuple[np.ndarray, np.ndarray] | None:
+        """Return a block: uint8 (BLOCK, size, size, 3) and tokens uint16 (BLOCK, 77); copies.
 
-        None where none is ready within `timeout` seconds.
+        None if none is ready within `timeout` seconds. Raises TrainingError if a worker has failed.
         """
         try:
-            slot = self.ready.get(timeout=timeout) if timeout else self.ready.get_nowait()
+            slot = self.ready.get(timeout > 0, timeout)
         except queue.Empty:
-            dead = [p for p in self.processes if not p.is_alive()]
-            if dead:
-                raise TrainingError(
-                    f"{len(dead)} of {self.workers} worker processes ended (exit codes "
-                    f"{sorted({p.exitcode for p in dead})}); was memory short?"
-                ) from None
+            self.check_workers()
             return None
-        if isinstance(slot, str):
-            raise TrainingError(f"a worker process cannot compose pictures: {slot}")
+        if isinstance(slot, Failure):
+            raise TrainingError(f"a worker process cannot compose pictures: {slot.reason}")
         pixels, tokens = self.memory.pixels[slot].copy(), self.memory.tokens[slot].copy()
         self.free.put(slot)
-        self.count += len(pixels)
         return pixels, tokens
+
+    def check_workers(self) -> None:
+        """Raise TrainingError if a worker process has ended."""
+        codes = [process.exitcode for process in self.processes if process.exitcode is not None]
+        if codes:
+            raise TrainingError(
+                f"{len(codes)} of {self.workers} worker processes ended (exit codes "
+                f"{sorted(set(codes))}); was memory short?"
+            )
 
 
 def take_free(free: Queue[int]) -> int | None:
-    """The number of a free block, once there is one; None when the trainer is no more."""
+    """Wait for the number of a free block; None if the trainer has ended."""
     trainer = multiprocessing.parent_process()
     while trainer is None or trainer.is_alive():
         with contextlib.suppress(queue.Empty):
@@ -130,7 +142,7 @@ def take_free(free: Queue[int]) -> int | None:
 
 @contextlib.contextmanager
 def one_thread_each() -> Iterator[None]:
-    """Let processes that begin here compute with one thread each: there is one for each core."""
+    """Let processes that start in this context compute with one thread: there is one per core."""
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")
     before = {name: os.environ.get(name) for name in names}
     os.environ.update(dict.fromkeys(names, "1"))
@@ -150,7 +162,7 @@ def work(
     folder: Path,
     slots: int,
     free: Queue[int],
-    ready: Queue[int | str],
+    ready: Queue[int | Failure],
 ) -> None:
     """Fill free blocks until the process is ended; the body of a worker."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the trainer, which ends all
@@ -168,5 +180,5 @@ def work(
                 captions.append(caption)
             memory.tokens[slot] = tokenizer(captions)
             ready.put(slot)
-    except Exception as error:  # whatever it is, the trainer must hear of it
-        ready.put(f"{type(error).__name__}: {error}")
+    except Exception as error:  # whatever it is, the trainer raises it
+        ready.put(Failure(f"{type(error).__name__}: {error}"))

@@ -20,11 +20,12 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from ldm.checkpoints.folder import load_component
@@ -45,7 +46,7 @@ from ldm.training.clock import Clock
 from ldm.training.config import differences
 from ldm.training.ema import EMA
 from ldm.training.lock import only_run_in
-from ldm.training.metrics import Metrics, cut_log, log
+from ldm.training.metrics import Metrics, append_row, cut_log
 from ldm.training.objectives import simple_error
 from ldm.training.optimizer import Muon
 from ldm.training.warm_start import new_unet
@@ -65,7 +66,7 @@ MAX_GRAD_NORM = 1.0
 REUSE = 3  # how often a picture is drawn from the reservoir, on average, if the workers keep up
 LOG_SECONDS, CHECKPOINT_SECONDS = 10, 60
 SAMPLINGS = 4  # contact sheets a run
-ENOUGH = 20_000_000  # pictures that this network wants; for the estimate on a CPU
+ENOUGH = 20_000_000  # pictures that train this network well; for the estimate on a CPU
 DEFAULTS = Defaults(num_inference_steps=20, guidance_scale=4.0)
 PROMPTS = (
     "a red car", "a cat", "a pizza", "an owl", "a green apple", "a smiling face", "a castle",
@@ -83,7 +84,7 @@ PROMPTS = (
 
 @dataclass(frozen=True)
 class Plan:
-    """What depends on the device."""
+    """The settings whose defaults depend on the device."""
 
     batch_size: int
     learning_rate: float
@@ -92,16 +93,15 @@ class Plan:
     first: int  # pictures in it before the first step
 
 
-def plan(arguments: argparse.Namespace, device: torch.device) -> Plan:
-    """The device's defaults, and what the command line says in their place."""
-    cores = os.cpu_count() or 1
+def make_plan(arguments: argparse.Namespace, device: torch.device) -> Plan:
+    """Return the device's defaults, overridden by the command line."""
     if device.type == "cuda":
-        found = (512, 1.5e-3, max(cores - 1, 1), 300_000, 16_384)
+        workers = max((os.cpu_count() or 1) - 1, 1)
+        default = Plan(512, 1.5e-3, workers, capacity=300_000, first=16_384)
     else:
-        found = (64, 1e-3, 1, 20_000, 1024)
-    names = ("batch_size", "learning_rate", "workers", "capacity", "first")
-    given = (getattr(arguments, name, None) for name in names)
-    return Plan(*(g if g is not None else f for g, f in zip(given, found, strict=True)))
+        default = Plan(64, 1e-3, workers=1, capacity=20_000, first=1024)
+    options = {field.name: getattr(arguments, field.name) for field in fields(Plan)}
+    return replace(default, **{name: v for name, v in options.items() if v is not None})
 
 
 class TimedTrainer:
@@ -114,10 +114,10 @@ class TimedTrainer:
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.output: Path = arguments.output
-        self.state: Path = arguments.state or arguments.output
+        self.state = state_folder(arguments)
         self.seconds = 60 * arguments.minutes
         self.device = torch.device(arguments.device)
-        self.plan = plan(arguments, self.device)
+        self.plan = make_plan(arguments, self.device)
         self.batch_size = self.plan.batch_size
         weights: Path = arguments.weights
         self.vae = adapt_to_cpu(load_component(AutoencoderKL, weights / "vae", torch.float32))
@@ -129,19 +129,20 @@ class TimedTrainer:
 
         torch.manual_seed(arguments.seed)
         start = start_folder(arguments.start)
-        unet = new_unet(UNetConfig.from_file(arguments.network), start)
-        self.unet = unet.to(self.device, memory_format=torch.channels_last)
+        self.unet = new_unet(UNetConfig.from_file(arguments.network), start).to(self.device)
+        self.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.settings = {
-            "network": json.loads(json.dumps(unet.config.to_dict())),  # with lists for tuples
+            "network": json.loads(json.dumps(self.unet.config.to_dict())),  # with lists for tuples
             "start": start,
             "seed": arguments.seed,
             "device": device_name(self.device),
         }
         optimizer = Muon(self.unet.parameters(), lr=self.plan.learning_rate)
-        ema = EMA(self.unet, EMA_DECAY)
-        self.learner = Learner(self.unet, ema, optimizer)
-        self.step = self.seen = 0  # of this run
-        self.composed = 0  # pictures by the workers of this session
+        self.ema = EMA(self.unet, EMA_DECAY)
+        self.learner = Learner(self.unet, self.ema, optimizer)
+        self.step = self.seen = 0  # steps and pictures of this run, over all sessions
+        self.composed = 0  # pictures that this session's workers have composed
+        self.times = torch.Generator()  # draws the times of each batch
         self.metrics = Metrics()
         self.clock = Clock()
 
@@ -197,7 +198,7 @@ class TimedTrainer:
         norm = nn.utils.clip_grad_norm_(self.unet.parameters(), MAX_GRAD_NORM)
         optimizer.step()
         optimizer.zero_grad()
-        self.learner.ema.update(self.unet, self.step)
+        self.ema.update(self.unet, self.step)
         self.step += 1
         self.seen += self.batch_size
         self.metrics.add({"loss": loss, "grad_norm": norm})
@@ -205,7 +206,7 @@ class TimedTrainer:
         self.metrics.watch(self.step, norm)
 
     def after_step(self) -> dict[str, Any] | None:
-        """Log, save a checkpoint and draw samples, each where it is due; returns a row of the log.
+        """Log, save a checkpoint and draw samples, each if it is due; returns a row of the log.
 
         Raises TrainingError where a loss or gradient was not finite.
         """
@@ -219,27 +220,29 @@ class TimedTrainer:
         return row
 
     def train(self, compiled: bool, stop: Callable[[], bool]) -> Iterator[dict[str, Any]]:
-        """Train until the minutes end; yields the figures of each ten seconds."""
-        self.times = torch.Generator().manual_seed(self.settings["seed"] + self.step)
+        """Train until the minutes end, yielding the figures of every ten seconds."""
+        # From the step on, so that a resumed run does not repeat the first session's noise.
+        self.times.manual_seed(self.settings["seed"] + self.step)
         torch.manual_seed(self.settings["seed"] + self.step)
         if compiled:
             self.unet.compile()
         empty = torch.tensor(self.tokenizer([""]))[0]
-        parts = (self.vae, self.text_encoder, empty, SIZE, self.plan.capacity, self.device)
-        reservoir = Reservoir(*parts)
+        reservoir = Reservoir(
+            self.vae, self.text_encoder, empty, SIZE, self.plan.capacity, self.device
+        )
         with Supply(self.source, self.plan.workers, self.state / "pictures") as supply:
             while reservoir.count < self.plan.first and not stop():
                 if block := supply.take(timeout=1.0):
                     reservoir.put(*block)
-            first_seen = self.seen
+            before = self.seen
             for name in ("log", "checkpoint", "sample"):
                 self.clock.restart(name)
             while self.share() < 1 and not stop():
-                wanted = self.plan.first + (self.seen - first_seen) / REUSE
+                wanted = self.plan.first + (self.seen - before) / REUSE
                 while reservoir.count + BLOCK <= wanted and (block := supply.take()):
                     reservoir.put(*block)
-                self.try_step(reservoir)
                 self.composed = reservoir.count
+                self.try_step(reservoir)
                 if row := self.after_step():
                     yield row
             if self.metrics.sums:
@@ -251,7 +254,8 @@ class TimedTrainer:
         """Run ``train_step``; where the device's memory is short, halve the batch from now on."""
         while True:
             try:
-                return self.train_step(reservoir)
+                self.train_step(reservoir)
+                return
             except torch.OutOfMemoryError:
                 if self.batch_size < 2:
                     raise
@@ -274,7 +278,7 @@ class TimedTrainer:
             "pictures_per_second": round(means["steps_per_second"] * self.batch_size, 1),
             "composed": self.composed,
         }
-        log(self.output, row)
+        append_row(self.output, row)
         return row
 
     def save(self) -> None:
@@ -282,7 +286,7 @@ class TimedTrainer:
         self.metrics.check()
         self.clock.restart("checkpoint")
         spent = self.clock.spent()
-        averaged = self.learner.ema.whole()
+        averaged = self.ema.whole()
         check_finite(averaged, self.step)
         save_in_parts(averaged, self.output / "unet", torch.float16)
         about = {"pictures": self.seen, "steps": self.step, "seconds": round(spent, 1)}
@@ -293,31 +297,37 @@ class TimedTrainer:
     def draw(self) -> None:
         """Draw the prompts with the averaged weights, always from the same seeds."""
         self.clock.restart("sample")
-        parts = [part.to(self.device) for part in (self.vae, self.text_encoder)]
-        unet = self.learner.ema.whole()
-        pipe = Pipeline(parts[0], parts[1], self.tokenizer, unet, self.scheduler, DEFAULTS)
-        sheet = image_grid(pipe(list(PROMPTS), seed=0).images, columns=8)
+        vae, text_encoder = self.vae.to(self.device), self.text_encoder.to(self.device)
+        unet = self.ema.whole()
+        pipe = Pipeline(vae, text_encoder, self.tokenizer, unet, self.scheduler, DEFAULTS)
+        images = cast("list[Image.Image]", pipe(list(PROMPTS), seed=0).images)
+        sheet = image_grid(images, columns=8)
         partial = self.output / ".samples.partial"
         sheet.save(partial, "WEBP", quality=90)
-        os.replace(partial, self.output / "samples.webp")
+        partial.replace(self.output / "samples.webp")
+
+
+def state_folder(arguments: argparse.Namespace) -> Path:
+    """Return the folder of the checkpoints."""
+    return arguments.state or arguments.output
 
 
 def start_folder(start: Path | None) -> str:
-    """The folder of weights that `--start` means: a U-Net's own, or that in a run or model."""
+    """Return the folder of weights that `--start` names: a U-Net's, or that of a run or model."""
     if start is None:
         return ""
     return str(start / "unet" if (start / "unet").is_dir() else start)
 
 
 def device_name(device: torch.device) -> str:
-    """What the device is called."""
+    """Return the name of the device."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type}, {torch.get_num_threads()} threads"
 
 
 def estimate(row: dict[str, Any]) -> str:
-    """How long a CPU would take for what the network wants."""
+    """Describe how long this CPU would take to train the network well."""
     days = ENOUGH / row["pictures_per_second"] / 86400
     return (
         f"there is no CUDA device: this CPU trains {row['pictures_per_second']:.0f} pictures a "
@@ -325,8 +335,11 @@ def estimate(row: dict[str, Any]) -> str:
     )
 
 
-def train(arguments: argparse.Namespace, began: float) -> None:
-    """Everything that the command does."""
+def run_training(arguments: argparse.Namespace, began: float) -> None:
+    """Train by the command line; `began` is what ``time.monotonic`` returned at its start.
+
+    Raises KeyboardInterrupt after a checkpoint if Ctrl-C or SIGTERM has ended the run.
+    """
     check_counts(arguments, "batch_size", "workers", "threads", "capacity", "first")
     if not arguments.minutes > 0:
         raise ArgumentError(f"--minutes is {arguments.minutes}; it must be above 0")
@@ -334,23 +347,20 @@ def train(arguments: argparse.Namespace, began: float) -> None:
         torch.set_num_threads(arguments.threads)
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.benchmark = True
-    state = arguments.state or arguments.output
-    state.mkdir(parents=True, exist_ok=True)
-    with only_run_in(state), stopping() as stop_requested:
+    with only_run_in(state_folder(arguments)), stopping() as stop_requested:
         trainer = TimedTrainer(arguments)
         trainer.resume(began)
-        estimated = trainer.device.type == "cuda"
-        for row in trainer.train(arguments.compile, stop_requested):
-            if not estimated:
+        rows = trainer.train(arguments.compile, stop_requested)
+        for number, row in enumerate(rows):
+            if number == 0 and trainer.device.type == "cpu":
                 notify(estimate(row))
-                estimated = True
             print(json.dumps(row), flush=True)
         if stop_requested():
             raise KeyboardInterrupt
 
 
 def parser() -> Parser:
-    """The command line."""
+    """Build the parser of the command line."""
     cuda = torch.cuda.is_available()
     parser = Parser(
         prog="python -m tools.builtin_model.train",
@@ -388,7 +398,7 @@ def main(argv: list[str] | None = None) -> int:
     """Train; returns the exit code."""
     began = time.monotonic()
     arguments = parser().parse_args(argv)
-    return run(lambda: train(arguments, began), arguments.debug)
+    return run(lambda: run_training(arguments, began), arguments.debug)
 
 
 if __name__ == "__main__":

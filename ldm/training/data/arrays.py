@@ -50,7 +50,7 @@ class CaptionedImages(Pictures):
 
 
 def read_array(path: Path) -> np.ndarray:
-    """Pictures of an .npy file, mapped into memory. Raises DataError for what is not that."""
+    """Map the pictures of an .npy file into memory. Raises DataError for anything else."""
     try:
         images = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
@@ -68,7 +68,7 @@ def read_array(path: Path) -> np.ndarray:
 
 
 def with_channels(picture: np.ndarray, channels: int | None) -> np.ndarray:
-    """uint8 (H,W) or (H,W,C) → (H,W,channels): grey is repeated, RGB weighted as Pillow does."""
+    """Convert uint8 (H,W) or (H,W,C) → (H,W,channels), RGB to grey as Pillow does."""
     if picture.ndim == 2:
         picture = picture[:, :, None]
     if channels is None or picture.shape[2] == channels:

@@ -14,7 +14,7 @@ from ldm.training.data.crops import Size
 
 
 def bucket_sizes(side: int, multiple: int, max_ratio: float = 2.0) -> list[Size]:
-    """Sizes (height, width) of no more than side² px, from tall to wide.
+    """List the sizes (height, width) of at most side² px, from tall to wide.
 
     For each width, the largest height that keeps the area; and each size lying on its side.
     Raises ArgumentError where no bucket is possible.
@@ -34,6 +34,6 @@ def bucket_sizes(side: int, multiple: int, max_ratio: float = 2.0) -> list[Size]
 
 
 def nearest_bucket(stored: Size, sizes: Sequence[Size]) -> int:
-    """Index of the size whose proportions are nearest, on a log scale: 1:2 is as far as 2:1."""
+    """Return the index of the size of the nearest aspect ratio, on a log scale."""
     ratio = math.log(stored[1] / stored[0])
     return min(range(len(sizes)), key=lambda i: abs(math.log(sizes[i][1] / sizes[i][0]) - ratio))

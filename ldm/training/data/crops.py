@@ -14,7 +14,7 @@ Size = tuple[int, int]
 
 
 def pad(picture: np.ndarray, side: int) -> np.ndarray:
-    """Black around a picture up to ``side`` × ``side``; what is larger stays as it is."""
+    """Pad a picture with black to ``side`` × ``side``; a larger picture stays as it is."""
     height, width, channels = picture.shape
     out = np.zeros((max(height, side), max(width, side), channels), np.uint8)
     top, left = (out.shape[0] - height) // 2, (out.shape[1] - width) // 2
@@ -23,22 +23,20 @@ def pad(picture: np.ndarray, side: int) -> np.ndarray:
 
 
 def scaled_size(stored: Size, target: Size, shorter: int | None) -> Size:
-    """The size to resize to before the crop: it covers ``target`` and keeps the proportions.
+    """Return the size to resize to before the crop: it covers ``target``, proportions are kept.
 
     ``shorter`` is the shorter side to resize to; None fits the target, 0 leaves the size alone.
     A picture that would not cover the target is enlarged until it does.
     """
     cover = max(t / s for t, s in zip(target, stored, strict=True))
-    if shorter is None:
-        scale = cover
-    else:
-        scale = max(shorter / min(stored) if shorter else 1.0, cover)
+    wanted = cover if shorter is None else shorter / min(stored) if shorter else 1.0
+    scale = max(wanted, cover)
     height, width = (max(round(s * scale), t) for s, t in zip(stored, target, strict=True))
     return height, width
 
 
-def resize(picture: np.ndarray, size: Size) -> np.ndarray:
-    """Antialiased (Lanczos, as images.py does it), 8 bits."""
+def resize_picture(picture: np.ndarray, size: Size) -> np.ndarray:
+    """Resize with antialiasing (Lanczos, as ``ldm.images`` does), in 8 bits."""
     if picture.shape[:2] == size:
         return picture
     grey = picture.shape[2] == 1
@@ -48,7 +46,7 @@ def resize(picture: np.ndarray, size: Size) -> np.ndarray:
 
 
 def places(rooms: list[int], generator: torch.Generator) -> list[int]:
-    """A random place in each [0, room]: the same as one call of randint where rooms are equal."""
+    """Draw a place in each [0, room]; for equal rooms, the same as one ``torch.randint``."""
     return [int(torch.randint(room + 1, (), generator=generator)) for room in rooms]
 
 
@@ -75,10 +73,10 @@ def crop(
 
 
 def centre_crop(pictures: list[np.ndarray], size: Size) -> np.ndarray:
-    """The middle of each picture: (B, h, w, C)."""
+    """Cut the middle out of each picture: (B, h, w, C)."""
     return crop(pictures, size, False, False, torch.Generator())
 
 
-def to_pixels(images: np.ndarray) -> Tensor:
-    """uint8 (B, H, W, C) → float32 (B, C, H, W) in [-1, 1]."""
+def images_to_tensor(images: np.ndarray) -> Tensor:
+    """Convert uint8 (B, H, W, C) → float32 (B, C, H, W) in [-1, 1]."""
     return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1

@@ -1,4 +1,4 @@
-"""What a recipe needs of a data set."""
+"""What recipes use of every data set, and the batches that they get."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from ldm.training.data.crops import Size
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Rows of a data set, as a recipe takes them."""
+class PictureBatch:
+    """B rows of a data set, with pictures of one size."""
 
     pixels: Tensor  # float32 (B,C,h,w) in [-1, 1]
-    labels: Tensor | None  # int64 (B,); None where the set has none
-    captions: list[str] | None
+    labels: Tensor | None  # int64 (B,), indices into the set's classes; None for a set without any
+    captions: list[str] | None  # B texts; None for a set without captions and classes
 
     @staticmethod
-    def join(parts: list[Batch]) -> Batch:
-        """One batch after the other."""
+    def join(parts: list[PictureBatch]) -> PictureBatch:
+        """Concatenate batches."""
         labels = [part.labels for part in parts if part.labels is not None]
         captions = [part.captions for part in parts if part.captions is not None]
-        return Batch(
+        return PictureBatch(
             torch.cat([part.pixels for part in parts]),
             torch.cat(labels) if len(labels) == len(parts) else None,
             [text for texts in captions for text in texts] if len(captions) == len(parts) else None,
@@ -32,10 +32,13 @@ class Batch:
 
 
 class Dataset(Protocol):
-    """Rows, each a picture with a label, a caption, both or neither. Random only by generators."""
+    """A list of rows: each a picture with a caption, a label, both or neither.
 
-    classes: list[str]  # names of the labels 0, 1, …; [] where there are none
-    train: Tensor  # indices of the rows to learn from
+    Rows are known by their indices, int64 (B,). Everything random comes from the generators given.
+    """
+
+    classes: list[str]  # names of the labels 0, 1, …; [] without labels
+    train: Tensor  # indices of the rows to train on; empty for a stream
 
     @property
     def held_out(self) -> Tensor:
@@ -47,14 +50,20 @@ class Dataset(Protocol):
         count: int,
         generator: torch.Generator,
         size: int | Size | None = None,
-    ) -> Batch:
-        """The training rows of a step; the generator is that step's."""
+    ) -> PictureBatch:
+        """Return the ``count`` training rows of a step; ``generator`` is that step's.
+
+        size: px of the pictures' sides, or (height, width); None takes ``options.size``.
+        """
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
-        """Indices of ``count`` readable training rows, (count,), with repeats. Not of a stream."""
+        """Draw the indices of ``count`` readable training rows, (count,), with repeats.
+
+        Raises ArgumentError for a stream, whose rows have no indices.
+        """
 
     def readable(self, indices: Tensor) -> Tensor:
-        """Those of the rows whose pictures can be used."""
+        """Return the indices of those rows whose pictures can be read."""
 
     def pixels(
         self,
@@ -62,10 +71,13 @@ class Dataset(Protocol):
         size: int | Size | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """(B,) → float32 (B,C,h,w) in [-1, 1]."""
+        """Read the pictures of rows: (B,) → float32 (B,C,h,w) in [-1, 1].
+
+        With a generator, crops and mirroring are random.
+        """
 
     def labels(self, indices: Tensor) -> Tensor:
-        """(B,) → int64 (B,)."""
+        """Return the labels of rows: (B,) → int64 (B,)."""
 
     def captions(self, indices: Tensor) -> list[str]:
-        """(B,) → B texts."""
+        """Return the captions of rows: (B,) → B texts."""

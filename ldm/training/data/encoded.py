@@ -1,4 +1,4 @@
-"""Data sets whose pictures are files, or the bytes of files."""
+"""Data sets whose pictures are encoded (JPEG, PNG, …): files, or the bytes of files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from ldm.training.data.crops import Size
 from ldm.training.data.options import DataOptions
 from ldm.training.data.pictures import Pictures
-from ldm.training.data.reading import Skipped, decode, stored_size
+from ldm.training.data.reading import Skipped, decode_picture, stored_size
 
 
 class EncodedImages(Pictures):
@@ -21,21 +21,23 @@ class EncodedImages(Pictures):
 
     @abstractmethod
     def encoded(self, index: int) -> Path | bytes:
-        """A row's file, or its bytes. Raises ImageError."""
+        """Return a row's file, or its bytes. Raises ImageError."""
 
     def picture(self, index: int, enough: int) -> np.ndarray:
-        return decode(self.encoded(index), self.row_name(index), self.options.channels or 3, enough)
+        return decode_picture(
+            self.encoded(index), self.row_name(index), self.options.channels or 3, enough
+        )
 
     def shape(self, index: int) -> Size:
         return stored_size(self.encoded(index), self.row_name(index))
 
 
 @dataclass(frozen=True)
-class Row:
-    """A picture with its caption and label, if it has them."""
+class EncodedRow:
+    """A row in memory: an encoded picture, with its caption and label if it has them."""
 
     name: str  # for messages
-    picture: bytes
+    picture: bytes  # of a picture file
     text: str | None = None
     label: int | str | None = None
 
@@ -57,7 +59,7 @@ class RowImages(EncodedImages):
         self,
         name: str,
         options: DataOptions,
-        rows: Sequence[Row],
+        rows: Sequence[EncodedRow],
         classes: Sequence[str],
         skipped: Skipped,
     ) -> None:

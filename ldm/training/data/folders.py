@@ -21,7 +21,7 @@ METADATA = "metadata.jsonl"
 
 
 def list_pictures(folder: Path) -> list[str]:
-    """Picture files in a folder and below, as sorted paths from it, hidden ones left out."""
+    """List the picture files in a folder and below: sorted relative paths, no hidden files."""
     found = []
     for base, folders, files in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -87,7 +87,7 @@ FolderRow = tuple[str, str | None, int | str | None]  # file, caption, label
 
 
 def read_part(folder: Path, files: Sequence[str], options: DataOptions) -> list[FolderRow]:
-    """The rows of one split: from its metadata, or from its subfolders."""
+    """Read the rows of one split: from its metadata, or from its subfolders."""
     if (folder / METADATA).exists():
         return described(folder / METADATA, read_rows(folder / METADATA), files, options)
     parents = {PurePosixPath(name).parts[0] for name in files if "/" in name}
@@ -99,7 +99,7 @@ def read_part(folder: Path, files: Sequence[str], options: DataOptions) -> list[
 def described(
     source: Path, rows: list[dict[str, Any]], files: Sequence[str], options: DataOptions
 ) -> list[FolderRow]:
-    """The rows of a metadata file, except those whose picture is missing, with a warning."""
+    """Read the rows of a metadata file, except those whose picture is missing, with a warning."""
     keys = {key: None for row in rows for key in row}
     text = column(keys, options.text, TEXT, str(source))
     label = column(keys, options.label, LABEL, str(source))

@@ -25,7 +25,7 @@ REMEDY = "get the file again, or build the set with python -m tools.build_mnist"
 
 
 def find_idx(folder: Path, split: str, kind: str) -> Path | None:
-    """The file of a split ("train" or "t10k") and kind ("images-idx3" or "labels-idx1")."""
+    """Find the file of a split ("train", "t10k") and kind ("images-idx3", "labels-idx1")."""
     for dot in "-.":  # some copies are called train-images.idx3-ubyte
         for end in ("", ".gz"):
             path = folder / f"{split}-{kind.replace('-', dot)}-ubyte{end}"
@@ -35,7 +35,7 @@ def find_idx(folder: Path, split: str, kind: str) -> Path | None:
 
 
 def read_idx(path: Path, dimensions: int) -> np.ndarray:
-    """uint8 values of an IDX file, or of one inside .gz.
+    """Read the uint8 values of an IDX file, or of one inside .gz.
 
     Raises DataError for another magic number and for a file that is cut off or too long.
     """
@@ -102,7 +102,7 @@ class IDXImages(Pictures):
 
 
 def read_split(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Pictures (N,H,W) and labels (N,) of one split. Raises DataError where they do not fit."""
+    """Read the pictures (N,H,W) and labels (N,) of a split. Raises DataError for a mismatch."""
     files = []
     for kind in ("images-idx3", "labels-idx1"):
         file = find_idx(folder, split, kind)

@@ -14,7 +14,7 @@ from ldm.errors import DataError
 def number_labels(
     data: str, labels: Sequence[int | str | None] | np.ndarray | None, classes: Sequence[str]
 ) -> tuple[Tensor | None, list[str]]:
-    """The labels as int64 (N,) and the names of the classes; ``data`` names the set in messages.
+    """Return the labels as int64 (N,) and the names of the classes; ``data`` names the data set.
 
     Without ``classes``, names are sorted, and a number names itself.
     Raises DataError for a row without a label, of an unknown name, or out of range.

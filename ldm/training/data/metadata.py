@@ -16,7 +16,7 @@ LABEL = ("label", "labels", "fine_label", "cls", "class")
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSON-lines file. Raises ArgumentError where it is missing or broken."""
+    """Read the rows of a JSON-lines file. Raises ArgumentError where it is missing or broken."""
     try:
         with path.open(encoding="utf-8") as file:
             rows = [json.loads(line) for line in file if line.strip()]
@@ -35,7 +35,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 def column(
     known: Iterable[str], chosen: str | None, usual: tuple[str, ...], data: str
 ) -> str | None:
-    """The column that an option names, or the first of the usual names that is there, or None.
+    """Return the column that an option names, else the first usual one that exists, or None.
 
     Raises ArgumentError where the set lacks the one that the option names.
     """
@@ -48,7 +48,7 @@ def column(
 
 
 def first_text(value: object, row: str) -> str | None:
-    """A caption as a row gives it; the first of several. Raises DataError for what is no text."""
+    """Return a row's caption, or the first of several. Raises DataError for another type."""
     if isinstance(value, list | tuple):
         value = value[0] if value else None
     if value is not None and not isinstance(value, str):

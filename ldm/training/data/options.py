@@ -1,4 +1,4 @@
-"""What a config says of its data set: the table ``[options.data]``."""
+"""How a config's data set is read: the table ``[options.data]``."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from ldm.errors import ArgumentError, did_you_mean
 
 def at_least(least: int, default: int | None = None) -> Any:
     """Return a field of a whole number from ``least`` on."""
-    expected = f"it must be a whole number from {least} on"
-    return within(f"[{least}, inf)", default, expected)
+    words = f"a whole number from {least} on"
+    return within(f"[{least}, inf)", default, words)
 
 
 @dataclass(frozen=True)

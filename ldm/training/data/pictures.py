@@ -1,4 +1,4 @@
-"""What is the same for data sets of every form that can be read in any order."""
+"""The base of the data sets that can be read in any order, whatever their form."""
 
 from __future__ import annotations
 
@@ -12,8 +12,16 @@ import torch
 from torch import Tensor
 
 from ldm.errors import ArgumentError, DataError, ImageError
-from ldm.training.data.crops import Size, centre_crop, crop, pad, resize, scaled_size, to_pixels
-from ldm.training.data.dataset import Batch
+from ldm.training.data.crops import (
+    Size,
+    centre_crop,
+    crop,
+    images_to_tensor,
+    pad,
+    resize_picture,
+    scaled_size,
+)
+from ldm.training.data.dataset import PictureBatch
 from ldm.training.data.labels import number_labels
 from ldm.training.data.options import DataOptions
 from ldm.training.data.reading import Cache, Skipped
@@ -26,14 +34,15 @@ class Pictures(ABC):
 
     Args:
         name: of the set, for messages.
-        rows: how many there are.
+        rows: their number.
         captions, labels: of each row; None where the set has none.
         held_out: whether each row is kept from training; None keeps ``options.held_out`` rows,
             spread evenly, or where that is None too, a twentieth of them but no more than 256.
-        weights: how often each row is drawn, relative to the others; None: all alike.
+        weights: how often each row is drawn, relative to the others; None: equally often.
+        classes: names of the labels 0, 1, …, unless ``options.classes`` gives others.
     """
 
-    cheap = False  # whether ``picture`` costs nothing and cannot fail
+    cheap = False  # whether pictures are decoded already, in memory or mapped: no read can fail
 
     def __init__(
         self,
@@ -52,7 +61,7 @@ class Pictures(ABC):
         self._captions = captions
         self._labels, self.classes = number_labels(name, labels, options.classes or classes)
         if held_out is None:
-            held_out = spread(rows, options.held_out)
+            held_out = choose_held_out(rows, options.held_out)
         self.train = torch.from_numpy(np.flatnonzero(~held_out))
         self._held_out = torch.from_numpy(np.flatnonzero(held_out))
         self._weights = weights
@@ -65,22 +74,22 @@ class Pictures(ABC):
 
     @abstractmethod
     def picture(self, index: int, enough: int) -> np.ndarray:
-        """A row's picture, uint8 (H,W,C); at a fraction of its size if both sides stay ``enough``.
+        """Return a row's picture, uint8 (H,W,C), reduced if both sides keep at least ``enough`` px.
 
         Raises ImageError, naming it.
         """
 
     def row_name(self, index: int) -> str:
-        """What messages call a row."""
+        """Return the name of a row in messages."""
         return f"{self.name}, row {index}"
 
     def shape(self, index: int) -> Size:
-        """(height, width) of a row's picture as stored. Raises ImageError."""
+        """Return the stored (height, width) of a row's picture. Raises ImageError."""
         height, width = self.picture(index, 0).shape[:2]
         return height, width
 
     def check_captions(self) -> None:
-        """Warn where some rows lack a caption: the model learns them like dropped captions."""
+        """Warn if rows lack a caption: the model is trained on them as on dropped captions."""
         missing = [i for i, text in enumerate(self._captions or ()) if not text]
         if missing:
             warnings.warn(
@@ -102,9 +111,9 @@ class Pictures(ABC):
         return self.readable(self._held_out)
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
-        """Indices of ``count`` training rows, (count,), drawn in proportion to their weight.
+        """Draw the indices of ``count`` training rows, (count,), in proportion to their weights.
 
-        In the place of a row that cannot be read stands the next one that can.
+        The next readable row replaces one that cannot be read.
         Raises DataError where none can be read, or all rows are held out.
         """
         if not len(self.train):
@@ -115,7 +124,7 @@ class Pictures(ABC):
         return self.train[chosen] if self.cheap else self.usable(chosen)
 
     def usable(self, places: Tensor) -> Tensor:
-        """The rows at places of ``train``, and for each that cannot be read the next that can.
+        """Return the rows at places of ``train``; a row that cannot be read gives way to the next.
 
         Raises DataError where none can be read.
         """
@@ -137,23 +146,23 @@ class Pictures(ABC):
         count: int,
         generator: torch.Generator,
         size: int | Size | None = None,
-    ) -> Batch:
-        """Rows drawn as ``draw`` does, with pictures as ``pixels`` gives them."""
+    ) -> PictureBatch:
+        """Draw rows as ``draw`` does, with pictures as ``pixels`` reads them."""
         return self.take(self.draw(count, generator), generator, size)
 
     def take(
         self, indices: Tensor, generator: torch.Generator, size: int | Size | None = None
-    ) -> Batch:
-        """These rows: pictures as ``pixels`` gives them, labels and captions if there are any."""
+    ) -> PictureBatch:
+        """Return these rows as a batch: pixels, and labels and captions if the set has any."""
         described = self._captions is not None or self._labels is not None
-        return Batch(
+        return PictureBatch(
             self.pixels(indices, size, generator),
             None if self._labels is None else self.labels(indices),
             self.captions(indices) if described else None,
         )
 
     def readable(self, indices: Tensor, size: int | Size | None = None) -> Tensor:
-        """Those of the rows whose pictures can be used; for the others there are warnings."""
+        """Return the indices of those rows whose pictures can be read; warns of the others."""
         return indices[[self._read(i, size) for i in indices.tolist()]]
 
     def _read(self, index: int, size: int | Size | None = None) -> bool:
@@ -175,11 +184,11 @@ class Pictures(ABC):
         size: int | Size | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Pictures of one size: (B,) → float32 (B,C,h,w) in [-1, 1].
+        """Read pictures at one size: (B,) → float32 (B,C,h,w) in [-1, 1].
 
-        With a generator they are cropped and mirrored at random, as the options say; without, the
-        middle is taken. ``size`` is ``options.size`` where it is None, and the stored size where
-        both are.
+        With a generator they are cropped and mirrored at random, as the options set; without, their
+        centres are cropped. A ``size`` of None is ``options.size``; if that is None too, pictures
+        keep their stored size.
         Raises ImageError for a picture that cannot be read, see ``draw`` and ``readable``, and
         ArgumentError for no rows or, without a size, pictures of several.
         """
@@ -190,16 +199,16 @@ class Pictures(ABC):
         if target is None:
             target = self._common_size(pictures)
         if generator is None:
-            return to_pixels(centre_crop(pictures, target))
+            return images_to_tensor(centre_crop(pictures, target))
         random, flip = self.options.crop == "random", self.options.flip
-        return to_pixels(crop(pictures, target, random, flip, generator))
+        return images_to_tensor(crop(pictures, target, random, flip, generator))
 
     def _target(self, size: int | Size | None) -> Size | None:
         size = size or self.options.size
         return (size, size) if isinstance(size, int) else size
 
     def _ready(self, index: int, target: Size | None) -> np.ndarray:
-        """A picture that only needs cropping to ``target``."""
+        """Return a picture that only needs cropping to ``target``."""
         key = index, target
         ready = self._cache.get(key)
         if ready is None:
@@ -225,7 +234,7 @@ class Pictures(ABC):
                 f"{self.row_name(index)} has {stored[1]} × {stored[0]} px, below the crop of "
                 f'{target[1]} × {target[0]}; data.small = "enlarge" would take it'
             )
-        return resize(picture, scaled_size(stored, target, self.options.resize))
+        return resize_picture(picture, scaled_size(stored, target, self.options.resize))
 
     def _common_size(self, pictures: list[np.ndarray]) -> Size:
         sizes = {picture.shape[:2] for picture in pictures}
@@ -238,7 +247,7 @@ class Pictures(ABC):
         return sizes.pop()
 
     def labels(self, indices: Tensor) -> Tensor:
-        """(B,) → int64 (B,). Raises DataError where the set has no labels."""
+        """Return the labels of rows: (B,) → int64 (B,). Raises DataError if there are none."""
         if self._labels is None:
             raise DataError(
                 f"{self.name} has no labels; give each row of its metadata a label, or put the "
@@ -247,7 +256,7 @@ class Pictures(ABC):
         return self._labels[indices]
 
     def captions(self, indices: Tensor) -> list[str]:
-        """(B,) → B texts: each row's caption, "" where it lacks one, or its class's name.
+        """Return each row's caption ("" if it lacks one) or class name: (B,) → B texts.
 
         Raises DataError where the set has neither.
         """
@@ -261,15 +270,15 @@ class Pictures(ABC):
 
 
 def draw_places(weights: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Places in ``weights``, (count,), drawn in proportion to them, with repeats."""
+    """Draw places in ``weights``, (count,), in proportion to them, with repeats."""
     if len(weights) <= MULTINOMIAL:
         return torch.multinomial(weights, count, replacement=True, generator=generator)
     below = weights.double().cumsum(0)
     return torch.searchsorted(below, torch.rand(count, generator=generator).double() * below[-1])
 
 
-def spread(rows: int, held_out: int | None) -> np.ndarray:
-    """Which rows to hold out, bool (rows,): evenly spread; by default a twentieth, at most 256."""
+def choose_held_out(rows: int, held_out: int | None) -> np.ndarray:
+    """Choose rows to hold out, bool (rows,), evenly spread; by default a twentieth, at most 256."""
     count = min(rows // 20, 256) if held_out is None else held_out
     chosen = np.zeros(rows, bool)
     if count:

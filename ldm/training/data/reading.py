@@ -17,8 +17,8 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", "
 NAMED = 10  # unreadable pictures warned of one by one; after that, at each tenfold
 
 
-def decode(source: Path | bytes, name: str, channels: int, enough: int = 0) -> np.ndarray:
-    """A picture file, or its bytes → uint8 (H, W, channels), as ``load_image`` reads it.
+def decode_picture(source: Path | bytes, name: str, channels: int, enough: int = 0) -> np.ndarray:
+    """Decode a picture file, or its bytes, as ``load_image`` does: uint8 (H, W, channels).
 
     A JPEG is decoded at a fraction of its size where that leaves both sides ``enough`` px.
     Raises ImageError with ``name`` for what cannot be read.
@@ -44,7 +44,7 @@ def decode(source: Path | bytes, name: str, channels: int, enough: int = 0) -> n
 
 
 def stored_size(source: Path | bytes, name: str) -> tuple[int, int]:
-    """(height, width) of a picture file as it is shown, from its header.
+    """Read the displayed (height, width) of a picture file from its header.
 
     Raises ImageError where there is none.
     """
@@ -65,7 +65,7 @@ class Skipped:
         self.reasons: dict[str, str] = {}
 
     def add(self, name: str, reason: str) -> None:
-        """Note one, with a warning: the first few by name, later ones by their number."""
+        """Add a row, with a warning: the first few by name, later ones by their number."""
         if name in self.reasons:
             return
         self.reasons[name] = reason
@@ -92,7 +92,7 @@ class Cache:
         self.pictures: OrderedDict[object, np.ndarray] = OrderedDict()
 
     def get(self, key: object) -> np.ndarray | None:
-        """The picture, if it is still here."""
+        """Return the picture, or None if it is not in the cache."""
         if key in self.pictures:
             self.pictures.move_to_end(key)
         return self.pictures.get(key)

@@ -6,5 +6,5 @@ import torch
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
-    """The generator of everything random in one training step."""
+    """Return the generator of everything random in one training step."""
     return torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import glob
 import json
-import os
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,10 +18,10 @@ import numpy as np
 import torch
 
 from ldm.errors import DataError, ImageError
-from ldm.training.data.encoded import EncodedImages, Row, columns_if_any
+from ldm.training.data.encoded import EncodedImages, EncodedRow, columns_if_any
 from ldm.training.data.metadata import LABEL, TEXT, first_text
 from ldm.training.data.options import DataOptions
-from ldm.training.data.pictures import spread
+from ldm.training.data.pictures import choose_held_out
 from ldm.training.data.reading import SUFFIXES
 
 
@@ -36,11 +35,11 @@ class Member:
 
     @property
     def name(self) -> str:
-        """What messages call the row."""
+        """The row's name in messages."""
         return f"{self.shard}/{self.key}"
 
     def read(self, end: str) -> bytes:
-        """A part's content. Raises ImageError where the shard has become unreadable."""
+        """Read a part's content. Raises ImageError where the shard has become unreadable."""
         offset, size = self.parts[end]
         try:
             with self.shard.open("rb") as file:
@@ -55,7 +54,7 @@ class Member:
         return next(end for end in self.parts if f".{end}".endswith(SUFFIXES))
 
     def caption_and_label(self, options: DataOptions) -> tuple[str | None, int | str | None]:
-        """From .txt, .cls and .json. Raises DataError for JSON that is none."""
+        """Read them from .txt, .cls and .json. Raises DataError for damaged JSON."""
         values: dict[str, Any] = {}
         try:
             if "json" in self.parts:
@@ -73,14 +72,15 @@ class Member:
 
 
 def find_shards(name: str) -> list[Path]:
-    """The .tar files of a folder, a pattern such as "shards/*.tar", or the one file."""
-    if os.path.isdir(name):
+    """List the .tar files of a folder, of a pattern such as "shards/*.tar", or the one file."""
+    if Path(name).is_dir():
         return sorted(Path(name).glob("*.tar"))
-    return sorted(Path(path) for path in glob.glob(name) if path.endswith(".tar"))
+    paths = glob.glob(name)  # noqa: PTH207 (an absolute pattern, too)
+    return sorted(Path(path) for path in paths if path.endswith(".tar"))
 
 
 def members(shard: Path) -> Iterator[Member]:
-    """The rows of a shard, from its headers only. Raises DataError for a shard that is cut off."""
+    """Yield the rows of a shard, read from its headers. Raises DataError for a truncated shard."""
     row = Member(shard, "")
     try:
         with tarfile.open(shard, "r:") as tar:
@@ -103,7 +103,7 @@ def members(shard: Path) -> Iterator[Member]:
 
 
 def read_index(name: str) -> list[Member]:
-    """Every row with a picture, in the order of shards. Raises DataError where there is none."""
+    """List the rows with a picture, in the order of shards. Raises DataError if there are none."""
     rows = [
         row
         for shard in find_shards(name)
@@ -147,19 +147,19 @@ class ShardSource:
     def __init__(self, name: str, options: DataOptions) -> None:
         self.options = options
         index = read_index(name)
-        out = spread(len(index), 64 if options.held_out is None else options.held_out)
+        out = choose_held_out(len(index), 64 if options.held_out is None else options.held_out)
         self.held_out = [self._row(index[i]) for i in np.flatnonzero(out)]
         self.shards: dict[Path, list[Member]] = {}
         for i in np.flatnonzero(~out):
             self.shards.setdefault(index[i].shard, []).append(index[i])
         self.length = int((~out).sum())
 
-    def _row(self, member: Member) -> Row:
+    def _row(self, member: Member) -> EncodedRow:
         text, label = member.caption_and_label(self.options)
-        return Row(member.name, member.read(member.picture), text, label)
+        return EncodedRow(member.name, member.read(member.picture), text, label)
 
-    def read(self, epoch: int, start: int, count: int) -> list[Row]:
-        """Rows ``start`` to ``start + count`` of an epoch, fewer at its end."""
+    def read(self, epoch: int, start: int, count: int) -> list[EncodedRow]:
+        """Read rows ``start`` to ``start + count`` of an epoch, fewer at its end."""
         generator = torch.Generator().manual_seed(epoch)
         shards = list(self.shards.values())
         order = torch.randperm(len(shards), generator=generator).tolist()
@@ -167,5 +167,5 @@ class ShardSource:
         return [self._row(member) for member in rows[start : start + count]]
 
     def count(self) -> int:
-        """Rows of an epoch."""
+        """Return the number of rows of an epoch."""
         return self.length

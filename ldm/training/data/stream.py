@@ -1,8 +1,8 @@
-"""Data sets that are read in order: too large to fetch, or on disks that only read fast in a row.
+"""Data sets that are read in order: too large to download, or on disks slow at random access.
 
 Rows are shuffled block by block: a block of ``options.buffer`` rows is read and given out in a
-random order. So the row at a place of the stream is known without the rows before it, and a run
-resumes by going to its place: nothing need be saved.
+random order. So the row at any place of the stream can be found without reading those before it,
+and a run resumes at its place without a saved state.
 """
 
 from __future__ import annotations
@@ -14,34 +14,34 @@ from torch import Tensor
 
 from ldm.errors import ArgumentError, DataError
 from ldm.training.data.crops import Size
-from ldm.training.data.dataset import Batch
-from ldm.training.data.encoded import Row, RowImages
+from ldm.training.data.dataset import PictureBatch
+from ldm.training.data.encoded import EncodedRow, RowImages
 from ldm.training.data.options import DataOptions
 from ldm.training.data.reading import Skipped
 from ldm.training.data.seeds import step_generator
 
 
 class Source(Protocol):
-    """Rows in an order that an epoch's number settles."""
+    """What a stream reads from: rows in an order that the epoch's number determines."""
 
-    held_out: list[Row]
+    held_out: list[EncodedRow]
     classes: tuple[str, ...]
 
     @property
     def length(self) -> int | None:
         """Return the rows of an epoch; None where only reading it to its end shows them."""
 
-    def read(self, epoch: int, start: int, count: int) -> list[Row]:
-        """Rows ``start`` to ``start + count`` of an epoch, fewer at its end."""
+    def read(self, epoch: int, start: int, count: int) -> list[EncodedRow]:
+        """Read rows ``start`` to ``start + count`` of an epoch, fewer at its end."""
 
     def count(self) -> int:
-        """Rows of an epoch, found by reading it."""
+        """Count the rows of an epoch by reading it."""
 
 
 class Stream:
-    """A data set without an index. It gives batches by their step, and the rows it holds out.
+    """A data set without indices of its training rows: it has batches by step, and held-out rows.
 
-    ``train`` is empty: there are no rows to draw by number.
+    ``train`` is empty: no row can be drawn by its index.
     """
 
     def __init__(self, name: str, options: DataOptions, source: Source) -> None:
@@ -61,7 +61,7 @@ class Stream:
         return self._examples.readable(torch.arange(len(self._examples)))
 
     def readable(self, indices: Tensor) -> Tensor:
-        """Those of the held-out rows whose pictures can be used."""
+        """Return the indices of those held-out rows whose pictures can be read."""
         return self._held_out_rows().readable(indices)
 
     def pixels(
@@ -70,19 +70,19 @@ class Stream:
         size: int | Size | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Held-out rows: (B,) → float32 (B,C,h,w) in [-1, 1]."""
+        """Read the pictures of held-out rows: (B,) → float32 (B,C,h,w) in [-1, 1]."""
         return self._held_out_rows().pixels(indices, size, generator)
 
     def labels(self, indices: Tensor) -> Tensor:
-        """Held-out rows: (B,) → int64 (B,)."""
+        """Return the labels of held-out rows: (B,) → int64 (B,)."""
         return self._held_out_rows().labels(indices)
 
     def captions(self, indices: Tensor) -> list[str]:
-        """Held-out rows: (B,) → B texts."""
+        """Return the captions of held-out rows: (B,) → B texts."""
         return self._held_out_rows().captions(indices)
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
-        """Never: raises ArgumentError."""
+        """Raise ArgumentError: the rows of a stream have no indices."""
         raise ArgumentError(
             f"{self.name} is a stream, which this recipe cannot draw rows from by number; leave "
             "data.streaming out"
@@ -94,18 +94,18 @@ class Stream:
         count: int,
         generator: torch.Generator,
         size: int | Size | None = None,
-    ) -> Batch:
-        """Rows ``step · count`` to ``(step + 1) · count`` of the stream, over all epochs."""
+    ) -> PictureBatch:
+        """Return rows ``step · count`` to ``(step + 1) · count`` of the stream, over all epochs."""
         parts, place, end = [], step * count, (step + 1) * count
         while place < end:
             images, order = self._from(place)
             rows = images.usable(order[: end - place])
             parts.append(images.take(rows, generator, size))
             place += len(rows)
-        return Batch.join(parts)
+        return PictureBatch.join(parts)
 
     def _from(self, place: int) -> tuple[RowImages, Tensor]:
-        """The block that a place of the stream lies in, and its rows from there on, in order."""
+        """Return the block that holds a place of the stream, and its rows from there on."""
         epoch, inside = divmod(place, self._length) if self._length else (0, place)
         number, first = divmod(inside, self.options.buffer)
         if self._block is None or self._block[0] != (epoch, number):
@@ -121,7 +121,7 @@ class Stream:
         order = torch.randperm(len(images), generator=step_generator(epoch, number))
         return images, order[first:]
 
-    def _images(self, rows: list[Row]) -> RowImages:
+    def _images(self, rows: list[EncodedRow]) -> RowImages:
         return RowImages(self.name, self.options, rows, self.classes, self.skipped)
 
     def _held_out_rows(self) -> RowImages:

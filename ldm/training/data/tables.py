@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ldm.errors import ArgumentError, DataError, ImageError
-from ldm.training.data.encoded import EncodedImages, Row
+from ldm.training.data.encoded import EncodedImages, EncodedRow
 from ldm.training.data.folders import HELD_OUT
 from ldm.training.data.metadata import IMAGE, LABEL, TEXT, column, first_text
 from ldm.training.data.options import DataOptions
@@ -23,7 +23,7 @@ HUB = "hub:"
 
 
 def import_datasets() -> ModuleType:
-    """The library. Raises ArgumentError where it is not installed."""
+    """Import the library. Raises ArgumentError where it is not installed."""
     try:
         import datasets
     except ImportError:
@@ -44,7 +44,7 @@ def is_table(path: Path) -> bool:
 
 
 def load(name: str, streaming: bool) -> Mapping[str, Any]:
-    """The splits of a set by name: "hub:user/set" or "hub:user/set:config", or a local path.
+    """Load the splits, by name, of "hub:user/set", "hub:user/set:config" or a local path.
 
     Raises DataError with the library's reason where it cannot be loaded.
     """
@@ -67,7 +67,7 @@ def load(name: str, streaming: bool) -> Mapping[str, Any]:
 
 
 def choose_splits(name: str, splits: Mapping[str, Any], options: DataOptions) -> tuple[str, str]:
-    """The names of the split to learn from and of the one held out ("" where there is none)."""
+    """Return the names of the split to train on and of the one held out ("" for none)."""
     if options.split not in splits:
         raise ArgumentError(
             f"{name} has no split {options.split!r}; set data.split to one of {', '.join(splits)}"
@@ -93,15 +93,15 @@ class Columns:
         kind = features[self.label] if self.label else None
         self.classes = kind.names if isinstance(kind, datasets.ClassLabel) else []
 
-    def row(self, values: Mapping[str, Any], name: str) -> Row:
-        """One row of the table. Raises DataError for a caption that is no text."""
+    def row(self, values: Mapping[str, Any], name: str) -> EncodedRow:
+        """Convert one row of the table. Raises DataError for a caption that is no text."""
         text = first_text(values[self.text], name) if self.text else None
         label = values[self.label] if self.label else None
-        return Row(name, picture_bytes(values[self.image]), text, label)
+        return EncodedRow(name, picture_bytes(values[self.image]), text, label)
 
 
 def picture_bytes(value: object) -> bytes:
-    """The file of a picture as tables hold it; b"" for anything else, which no reader takes."""
+    """Return the file of a picture in a table; b"", which is unreadable, for any other value."""
     if isinstance(value, Mapping):
         if value.get("bytes") is None and value.get("path"):
             try:
@@ -113,7 +113,7 @@ def picture_bytes(value: object) -> bytes:
 
 
 def without_decoding(table: Any, columns: Columns) -> Any:
-    """The table with its pictures as bytes: so that a damaged one does not end the run."""
+    """Return the table with encoded pictures, so that a damaged one does not end the run."""
     datasets = import_datasets()
     if isinstance(table.features[columns.image], datasets.Image):
         return table.cast_column(columns.image, datasets.Image(decode=False))
@@ -193,7 +193,7 @@ class TableSource:
         self._at = (-1, 0)  # epoch and place of the iterator
         self._rows: Iterator[Mapping[str, object]] = iter(())
 
-    def read(self, epoch: int, start: int, count: int) -> list[Row]:
+    def read(self, epoch: int, start: int, count: int) -> list[EncodedRow]:
         if self._at != (epoch, start):
             self.table.set_epoch(epoch)  # another order of the files
             self._rows = iter(self.table.skip(start) if start else self.table)
@@ -205,5 +205,5 @@ class TableSource:
         ]
 
     def count(self) -> int:
-        """Rows of an epoch, found by reading it to its end."""
+        """Count the rows of an epoch by reading it to its end."""
         return sum(1 for _ in self.table)

@@ -1,4 +1,7 @@
-"""Texts with embeddings, for the text recipe."""
+"""Texts with embeddings and readings, for the text recipe.
+
+A reading is what a text describes, field by field: {"noun 1": "car", "colour 1": "red", …}.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +19,13 @@ from ldm.training.data.metadata import read_rows
 class EmbeddedTexts:
     """A folder with ``texts.jsonl`` and ``embeddings.npy``, float16 (N,E), unit length.
 
+    A line of ``texts.jsonl`` is {"text": …}, with the text's reading under "says" if it has one.
+
     Attributes:
         texts: N strings.
-        fields: of what some texts say ("noun 1", "colour 1", …); [] where no text has readings.
+        fields: those of all readings ("noun 1", "colour 1", …); [] where no text has a reading.
         values: kind of field ("colour") → the values that its fields take, sorted.
-        says: int64 (N,F), indices into the values; UNKNOWN where nothing is known.
+        readings: int64 (N,F), indices into the values; UNKNOWN where a text has none.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -33,20 +38,20 @@ class EmbeddedTexts:
                 f"{folder}: {len(self.texts)} texts but {len(self.embeddings)} embeddings; "
                 "build it again"
             )
-        said = [row.get("says", {}) for row in rows]
-        self.fields = list(dict.fromkeys(field for says in said for field in says))
+        readings = [row.get("says", {}) for row in rows]
+        self.fields = list(dict.fromkeys(field for reading in readings for field in reading))
         known: dict[str, set[str]] = {kind_of(field): set() for field in self.fields}
-        for says in said:
-            for field, value in says.items():
+        for reading in readings:
+            for field, value in reading.items():
                 known[kind_of(field)].add(value)
         self.values = {kind: sorted(values) for kind, values in known.items()}
         index = {kind: {v: i for i, v in enumerate(found)} for kind, found in self.values.items()}
-        self.says = torch.full((len(rows), len(self.fields)), UNKNOWN)
+        self.readings = torch.full((len(rows), len(self.fields)), UNKNOWN)
         for column, field in enumerate(self.fields):
             indices = index[kind_of(field)]
-            at = [indices[says[field]] if field in says else UNKNOWN for says in said]
-            self.says[:, column] = torch.tensor(at)
+            at = [indices[r[field]] if field in r else UNKNOWN for r in readings]
+            self.readings[:, column] = torch.tensor(at)
 
     def targets(self, indices: Tensor) -> Tensor:
-        """(B,) → float32 (B,E)."""
+        """Return the embeddings of texts: indices (B,) → float32 (B,E)."""
         return torch.from_numpy(self.embeddings[indices.numpy()]).float()

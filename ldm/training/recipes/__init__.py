@@ -1,4 +1,4 @@
-"""Recipes: what each training learns from, and what it minimises."""
+"""Recipes: the data, model and loss of each kind of training."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ class AutoencoderRecipe(Recipe[Autoencoding]):
             )
 
     def prepare(self, accelerator: Accelerator) -> None:
-        """Read the pictures of the evaluations: what is wrong with them shall not show at the end.
+        """Read the pictures of the evaluations, so that errors in them show before training.
 
         Raises ArgumentError for pictures of several sizes without ``data.size``.
         """
@@ -154,7 +154,7 @@ class AutoencoderRecipe(Recipe[Autoencoding]):
 
     @torch.no_grad()
     def unit_scale(self, vae: AutoencoderKL) -> float:
-        """The factor that gives the latents of some pictures a standard deviation of 1."""
+        """Compute the factor that gives the latents of some pictures a standard deviation of 1."""
         sample = self.data.readable(examples(self.data.train, self.data.held_out, 256))
         device = next(vae.parameters()).device
         parts = [vae.encode(self.data.pixels(part).to(device)) for part in sample.split(16)]
@@ -162,6 +162,6 @@ class AutoencoderRecipe(Recipe[Autoencoding]):
 
 
 def examples(rows: Tensor, otherwise: Tensor, count: int) -> Tensor:
-    """Up to ``count`` of the rows, evenly spread; of others where there are none."""
+    """Pick up to ``count`` of the rows, evenly spread; of ``otherwise`` if there are none."""
     rows = rows if len(rows) else otherwise
     return rows[:: max(1, len(rows) // count)][:count]

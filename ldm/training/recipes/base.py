@@ -52,5 +52,5 @@ class Recipe(ABC, Generic[M]):
         return None
 
     def examples(self) -> tuple[int, int]:
-        """Return how many rows there are to learn from and held out; 0 where only the end tells."""
+        """Return the numbers of training and held-out rows; 0 if unknown before a stream's end."""
         return len(self.data.train), len(self.data.held_out)

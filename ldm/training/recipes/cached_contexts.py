@@ -62,5 +62,5 @@ class CachedContexts:
         states.flush()
 
     def of(self, captions: Tensor) -> Tensor:
-        """Indices (B,) → states, float32 (B, 77, D)."""
+        """Return the states of captions: indices (B,) → float32 (B, 77, D)."""
         return torch.from_numpy(self.states[captions.numpy()]).float()

@@ -21,7 +21,7 @@ from ldm.vae import AutoencoderKL
 
 
 @dataclass(frozen=True)
-class Group:
+class SizeGroup:
     """The training rows whose pictures have one size."""
 
     rows: Tensor  # their indices in the data set, (n,)
@@ -111,7 +111,7 @@ class CachedLatents:
             np.lib.format.open_memmap(self._file(size), "w+", np.float16, shape).flush()
 
     def _assign(self) -> np.ndarray:
-        """The index of each row's size, int32 (N,); -1 for a picture that has none."""
+        """Choose the index of each row's size, int32 (N,); -1 for a picture that has none."""
         bucket = np.zeros(len(self.data), np.int32)
         if len(self.sizes) > 1:
             for row in range(len(bucket)):
@@ -123,7 +123,7 @@ class CachedLatents:
         return bucket
 
     def _rows_of_sizes(self) -> list[tuple[Size, Tensor]]:
-        """The sizes that have pictures, and the rows of each."""
+        """Return the sizes that have pictures, and the rows of each."""
         bucket = np.load(self.folder / "bucket.npy")
         groups = [np.flatnonzero(bucket == i) for i in range(len(self.sizes))]
         pairs = zip(self.sizes, groups, strict=True)
@@ -154,8 +154,8 @@ class CachedLatents:
         latents.flush()
         readable.flush()
 
-    def _training_groups(self) -> list[Group]:
-        """The readable training rows of each size that has some."""
+    def _training_groups(self) -> list[SizeGroup]:
+        """Return the readable training rows of each size that has some."""
         readable = torch.from_numpy(np.load(self.folder / "readable.npy"))
         weight = torch.zeros(len(self.data))
         weight[self.data.train] = self.data.weights
@@ -167,7 +167,7 @@ class CachedLatents:
             if len(places):
                 chosen = rows[places]
                 latents = np.load(self._file(size), mmap_mode="r")
-                groups.append(Group(chosen, weight[chosen], places, latents))
+                groups.append(SizeGroup(chosen, weight[chosen], places, latents))
         if not groups:
             raise DataError(
                 f"none of the {len(self.data.train)} training pictures of {self.data.name} "
@@ -177,5 +177,5 @@ class CachedLatents:
 
 
 def fingerprint(module: torch.nn.Module) -> float:
-    """A number that tells two sets of weights apart."""
+    """Compute a number that differs between different weights."""
     return float(sum(tensor.double().abs().sum() for tensor in module.state_dict().values()))

@@ -82,7 +82,7 @@ class ClassifierRecipe(Recipe[Classifier]):
         return F.cross_entropy(logits, batch["labels"]), {"accuracy": right.mean()}
 
     def evaluate(self, model: Classifier) -> tuple[Image.Image | None, dict[str, float]]:
-        """The share of held-out pictures read right, by noise level."""
+        """Return the share of held-out pictures classified correctly, by noise level."""
         rows = held_out_batch(self.data, self.options.held_out)
         if rows is None:
             return None, {}

@@ -156,7 +156,7 @@ class LatentRecipe(Recipe[UNet]):
         return image_grid(cast("list[Image.Image]", output.images), columns=8), {}
 
     def save(self, model: UNet, folder: Path) -> None:
-        """A whole pipeline: ``ldm-generate --model`` takes the run's folder."""
+        """Write a whole pipeline: ``ldm-generate --model`` takes the run's folder."""
         self.pipeline(model).save_pretrained(folder, torch.float16)
 
     def pipeline(self, unet: UNet) -> Pipeline:
@@ -165,7 +165,7 @@ class LatentRecipe(Recipe[UNet]):
 
 
 def captioned_pictures(name: str, options: dict[str, Any]) -> Pictures:
-    """The data set, which must have captions. Raises ArgumentError for a stream: see there."""
+    """Open a data set with captions. Raises ArgumentError for a stream: see there."""
     data = open_data(name, options)
     if not isinstance(data, Pictures):
         raise ArgumentError(
@@ -176,7 +176,7 @@ def captioned_pictures(name: str, options: dict[str, Any]) -> Pictures:
 
 
 def picture_sizes(data: Pictures, buckets: dict[str, Any] | None, multiple: int) -> list[Size]:
-    """The sizes in px to encode pictures at, each side a multiple of ``multiple``.
+    """Return the sizes in px to encode pictures at, each side a multiple of ``multiple``.
 
     Raises ArgumentError where a size is not, or is not given for pictures of many sizes.
     """

@@ -22,7 +22,13 @@ from ldm.scheduler import DDPMScheduler
 from ldm.training.batches import check_classes, held_out_batch, noised_batch
 from ldm.training.config import TrainConfig
 from ldm.training.data import open_data
-from ldm.training.figures import available, draw_denoising, draw_noising, draw_through_time, evenly
+from ldm.training.figures import (
+    draw_denoising,
+    draw_noising,
+    draw_through_time,
+    evenly,
+    matplotlib_available,
+)
 from ldm.training.objectives import (
     OBJECTIVES,
     check_objective,
@@ -79,9 +85,9 @@ class PixelRecipe(Recipe[UNet]):
         self.model = new_unet(self.unet_config(config.model), config.start)
 
     def unet_config(self, values: dict[str, Any]) -> UNetConfig:
-        """The config's table ``[model]``, and what follows from the data and the objective.
+        """Return the config's table ``[model]``, with what follows from the data and the objective.
 
-        Raises ArgumentError where the table says that too.
+        Raises ArgumentError for a table that sets those, too.
         """
         pixels = self.data.batch(0, 1, torch.Generator().manual_seed(0)).pixels
         channels, side = pixels.shape[1], pixels.shape[-1]
@@ -166,7 +172,7 @@ class PixelRecipe(Recipe[UNet]):
         return image_grid(images, columns=10), metrics
 
     def predict(self, model: UNet) -> Predict:
-        """The model as a function of (x_t, t), x_t of the first held-out pictures."""
+        """Return the model as a function of (x_t, t), x_t of the first held-out pictures."""
         device, shown = next(model.parameters()).device, self.shown
         assert shown is not None
 
@@ -181,7 +187,7 @@ class PixelRecipe(Recipe[UNet]):
 
     def figures(self, model: UNet, folder: Path) -> None:
         """Noising, denoising, and the pictures of ``evaluate`` through time."""
-        if not self.options.figures or not available():
+        if not self.options.figures or not matplotlib_available("figures"):
             return
         draw_through_time(folder / f"{self.step:08d}.png", self.moments)
         if self.shown is None:
@@ -198,7 +204,7 @@ class PixelRecipe(Recipe[UNet]):
             draw_noising(folder / "noising.png", pixels[0], schedules)
 
     def save(self, model: UNet, folder: Path) -> None:
-        """A whole pipeline: ``ldm-generate --model`` takes the run's folder."""
+        """Write a whole pipeline: ``ldm-generate --model`` takes the run's folder."""
         self.pipeline(model).save_pretrained(folder)
 
     def pipeline(self, unet: UNet) -> Pipeline:

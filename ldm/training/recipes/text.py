@@ -1,7 +1,7 @@
 """Train the text encoder: its sentence state learns to be a teacher's sentence embedding.
 
-The states of the words, which the U-Net attends to, learn to say which colour, number and place
-belongs to which thing: a reader finds it in them, for texts whose data say so.
+The states of the words, which the U-Net attends to, learn which colour, number and place belongs to
+which thing: a reader predicts it from them, for the texts that have readings.
 """
 
 from __future__ import annotations
@@ -90,8 +90,8 @@ class TextRecipe(Recipe[Student]):
             torch.randperm(len(short), generator=torch.Generator().manual_seed(config.seed))
         ]
         self.train, self.held_out = order.split([len(order) - options.held_out, options.held_out])
-        self.has_reading = (data.says != UNKNOWN).any(dim=1)  # (N,): whether a text has readings
-        self.share, self.chances = mix(self.has_reading[self.train], options.caption_share)
+        self.has_reading = (data.readings != UNKNOWN).any(dim=1)  # bool (N,)
+        self.share, self.chances = draw_chances(self.has_reading[self.train], options.caption_share)
 
         encoder = CLIPTextEncoder(CLIPTextConfig.from_dict(config.model))
         # As in Radford et al. 2021, section 2.5: PyTorch's N(0, 1) embeddings drown the rest.
@@ -105,7 +105,7 @@ class TextRecipe(Recipe[Student]):
         self.model = Student(encoder, data.embeddings.shape[1], reader)
 
     def rows(self, indices: Tensor) -> dict[str, Tensor]:
-        """What the loss takes of some texts (B,).
+        """Return the inputs of the loss for texts with these indices (B,).
 
         The ids (B,N) are cut behind the longest text's end: a causal encoder ignores padding.
         """
@@ -114,7 +114,7 @@ class TextRecipe(Recipe[Student]):
             "ids": self.ids[indices, : int(length.max())].long(),
             "length": length,
             "target": self.data.targets(indices),
-            "says": self.data.says[indices],
+            "readings": self.data.readings[indices],
         }
 
     def batch(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
@@ -131,7 +131,7 @@ class TextRecipe(Recipe[Student]):
         loss = distillation_loss(vectors, batch["target"], self.options.temperature)
         if not read:
             return loss, {}
-        reading = reading_loss(read, batch["says"], self.share)
+        reading = reading_loss(read, batch["readings"], self.share)
         found = {"distillation": loss, "reading": reading}
         return loss + self.options.reading_weight * reading, found
 
@@ -155,9 +155,9 @@ class TextRecipe(Recipe[Student]):
         }
         known = self.has_reading[self.held_out]
         if guesses and known.any():
-            says = self.data.says[self.held_out[known]]
+            readings = self.data.readings[self.held_out[known]]
             figures |= reading_figures(
-                torch.cat(guesses)[known], says, self.data.fields, self.data.values
+                torch.cat(guesses)[known], readings, self.data.fields, self.data.values
             )
         return None, figures
 
@@ -165,8 +165,8 @@ class TextRecipe(Recipe[Student]):
         save_component(model.text_encoder, folder / "text_encoder")
 
 
-def mix(has_reading: Tensor, share: float) -> tuple[float, Tensor]:
-    """The chance of each training text to be drawn (N,), such that ``share`` have readings.
+def draw_chances(has_reading: Tensor, share: float) -> tuple[float, Tensor]:
+    """Return the chance of each text to be drawn (N,), such that ``share`` have readings.
 
     has_reading: bool (N,). Returns the share too: 0 or 1 where only one kind of texts is there.
     """

@@ -1,5 +1,6 @@
 """A small network that says which everyday thing a picture shows, and in which colour."""
 
+import itertools
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +47,7 @@ class Residual(nn.Module):
 
 
 def convolution(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
-    """A 3x3 convolution and its normalisation."""
+    """Build a 3x3 convolution and its normalisation."""
     layer = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
     return nn.Sequential(layer, nn.BatchNorm2d(outputs))
 
@@ -59,7 +60,7 @@ class Classifier(nn.Module):
         self.labels = labels
         # Blocks of 4x4 pixels become channels: large maps with few channels are slow on CPUs.
         layers: list[nn.Module] = [nn.PixelUnshuffle(4), convolution(3 * 16, WIDTHS[0]), nn.ReLU()]
-        for inputs, outputs in zip(WIDTHS, WIDTHS[1:], strict=False):
+        for inputs, outputs in itertools.pairwise(WIDTHS):
             layers += [convolution(inputs, outputs, stride=2), nn.ReLU(), Residual(outputs)]
         # Not averaged to one number a channel: where parts are tells a car from a bus.
         self.body = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(POOLED), nn.Flatten())
@@ -120,7 +121,7 @@ def save(classifier: Classifier, about: dict, folder: Path) -> None:
 
 
 def load(folder: Path) -> tuple[Classifier, dict]:
-    """What `save` wrote. Raises CheckpointError for a broken weight file."""
+    """Load what `save` wrote. Raises CheckpointError for a broken weight file."""
     about = json.loads((folder / ABOUT).read_text())
     labels = Labels(tuple(about.pop("nouns")), tuple(about.pop("colours")))
     classifier = Classifier(labels)

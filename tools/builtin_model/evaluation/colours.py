@@ -44,22 +44,22 @@ def from_background(rgb: np.ndarray) -> np.ndarray:
 
 
 def edge(pixels: np.ndarray) -> np.ndarray:
-    """The outermost pixels of (H, W, 3): (2H + 2W - 4, 3)."""
+    """Return the outermost pixels of (H, W, 3): (2H + 2W - 4, 3)."""
     return np.concatenate([pixels[0], pixels[-1], pixels[1:-1, 0], pixels[1:-1, -1]])
 
 
 def edge_colour(rgb: np.ndarray) -> np.ndarray:
-    """The background of uint8 sRGB (H, W, 3): the median along the edge, uint8 (3,)."""
+    """Return the background of uint8 sRGB (H, W, 3): the median along the edge, uint8 (3,)."""
     return np.median(edge(rgb), axis=0).astype(np.uint8)
 
 
 def background_colour(rgb: np.ndarray) -> str | None:
-    """The colour word for the background; None between two words."""
+    """Name the background's colour; None between two words."""
     return name_tone(*rgb_to_lch(edge_colour(rgb)).tolist())
 
 
 def joined_to_edge(mask: np.ndarray) -> np.ndarray:
-    """The part of a bool (H, W) that is connected, along rows and columns, with its edge."""
+    """Return the part of a bool (H, W) that is connected, along rows and columns, with its edge."""
     found = mask.copy()
     found[1:-1, 1:-1] = False
     while True:
@@ -80,7 +80,7 @@ def _cut_out(rgb: np.ndarray) -> np.ndarray:
 
 
 def object_colour(rgb: np.ndarray, blue_aside: bool = False) -> str | None:
-    """The colour word for the object in uint8 sRGB (H, W, 3).
+    """Name the colour of the object in uint8 sRGB (H, W, 3).
 
     None where there is no object, or a person might call its colour something else. `blue_aside`:
     blue parts may be windows or water (`icons.nouns.Noun`).
@@ -89,7 +89,7 @@ def object_colour(rgb: np.ndarray, blue_aside: bool = False) -> str | None:
 
 
 def repainted(rgb: np.ndarray, colour: str, blue_aside: bool = False) -> np.ndarray | None:
-    """An icon on white, uint8 (H, W, 3), with its object in another colour, as the builder does it.
+    """Give the object of an icon on white, uint8 (H, W, 3), another colour, as the builder does.
 
     A white object comes on blue. None where repainting does not give that colour: objects of many.
     """

@@ -26,7 +26,7 @@ def plain_icons(data: CaptionedImages) -> Tensor:
 
 
 def _framed(rgb: np.ndarray) -> np.ndarray:
-    """The square around all that is not white, (SIDE, SIDE, 3)."""
+    """Cut out the square around all that is not white, (SIDE, SIDE, 3)."""
     rows, columns = (np.flatnonzero((rgb < WHITE).any((axis, 2))) for axis in (1, 0))
     if not len(rows):
         return np.full((SIDE, SIDE, 3), 255, np.uint8)
@@ -37,7 +37,7 @@ def _framed(rgb: np.ndarray) -> np.ndarray:
 
 
 def framed(rgb: np.ndarray) -> np.ndarray:
-    """The foreground of a picture on white, as large as fits: uint8 (SIDE, SIDE, 3)."""
+    """Put the foreground of a picture on white, as large as fits: uint8 (SIDE, SIDE, 3)."""
     whole = together(find_things(rgb))
     if whole is None:
         return np.full((SIDE, SIDE, 3), 255, np.uint8)

@@ -32,7 +32,7 @@ class Examples:
 
 
 def of_training(data: CaptionedImages, nouns: set[str], chunk: int = 512) -> Examples:
-    """The single icons of `nouns` in the training split."""
+    """Return the single icons of `nouns` in the training split."""
     rows = [i for i in single_rows(data) if data.rows[i]["noun"] in nouns]
     parts = [rows[start : start + chunk] for start in range(0, len(rows), chunk)]
     return Examples(
@@ -43,7 +43,7 @@ def of_training(data: CaptionedImages, nouns: set[str], chunk: int = 512) -> Exa
 
 
 def kind(row: dict[str, Any]) -> str:
-    """What a row shows: "one" icon that fills the picture, "placed", "two" or "several" things."""
+    """Name what a row shows: "one" icon that fills the picture, or "placed", "two" or "several"."""
     return row.get("kind", "one")
 
 
@@ -59,7 +59,7 @@ def single_rows(data: CaptionedImages) -> list[int]:
 
 
 def known_nouns(data: CaptionedImages) -> list[str]:
-    """The things of the everyday table that enough icons of the training split show, sorted."""
+    """List the everyday things that enough icons of the training split show, sorted."""
     everyday = {noun.noun for noun in read_everyday()}
     icons = defaultdict(set)
     for row in (data.rows[i] for i in single_rows(data)):
@@ -68,7 +68,7 @@ def known_nouns(data: CaptionedImages) -> list[str]:
 
 
 def fingerprint(data: CaptionedImages) -> str:
-    """Changes whenever the icons, what they show, or which are held out, do.
+    """Return a key that changes with the icons, what they show, and which are held out.
 
     Captions, scenes of several icons and the number of each icon's pictures may change.
     """
@@ -78,7 +78,7 @@ def fingerprint(data: CaptionedImages) -> str:
 
 
 def other_icons(path: Path, data: CaptionedImages) -> ArgumentError:
-    """The error for a network at `path` that learnt from other icons than those of `data`."""
+    """Build the error for a network at `path` that other icons than those of `data` trained."""
     return ArgumentError(
         f"{path} is of other icons than {data.folder}; delete it, or choose another folder "
         "(--output, --judge)"

@@ -31,9 +31,9 @@ NO_COLOUR = -100  # cross_entropy leaves these out
 
 
 def trained(
-    data: CaptionedImages, folder: Path, archives: Path, say: Callable[[str], None]
+    data: CaptionedImages, folder: Path, archives: Path, log: Callable[[str], None]
 ) -> Classifier:
-    """The classifier of `folder`, trained first where there is none.
+    """Load the classifier of `folder`, trained first where there is none.
 
     `archives` is the folder of the icon sets' packages, which are fetched where they are missing.
     Raises ArgumentError where the one there was trained on other icons, or a package cannot be had.
@@ -44,12 +44,12 @@ def trained(
         if {key: found.get(key) for key in about} != about:
             raise other_icons(folder / classifier.ABOUT, data)
         return model
-    say(f"training the classifier on the icons of {data.folder} and more: an hour, once")
+    log(f"training the classifier on the icons of {data.folder} and more: an hour, once")
     nouns = known_nouns(data)
     examples = of_training(data, set(nouns)) + other_sets.examples(data, set(nouns), archives)
-    say(f"  {len(examples.nouns)} pictures of {len(nouns)} things")
+    log(f"  {len(examples.nouns)} pictures of {len(nouns)} things")
     started = time.monotonic()
-    model = fit(examples, Labels(tuple(nouns), tuple(TONES)), STEPS, say)
+    model = fit(examples, Labels(tuple(nouns), tuple(TONES)), STEPS, log)
     classifier.save(
         model, about | {"steps": STEPS, "seconds": round(time.monotonic() - started)}, folder
     )
@@ -60,7 +60,7 @@ def fit(
     examples: Examples,
     labels: Labels,
     steps: int,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
     batch: int = BATCH,
 ) -> Classifier:
     """Train from scratch, on the present number of threads."""
@@ -93,7 +93,7 @@ def fit(
         if step % 50 == 0 or step == steps:
             alone = share == 1
             right = (noun_logits.argmax(1) == nouns[chosen])[alone].float().mean()
-            say(f"  step {step}/{steps}, loss {loss:.2f}, right {right:.0%} of the batch")
+            log(f"  step {step}/{steps}, loss {loss:.2f}, right {right:.0%} of the batch")
     return model.eval()
 
 

@@ -20,7 +20,7 @@ def distance(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def principal(features: np.ndarray, count: int) -> np.ndarray:
-    """The orthonormal directions in which features (N, D) vary most: (D, count), largest first.
+    """Return the principal directions of features (N, D), largest first: orthonormal (D, count).
 
     The distance of few samples in many dimensions is mostly their number's; in these directions
     alone (``features @ principal(…)``) it is less so.
@@ -30,6 +30,6 @@ def principal(features: np.ndarray, count: int) -> np.ndarray:
 
 
 def root(matrix: np.ndarray) -> np.ndarray:
-    """The square root of a symmetric (D, D) without negative eigenvalues."""
+    """Compute the square root of a symmetric (D, D) without negative eigenvalues."""
     values, vectors = np.linalg.eigh(matrix)
     return (vectors * np.sqrt(values.clip(0))) @ vectors.T

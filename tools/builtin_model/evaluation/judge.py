@@ -1,6 +1,6 @@
 """Verdicts on pictures: what is in them, and whether that was asked for."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,7 +8,7 @@ from PIL import Image
 
 from tools.builtin_model.evaluation.classifier import Classifier, Opinion
 from tools.builtin_model.evaluation.colours import background_colour, object_colour
-from tools.builtin_model.evaluation.prompts import Asked, Prompt
+from tools.builtin_model.evaluation.prompts import Prompt, PromptThing
 from tools.builtin_model.evaluation.styles import StyleJudge
 from tools.builtin_model.evaluation.things import cut_out, find_things, together
 
@@ -69,18 +69,18 @@ class Judged:
     @property
     def both(self) -> bool:
         """Each of the two things asked for is recognised among those found."""
-        return {asked.noun for asked in self.prompt.things} <= {seen.noun for seen in self.things}
+        return {thing.noun for thing in self.prompt.things} <= {seen.noun for seen in self.things}
 
     @property
     def both_of_forty(self) -> bool:
         """Each is there by the narrower choice, among the forty objects."""
         found = {seen.opinion.among for seen in self.things}
-        return {asked.noun for asked in self.prompt.things} <= found
+        return {thing.noun for thing in self.prompt.things} <= found
 
     @property
     def both_coloured(self) -> bool:
         """Each of the two is there in the colour asked for."""
-        found = {Asked(seen.noun, seen.colour) for seen in self.things}
+        found = {PromptThing(seen.noun, seen.colour) for seen in self.things}
         return set(self.prompt.things) <= found
 
     @property
@@ -142,14 +142,17 @@ def judge(
     blue_aside: frozenset[str],
     style_judge: StyleJudge | None = None,
 ) -> list[Judged]:
-    """A verdict for each picture.
+    """Judge each picture.
 
     `among` are the nouns of the narrower choice, `blue_aside` those whose blue parts may be
     windows; `style_judge` is needed where prompts ask for a style.
     """
     arrays = [np.asarray(picture) for picture in pictures]
     styled = [array for prompt, array in zip(prompts, arrays, strict=True) if prompt.style]
-    words = iter(style_judge.seen(np.stack(styled)) if styled else [])
+    words: Iterator[str] = iter(())
+    if styled:
+        assert style_judge is not None  # see above
+        words = iter(style_judge.seen(np.stack(styled)))
     found = [find_things(array) for array in arrays]
     crops, aside = [], []
     for prompt, array, things in zip(prompts, arrays, found, strict=True):

@@ -42,14 +42,16 @@ TOGETHER = (
 PLACES = {"left": "on the left", "right": "on the right", "top": "at the top"}
 PLACES["bottom"] = "at the bottom"
 SIZES = ("small", "big")
-KINDS = ("single", "colour", "new colour", "two", "count")
-KINDS += ("synonym", "background", "place", "size", "style")
+KINDS = (
+    "single", "colour", "new colour", "two", "count",
+    "synonym", "background", "place", "size", "style",
+)  # fmt: skip
 WORDS = {row["noun"]: row["word"] for row in read_eval_objects()}
 FORTY = list(WORDS)
 
 
 @dataclass(frozen=True)
-class Asked:
+class PromptThing:
     """A thing that a prompt names: the noun of the everyday table, and its colour if any."""
 
     noun: str
@@ -62,7 +64,7 @@ class Prompt:
 
     text: str
     kind: str
-    things: tuple[Asked, ...]  # one, or two of different nouns
+    things: tuple[PromptThing, ...]  # one, or two of different nouns
     count: int = 1  # how many of one thing
     background: str | None = None  # a colour
     place: str | None = None  # a key of PLACES
@@ -112,7 +114,7 @@ def prompts(
 def choose(
     rows: list[tuple[int, Prompt]], kinds: Sequence[str] = KINDS, count: int | None = None
 ) -> list[tuple[int, Prompt]]:
-    """The first `count` of these kinds, or all.
+    """Return the first `count` prompts of these kinds, or all.
 
     Raises ArgumentError for a count below 1 or above what there is.
     """
@@ -132,7 +134,7 @@ def everything(nouns: Sequence[str], styled: Sequence[tuple[str, str]] = ()) -> 
 
     rows = []
     for noun in [*nouns, *FORTY]:  # the forty twice, from two seeds
-        rows.append(Prompt(called(noun), "single", (Asked(noun),)))
+        rows.append(Prompt(called(noun), "single", (PromptThing(noun),)))
     for index, noun in enumerate(FORTY):
         for colour in colour_order(index, noun)[:COLOURS]:
             rows.append(_one(noun, "colour", colour))
@@ -141,13 +143,13 @@ def everything(nouns: Sequence[str], styled: Sequence[tuple[str, str]] = ()) -> 
     rows += _pairs()
     for index, noun in enumerate(FORTY):
         for count in (1, 2, 3, 4):
-            colour = colour_order(index, noun)[count] if (index + count) % 2 else None
-            rows.append(_several(noun, count, colour))
+            order = colour_order(index, noun)
+            rows.append(_several(noun, count, order[count] if (index + count) % 2 else None))
     for noun in nouns:
         # The word of the prompts of the forty is not another one: "cup of coffee".
         for word in set_aside(table[noun].words[1:], WORDS.get(noun)):
             text = the_thing(word, word in table[noun].bare)
-            rows.append(Prompt(text, "synonym", (Asked(noun),)))
+            rows.append(Prompt(text, "synonym", (PromptThing(noun),)))
     for index, noun in enumerate(FORTY):
         the = the_thing(WORDS[noun], bare=False)
         colour = colour_order(index, noun)[0]
@@ -155,19 +157,19 @@ def everything(nouns: Sequence[str], styled: Sequence[tuple[str, str]] = ()) -> 
             Prompt(
                 f"{the} on {the_thing(colour, bare=False)} background",
                 "background",
-                (Asked(noun),),
+                (PromptThing(noun),),
                 background=colour,
             )
         )
         place, where = list(PLACES.items())[index % len(PLACES)]
         small = the_thing(f"small {WORDS[noun]}", bare=False)
-        rows.append(Prompt(f"{small} {where}", "place", (Asked(noun),), place=place))
+        rows.append(Prompt(f"{small} {where}", "place", (PromptThing(noun),), place=place))
         size = SIZES[index % len(SIZES)]
         text = the_thing(f"{size} {WORDS[noun]}", bare=False)
-        rows.append(Prompt(text, "size", (Asked(noun),), size=size))
+        rows.append(Prompt(text, "size", (PromptThing(noun),), size=size))
     for noun, icon_set in styled:
         style = STYLES[icon_set]
-        rows.append(Prompt(f"{called(noun)}, {style}", "style", (Asked(noun),), style=style))
+        rows.append(Prompt(f"{called(noun)}, {style}", "style", (PromptThing(noun),), style=style))
     return rows
 
 
@@ -177,7 +179,7 @@ def set_aside(words: Sequence[str], word: str | None) -> list[str]:
 
 
 def colour_order(index: int, noun: str) -> list[str]:
-    """The colours in the order in which they are asked of object number `index`.
+    """Return the colours of the prompts for object number `index`, in order.
 
     Neighbouring objects begin elsewhere, so that every round asks for each colour about as often.
     Those that training never puts together with `noun` are left out.
@@ -190,13 +192,13 @@ def colour_order(index: int, noun: str) -> list[str]:
 
 def _one(noun: str, kind: str, colour: str) -> Prompt:
     text = the_thing(f"{colour} {WORDS[noun]}", bare=False)
-    return Prompt(text, kind, (Asked(noun, colour),))
+    return Prompt(text, kind, (PromptThing(noun, colour),))
 
 
 def _several(noun: str, count: int, colour: str | None) -> Prompt:
     word = f"{colour} {WORDS[noun]}" if colour else WORDS[noun]
     text = f"{NUMBERS[count - 1]} {many(word)}" if count > 1 else f"one {word}"
-    return Prompt(text, "count", (Asked(noun, colour),), count=count)
+    return Prompt(text, "count", (PromptThing(noun, colour),), count=count)
 
 
 def _pairs() -> list[Prompt]:
@@ -205,13 +207,14 @@ def _pairs() -> list[Prompt]:
         for number, form in enumerate(TOGETHER):
             first = colour_order(index + number, a)[0]
             second = next(c for c in colour_order(index + number + 1, b) if c != first)
-            said = {
+            words = {
                 "a": the_thing(WORDS[a], bare=False),
                 "b": the_thing(WORDS[b], bare=False),
                 "colour_a": the_thing(f"{first} {WORDS[a]}", bare=False),
                 "colour_b": the_thing(f"{second} {WORDS[b]}", bare=False),
             }
             coloured = "colour" in form
-            things = (Asked(a, first), Asked(b, second)) if coloured else (Asked(a), Asked(b))
-            rows.append(Prompt(form.format(**said), "two", things))
+            of_a, of_b = (first, second) if coloured else (None, None)
+            things = (PromptThing(a, of_a), PromptThing(b, of_b))
+            rows.append(Prompt(form.format(**words), "two", things))
     return rows

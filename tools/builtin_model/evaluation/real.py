@@ -21,7 +21,7 @@ CORNERS = {"left": (0.05, 0.3), "right": (0.55, 0.3), "top": (0.3, 0.05), "botto
 def real(
     data: CaptionedImages, prompts: Sequence[Prompt], blue_aside: frozenset[str]
 ) -> tuple[list[Prompt], list[np.ndarray]]:
-    """A picture of held-out icons for each prompt: uint8 (H, W, 3), as large as those of the data.
+    """Compose a picture of held-out icons for each prompt: uint8 (H, W, 3), as large as the data's.
 
     Prompts that no repainting answers (icons of many colours) are left out. Raises ArgumentError
     for a noun without an icon, or without one in the style asked for.
@@ -34,13 +34,13 @@ def real(
     kept, pictures = [], []
     for prompt in prompts:
         icons = []
-        for asked in prompt.things:
-            if (asked.noun, prompt.style) not in icon_of:
-                what = f"{asked.noun}, {prompt.style}" if prompt.style else asked.noun
+        for thing in prompt.things:
+            if (thing.noun, prompt.style) not in icon_of:
+                what = f"{thing.noun}, {prompt.style}" if prompt.style else thing.noun
                 raise ArgumentError(f"{data.folder} holds no icon of {what} out of training")
-            icon = np.asarray(data.images[icon_of[asked.noun, prompt.style]])
-            if asked.colour:
-                icon = repainted(icon, asked.colour, asked.noun in blue_aside)
+            icon = np.asarray(data.images[icon_of[thing.noun, prompt.style]])
+            if thing.colour:
+                icon = repainted(icon, thing.colour, thing.noun in blue_aside)
             icons.append(icon)
         if all(icon is not None for icon in icons):
             kept.append(prompt)
@@ -49,7 +49,7 @@ def real(
 
 
 def _picture(prompt: Prompt, icons: list[np.ndarray], rng: np.random.Generator) -> np.ndarray:
-    """The icons as the prompt asks for them; a white thing brings a background of its own."""
+    """Arrange the icons as the prompt describes; a white thing brings a background of its own."""
     size = len(icons[0])
     if prompt.kind not in ("two", "count", "background", "place", "size"):
         return icons[0]

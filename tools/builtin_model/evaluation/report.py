@@ -65,7 +65,7 @@ def table(head: list[str], rows: list[list[str]]) -> list[str]:
 
 
 def vae_line(vae: dict[str, Any]) -> str:
-    """What the VAE keeps, in one sentence."""
+    """Describe what the VAE keeps, in one sentence."""
     return (
         f"VAE on {vae['images']} held-out icons: PSNR {vae['psnr_mean']:.2f} dB (mean of the "
         f"pictures'), {vae['psnr_of_mean_error']:.2f} dB (of the mean error); range -1..1."

@@ -48,7 +48,7 @@ def _apart(a: np.ndarray, b: np.ndarray) -> bool:
 
 
 def _cut_out(icon: np.ndarray) -> np.ndarray:
-    """The icon, RGBA: all that is not joined to the edge, so that white parts on white stay."""
+    """Cut out the icon, RGBA: all that is not joined to the edge; white parts on white stay."""
     inside = ~joined_to_edge(from_background(icon) < ALIKE)
     return np.dstack([icon, np.where(inside, 255, 0).astype(np.uint8)])
 

@@ -15,7 +15,7 @@ GREEN, RED = "#2c9c3e", "#d23b2f"
 def tile(
     picture: Image.Image, caption: str, side: int = 128, frame: str = "white", lines: int = 2
 ) -> Image.Image:
-    """The picture at `side` pixels in a frame, over its caption on `lines` lines at most."""
+    """Frame the picture at `side` pixels, over its caption on `lines` lines at most."""
     width = side + 2 * GAP
     tile = Image.new("RGB", (width, width + lines * LINE + GAP), "white")
     draw = ImageDraw.Draw(tile)

@@ -1,5 +1,6 @@
 """A network that says in the style of which icon set a picture is drawn; trained in minutes."""
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -42,7 +43,7 @@ class StyleJudge(nn.Module):
                 convolution(outputs, outputs),
                 nn.ReLU(),
             )
-            for inputs, outputs in zip(widths, widths[1:], strict=False)
+            for inputs, outputs in itertools.pairwise(widths)
         )
         self.words = nn.Linear(2 * sum(WIDTHS), len(WORDS))
         self.to(memory_format=torch.channels_last)
@@ -58,15 +59,15 @@ class StyleJudge(nn.Module):
 
     @torch.no_grad()
     def seen(self, pictures: np.ndarray, batch: int = 32) -> list[str]:
-        """The word for each of uint8 (N, H, W, 3), each judged with its mirror image."""
+        """Name the style of each of uint8 (N, H, W, 3), each judged with its mirror image."""
         self.eval()
         parts = to_float(torch.from_numpy(pictures).permute(0, 3, 1, 2)).split(batch)
         best = [(self(x) + self(x.flip(3))).argmax(1) for x in parts]
         return [WORDS[i] for i in torch.cat(best).tolist()]
 
 
-def trained(data: CaptionedImages, folder: Path, say: Callable[[str], None]) -> StyleJudge:
-    """The one of `folder`, trained first where there is none: a quarter of an hour on one core.
+def trained(data: CaptionedImages, folder: Path, log: Callable[[str], None]) -> StyleJudge:
+    """Load the judge of `folder`, trained first where there is none: 15 minutes on one core.
 
     Raises ArgumentError where the one there was trained on other icons.
     """
@@ -78,8 +79,8 @@ def trained(data: CaptionedImages, folder: Path, say: Callable[[str], None]) -> 
         model = StyleJudge()
         model.load_state_dict(found.tensors)
         return model.eval()
-    say(f"training a judge of styles on the icons of {data.folder}: a quarter of an hour, once")
-    model = fit(data, say)
+    log(f"training a judge of styles on the icons of {data.folder}: a quarter of an hour, once")
+    model = fit(data, log)
     write_tensors(model.state_dict(), path, {"data": digest})
     return model
 
@@ -90,7 +91,7 @@ def plain_rows(data: CaptionedImages) -> list[int]:
     return [i for i, row in rows if kind(row) == "one" and not row["colour"] and on_white(row)]
 
 
-def fit(data: CaptionedImages, say: Callable[[str], None]) -> StyleJudge:
+def fit(data: CaptionedImages, log: Callable[[str], None]) -> StyleJudge:
     """Train from scratch, on the present number of threads."""
     torch.manual_seed(0)
     rows = torch.tensor(plain_rows(data))
@@ -111,7 +112,7 @@ def fit(data: CaptionedImages, say: Callable[[str], None]) -> StyleJudge:
         schedule.step()
         if step % 50 == 0 or step == STEPS:
             right = (logits.argmax(1) == words[chosen]).float().mean()
-            say(f"  step {step}/{STEPS}, loss {loss:.2f}, right {right:.0%} of the batch")
+            log(f"  step {step}/{STEPS}, loss {loss:.2f}, right {right:.0%} of the batch")
     return model.eval()
 
 

@@ -27,8 +27,8 @@ class Thing:
     def box(self) -> tuple[float, float, float, float]:
         """Left, top, right and bottom, in shares of the picture's side."""
         rows, columns = (np.flatnonzero(self.mask.any(axis)) for axis in (1, 0))
-        left, top, right, bottom = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
-        return tuple(float(end) / SIDE for end in (left, top, right, bottom))
+        left, top = float(columns[0]) / SIDE, float(rows[0]) / SIDE
+        return left, top, float(columns[-1] + 1) / SIDE, float(rows[-1] + 1) / SIDE
 
     @property
     def centre(self) -> tuple[float, float]:
@@ -44,7 +44,7 @@ class Thing:
 
 
 def find_things(rgb: np.ndarray) -> list[Thing]:
-    """The things in uint8 sRGB (H, W, 3), largest first; none in an empty picture."""
+    """Find the things in uint8 sRGB (H, W, 3), largest first; none in an empty picture."""
     small = Image.fromarray(rgb).resize((SIDE, SIDE), Image.Resampling.BOX)
     mask = ~joined_to_edge(from_background(np.asarray(small)) < ALIKE)
     labels, count = ndimage.label(mask, np.ones((3, 3)))
@@ -59,7 +59,7 @@ def find_things(rgb: np.ndarray) -> list[Thing]:
 
 
 def _one_thing(parts: list[np.ndarray]) -> tuple[int, int] | None:
-    """Indices (the larger first) of two parts, sorted by area, that belong together."""
+    """Return the indices (the larger first) of two parts, sorted by area, that belong together."""
     for i, larger in enumerate(parts[:-1]):
         away = ndimage.distance_transform_edt(~larger)
         for j in range(i + 1, len(parts)):
@@ -76,7 +76,7 @@ def together(things: list[Thing]) -> Thing | None:
 
 
 def cut_out(rgb: np.ndarray, thing: Thing, others: list[Thing]) -> np.ndarray:
-    """A square of the uint8 picture (H, W, 3) around the thing, at the picture's size.
+    """Cut a square of the uint8 picture (H, W, 3) around the thing, at the picture's size.
 
     The background's colour goes on beyond the edge, and covers the other things.
     """
@@ -89,7 +89,6 @@ def cut_out(rgb: np.ndarray, thing: Thing, others: list[Thing]) -> np.ndarray:
         rest &= ~ndimage.binary_dilation(thing.mask, iterations=1)
         hidden = Image.fromarray(rest).resize((width, height))
         rgb = np.where(np.asarray(hidden)[..., None], background, rgb)
-    left, top, right, bottom = thing.box
     (x, y), half = thing.centre, thing.length * (0.5 + MARGIN)
     corners = (x - half) * width, (y - half) * height, (x + half) * width, (y + half) * height
     # Larger by half on each side than the picture, so that no corner is beyond it.

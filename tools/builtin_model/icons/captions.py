@@ -14,26 +14,15 @@ STYLES = {
 
 # Words that sound other than they are spelt.
 _AN = re.compile(r"^(?:[aeio]|u(?!ni|fo|kulele|se)|hour|x-)")
-_BARE_OTHERS = frozenset(
-    [
-        "fog",
-        "foggy",
-        "ginger",
-        "oden",
-        "milky",
-        "sake",
-        "mate",
-        "fondue",
-        "nail",
-        "selfie",
-        "falafel",
-    ]
-)
+_BARE_OTHERS = frozenset({
+    "fog", "foggy", "ginger", "oden", "milky", "sake", "mate", "fondue", "nail", "selfie",
+    "falafel",
+})  # fmt: skip
 _COLOUR_WORDS = frozenset(TONES) | {"grey", "light blue", "dark"}
 
 
 def article(phrase: str) -> str:
-    """The word "a" or "an", whichever `phrase` takes."""
+    """Return the article, "a" or "an", that `phrase` takes."""
     return "an" if _AN.match(phrase.lower()) else "a"
 
 

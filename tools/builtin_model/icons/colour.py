@@ -137,7 +137,7 @@ def hue_distance(a: np.ndarray | float, b: float) -> np.ndarray | float:
 
 
 def name_tone(lightness: float, chroma: float, hue: float) -> str | None:
-    """The word for one colour in OKLCH, or None between two words (tan, teal, olive, indigo)."""
+    """Name one colour in OKLCH; None between two words (tan, teal, olive, indigo)."""
     hue = hue % 360
     found = (words.name for words in WORDS if words.fits(lightness, chroma, hue))
     return next(found, None)
@@ -176,7 +176,7 @@ def main_colour(rgba: np.ndarray, blue_aside: bool = False) -> MainColour:
 
 
 def _coloured(lch: np.ndarray, start: float) -> MainColour:
-    """Main colour of the pixels (N, 3) of the hue window that begins at `start` degrees."""
+    """Measure the main colour of pixels (N, 3) in the hue window that begins at `start` degrees."""
     lightness, chroma, hue = lch.T
     middle = (float(np.median((hue - start) % 360)) + start) % 360
     # Chroma in a shaded picture has a tail of dull edges: its upper half is what one sees.
@@ -189,7 +189,7 @@ def _coloured(lch: np.ndarray, start: float) -> MainColour:
 
 
 def _gray(lch: np.ndarray, total: int) -> MainColour:
-    """Main colour of a picture of `total` pixels whose gray ones (N, 3) outweigh any hue."""
+    """Measure the main colour of a picture of `total` pixels, whose gray ones (N, 3) prevail."""
     light = lch[:, 0]
     pale = light > DARK
     # Black ears do not make a panda black, but a dark picture with highlights is dark.
@@ -201,7 +201,7 @@ def _gray(lch: np.ndarray, total: int) -> MainColour:
 
 
 def recolour(rgba: np.ndarray, main: MainColour, tone: tuple[float, float, float]) -> np.ndarray:
-    """A copy of uint8 RGBA (H, W, 4) whose main colour is moved to `tone` (L, C, h).
+    """Copy uint8 RGBA (H, W, 4) with its main colour moved to `tone` (L, C, h).
 
     Shading stays: lightness is bent so that 0 stays 0, the main colour's L becomes the tone's,
     and highlights are as far above it as there is room. Other parts (white windows, black tyres,

@@ -19,40 +19,15 @@ KEPT = (
     "other-object",
 )  # fmt: skip
 # Near copies and drawings of letters or maps within the kept subgroups.
-DROPPED = frozenset(
-    [
-        "spade-suit",
-        "heart-suit",
-        "diamond-suit",
-        "club-suit",
-        "joker",
-        "mahjong-red-dragon",
-        "flower-playing-cards",
-        "middle-finger",
-        "globe-with-meridians",
-        "map-of-japan",
-        "love-hotel",
-        "chart-increasing-with-yen",
-        "new-moon",
-        "waxing-crescent-moon",
-        "first-quarter-moon",
-        "waxing-gibbous-moon",
-        "waning-gibbous-moon",
-        "last-quarter-moon",
-        "waning-crescent-moon",
-        "rightwards-hand",
-        "leftwards-hand",
-        "milky-way",
-        "face-with-symbols-on-mouth",
-        "face-with-symbols-over-mouth",
-        "head-shaking-vertically",
-        "head-shaking-horizontally",
-        "bus-stop",
-        "motorway",
-        "construction",
-        "input-symbols",
-    ]
-)
+DROPPED = frozenset({
+    "spade-suit", "heart-suit", "diamond-suit", "club-suit", "joker", "mahjong-red-dragon",
+    "flower-playing-cards", "middle-finger", "globe-with-meridians", "map-of-japan", "love-hotel",
+    "chart-increasing-with-yen", "new-moon", "waxing-crescent-moon", "first-quarter-moon",
+    "waxing-gibbous-moon", "waning-gibbous-moon", "last-quarter-moon", "waning-crescent-moon",
+    "rightwards-hand", "leftwards-hand", "milky-way", "face-with-symbols-on-mouth",
+    "face-with-symbols-over-mouth", "head-shaking-vertically", "head-shaking-horizontally",
+    "bus-stop", "motorway", "construction", "input-symbols",
+})  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -87,8 +62,9 @@ class Subject:
 
 
 def read_everyday(path: Path = HERE / "everyday.json") -> list[Noun]:
-    """The curated table. Raises BuildError where an icon belongs to two nouns."""
-    nouns, owner = [], {}
+    """Read the curated table. Raises BuildError where an icon belongs to two nouns."""
+    nouns: list[Noun] = []
+    owner: dict[str, str] = {}
     for row in json.loads(path.read_text()):
         lists = {key: tuple(row.get(key, ())) for key in ("words", "icons", "keep")}
         noun = Noun(**{**row, **lists, "bare": frozenset(row.get("bare", ()))})
@@ -103,7 +79,7 @@ def read_everyday(path: Path = HERE / "everyday.json") -> list[Noun]:
 def read_subjects(
     archives: dict[str, Path], emojibase: Path, everything: bool = False
 ) -> list[Subject]:
-    """What the sets in `archives` show, of what is kept; names and codes are of `emojibase`.
+    """Read what the sets in `archives` show, of what is kept; names and codes are of `emojibase`.
 
     With `everything`, also people and signs, by what Unicode calls them.
     """
@@ -114,7 +90,7 @@ def read_subjects(
 def choose(
     icons: list[Icon], labels: dict[str, Label], nouns: list[Noun], everything: bool = False
 ) -> list[Subject]:
-    """The icons to keep, with what they show; the order of `icons` stays."""
+    """Return the icons to keep, with what they show; the order of `icons` stays."""
     by_name = {name: noun for noun in nouns for name in noun.icons}
     # Sets name the same emoji differently: an icon also belongs to a noun by its Unicode code.
     by_code = {icon.hexcode: by_name[icon.name] for icon in icons if icon.name in by_name}

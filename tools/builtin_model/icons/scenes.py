@@ -31,10 +31,10 @@ COMMON, EVERYDAY, OTHER = (0.42, 0.14, 0.26, 0.18), (0.6, 0.12, 0.16, 0.12), (0.
 
 PLACED_SCALE = (0.3, 0.52)  # of the picture's side
 PLACE_ODDS = {name: 0.15 if " " not in name else 0.0625 for name in PLACES}
-SAID_PLACE, SAID_SIZE = 0.7, 0.6
+NAMED_PLACE, NAMED_SIZE = 0.7, 0.6
 TWO_SCALE, COUNT_SCALE, ROW_SCALE = (0.38, 0.46), (0.35, 0.43), (0.26, 0.3)
 SIDE_BY_SIDE = 0.75  # of two things; else one above the other
-SAID_RELATION = 0.4
+NAMED_RELATION = 0.4
 SAME_SET = 0.8  # of two things from one set, in one style
 JITTER = 0.012  # of places, as a part of the side
 
@@ -60,7 +60,7 @@ class Stock:
         self.odds = {name: _odds(group) for name, group in groups.items()}
 
     def draw(self, beside: Subject, rng: np.random.Generator) -> Subject:
-        """A thing to stand beside another; never the same noun, nor a pair held out."""
+        """Draw a thing to stand beside another; never the same noun, nor a pair held out."""
         name = beside.icon.set if rng.random() < SAME_SET else ""
         while True:
             found = self.groups[name][int(rng.choice(len(self.odds[name]), p=self.odds[name]))]
@@ -109,11 +109,18 @@ def pictures(
     return images, rows
 
 
-def kinds(subject: Subject) -> np.ndarray:
-    """The shares of KINDS among a subject's pictures; "bread" cannot be counted."""
+def kinds(
+    subject: Subject,
+    common: tuple[float, ...] = COMMON,
+    everyday: tuple[float, ...] = EVERYDAY,
+) -> np.ndarray:
+    """Return the shares of KINDS among a subject's pictures; "bread" cannot be counted.
+
+    common, everyday: the shares of things of these ranks; other subjects stand alone.
+    """
     if subject.noun is None:
         return np.array(OTHER)
-    shares = np.array(COMMON if subject.noun.common else EVERYDAY)
+    shares = np.array(common if subject.noun.common else everyday)
     if set(subject.noun.words) & subject.noun.bare:
         shares[0] += shares[3]
         shares[3] = 0
@@ -123,12 +130,12 @@ def kinds(subject: Subject) -> np.ndarray:
 def placed(
     subject: Subject, master: Image.Image, size: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, Row]:
-    """A small picture of one thing; the caption says that it is small, or where, or both."""
+    """Compose a small picture of one thing; the caption names its size, its place, or both."""
     place = str(rng.choice(list(PLACE_ODDS), p=list(PLACE_ODDS.values())))
-    said_place = rng.random() < SAID_PLACE
-    small = "small" if not said_place or rng.random() < SAID_SIZE else None
+    names_place = rng.random() < NAMED_PLACE
+    small = "small" if not names_place or rng.random() < NAMED_SIZE else None
     side = round(size * rng.uniform(*PLACED_SCALE))
-    drawing = draw(subject, master, side, rng, size=small, place=place if said_place else None)
+    drawing = draw(subject, master, side, rng, size=small, place=place if names_place else None)
     background, tone = choose_background([drawing.main], rng)
     canvas = np.full((size, size, 3), tone, np.uint8)
     # The words for a place cover the outer or the middle part of the room that is free.
@@ -136,8 +143,8 @@ def placed(
     left, top = np.rint((size - side) * at).astype(int)
     paste(canvas, drawing.pixels, int(left), int(top))
     things = [(drawing.thing, drawing.word, drawing.bare)]
-    text, said = caption(rng, things, None, background, style_of(subject))
-    return canvas, row(subject, "train", "placed", text, drawing.thing.colour, background, said)
+    text, named = caption(rng, things, None, background, style_of(subject))
+    return canvas, row(subject, "train", "placed", text, drawing.thing.colour, background, named)
 
 
 def two(
@@ -155,11 +162,11 @@ def two(
         free = 0.5 + rng.uniform(-0.1, 0.1)
         put(canvas, drawing.pixels, (middle, free) if across else (free, middle), rng)
     relation = None
-    if rng.random() < SAID_RELATION:
+    if rng.random() < NAMED_RELATION:
         relation = (("left", "right") if across else ("top", "bottom"))[swapped]
     things = [(d.thing, d.word, d.bare) for d in (first, second)]
-    text, said = caption(rng, things, relation, background, style_of(subject))
-    return canvas, row(subject, "train", "two", text, first.thing.colour, background, said)
+    text, named = caption(rng, things, relation, background, style_of(subject))
+    return canvas, row(subject, "train", "two", text, first.thing.colour, background, named)
 
 
 def several(
@@ -176,10 +183,10 @@ def several(
     for middle in layout:
         put(canvas, drawing.pixels, middle, rng)
     thing = dataclasses.replace(drawing.thing, count=count)
-    text, said = caption(
+    text, named = caption(
         rng, [(thing, drawing.word, drawing.bare)], None, background, style_of(subject)
     )
-    return canvas, row(subject, "train", "several", text, thing.colour, background, said)
+    return canvas, row(subject, "train", "several", text, thing.colour, background, named)
 
 
 def put(
@@ -194,5 +201,5 @@ def put(
 
 @lru_cache(maxsize=4000)
 def master_of(icon: Icon, size: int) -> Image.Image:
-    """The rendered icon, kept: common things stand beside many others."""
+    """Render the icon, cached: common things stand beside many others."""
     return render(icon, size)

