@@ -26,7 +26,7 @@ from ldm.fast.optimize import Optimized, check_optimize, optimize, undo
 from ldm.loading.devices import choose_device, choose_dtype
 from ldm.loading.folder import load_folder, save_folder
 from ldm.loading.model import Model
-from ldm.loading.single_file import load_file, load_vae, save_file
+from ldm.loading.single_file import load_file, replace_parts, save_file
 from ldm.request import Request, takes
 from ldm.run import Output, Progress
 from ldm.samplers import Choice, Pair
@@ -47,6 +47,7 @@ class Pipeline(Model):
         dtype: str | torch.dtype | None = None,
         variant: str | None = None,
         vae: str | Path | None = None,
+        text_encoder: str | Path | Sequence[str | Path] | None = None,
         prediction_type: str | None = None,
         ema: bool = False,
         cache_dir: str | None = None,
@@ -62,7 +63,8 @@ class Pipeline(Model):
         ``ldm.loading.devices``), "auto" keeps the dtypes of the files. With float16, the VAE
         is float32.
         variant: "fp16" prefers files named so to plain ones.
-        vae: the folder or file of another VAE to use.
+        vae: the folder or file of another VAE to use, also for a file that lacks one.
+        text_encoder: likewise of text encoders; each is used where its width fits.
         prediction_type: "epsilon", "v_prediction" or "sample"; None as in the model's config.
         ema: take the averaged copy of the U-Net's weights that full training checkpoints hold.
         int8: as in ``optimize``, which is called then.
@@ -78,18 +80,18 @@ class Pipeline(Model):
         )
         device = choose_device(device)
         dtype = None if dtype == "auto" else choose_dtype(dtype, device)
+        other = None if vae is None else Path(vae).expanduser()
+        texts = [text_encoder] if isinstance(text_encoder, str | Path) else text_encoder or ()
+        encoders = [Path(text).expanduser() for text in texts]
         if path.is_file():
-            parts = load_file(path, dtype, device, prediction_type, ema)
+            parts = load_file(
+                path, dtype, device, prediction_type, ema, vae=other, text_encoders=encoders
+            )
         elif ema:
             raise ArgumentError(f"{path} is a folder; only single files hold a copy for ema")
         else:
             parts = load_folder(path, dtype, device, variant, prediction_type)
-        if vae is not None:
-            old = parts["vae"]
-            if old is None:
-                raise ArgumentError(f"{path} draws pixels and has no VAE; leave vae out")
-            to = next(old.parameters()).dtype
-            parts["vae"] = load_vae(Path(vae).expanduser(), old.config, to, device)
+            replace_parts(parts, path, other, encoders, device)
         pipe = cls(**parts)
         return pipe.optimize(int8=True) if int8 else pipe
 

@@ -5,39 +5,68 @@ They need no PyTorch, unless the file is a pickle.
 
 from __future__ import annotations
 
-import json
+import math
+import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
-from ldm.checkpoints.family import FAMILIES, UNET, VAE, detect, read_family
+from ldm.checkpoints.family import (
+    FAMILIES,
+    UNET,
+    VAE,
+    Family,
+    detect,
+    other_task,
+    read_family,
+)
+from ldm.checkpoints.formats import GGUF, PICKLE, find_format, usual_format
+from ldm.checkpoints.gguf_header import read_gguf_header
 from ldm.checkpoints.header import Header, TensorInfo, read_header
+from ldm.checkpoints.kinds import (
+    Shapes,
+    find_adapter,
+    find_backbone,
+    find_other,
+    is_backbone,
+    is_embedding,
+    listed,
+)
 from ldm.checkpoints.lora_first import plain_names
 from ldm.checkpoints.lora_kinds import describe_kinds, group, rank_of, unsupported
 from ldm.checkpoints.lora_names import text_width
 from ldm.checkpoints.lora_words import split_words
+from ldm.checkpoints.notes import TAGS, Rows, clean, notes
+from ldm.checkpoints.prediction import Beside, find_statements, read_beside
 from ldm.config import read_json
 from ldm.errors import CheckpointError
 
-DTYPE_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-Rows = list[tuple[str, str]]  # what, value
-# Metadata that users look for, by the names that kohya and the model spec give it.
-METADATA_LABELS = {
-    "modelspec.title": "title",
-    "modelspec.author": "author",
-    "modelspec.license": "licence",
-    "modelspec.trigger_phrase": "trigger phrase",
-    "modelspec.resolution": "resolution",
-    "ss_output_name": "name",
-    "ss_sd_model_name": "trained on",
-    "ss_base_model_version": "base model",
-    "ss_num_epochs": "epochs",
-    "ss_steps": "steps",
-    "modelspec.hash_sha256": "hash (metadata)",
-    "sshs_model_hash": "hash (metadata)",
-}
+DTYPE_NAMES = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
+}  # fmt: skip
 SAFE = ".safetensors"
-TAGS = 8  # most frequent training tags, and classes, to show
+UNKNOWN = "unknown"
+TEXT_KEYS = re.compile(
+    r"(?:attn2[._]to_[kv]|\.to_[kv]_ip)\.weight$"
+)  # of layers that read the text
+BASE_KEYS = ("ss_base_model_version", "modelspec.architecture", "general.architecture")
+# What the metadata call a base, in whatever spelling.
+BASES = {
+    r"flux": "Flux (not supported)",
+    r"sd-?3|stable-diffusion-3|stable-diffusion-v3": "Stable Diffusion 3 (not supported)",
+    r"refiner": "Stable Diffusion XL refiner",
+    r"sdxl|xl-v1|stable-diffusion-xl": "Stable Diffusion XL",
+    r"sd_?v?2|stable-diffusion-v2": "Stable Diffusion 2.x",
+    r"sd_?v?1|stable-diffusion-v1": "Stable Diffusion 1.x",
+}
+# By the widths of an embedding's vectors.
+EMBEDDINGS = {
+    frozenset({768}): "Stable Diffusion 1.x",
+    frozenset({1024}): "Stable Diffusion 2.x",
+    frozenset({1280}): "Stable Diffusion XL refiner",
+    frozenset({768, 1280}): "Stable Diffusion XL",
+}
 
 
 def describe(path: Path) -> Rows:
@@ -47,9 +76,17 @@ def describe(path: Path) -> Rows:
     """
     if path.is_dir():
         return describe_folder(path)
-    header, step = (read_header(path), None) if path.suffix == SAFE else read_pickle_header(path)
-    file = ("file", f"{path}, {size(path.stat().st_size)}")
-    return [file, *describe_header(header, path, step)]
+    kind, step = find_format(path), None
+    if kind == PICKLE:
+        header, step = read_pickle_header(path)
+    else:
+        header = read_gguf_header(path) if kind == GGUF else read_header(path)
+    rows: Rows = [("file", f"{path}, {size(path.stat().st_size)}")]
+    if kind != usual_format(path):
+        rows.append(("format", f"{kind}, in spite of its name"))
+    elif kind == GGUF:
+        rows.append(("format", kind))
+    return [*rows, *describe_header(header, path, step, read_beside(path))]
 
 
 def read_pickle_header(path: Path) -> tuple[Header, int | None]:
@@ -100,32 +137,84 @@ def describe_folder(folder: Path) -> Rows:
     return rows
 
 
-def describe_header(header: Header, path: Path, global_step: int | None = None) -> Rows:
+def describe_header(
+    header: Header, path: Path, global_step: int | None = None, beside: Beside | None = None
+) -> Rows:
     """Describe a single file: its kind, and what is worth knowing about that kind."""
     shapes = {name: info.shape for name, info in header.tensors.items()}
+    return describe_tensors(header, shapes, path, global_step, beside) + notes(header.metadata)
+
+
+def describe_tensors(
+    header: Header, shapes: Shapes, path: Path, global_step: int | None, beside: Beside | None
+) -> Rows:
+    """Describe a file by the names and shapes in it: the first kind that they fit."""
+    weights = ("weights", amount(header.tensors.values()))
+    names = listed(shapes)
     if f"{UNET}input_blocks.0.0.weight" in shapes:
-        rows = describe_model(header, path, global_step)
-    elif kinds := adapter_kinds(header):
-        rows = describe_lora(header, kinds)
-    elif "emb_params" in shapes or {"clip_l", "clip_g"} & set(shapes) or len(shapes) == 1:
-        widths = ", ".join(f"{shape[0]} × {shape[-1]}" for shape in shapes.values())
-        rows = [("kind", "textual inversion"), ("vectors", widths)]
-    elif any(name.removeprefix(VAE).startswith("decoder.") for name in shapes):
-        rows = [("kind", "VAE"), ("weights", amount(header.tensors.values()))]
-    else:
-        rows = [("kind", "unknown"), ("weights", amount(header.tensors.values()))]
-    notes = [
-        (name, header.metadata[key])
-        for key, name in METADATA_LABELS.items()
-        if key in header.metadata
-    ]
-    return rows + notes
+        return describe_model(header, path, global_step, beside)
+    if adapter := find_adapter(names):
+        return [("kind", adapter.name), ("for", base_of(header)), weights]
+    if kinds := adapter_kinds(header):
+        return describe_lora(header, kinds)
+    if is_embedding(shapes):
+        vectors = ", ".join(
+            f"{math.prod(shape[:-1])} × {shape[-1]}" if shape else "none"
+            for shape in shapes.values()
+        )
+        widths = {shape[-1] for shape in shapes.values() if shape}
+        base = EMBEDDINGS.get(frozenset(widths), UNKNOWN)
+        return [("kind", "textual inversion"), ("for", base), ("vectors", vectors)]
+    if other := find_other(names):
+        rows = [("kind", f"{other.name}{channels_of(other.name, shapes)}")]
+        if is_backbone(other.name):
+            rows = [("kind", f"model of {other.name} (not supported)")]
+        elif other.name in ("ControlNet", "U-Net", "motion module"):
+            rows.append(("for", base_of(header)))
+        return [*rows, weights]
+    return [("kind", UNKNOWN), weights]
 
 
-def describe_model(header: Header, path: Path, global_step: int | None) -> Rows:
-    """Describe a whole model under the original names."""
+def base_of(header: Header) -> str:
+    """Name the model that a part or an adapter is for: by its layers, else by its metadata."""
     shapes = {name: info.shape for name, info in header.tensors.items()}
-    family = detect(shapes, header.metadata, str(path), global_step)
+    width = next(
+        (shape[1] for name, shape in shapes.items() if TEXT_KEYS.search(name) and len(shape) == 2),
+        text_width(group(header.tensors)[0]) or 0,
+    )
+    if width in FAMILIES:
+        return read_family(FAMILIES[width]).name
+    if backbone := find_backbone(listed(shapes)):
+        return f"{backbone} (not supported)"
+    stated = " ".join(header.metadata.get(key, "") for key in BASE_KEYS).lower()
+    for pattern, name in BASES.items():
+        if re.search(pattern, stated):
+            return f"{name} (by its metadata)"
+    if any("lora_te2_" in name or "text_encoder_2." in name for name in shapes):
+        return read_family("sdxl").name
+    return UNKNOWN
+
+
+def channels_of(kind: str, shapes: Shapes) -> str:
+    """Return how many channels a VAE's latents have if they are not Stable Diffusion's four."""
+    places = (
+        shape
+        for name, shape in shapes.items()
+        if name.endswith("decoder.conv_in.weight") and len(shape) > 1
+    )
+    channels = next((shape[1] for shape in places), 4)
+    return f" of {channels} channels (another model's)" if kind == "VAE" and channels != 4 else ""
+
+
+def describe_model(
+    header: Header, path: Path, global_step: int | None, beside: Beside | None = None
+) -> Rows:
+    """Describe a file with a U-Net under the original names."""
+    shapes = {name: info.shape for name, info in header.tensors.items()}
+    try:
+        family = detect(shapes, header.metadata, str(path), global_step, beside=beside)
+    except CheckpointError as error:
+        return describe_unsupported(header, str(error).removeprefix(str(path)).lstrip(": "))
     prefixes = {"unet": UNET, "vae": VAE} | {text.part: text.prefix for text in family.texts}
     channels = family.unet.in_channels
     task = {9: ", inpainting"}.get(channels, "")
@@ -133,18 +222,45 @@ def describe_model(header: Header, path: Path, global_step: int | None) -> Rows:
     rows: Rows = [("kind", f"{family.name}{task}")]
     for part, prefix in prefixes.items():
         infos = [info for name, info in header.tensors.items() if name.startswith(prefix)]
-        rows.append((part, amount(infos) if infos else "missing"))
+        option = "--vae" if part == "vae" else "--text-encoder"
+        rows.append((part, amount(infos) if infos else f"missing: {option} supplies it"))
     known = tuple(prefixes.values())
     if any(name.startswith("model_ema.") for name in shapes):
         rows.append(("averaged copy", "yes: --ema takes it"))
     rest = [info for name, info in header.tensors.items() if not name.startswith(known)]
     if rest:
         rows.append(("other tensors", amount(rest)))
-    guess = "" if family.certain else " (a guess: the file does not say)"
-    rows.append(("prediction type", family.scheduler.prediction_type + guess))
+    rows += describe_prediction(family, header, beside)
     if family.scheduler.rescale_betas_zero_snr:
         rows.append(("zero terminal SNR", "yes"))
     return rows
+
+
+def describe_prediction(family: Family, header: Header, beside: Beside | None) -> Rows:
+    """Say what a U-Net predicts, by which statement, and which others contradict it."""
+    kind = family.scheduler.prediction_type
+    if not family.certain:
+        return [("prediction type", f"{kind} (a guess: the file does not say)")]
+    statements = find_statements(header.tensors, header.metadata, beside)
+    rows = [("prediction type", kind)]
+    if statements:
+        others = (one for one in statements if one.value != kind)
+        against = "".join(f"; but {one.source} says {clean(one.value)}" for one in others)
+        rows.append(("stated by", statements[0].source + against))
+    return rows
+
+
+def describe_unsupported(header: Header, reason: str) -> Rows:
+    """Describe a U-Net that is not supported: why, and what it is built like."""
+    shapes = {name: info.shape for name, info in header.tensors.items()}
+    task = other_task(shapes)
+    base = base_of(header)
+    kind = f"{base}: {task}" if task else base
+    return [
+        ("kind", f"{kind} (not supported)"),
+        ("reason", reason),
+        ("weights", amount(header.tensors.values())),
+    ]
 
 
 def adapter_kinds(header: Header) -> list[str]:
@@ -161,19 +277,14 @@ def describe_lora(header: Header, kinds: list[str]) -> Rows:
     others = {stem for stems in unsupported(unknown).values() for stem in stems.values()}
     parts = Counter(part_of(name) for name in {*groups, *others})
     ranks = Counter(rank for factors in groups.values() if (rank := rank_of(factors)))
-    family = FAMILIES.get(text_width(groups) or 0)
-    rows: Rows = [
+    rows = [
         ("kind", " with ".join(kinds)),
-        ("for", read_family(family).name if family else "unknown"),
+        ("for", base_of(header)),
         ("layers", ", ".join(f"{count} of the {part}" for part, count in sorted(parts.items()))),
         ("rank", ", ".join(str(rank) for rank, _ in ranks.most_common(4)) or "unknown"),
         ("weights", amount(header.tensors.values())),
     ]
-    if words:
-        rows.append(("words", ", ".join(words)))
-    if tags := frequent_tags(header.metadata):
-        rows.append(("tags", ", ".join(tags)))
-    return rows
+    return [*rows, ("words", ", ".join(words))] if words else rows
 
 
 def part_of(name: str) -> str:
@@ -185,24 +296,14 @@ def part_of(name: str) -> str:
     return "U-Net"
 
 
-def frequent_tags(metadata: Mapping[str, str]) -> list[str]:
-    """Return the tags that kohya counted in a LoRA's training captions, most frequent first."""
-    try:
-        folders = json.loads(metadata.get("ss_tag_frequency", "{}"))
-        tags: Counter = Counter()
-        for counts in folders.values():
-            tags.update({str(tag).strip(): int(count) for tag, count in counts.items()})
-    except (ValueError, TypeError, AttributeError):
-        return []  # a free-form note, in whatever form a tool wrote it
-    return [tag for tag, _ in tags.most_common(TAGS)]
-
-
 def amount(infos: Iterable[TensorInfo]) -> str:
     """Count parameters, and name their formats: "859.5M parameters, float16"."""
     infos = list(infos)
     dtypes: Counter[str] = Counter()
     for info in infos:
-        dtypes[DTYPE_NAMES.get(info.dtype, info.dtype.lower())] += info.count
+        block = "Q" in info.dtype or "FP4" in info.dtype  # GGUF's block types, as people write them
+        name = info.dtype if block else info.dtype.lower()
+        dtypes[DTYPE_NAMES.get(info.dtype, name)] += info.count
     kinds = " and ".join(name for name, _ in dtypes.most_common())
     return f"{sum(info.count for info in infos) / 1e6:.1f}M parameters, {kinds}"
 

@@ -10,18 +10,42 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ldm.checkpoints.assets import asset_path
+from ldm.checkpoints.kinds import (
+    UNSUPPORTED,
+    Shapes,
+    article,
+    find_adapter,
+    find_backbone,
+    find_other,
+    is_backbone,
+    is_embedding,
+    listed,
+)
+from ldm.checkpoints.lora_first import plain_names
 from ldm.checkpoints.lora_kinds import describe_kinds, group, unsupported
+from ldm.checkpoints.prediction import (
+    EDM,
+    Beside,
+    Statement,
+    find_statements,
+    has_zero_snr,
+)
 from ldm.config import CLIPTextConfig, SchedulerConfig, UNetConfig, VAEConfig, read_json
+from ldm.config.scheduler import EDM_REFUSED
 from ldm.errors import ArgumentError, CheckpointError
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
-Shapes = Mapping[str, Sequence[int]]
 # The width of the text states that its U-Net reads identifies a family.
 FAMILIES = {768: "sd1", 1024: "sd2", 2048: "sdxl", 1280: "sdxl_refiner"}
 CONTEXT = "transformer_blocks.0.attn2.to_k.weight"
 KNOWN_PREDICTIONS = ("epsilon", "v_prediction", "sample")
-STATED_PREDICTION = "modelspec.prediction_type"
-PREDICTION_SPELLINGS = {"epsilon": "epsilon", "eps": "epsilon", "v": "v_prediction"}
+# What U-Nets with other numbers of input channels do.
+TASKS = {
+    5: "depth to image, of 5 input channels",
+    7: "the x4 upscaler, of 7 input channels",
+    8: "edits by instruction (instruct-pix2pix), of 8 input channels",
+}
+UNCLIP_WIDTHS = (1536, 2048)  # of the picture's embedding with its level of noise
 BASE_STEPS = 875_000  # "global_step" of SD 2.x base in its .ckpt: it predicts ε, the others v
 
 
@@ -75,35 +99,39 @@ def detect(
     source: str,
     global_step: int | None = None,
     prediction_type: str | None = None,
+    beside: Beside | None = None,
 ) -> Family:
     """Find the family of a file of original names, with what its own tensors and metadata change.
 
-    ``prediction_type`` overrides what the file states. Raises CheckpointError for a file of
-    something else.
+    beside: of the configs beside the file.
+    prediction_type: overrides what the file states.
+    Raises CheckpointError for a file of something else.
     """
     if prediction_type not in (None, *KNOWN_PREDICTIONS):
         known = ", ".join(map(repr, KNOWN_PREDICTIONS))
         raise ArgumentError(f"prediction_type is {prediction_type!r}; expected one of {known}")
     first = shapes.get(f"{UNET}input_blocks.0.0.weight")
-    widths = [shape[1] for key, shape in shapes.items() if key.endswith(CONTEXT)]
-    if first is None or not widths:
+    widths = [shape[1] for key, shape in shapes.items() if key.endswith(CONTEXT) and len(shape) > 1]
+    if first is None or len(first) < 2 or not widths:
         raise CheckpointError(f"{source} {describe_other(shapes)}")
+    if task := other_task(shapes):
+        raise CheckpointError(
+            f"{source} is a U-Net of {task}, which is not supported; give one of text to image or "
+            "of inpainting"
+        )
     if widths[0] not in FAMILIES:
         known = ", ".join(map(str, FAMILIES))
         raise CheckpointError(
             f"{source}: its U-Net reads texts of width {widths[0]}; known are {known}"
         )
     family = read_family(FAMILIES[widths[0]])
-    stated = prediction_type or stated_prediction(shapes, metadata)
+    statements = find_statements(shapes, metadata, beside)
+    check_predictable(statements, source, prediction_type)
     certain = True
+    stated = prediction_type or (statements[0].value if statements else None)
     if stated is None:
         inpainting = first[1] != family.unet.in_channels
         stated, certain = usual_prediction(family.id, inpainting, global_step)
-    if stated not in KNOWN_PREDICTIONS:
-        raise CheckpointError(
-            f"{source}: its {STATED_PREDICTION} is {stated!r}, which is not supported; "
-            "give a prediction_type in its place"
-        )
     guidance = shapes.get(f"{UNET}time_embed.cond_proj.weight")
     unet = replace(
         family.unet,
@@ -113,11 +141,29 @@ def detect(
     if family.id == "sd2" and stated == "v_prediction":
         unet = replace(unet, sample_size=96)  # the 768 models
     scheduler = replace(family.scheduler, prediction_type=stated)
-    if "ztsnr" in shapes or metadata.get("ztsnr", "").lower() == "true":
+    if has_zero_snr(shapes, metadata, beside):
         scheduler = replace(scheduler, rescale_betas_zero_snr=True, timestep_spacing="trailing")
     if guidance is not None:
         scheduler = replace(scheduler, sampler_class="LCMScheduler")
     return replace(family, unet=unet, scheduler=scheduler, certain=certain)
+
+
+def check_predictable(
+    statements: Sequence[Statement], source: str, prediction_type: str | None
+) -> None:
+    """Raise CheckpointError for a U-Net whose prediction is of a kind that cannot be computed.
+
+    A ``prediction_type`` replaces a word that is not understood. It does not replace EDM, where the
+    network's inputs and times differ, too.
+    """
+    for statement in statements:
+        if statement.value == EDM:
+            raise CheckpointError(f"{source} (by {statement.source}) {EDM_REFUSED}")
+    if prediction_type is None and statements and statements[0].value not in KNOWN_PREDICTIONS:
+        raise CheckpointError(
+            f"{source}: its {statements[0].source} is {statements[0].value!r}, which is not "
+            "supported; give a prediction_type in its place"
+        )
 
 
 def usual_prediction(family: str, inpainting: bool, global_step: int | None) -> tuple[str, bool]:
@@ -130,29 +176,41 @@ def usual_prediction(family: str, inpainting: bool, global_step: int | None) -> 
     return "epsilon" if global_step == BASE_STEPS else "v_prediction", global_step is not None
 
 
-def stated_prediction(shapes: Shapes, metadata: Mapping[str, str]) -> str | None:
-    """Return the prediction type that a file's marker keys or its metadata state."""
-    if "v_pred" in shapes:
-        return "v_prediction"
-    stated = metadata.get(STATED_PREDICTION, "").lower()
-    return PREDICTION_SPELLINGS.get(stated, stated or None)
+def other_task(shapes: Shapes) -> str | None:
+    """Name what a U-Net under the original names does if it is not text to image; else None."""
+    first = shapes[f"{UNET}input_blocks.0.0.weight"]
+    if any(".time_stack." in name or ".time_mixer." in name for name in shapes):
+        return "Stable Video Diffusion"
+    if any(name.startswith(("embedder.model.visual.", "noise_augmentor.")) for name in shapes):
+        return "unCLIP (variations of pictures)"
+    label = shapes.get(f"{UNET}label_emb.0.0.weight", ())
+    if len(label) > 1 and label[1] in UNCLIP_WIDTHS:
+        return "unCLIP (variations of pictures)"
+    if f"{UNET}label_emb.weight" in shapes and first[1] != 4:
+        return "the x4 upscaler"
+    return TASKS.get(first[1]) or (
+        None if first[1] in (4, 9) else f"an unknown task, of {first[1]} input channels"
+    )
 
 
 def describe_other(shapes: Shapes) -> str:
     """Say what a file that is no whole model looks like, and what to do with it."""
-    names = list(shapes)
-    groups, unknown = group(shapes)
+    names = listed(shapes)
+    if kind := find_adapter(names):
+        return f"is {article(kind.name)}, not a model; {kind.advice}"
+    groups, unknown = group(plain_names(shapes))
     if kinds := describe_kinds(groups):
-        return f"is a {kinds[0]}, not a model; give it beside one: --lora FILE"
+        backbone = find_backbone(names)
+        base = f" for {backbone}" if backbone else ""
+        hint = UNSUPPORTED if backbone else "give it beside one: --lora FILE"
+        return f"is a {kinds[0]}{base}, not a model; {hint}"
     if others := unsupported(unknown):
         return f"is a {next(iter(others))}, not a model; those are not supported"
-    if any("control_model." in name or "controlnet_cond" in name for name in names):
-        return "is a ControlNet, not a model; those are not supported yet"
-    if any(name.startswith("down_blocks.") for name in names):
-        return "is a U-Net of a diffusers folder; give the folder with model_index.json"
-    if any(name.startswith(("decoder.", f"{VAE}decoder.")) for name in names):
-        return "is a VAE, not a model; give it beside one: --vae FILE"
-    if "emb_params" in shapes or len(names) <= 2:
+    if is_embedding(shapes):
         return "is a textual inversion, not a model; give it beside one: --embedding FILE"
-    shown = ", ".join(names[:3]) or "nothing"
+    if kind := find_other(names):
+        if is_backbone(kind.name):
+            return f"is of {kind.name}, not of Stable Diffusion 1.x, 2.x or XL; {kind.advice}"
+        return f"is {article(kind.name)}, not a whole model; {kind.advice}"
+    shown = ", ".join(list(shapes)[:3]) or "nothing"
     return f"is not a Stable Diffusion checkpoint: it holds {shown}, …"

@@ -77,11 +77,15 @@ def read_pickle(path: Path) -> object:
         with zipfile.ZipFile(path) as archive:
             if any(item.compress_type for item in archive.infolist()):
                 raise ValueError("it has compressed members, which PyTorch never writes")
+    misnamed = path.suffix == ".safetensors"  # by which alone PyTorch would choose its reader
+    mmap = mmap and not misnamed
     replaced: list[str] = []
     while True:
         try:
-            with safe_globals([*STAND_INS, *((Inert, name) for name in replaced)]):
-                return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+            known = [*STAND_INS, *((Inert, name) for name in replaced)]
+            with safe_globals(known), path.open("rb") as file:
+                source = file if misnamed else path
+                return torch.load(source, map_location="cpu", weights_only=True, mmap=mmap)
         except pickle.UnpicklingError as error:
             # PyTorch names the first thing that it does not know.
             found = re.search(r"GLOBAL (\S+)( whose module)?", str(error))
@@ -93,7 +97,9 @@ def read_pickle(path: Path) -> object:
             if not (blocked or again) and (anything.get() or name.startswith(RECORDS)):
                 replaced.append(name)
                 continue
-            hint = "" if blocked or again else HINT.format(path, path.with_suffix(".safetensors"))
+            safe = path.with_suffix(".safetensors")
+            safe = path.with_suffix(".new.safetensors") if misnamed else safe
+            hint = "" if blocked or again else HINT.format(path, safe)
             raise CheckpointError(
                 f"{path} is a pickle that would run {name} when loaded, so it is refused; "
                 f"get its .safetensors version{hint}"

@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ldm.checkpoints.formats import GGUF, SAFETENSORS, find_format
 from ldm.checkpoints.header import Header, read_header
 from ldm.checkpoints.pickles import read_pickle
 from ldm.errors import CheckpointError
@@ -114,7 +115,12 @@ def is_complete(value: object) -> bool:
 def read_content(path: Path) -> tuple[object, dict[str, str]]:
     """Read a file, and a .safetensors file's metadata; errors are those of ``read_checkpoint``."""
     try:
-        if path.suffix == ".safetensors":
+        kind = find_format(path)
+        if kind == GGUF:
+            raise CheckpointError(
+                f"{path} is a GGUF file, whose weights are not read; get a .safetensors version"
+            )
+        if kind == SAFETENSORS:
             header = read_header(path)
             return map_tensors(path, header), header.metadata
         return read_pickle(path), {}

@@ -199,6 +199,15 @@ def add_model_options(parser: Parser) -> None:
     add = parser.add_argument
     add("--vae", type=filled, metavar="PATH", help="a folder or file of another VAE to use")
     add(
+        "--text-encoder",
+        action="append",
+        default=[],
+        type=filled,
+        metavar="PATH",
+        help="a folder or file of a text encoder to use, also for a file that lacks it; may be "
+        "repeated",
+    )
+    add(
         "--lora",
         action="append",
         default=[],
@@ -238,7 +247,8 @@ class ListSamplers(argparse.Action):
 
 def model_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the options for ``Pipeline.from_pretrained``; LoRAs are loaded afterwards."""
-    return {name: getattr(arguments, name) for name in ("vae", "variant", "prediction_type", "ema")}
+    names = ("vae", "text_encoder", "variant", "prediction_type", "ema")
+    return {name: getattr(arguments, name) for name in names}
 
 
 def check_arguments(arguments: argparse.Namespace) -> None:

@@ -30,7 +30,6 @@ AROUND = recorded("never") | {
     "quiet",
     "debug",
     "lora_dir",
-    "partial_lora",
     "device",
     "optimize",
     "compile",
@@ -48,12 +47,13 @@ AROUND = recorded("never") | {
     "list_samplers",
 }
 # … and those that a file records in another form.
-IN_ANOTHER_FORM = recorded("another") | {"model", "vae", "lora", "embedding"}
+IN_ANOTHER_FORM = recorded("another") | {"model", "vae", "text_encoder", "lora", "embedding"}
 # Any other option changes the picture, so that its place in a batch does not matter any more.
 SAME_PICTURE = AROUND - {"num_images", "batch_size", "grid", "x", "y"} | {
     *FILES,
     "model",
     "vae",
+    "text_encoder",
     "embedding",
 }
 
@@ -108,6 +108,7 @@ def info_of(job: Job, pipe: Pipeline, picture: Image) -> GenerationInfo:
         model=model_name(arguments.model),
         vae=model_name(arguments.vae) if arguments.vae else None,
         embeddings=tuple(Path(file).stem for file in arguments.embedding),
+        text_encoders=tuple(model_name(file) for file in arguments.text_encoder),
         images={name: _digest(name, file) for name, file in files.items()},
     )
 
@@ -222,8 +223,16 @@ def _check_inputs(info: GenerationInfo, arguments: argparse.Namespace, path: Pat
         warnings.warn(
             f"{path} was drawn with the model {info.model!r}, not with {used!r}", stacklevel=3
         )
-    wanted = {"--vae": info.vae and [info.vae], "--embedding": info.embeddings}
-    files = {"--vae": [arguments.vae] if arguments.vae else [], "--embedding": arguments.embedding}
+    wanted = {
+        "--vae": info.vae and [info.vae],
+        "--text-encoder": info.text_encoders,
+        "--embedding": info.embeddings,
+    }
+    files = {
+        "--vae": [arguments.vae] if arguments.vae else [],
+        "--text-encoder": arguments.text_encoder,
+        "--embedding": arguments.embedding,
+    }
     for option, names in wanted.items():
         here = {Path(file).stem for file in files[option]}
         for name in names or ():

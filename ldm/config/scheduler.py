@@ -10,6 +10,10 @@ from ldm.config.base import Config
 from ldm.errors import CheckpointError
 
 MOST_TIMESTEPS = 100_000
+EDM_REFUSED = (
+    "is of the EDM formulation, as Playground 2.5 and CosXL are, which is not supported; no other "
+    "prediction_type draws it"
+)
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,8 @@ class SchedulerConfig(Config):
         values = dict(values)
         if "_class_name" in values:
             values["sampler_class"] = values.pop("_class_name")
+        if str(values.get("sampler_class")).startswith("EDM"):
+            raise CheckpointError(f"{source} {EDM_REFUSED}")
         if values.get("sampler_class") == "PNDMScheduler":  # these have other defaults
             values.setdefault("set_alpha_to_one", False)
         if values.get("sampler_class") == "HeunDiscreteScheduler":

@@ -64,6 +64,7 @@ class GenerationInfo:
     model: str | None = None
     vae: str | None = None
     embeddings: tuple[str, ...] = ()
+    text_encoders: tuple[str, ...] = ()  # names of files, that took the place of the model's
     images: dict[str, str] = field(default_factory=dict)
     batch: tuple[int, int] = (1, 0)
     notes: tuple[str, ...] = ()
@@ -127,6 +128,7 @@ def from_settings(settings: Mapping[str, Any]) -> GenerationInfo:
         model=get("model", str, None),
         vae=get("vae", str, None),
         embeddings=tuple(map(str, get("embeddings", list, []))),
+        text_encoders=tuple(map(str, get("text_encoders", list, []))),
         images={name: str(digest) for name, digest in get("images", dict, {}).items()},
         batch=tuple(batch),
         grid=get("grid", str, None),

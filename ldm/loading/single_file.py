@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ from torch import Tensor
 from ldm.checkpoints.assets import asset_path
 from ldm.checkpoints.family import (
     FAMILIES,
-    STATED_PREDICTION,
     UNET,
     VAE,
     Family,
@@ -32,16 +32,19 @@ from ldm.checkpoints.original import (
     vae_names,
     write_original,
 )
+from ldm.checkpoints.prediction import STATED_PREDICTION, read_beside
 from ldm.checkpoints.tensors import read_checkpoint, to_save, write_tensors
 from ldm.clip import CLIPTextEncoder
 from ldm.config import Config, UNetConfig, VAEConfig
-from ldm.errors import CheckpointError
+from ldm.errors import ArgumentError, CheckpointError
 from ldm.loading.devices import vae_dtype
+from ldm.loading.supplied import load_text_encoders
 from ldm.scheduler import DDPMScheduler
 from ldm.text.tokenizer import CLIPTokenizer
 from ldm.unet import UNet
 from ldm.vae import AutoencoderKL
 
+MARKERS = ("v_pred", "ztsnr", "edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min")
 TEXT_NAMES: dict[str, Rename] = {"clip": clip_names, "open_clip": open_clip_names}
 
 
@@ -51,19 +54,25 @@ def load_file(
     device: torch.device,
     prediction_type: str | None = None,
     ema: bool = False,
+    vae: Path | None = None,
+    text_encoders: Sequence[Path] = (),
 ) -> dict[str, Any]:
     """Load the arguments of ``Pipeline`` from a single file under the original names.
 
+    vae, text_encoders: take these parts, which the file may lack, from there.
     Raises CheckpointError for a file that is broken, incomplete or of another kind.
     """
     tensors, metadata, global_step = read_checkpoint(path)
+    if "input_blocks.0.0.weight" in tensors:  # a U-Net alone
+        markers = {name: tensors.pop(name) for name in MARKERS if name in tensors}
+        tensors = {f"{UNET}{key}": value for key, value in tensors.items()} | markers
     if ema:
         try:
             use_ema(tensors, UNET)
         except CheckpointError as error:
             raise CheckpointError(f"{path}: {error}; leave ema out") from None
     shapes = {key: tuple(value.shape) for key, value in tensors.items()}
-    family = detect(shapes, metadata, str(path), global_step, prediction_type)
+    family = detect(shapes, metadata, str(path), global_step, prediction_type, read_beside(path))
     if not family.certain:
         warnings.warn(
             f"{path} does not say what its U-Net predicts; {family.scheduler.prediction_type} is "
@@ -79,6 +88,14 @@ def load_file(
         rename: Rename,
         layers: int | None = None,
     ) -> M:
+        if not any(key.startswith(prefix) for key in tensors):
+            what = "a VAE" if module_class is AutoencoderKL else "the text encoder"
+            option = "vae" if module_class is AutoencoderKL else "text_encoder"
+            width = "" if option == "vae" else f" of width {config.hidden_size}"  # type: ignore[attr-defined]
+            raise CheckpointError(
+                f"{path} lacks {what}{width}; give one: --{option.replace('_', '-')} FILE, or "
+                f"{option}= in Python"
+            )
         module = empty(module_class, config)
         expected = {key: value.shape for key, value in module.state_dict().items()}
         found = read_original(tensors, expected, prefix, rename)
@@ -91,8 +108,12 @@ def load_file(
         fill(module, found, path, to, device)
         return module
 
+    wanted = {text.part: text.config for text in family.texts}
+    supplied: dict[str, Any] = dict(load_text_encoders(text_encoders, wanted, dtype, device))
+    if vae is not None:
+        supplied["vae"] = load_vae(vae, family.vae, vae_dtype(dtype), device)
     parts: dict[str, Any] = {
-        "vae": part(AutoencoderKL, family.vae, VAE, names_of(family.vae)),
+        "vae": supplied.get("vae") or part(AutoencoderKL, family.vae, VAE, names_of(family.vae)),
         "unet": part(UNet, family.unet, UNET, names_of(family.unet)),
         "scheduler": DDPMScheduler(family.scheduler),
         "force_zeros_for_empty_prompt": family.force_zeros_for_empty_prompt,
@@ -102,7 +123,7 @@ def load_file(
     vocabulary = asset_path("weights") / "tokenizer"
     for text in family.texts:
         layers = text.config.num_hidden_layers
-        parts[text.part] = part(
+        parts[text.part] = supplied.get(text.part) or part(
             CLIPTextEncoder, text.config, text.prefix, TEXT_NAMES[text.names], layers
         )
         parts[text.part.replace("text_encoder", "tokenizer")] = CLIPTokenizer.from_pretrained(
@@ -135,6 +156,32 @@ def load_vae(
         tensors = read_original(tensors, shapes, prefix, names_of(config))
     fill(module, tensors, path, dtype, device)
     return module
+
+
+def replace_parts(
+    parts: dict[str, Any],
+    path: Path,
+    vae: Path | None,
+    text_encoders: Sequence[Path],
+    device: torch.device,
+) -> None:
+    """Put another VAE and other text encoders in the places of a folder's.
+
+    Raises ArgumentError for a model without such parts, CheckpointError for parts that do not fit.
+    """
+    if vae is not None:
+        old = parts["vae"]
+        if old is None:
+            raise ArgumentError(f"{path} draws pixels and has no VAE; leave vae out")
+        parts["vae"] = load_vae(vae, old.config, next(old.parameters()).dtype, device)
+    if text_encoders:
+        names = ("text_encoder", "text_encoder_2")
+        old_ones = {name: parts[name] for name in names if parts.get(name) is not None}
+        if not old_ones:
+            raise ArgumentError(f"{path} reads no text; leave text_encoder out")
+        dtype = next(next(iter(old_ones.values())).parameters()).dtype
+        wanted = {name: module.config for name, module in old_ones.items()}
+        parts |= load_text_encoders(text_encoders, wanted, dtype, device)
 
 
 def family_of(parts: dict[str, Any]) -> Family:
@@ -170,7 +217,8 @@ def save_file(parts: dict[str, Any], path: Path, dtype: torch.dtype | None) -> N
     if scheduler.rescale_betas_zero_snr:
         tensors["ztsnr"] = torch.empty(0)
     prediction = scheduler.prediction_type
-    metadata = {STATED_PREDICTION: "v" if prediction == "v_prediction" else prediction}
+    word = "v" if prediction == "v_prediction" else prediction
+    metadata = {STATED_PREDICTION: word, "modelspec.predict_key": word}
     write_tensors(to_save(tensors, dtype), path, metadata)
 
 

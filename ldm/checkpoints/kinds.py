@@ -1,0 +1,141 @@
+"""Kinds of weight files that people have, told by the names in them: no tensor is read.
+
+Names are those of the tools that write such files: CompVis, SGM and diffusers for networks, the
+authors' code for adapters. The first row that fits names a file, so that what contains another
+kind's names, such as a SparseCtrl with its motion modules, stands before it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
+from typing import NamedTuple
+
+Shapes = Mapping[str, Sequence[int]]
+MOST_NAMES, LONGEST = 50_000, 200  # that are looked at; the largest models have some ten thousand
+SKIP_PREFIX = r"(?:model\.)?(?:diffusion_model\.|transformer\.|net\.)?"
+UNSUPPORTED = "those are not supported"
+
+
+class Kind(NamedTuple):
+    """A kind of file."""
+
+    name: str  # such as "ControlNet"
+    advice: str  # what to do with one that was given as a model
+
+
+# Other models' networks, by the beginning of a tensor's name; LoRAs join it with underscores.
+BACKBONES = (
+    ("HunyuanVideo", r"txt_in[._]individual_token_refiner[._]"),
+    ("Chroma", r"distilled_guidance_layer[._]"),
+    ("Flux 2", r"(?:single_stream_modulation|double_stream_modulation_img)[._]"),
+    ("Flux", r"(?:double_blocks|single_blocks|single_transformer_blocks)[._]"),
+    ("Stable Diffusion 3", r"joint_blocks[._]|transformer_blocks[._]\d+[._]norm1_context[._]"),
+    ("Wan video", r"blocks[._]\d+[._]cross_attn[._]|head\.modulation$"),
+    ("LTX video", r"patchify_proj[._]|av_ca_a2v_gate_adaln_single[._]"),
+    ("Lumina or Z-Image", r"cap_embedder[._]|layers[._]\d+[._](?:adaLN_modulation|attention)[._]"),
+    ("Qwen-Image", r"transformer_blocks[._]\d+[._](?:img|txt)_(?:mod|mlp)[._]"),
+    ("AuraFlow", r"double_layers[._]|cond_seq_linear[._]"),
+    ("PixArt", r"adaln_single[._]|t_block[._]"),
+    ("Hunyuan-DiT", r"mlp_t5[._]|extra_embedder[._]"),
+    ("Stable Cascade", r"clip_txt_mapper[._]|down_blocks[._]\d+[._]\d+[._]channelwise[._]"),
+    ("Kandinsky", r"encoder_hid_proj[._]|add_embedding\.image_norm\."),
+    ("Mochi video", r"blocks[._]\d+[._]attn[._]qkv_x[._]"),
+    ("Cosmos", r"x_embedder[._]proj[._]1[._]"),
+    ("HiDream", r"double_stream_blocks[._]"),
+    ("a diffusion transformer", r"transformer_blocks[._]\d+[._]|blocks[._]\d+[._]attn[._]"),
+    ("a language model", r"(?:blk\.\d+\.attn_\w+|layers\.\d+\.self_attn)\."),
+)
+# Adapters that may hold LoRA tensors themselves: rows of (name, pattern, what to do with it).
+ADAPTERS = (
+    ("PhotoMaker", r"^(?:id_encoder|lora_weights)\."),
+    ("IP-Adapter", r"^(?:image_proj|ip_adapter)(?:\.|$)|\.to_[kv]_ip\."),
+    ("Control-LoRA", r"^lora_controlnet$"),
+    ("ControlNet-LLLite", r"^lllite_"),
+    ("SparseCtrl", r"^(?=.*controlnet_cond_embedding)"),
+)
+OTHERS = (
+    ("ControlNet", r"(?:^|\.)(?:control_model|controlnet_cond_embedding|controlnet_down_blocks"
+                   r"|controlnet_mid_block|input_hint_block|zero_convs|controlnet_blocks)\."),
+    ("motion module", r"(?:motion_modules\.\d+\.temporal_transformer|\.temporal_attentions)\."),
+    ("T2I-Adapter", r"^(?:adapter\.)?body\.\d+\.(?:resnets\.\d+\.)?block[12]\."),
+    ("T2I-Adapter of styles", r"^transformer_layes\.|^style_embedding$"),
+    ("TAESD", r"^(?:taesd_)?(?:encoder|decoder)\.(?:layers\.)?\d+\.(?:conv\.\d+\.)?(?:weight|bias)$"
+              r"|^\d+\.conv\.\d+\.weight$"),
+    ("VAE", r"^(?:first_stage_model\.|vae\.)(?:encoder|decoder)\."
+            r"|^(?:encoder|decoder)\.(?:conv_in|mid|mid_block|up|up_blocks)\."),
+    ("upscaler (ESRGAN)", r"(?:^|\.)(?:RRDB_trunk|body|model\.1\.sub)\.\d+\.(?:RDB1|rdb1)\."),
+    ("upscaler", r"^(?:params(?:_ema)?\.)?(?:conv_first\.|layers\.\d+\.residual_group\.)"
+                 r"|^body\.\d+\.weight$"),
+    ("safety checker", r"(?:^|\.)(?:concept_embeds|special_care_embeds)$"),
+    ("CLIP image encoder", r"(?:^|\.)(?:vision_model|visual)\."),
+    ("T5 text encoder", r"(?:^|\.)encoder\.block\.\d+\.layer\.0\.SelfAttention\.|^enc\.blk\.\d+\."),
+    ("CLIP text encoder", r"(?:^|\.)(?:text_model\.)?encoder\.layers\.\d+\.self_attn\."
+                          r"|(?:^|\.)transformer\.resblocks\.\d+\."),
+    ("U-Net", r"^(?:input_blocks|output_blocks|middle_block|down_blocks|up_blocks|mid_block)\."
+              r"|^model\.diffusion_model\.(?:input|output)_blocks\."),
+)  # fmt: skip
+ADVICE = {
+    "VAE": "give it beside one: --vae FILE",
+    "U-Net": "give it with its other parts: a folder with model_index.json, or a whole single file",
+    "CLIP text encoder": "give it beside one that lacks it: --text-encoder FILE",
+}
+
+
+def listed(shapes: Iterable[str]) -> str:
+    """Join names to lines, so that a pattern is looked for in all at once."""
+    return "\n".join(name[:LONGEST] for name in islice(shapes, MOST_NAMES))
+
+
+def find_adapter(names: str) -> Kind | None:
+    """Name an adapter that is no LoRA, although it may hold some; names: as of ``listed``."""
+    for name, pattern in ADAPTERS:
+        if not re.search(pattern, names, re.MULTILINE):
+            continue
+        if name == "SparseCtrl" and "motion_modules." not in names:
+            continue
+        return Kind(name, UNSUPPORTED)
+    return None
+
+
+def find_backbone(names: str) -> str | None:
+    """Name the model of another architecture whose network, or a LoRA's for it, has the names."""
+    prefix = rf"^(?:lora_unet_|lora_transformer_|lycoris_|base_model\.model\.)?{SKIP_PREFIX}"
+    for name, pattern in BACKBONES:
+        if re.search(f"{prefix}(?:{pattern})", names, re.MULTILINE):
+            return name
+    return None
+
+
+def find_other(names: str) -> Kind | None:
+    """Name a part, an adapter that is no LoRA, or another model; names: as of ``listed``."""
+    backbone = find_backbone(names)
+    if backbone and re.search(r"^model\.diffusion_model\.", names, re.MULTILINE):
+        return Kind(backbone, UNSUPPORTED)  # whole, with a VAE that would be found below
+    for name, pattern in OTHERS:
+        if name == "U-Net" and backbone:  # Stable Cascade's has its names
+            break
+        if re.search(pattern, names, re.MULTILINE):
+            return Kind(name, ADVICE.get(name, UNSUPPORTED))
+    return Kind(backbone, UNSUPPORTED) if backbone else None
+
+
+def is_embedding(shapes: Shapes) -> bool:
+    """Whether the tensors are the vectors of one or a few words, as in a textual inversion."""
+    if {"emb_params", "clip_l", "clip_g", "clip_l_out", "string_to_param"} & set(shapes):
+        return True
+    return 0 < len(shapes) <= 2 and all(
+        0 < len(shape) <= 2 and not re.search(r"\.(weight|bias)$", name)
+        for name, shape in shapes.items()
+    )
+
+
+def is_backbone(name: str) -> bool:
+    """Whether a kind's name is that of another architecture."""
+    return any(name == backbone for backbone, _ in BACKBONES)
+
+
+def article(name: str) -> str:
+    """Write a kind with its article: "an IP-Adapter"."""
+    return f"{'an' if name[0] in 'AEIOaeiou' else 'a'} {name}"
