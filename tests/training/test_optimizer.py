@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from ldm.training import optimizer
+from ldm.training import optimizer as muon
 from ldm.training.optimizer import Muon, orthogonalise
 
 
@@ -80,9 +80,9 @@ def test_state_survives_saving() -> None:
 
 
 def test_a_round_is_the_published_polynomial(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(optimizer, "ROUNDS", 1)
+    monkeypatch.setattr(muon, "ROUNDS", 1)
     values = torch.tensor([1.0, 0.5, 0.2, 0.05])
     x = values / values.norm()
     expected = 3.4445 * x - 4.7750 * x**3 + 2.0315 * x**5  # Jordan et al. 2024
-    found = optimizer.orthogonalise(torch.diag(values)).float()
+    found = muon.orthogonalise(torch.diag(values)).float()
     torch.testing.assert_close(found, torch.diag(expected), atol=0.01, rtol=0)
