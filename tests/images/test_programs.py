@@ -336,6 +336,8 @@ def test_comfyui(tmp_path: Path) -> None:
     data[0x0110], data[0x010F] = "prompt:" + json.dumps(graph()), 'workflow:{"nodes": []}'
     Image.new("RGB", (8, 8)).save(tmp_path / "a.webp", exif=data)
     assert read_generation_info(tmp_path / "a.webp").arguments == READ
+    both = {"prompt": graph(n9={"filename_prefix": "Fooocus"}), "workflow": {"nodes": []}}
+    assert read_generation_info(exif(tmp_path, both)).arguments == READ
 
 
 def test_comfyui_values_from_other_nodes(tmp_path: Path) -> None:
@@ -481,6 +483,8 @@ def test_comfyui_loader_with_texts(tmp_path: Path) -> None:
         ({"parameters": '{"metadata_scheme": "fooocus", "pr'}, "by Fooocus, is broken"),
         ({"invokeai_metadata": "[1]"}, "by InvokeAI, is a list"),
         ({"sd_dash_metadata": "{}"}, "by InvokeAI, has no image"),
+        ({"invokeai_graph": '{"nodes": {}}'}, "only a graph by InvokeAI"),
+        ({"parameters": "[" * 50_000}, "a program that is not known here, is broken"),
         ({"Dream": "a cat -s 30"}, "by InvokeAI, is 'a cat -s 30'"),
         ({"parameters": '{"a": [1], "b": {"c": 1}}'}, r"a program that is not known here \(a, b\)"),
         (

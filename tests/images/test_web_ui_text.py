@@ -260,5 +260,6 @@ def test_utf8_in_a_latin1_chunk(tmp_path: Path) -> None:
 
 
 def test_a_prompt_alone_in_the_chunk_of_its_own(tmp_path: Path) -> None:
-    info = read_generation_info(png(tmp_path, parameters="a cat"))
-    assert info.arguments == {"prompt": "a cat"}
+    for prompt in ("a cat", "[[[a]]], cat", "{a|b} cat", "[a:b:0.5]"):
+        info = read_generation_info(png(tmp_path, parameters=prompt))
+        assert info.arguments == {"prompt": prompt}

@@ -116,7 +116,10 @@ def read(fields: Mapping[str, str]) -> dict[str, str] | None:
         if is_json(layout := fields.get("workflow", "")) and '"nodes"' in layout:
             raise ValueError(f"it has only the layout of a graph by {NAME}, not what was drawn")
         return None
-    graph = Graph(load(text, NAME))
+    nodes = load(text, NAME)
+    if isinstance(inner := nodes.get("prompt"), dict) and "class_type" not in inner:
+        nodes = inner  # beside the layout, in one text
+    graph = Graph(nodes)
     sampler = _sampler(graph)
     found = _numbers(graph, sampler) | _texts(graph, sampler)
     found |= _model(graph, sampler) | _latents(graph, sampler)

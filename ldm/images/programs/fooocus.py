@@ -26,7 +26,8 @@ def read(fields: Mapping[str, str]) -> dict[str, str] | None:
     """Read the settings in the texts of a file; None if Fooocus wrote none."""
     for name in (PARAMETERS, COMMENT, "Comment"):
         text = fields.get(name, "")
-        if is_json(text) and ("ooocus" in text or '"full_prompt"' in text):
+        named = "ooocus" in text or '"full_prompt"' in text
+        if named and '"class_type"' not in text and is_json(text):
             return _labels(load(text, NAME))
     return None
 

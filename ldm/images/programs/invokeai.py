@@ -44,6 +44,8 @@ def read(fields: Mapping[str, str]) -> dict[str, str] | None:
         found = _image(load(text, NAME))
     elif (text := fields.get("Dream")) is not None:
         found = _dream(text)
+    elif "invokeai_graph" in fields or "invokeai_workflow" in fields:
+        raise ValueError(f"it has only a graph by {NAME}, which cannot be read")
     else:
         return None
     if PLUS.search(found.get("Prompt", "")) or PLUS.search(found.get("Negative prompt", "")):

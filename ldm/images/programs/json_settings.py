@@ -45,7 +45,7 @@ LABEL_OF = {key: label for label, keys in KEYS.items() for key in keys}
 
 def is_json(text: str) -> bool:
     """Whether a text is JSON, whole or broken, and not the web UI's, whose prompt may be JSON."""
-    begins = re.match(r"\s*(\{\s*[\"}]|\[\s*[\[{])", text)
+    begins = re.match(r"\s*(\{\s*[\"}]|\[\s*\{\s*\"|(\[\s*){4})", text)
     return begins is not None and not names_settings(text[-TAIL:])
 
 

@@ -30,7 +30,10 @@ def read(fields: Mapping[str, str]) -> dict[str, str] | None:
     settings = load(text, NAME).get(ROOT)
     if not isinstance(settings, dict):
         raise ValueError(f"its {ROOT}, by {NAME}, is no object")
-    settings = {key.removeprefix("comfyui"): value for key, value in settings.items()}
+    settings = {
+        key.removeprefix("comfyui").removeprefix("autowebui"): value
+        for key, value in settings.items()
+    }
     found = {"RNG": "CPU"} | labelled(
         {key: value for key, value in settings.items() if key not in OTHER}, WITHOUT_EFFECT
     )
