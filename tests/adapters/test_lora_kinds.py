@@ -491,3 +491,23 @@ def test_mutated_files_are_finite_or_refused(kind: str) -> None:
         loras.unload()
         assert all(value is before[name] for name, value in ours.named_parameters())
     assert min(outcomes.values()) > 5, outcomes
+
+
+@pytest.mark.parametrize("channels", [4, 8, 9])
+@pytest.mark.parametrize("form", ["LoRA", "full difference"])
+def test_the_first_layer_of_a_model_with_more_inputs(
+    tmp_path: Path, channels: int, form: str
+) -> None:
+    """The mask and the picture of an inpainting model keep their weights, as in A1111."""
+    module = nn.Module()
+    module.conv_in = nn.Conv2d(channels, 8, 3)
+    before = module.conv_in.weight.clone()
+    down, up = torch.randn(2, 4, 3, 3), torch.randn(8, 2, 1, 1)
+    change = (up.flatten(1) @ down.flatten(1)).reshape(8, 4, 3, 3)
+    stem = "lora_unet_conv_in"
+    pair = {f"{stem}.lora_down.weight": down, f"{stem}.lora_up.weight": up}
+    save_file(pair if form == "LoRA" else {f"{stem}.diff": change}, tmp_path / "x.safetensors")
+    loras_on(module).load(tmp_path / "x.safetensors")
+    found = module.conv_in.weight - before
+    assert difference(found[:, :4], change) < 1e-5
+    assert not found[:, 4:].any()
