@@ -202,8 +202,14 @@ def changed(
 ) -> nn.Parameter:
     """Return a parameter with all that is added. Raises CheckpointError where it overflows."""
     total = base.float().clone()
-    for change in added:
-        total += change
+    try:
+        for change in added:
+            total += change
+    except (ValueError, torch.linalg.LinAlgError) as error:
+        raise CheckpointError(
+            f"the change of {'.'.join(module)} by {', '.join(active)} cannot be computed "
+            f"({str(error).splitlines()[0]}); get the file again, or leave it out"
+        ) from None
     total = total.to(base.dtype)
     if not total.isfinite().all():
         raise CheckpointError(

@@ -33,7 +33,7 @@ def fits(factors: Factors[Tensor], weight: Tensor, bias: Tensor | None) -> bool:
             weight_change(empty(weight), on_meta)
         if bias is not None and changes_bias(factors):
             bias_change(empty(bias), empty(weight), on_meta)
-    except (ValueError, RuntimeError, IndexError, ZeroDivisionError):
+    except (ValueError, TypeError, RuntimeError, IndexError, ZeroDivisionError):
         return False
     own_bias = {"diff_b", "up_bias"} & factors.tensors.keys()
     return bias is not None or not own_bias

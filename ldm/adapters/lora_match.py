@@ -31,6 +31,7 @@ LAYERS = (nn.Linear, nn.Conv2d, nn.LayerNorm, nn.GroupNorm)
 Layer = nn.Linear | nn.Conv2d | nn.LayerNorm | nn.GroupNorm
 # SDXL's files have vectors for both encoders; those of others say "clip_l", whatever it is.
 WORD_PARTS = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
+LATENTS = 4  # channels of latents
 # Why tensors are left out. The first is no loss.
 REPEATED = "of layers that the file has twice"
 INCOMPLETE = "incomplete"
@@ -164,6 +165,7 @@ class Adaptable:
                 account.leave(REPEATED, names)
                 continue
             layer = self.layers[module]
+            factors = widened(factors, module, layer.weight)
             check_shapes(path, stem, factors, layer.weight, layer.bias)
             if "alpha" not in factors.tensors and (rank := rank_of(factors)):
                 factors = replace(factors, alpha=alphas.find(module, rank))
@@ -244,6 +246,23 @@ class Adaptable:
                 f"the others are {describe_left_out(unfit)}. "
                 "Give --partial-lora (partial=True) to use what fits"
             )
+
+
+def widened(factors: Factors[Tensor], module: Module, weight: Tensor) -> Factors[Tensor]:
+    """Give a change of a U-Net's first layer the further inputs of inpainting and editing models.
+
+    As in A1111's web UI, it leaves those alone: the latents are the first.
+    """
+    dora = {"dora_scale", "magnitude"} & factors.tensors.keys()
+    if module != ("unet", "conv_in") or dora:
+        return factors
+    tensors = dict(factors.tensors)
+    for role in ("down", "diff"):
+        tensor = tensors.get(role)
+        if tensor is not None and tensor.ndim == 4 and tensor.shape[1] == LATENTS:
+            extra = max(weight.shape[1] - LATENTS, 0)
+            tensors[role] = nn.functional.pad(tensor, (0, 0, 0, 0, 0, extra))
+    return replace(factors, tensors=tensors)
 
 
 def describe_left_out(left_out: Mapping[str, list[str]]) -> str:

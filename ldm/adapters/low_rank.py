@@ -56,7 +56,7 @@ def lokr(factors: Factors[Tensor], weight: Tensor) -> Tensor:
     ratio = 1.0 if rank is None else scaling(factors, rank)
     sizes = [a * b for a, b in zip(first.shape, second.shape, strict=True)]
     check_weight_shape(sizes, weight)
-    return ratio * torch.kron(first, second.contiguous()).reshape(weight.shape)
+    return ratio * torch.kron(first.contiguous(), second.contiguous()).reshape(weight.shape)
 
 
 def glora(factors: Factors[Tensor], weight: Tensor) -> Tensor:

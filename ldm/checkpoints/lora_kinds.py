@@ -79,6 +79,7 @@ UNSUPPORTED = {
     "VB-LoRA": r"\.vblora_(?:logits|vector)_\w+(?:\.\w+)?",
     "LoRA of embeddings": r"\.lora_embedding_[AB](?:\.\w+)?",
     "peft's first OFT": r"\.oft_[rs](?:\.\w+)?",
+    "sparse residual": r"\.bias_(?:indices|values|size)",
     "whole-weight": r"\.(?:set_weight|reshape_weight)",
 }
 

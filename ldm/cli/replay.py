@@ -30,6 +30,7 @@ AROUND = recorded("never") | {
     "quiet",
     "debug",
     "lora_dir",
+    "partial_lora",
     "device",
     "optimize",
     "compile",

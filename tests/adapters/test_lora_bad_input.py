@@ -127,6 +127,7 @@ UNSUPPORTED = {
     "HRA": {".hra_u.default": (64, 2)},
     "peft's first OFT": {".oft_r.default": (4, 16, 16)},
     "LoRA of embeddings": {".lora_embedding_A": (2, 64), ".lora_embedding_B": (64, 2)},
+    "sparse residual": {".bias_indices": (2, 5), ".bias_values": (5,), ".bias_size": (2,)},
     "whole-weight": {".set_weight": (64, 64)},
 }
 
@@ -154,6 +155,7 @@ WRONG = {
                     ".hada_w2_a": (1, 2), ".hada_w2_b": (2, 64)},
     "LoKr": {".lokr_w1": (8, 8), ".lokr_w2": (8, 4)},
     "LoKr, rank": {".lokr_w1": (8, 8), ".lokr_w2_a": (8, 2), ".lokr_w2_b": (3, 8)},
+    "LoKr, a number": {".lokr_w1": (8, 8), ".lokr_w2_a": (8, 2), ".lokr_w2_b": ()},
     "LoKr, huge": {".lokr_w1": (6400, 64), ".lokr_w2": (6400, 64)},
     "GLoRA": {".a1.weight": (64, 2), ".a2.weight": (2, 32),
               ".b1.weight": (64, 2), ".b2.weight": (2, 64)},

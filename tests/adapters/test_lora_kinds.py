@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ldm.adapters.lora import Loras
+from ldm.adapters.lora_checks import check_factor_values
 from ldm.checkpoints.original import Place
-from ldm.errors import CheckpointError
-from tests.conftest import difference
+from ldm.errors import CheckpointError, LDMError
+from tests.helpers.networks import difference
+from tests.helpers.pictures import draw
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore")]
 
@@ -384,3 +387,128 @@ def test_boft_of_peft_in_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         found, want = ours.get_submodule(path).weight, merged.get_submodule(path).weight
         assert difference(found, want) < 1e-6
         assert difference(found, layers().get_submodule(path).weight) > 0.05
+
+
+def test_norms_and_biases_of_an_optimized_model(models: Any, tmp_path: Path) -> None:
+    """Layers that were put in place for speed see the changes, and their end."""
+    ours, _ = models("sd")
+    tensors = {
+        "unet.conv_norm_out.w_norm": torch.randn(32) * 0.3,
+        "unet.conv_norm_out.b_norm": torch.randn(32) * 0.3,
+        "unet.mid_block.attentions.0.transformer_blocks.0.norm1.w_norm": torch.randn(64) * 0.3,
+        "unet.mid_block.attentions.0.transformer_blocks.0.ff.net.2.diff_b": torch.randn(64),
+        "unet.mid_block.resnets.0.conv1.diff_b": torch.randn(64),
+        "text_encoder.text_model.final_layer_norm.b_norm": torch.randn(32) * 0.3,
+    }
+    for name in tensors:  # as wide as the layers of this model
+        part, _, path = name.rpartition(".")[0].partition(".")
+        layer = ours.loras.layers[part, path]
+        tensors[name] = torch.randn(len(layer.weight)) * 0.3
+    save_file(tensors, tmp_path / "x.safetensors")
+    arguments = {"num_inference_steps": 2, "height": 40, "width": 64}
+    plain = draw(ours, seed=3, **arguments)[0]
+    ours.load_lora_weights(tmp_path / "x.safetensors")
+    want = draw(ours, seed=3, **arguments)[0]
+    ours.unload_lora_weights()
+    ours.optimize()
+    try:
+        assert (draw(ours, seed=3, **arguments)[0] - plain).abs().max() < 1e-3
+        lora = ours.load_lora_weights(tmp_path / "x.safetensors")
+        assert lora.applied == lora.total == len(tensors)
+        assert (draw(ours, seed=3, **arguments)[0] - want).abs().max() < 1e-3
+        assert (want - plain).abs().max() > 0.05
+        ours.unload_lora_weights()
+        assert (draw(ours, seed=3, **arguments)[0] - plain).abs().max() < 1e-3
+    finally:
+        ours.unload_lora_weights()
+        ours.optimize(False)
+
+
+def mutated(value: Tensor, rng: random.Random) -> Tensor:
+    """A tensor of another shape, type or values."""
+    sizes = (0, 1, 2, 3, 4, 8, 24, 32, 48, 600)
+    return rng.choice(
+        (
+            lambda: value[None],
+            lambda: value.flatten()[: rng.choice(sizes)],
+            lambda: value.transpose(0, -1) if value.ndim > 1 else value,
+            lambda: torch.randn([rng.choice(sizes[:9]) for _ in range(rng.randrange(6))]),
+            lambda: torch.full_like(
+                value.float(), rng.choice((math.nan, math.inf, 1e38, 0.0, -1e30))
+            ),
+            lambda: value.to(rng.choice((torch.int32, torch.float16, torch.bool))),
+            lambda: torch.zeros(()),
+        )
+    )()
+
+
+@pytest.mark.parametrize("kind", LYCORIS)
+def test_mutated_files_are_finite_or_refused(kind: str) -> None:
+    """Of each kind some hundreds, alone and beside tensors of others."""
+    lycoris = pytest.importorskip("lycoris.modules")
+    ours, rng = layers(), random.Random(kind)
+    torch.manual_seed(0)
+    name, settings = LYCORIS[kind]
+    valid = {}
+    for i, path in enumerate(PATHS):
+        module = getattr(lycoris, name)(path, ours.get_submodule(path), **settings)
+        randomise(module, i, 0.2)
+        valid |= {f"lora_unet_{path}.{key}": v.detach() for key, v in module.state_dict().items()}
+    loras, outcomes = loras_on(ours), {"loaded": 0, "refused": 0}
+    before = dict(ours.named_parameters())
+    ends = [
+        ".oft_blocks",
+        ".diff",
+        ".alpha",
+        ".ia3_l",
+        ".lokr_w1",
+        ".lora_up.bias",
+        ".lokr_t2",
+        ".hada_t1",
+        ".dora_scale",
+        ".rescale",
+    ]
+    for _ in range(150):
+        tensors = dict(valid)
+        for _ in range(rng.randint(1, 3)):
+            key = rng.choice(sorted(tensors))
+            if rng.random() < 0.2:
+                del tensors[key]
+            elif rng.random() < 0.2:
+                tensors[key.split(".")[0] + rng.choice(ends)] = tensors.pop(key)
+            else:
+                tensors[key] = mutated(tensors[key], rng)
+        try:
+            lora = loras.match(Path("x"), tensors, {}, partial=rng.random() < 0.7)
+            for factors in lora.updates.values():
+                check_factor_values(Path("x"), factors)
+            loras.use({"x": lora})
+        except LDMError as error:
+            outcomes["refused"] += 1
+            assert "\n" not in str(error)
+        else:
+            outcomes["loaded"] += 1
+            assert all(value.isfinite().all() for value in ours.parameters())
+        loras.unload()
+        assert all(value is before[name] for name, value in ours.named_parameters())
+    assert min(outcomes.values()) > 5, outcomes
+
+
+@pytest.mark.parametrize("channels", [4, 8, 9])
+@pytest.mark.parametrize("form", ["LoRA", "full difference"])
+def test_the_first_layer_of_a_model_with_more_inputs(
+    tmp_path: Path, channels: int, form: str
+) -> None:
+    """The mask and the picture of an inpainting model keep their weights, as in A1111."""
+    module = nn.Module()
+    module.conv_in = nn.Conv2d(channels, 8, 3)
+    before = module.conv_in.weight.clone()
+    down, up = torch.randn(2, 4, 3, 3), torch.randn(8, 2, 1, 1)
+    change = (up.flatten(1) @ down.flatten(1)).reshape(8, 4, 3, 3)
+    stem = "lora_unet_conv_in"
+    pair = {f"{stem}.lora_down.weight": down, f"{stem}.lora_up.weight": up}
+    save_file(pair if form == "LoRA" else {f"{stem}.diff": change}, tmp_path / "x.safetensors")
+    loras_on(module).load(tmp_path / "x.safetensors")
+    found = module.conv_in.weight - before
+    assert difference(found[:, :4], change) < 1e-5
+    assert not found[:, 4:].any()

@@ -13,7 +13,7 @@ from torch import Tensor
 from ldm.checkpoints.describe import describe_header
 from ldm.checkpoints.header import read_header
 from ldm.errors import ArgumentError, CheckpointError
-from tests.conftest import draw
+from tests.helpers.pictures import draw
 
 ARGUMENTS = {"num_inference_steps": 2, "guidance_scale": 3.0, "height": 40, "width": 64}
 PROMPT = "a zxcat in a box"

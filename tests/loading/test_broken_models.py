@@ -205,7 +205,7 @@ def weights(change: Callable[[dict], object]) -> Callable[[Path], None]:
 
 
 FILES = [
-    (lambda file: file.write_text("<html>Not found</html>" * 9), "not a .safetensors file"),
+    (lambda file: file.write_text("<html>Not found</html>" * 9), "is a web page, not a model"),
     (lambda file: file.write_text(""), "not a .safetensors file"),
     (lambda file: file.write_bytes(file.read_bytes()[:-4]), "truncated"),
     (lambda file: file.write_bytes(file.read_bytes() + b"1234"), "follow the header"),
