@@ -13,6 +13,7 @@ test:  ## everything, on all cores: one thread in each process
 lint:
 	ruff check .
 	ruff format --check .
+	mypy
 
 format:
 	ruff check --fix .
