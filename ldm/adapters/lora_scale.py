@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from ldm.checkpoints.lora_names import ADAPTED_PARTS
 from ldm.errors import ArgumentError
 
 Scale = float | Mapping[str, float]  # of all parts, or of each by its name
@@ -28,6 +27,8 @@ def scales_of_parts(scale: Scale) -> dict[str, float]:
 
     Raises ArgumentError unless all are finite numbers, of parts that exist.
     """
+    from ldm.checkpoints.lora_names import ADAPTED_PARTS  # here: --help needs no names of layers
+
     if isinstance(scale, Mapping):
         if unknown := set(scale) - set(ADAPTED_PARTS):
             raise ArgumentError(

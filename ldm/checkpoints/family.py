@@ -25,6 +25,7 @@ from ldm.checkpoints.lora_first import plain_names
 from ldm.checkpoints.lora_kinds import describe_kinds, group, unsupported
 from ldm.checkpoints.prediction import (
     EDM,
+    KNOWN_PREDICTIONS,
     Beside,
     Statement,
     find_statements,
@@ -38,7 +39,6 @@ UNET, VAE = "model.diffusion_model.", "first_stage_model."
 # The width of the text states that its U-Net reads identifies a family.
 FAMILIES = {768: "sd1", 1024: "sd2", 2048: "sdxl", 1280: "sdxl_refiner"}
 CONTEXT = "transformer_blocks.0.attn2.to_k.weight"
-KNOWN_PREDICTIONS = ("epsilon", "v_prediction", "sample")
 # What U-Nets with other numbers of input channels do.
 TASKS = {
     5: "depth to image, of 5 input channels",

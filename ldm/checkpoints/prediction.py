@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 from ldm.errors import CheckpointError
 
+KNOWN_PREDICTIONS = ("epsilon", "v_prediction", "sample")
 EDM = "EDM"  # Karras et al. 2022: inputs, outputs and times of the network are scaled otherwise
 SPELLINGS = {
     **dict.fromkeys(("epsilon", "eps", "noise", "epsscaling"), "epsilon"),

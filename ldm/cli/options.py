@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm import __version__
-from ldm.checkpoints.family import KNOWN_PREDICTIONS
+from ldm.checkpoints.prediction import KNOWN_PREDICTIONS
 from ldm.cli.common import EXIT_CODES, Checker, Parser, check_counts, put, run
 from ldm.cli.fields import GROUPS, add_fields, filled
 from ldm.cli.guidance_options import Fast, check_steering, masked

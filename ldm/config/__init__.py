@@ -1,12 +1,33 @@
-"""Configurations of the modules, as a diffusers folder's JSON holds them; without torch."""
+"""Configurations of the modules, as a diffusers folder's JSON holds them; without torch.
 
-from ldm.config.base import Config
-from ldm.config.classifier import ClassifierConfig
-from ldm.config.clip import CLIPTextConfig
-from ldm.config.json import read_json, write_json
-from ldm.config.scheduler import SchedulerConfig
-from ldm.config.unet import BlocksConfig, UNetConfig
-from ldm.config.vae import VAEConfig
+Each is imported when it is first used: making their dataclasses takes a tenth of ``--help``.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ldm.config.base import Config
+    from ldm.config.classifier import ClassifierConfig
+    from ldm.config.clip import CLIPTextConfig
+    from ldm.config.json import read_json, write_json
+    from ldm.config.scheduler import SchedulerConfig
+    from ldm.config.unet import BlocksConfig, UNetConfig
+    from ldm.config.vae import VAEConfig
+
+MODULE_OF_NAME = {
+    "BlocksConfig": "ldm.config.unet",
+    "CLIPTextConfig": "ldm.config.clip",
+    "ClassifierConfig": "ldm.config.classifier",
+    "Config": "ldm.config.base",
+    "SchedulerConfig": "ldm.config.scheduler",
+    "UNetConfig": "ldm.config.unet",
+    "VAEConfig": "ldm.config.vae",
+    "read_json": "ldm.config.json",
+    "write_json": "ldm.config.json",
+}
 
 __all__ = [
     "BlocksConfig",
@@ -19,3 +40,10 @@ __all__ = [
     "read_json",
     "write_json",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """Import the module of a name when the name is first used (PEP 562)."""
+    if name not in MODULE_OF_NAME:
+        raise AttributeError(f"module 'ldm.config' has no attribute {name!r}")
+    return getattr(import_module(MODULE_OF_NAME[name]), name)
