@@ -3,6 +3,7 @@
 Each writes the weights that it has then to `FOLDER/RANK.pt`.
 """
 
+import gc
 import sys
 from pathlib import Path
 
@@ -28,4 +29,6 @@ if __name__ == "__main__":
     state = PartialState(cpu=True)
     assert state.num_processes == 2
     torch.save(moved(), Path(sys.argv[1]) / f"{state.process_index}.pt")
+    state.wait_for_everyone()
     state.destroy_process_group()
+    gc.collect()  # a group's threads must end before the interpreter does, or they abort it
