@@ -116,7 +116,7 @@ def cache_of(unet: nn.Module) -> TimeCache | None:
 
 
 @torch.no_grad()
-def expect_times(unet: nn.Module, times: list[float]) -> None:
+def expect_times(unet: UNet, times: list[float]) -> None:
     """Prepare a U-Net for the times of a run, if it has a time cache."""
-    if isinstance(unet, UNet) and (cache := cache_of(unet)):
+    if cache := cache_of(unet):
         cache.fill(unet, times)
