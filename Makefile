@@ -1,4 +1,4 @@
-.PHONY: install hooks test lint format data draw ci
+.PHONY: install hooks test lint format docs data draw ci
 
 install:  ## this checkout, with what the tests and the data builders need
 	pip install -e ".[test,train]"
@@ -18,6 +18,9 @@ lint:
 format:
 	ruff check --fix .
 	ruff format .
+
+docs:  ## the API reference, from the docstrings: build/api/index.html
+	python -m tools.api_reference --output build/api
 
 data: data/icons data/text  ## what the built-in model is trained on
 
