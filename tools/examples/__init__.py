@@ -1,0 +1,1 @@
+"""Examples of at most forty lines; each runs by ``python -m tools.examples.NAME``."""
