@@ -14,6 +14,14 @@ class ArgumentError(LDMError, ValueError):
     """An argument has a value that cannot work (command line: exit code 2)."""
 
 
+class UnknownArgumentError(ArgumentError, TypeError):
+    """A function has no such argument."""
+
+
+class UnknownAttributeError(ArgumentError, AttributeError):
+    """An object has no such attribute."""
+
+
 class CheckpointError(LDMError, RuntimeError):
     """A model folder, weight file or config is missing, broken or not supported (exit code 1)."""
 

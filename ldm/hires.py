@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 from ldm.errors import ArgumentError
 from ldm.images.inputs import check_size
 from ldm.pipeline import Pipeline, Progress
-from ldm.request import LargeRequest, takes
+from ldm.record import with_records
+from ldm.request import EMBEDDINGS, LargeRequest, takes
 
 
 def hires_size(
@@ -76,6 +78,9 @@ def passes(
         yield replace(progress, steps=progress.steps + second_steps, output=None)
     assert small is not None and isinstance(small.images, list)  # of the last step, as PIL's
     height, width = size
+    seed = request.seed
+    if seed is None and request.generator is None:  # picked by the first pass
+        seed = small.seeds[0]
     second = replace(
         request,
         image=small.images,
@@ -83,21 +88,37 @@ def passes(
         height=height,
         width=width,
         steps_before=progress.steps,
-        seed=small.seeds[0] if request.generator is None else request.seed,
+        seed=seed,
     )
     for later in draw(pipe, second):
         done = progress.steps + later.step
+        if later.output is not None and isinstance(later.output.images, list):
+            output, choice = later.output, pipe.choose_sampler(request.sampler, request.schedule)
+            # What is written into the files is the request for both passes.
+            pictures = with_records(pipe, request, choice, later.output.images, output.seeds)
+            later = replace(later, output=replace(output, images=[*pictures]))
         yield replace(later, step=done, steps=progress.steps + later.steps)
 
 
 def prompt_each(request: LargeRequest) -> LargeRequest:
     """Return the request with a prompt for each picture, as the second pass has one for each."""
-    repeats = range(request.num_images_per_prompt)
+    repeats = range(request.repeats)
     negative = request.negative_prompt
     if negative is not None and not isinstance(negative, str):
         negative = [text for text in negative for _ in repeats]
     prompts = [text for text in request.prompts for _ in repeats]
-    return replace(request, prompt=prompts, negative_prompt=negative, num_images_per_prompt=1)
+    given = {name: getattr(request, name) for name in EMBEDDINGS}
+    embeddings: dict[str, Any] = {
+        name: None if rows is None else rows.repeat_interleave(len(repeats), dim=0)
+        for name, rows in given.items()
+    }
+    return replace(
+        request,
+        prompt=prompts,
+        negative_prompt=negative,
+        num_images_per_prompt=1,
+        **embeddings,
+    )
 
 
 def draw(pipe: Pipeline, request: LargeRequest) -> Iterator[Progress]:

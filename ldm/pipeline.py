@@ -10,9 +10,9 @@ models without an autoencoder, in that of the pixels (Ho et al. 2020).
 from __future__ import annotations
 
 import contextlib
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -20,25 +20,32 @@ from torch import Tensor
 from ldm import latents, run
 from ldm.adapters.lora import Lora
 from ldm.adapters.lora_scale import Scale
-from ldm.checkpoints.source import find_model
+from ldm.checkpoints.source import check_paths, find_model
+from ldm.diffusers_calls import as_tuple, call_back, check_inputs
+from ldm.diffusers_habits import accepts_habits
+from ldm.diffusers_methods import DiffusersMethods, lora_path
 from ldm.errors import ArgumentError
 from ldm.fast.optimize import Optimized, check_optimize, optimize, undo
 from ldm.loading.devices import choose_device, choose_dtype
 from ldm.loading.folder import load_folder, save_folder
-from ldm.loading.model import Model
+from ldm.loading.origin import Origin
 from ldm.loading.single_file import load_file, replace_parts, save_file
-from ldm.request import Request, takes
-from ldm.run import Output, Progress
+from ldm.output import Output
+from ldm.progress_bar import show_progress
+from ldm.request import CallRequest, Request, takes
+from ldm.run import Progress
 from ldm.samplers import Choice, Pair
+from ldm.summary import summarize
 from ldm.techniques.attention_maps import AttentionMaps, watch_attention
 
 __all__ = ["Output", "Pipeline", "Progress"]
 
 
-class Pipeline(Model):
+class Pipeline(DiffusersMethods):
     """The parts of a model, composed: loaded and saved, adapted, optimized, and drawn with."""
 
     @classmethod
+    @accepts_habits("from_pretrained")
     def from_pretrained(
         cls,
         model: str | Path | None = None,
@@ -68,8 +75,11 @@ class Pipeline(Model):
         prediction_type: "epsilon", "v_prediction" or "sample"; None as in the model's config.
         ema: take the averaged copy of the U-Net's weights that full training checkpoints hold.
         int8: as in ``optimize``, which is called then.
+        Habits of diffusers are accepted, such as ``torch_dtype`` (see ``ldm.diffusers_habits``).
         Raises CheckpointError for a model that is missing, broken or not supported.
         """
+        texts = [text_encoder] if isinstance(text_encoder, str | Path) else text_encoder or ()
+        check_paths({"model": [model], "vae": [vae], "text_encoder": texts})
         path = find_model(
             model,
             cache_dir=cache_dir,
@@ -79,9 +89,17 @@ class Pipeline(Model):
             variant=variant,
         )
         device = choose_device(device)
+        origin = Origin.of(
+            model,
+            vae,
+            texts,
+            dtype=None if dtype is None else str(dtype).removeprefix("torch."),
+            variant=variant,
+            prediction_type=prediction_type,
+            ema=ema,
+        )
         dtype = None if dtype == "auto" else choose_dtype(dtype, device)
         other = None if vae is None else Path(vae).expanduser()
-        texts = [text_encoder] if isinstance(text_encoder, str | Path) else text_encoder or ()
         encoders = [Path(text).expanduser() for text in texts]
         if path.is_file():
             parts = load_file(
@@ -93,7 +111,12 @@ class Pipeline(Model):
             parts = load_folder(path, dtype, device, variant, prediction_type)
             replace_parts(parts, path, other, encoders, device)
         pipe = cls(**parts)
+        pipe.origin = origin
+        if dtype is None:  # "auto"
+            origin.loading["dtype"] = str(pipe.dtype).removeprefix("torch.")
         return pipe.optimize(int8=True) if int8 else pipe
+
+    from_single_file = from_pretrained
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write a folder that diffusers loads as a pipeline. None keeps the dtype.
@@ -119,11 +142,14 @@ class Pipeline(Model):
         Raises CheckpointError for a file that does not fit, ArgumentError for a word in use.
         """
         self.need_text("a textual inversion is a word of it")
-        return ", ".join(inversion.word for inversion in self.inversions.load(path, token))
+        loaded = self.inversions.load(path, token)
+        self.origin.embeddings.append(Path(path).stem)
+        return ", ".join(inversion.word for inversion in loaded)
 
     def unload_textual_inversion(self) -> None:
         """Forget all words that were loaded."""
         self.inversions.unload()
+        self.origin.embeddings.clear()
 
     def load_lora_weights(
         self,
@@ -131,6 +157,8 @@ class Pipeline(Model):
         adapter_name: str | None = None,
         scale: Scale = 1.0,
         partial: bool = False,
+        *,
+        weight_name: str | None = None,
     ) -> Lora:
         """Add a LoRA file, of any kind and of any tool, to the model and its other LoRAs.
 
@@ -140,17 +168,26 @@ class Pipeline(Model):
         Args:
             scale: of all parts, or of each: ``{"unet": 0.8, "text_encoder": 0.5}``.
             partial: whether to use a file of which only some keys fit the U-Net.
+            weight_name: as in diffusers, the file's name if ``path`` is a folder.
 
         Raises CheckpointError for a file that does not fit, ArgumentError for a name that is in
         use.
         """
         self.need_text("LoRAs are for the Stable Diffusion family")
-        return self.loras.load(path, adapter_name, scale, partial)
+        return self.loras.load(lora_path(path, weight_name), adapter_name, scale, partial)
 
     def set_adapters(
-        self, adapter_names: str | Sequence[str], scales: Scale | Sequence[Scale] = 1.0
+        self,
+        adapter_names: str | Sequence[str],
+        scales: Scale | Sequence[Scale] = 1.0,
+        *,
+        adapter_weights: Scale | Sequence[Scale] | None = None,
     ) -> None:
-        """Use these of the loaded LoRAs, with these scales, and no others."""
+        """Use these of the loaded LoRAs, with these scales, and no others.
+
+        adapter_weights: diffusers' name of the scales.
+        """
+        scales = scales if adapter_weights is None else adapter_weights
         names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
         if isinstance(scales, int | float | Mapping):
             scales = [scales] * len(names)
@@ -160,8 +197,11 @@ class Pipeline(Model):
         self.loras.set_scales(dict(zip(names, each, strict=True)))
 
     def unload_lora_weights(self) -> None:
-        """Remove all LoRAs; the weights are bit-identical to those from before."""
-        self.loras.unload()
+        """Remove all LoRAs; the weights are bit-identical to those from before.
+
+        As in diffusers, those that ``fuse_lora`` was called for stay.
+        """
+        self.loras.use({n: lora for n, lora in self.loras.loaded.items() if n in self.fused})
 
     def optimize(
         self,
@@ -201,12 +241,22 @@ class Pipeline(Model):
             )
         return self
 
-    @takes(Request)
-    def __call__(self, request: Request) -> Output:
-        """Draw pictures: run ``stream`` to its end."""
-        (last,) = deque(run.stream(self, request), maxlen=1)
+    @takes(CallRequest)
+    def __call__(self, request: CallRequest) -> Output:
+        """Draw pictures: run ``stream`` to its end, with a progress bar where somebody looks."""
+        callback, inputs = request.callback_on_step_end, request.callback_on_step_end_tensor_inputs
+        check_inputs(inputs)
+        steps = run.stream(self, request)
+        for last in show_progress(steps, request.progress_bar, self.progress_bar_config):
+            if callback is not None and last.step:
+                call_back(self, callback, last, inputs)
         assert last.output is not None
+        if not request.return_dict:
+            return cast(Output, as_tuple(last.output, self.xl))
         return last.output
+
+    def __repr__(self) -> str:
+        return summarize(self)
 
     @takes(Request)
     def stream(self, request: Request) -> Iterator[Progress]:

@@ -14,19 +14,21 @@ import dataclasses
 import functools
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar
 
 from ldm.config.settings import check_values, choice, within
+from ldm.diffusers_habits import translate
 from ldm.errors import ArgumentError
 
 if TYPE_CHECKING:
+    from numpy import ndarray
     from PIL.Image import Image
     from torch import Generator, Tensor
 
-    Picture = str | Path | Image
+    Picture = str | Path | Image | ndarray[Any, Any] | Tensor
 else:  # what reads them checks them: no heavy package is imported here
     Generator = Picture = Tensor = Any
 
@@ -38,6 +40,12 @@ R = TypeVar("R")
 SAME: Any = object()
 STRENGTH, MASKED_STRENGTH = 0.8, 1.0  # of image-to-image, and of inpainting
 MAX_BLUR = 256  # pixels
+EMBEDDINGS = {
+    "prompt_embeds": "b, n, D",
+    "negative_prompt_embeds": "b, n, D",
+    "pooled_prompt_embeds": "b, P",
+    "negative_pooled_prompt_embeds": "b, P",
+}
 
 
 @dataclass(frozen=True)
@@ -55,6 +63,7 @@ class Argument:
         recorded: when it is written into a picture's settings: "always", if it was "changed" from
             its default, in "another" form (the prompt with its LoRAs, the digest of an image), or
             "never", as it does not change the picture.
+        command_offset: what the command line and files count more than Python does.
     """
 
     help: str
@@ -65,6 +74,7 @@ class Argument:
     label: str = ""
     axis: str = ""
     recorded: Literal["always", "changed", "another", "never"] = "changed"
+    command_offset: int = 0
 
 
 def argument(default: Any, help: str, *options: str, kind: str = "", **names: Any) -> Any:
@@ -91,7 +101,8 @@ class Request:
             too, fractions are of all ``num_inference_steps``, as in A1111. Of a model without text:
             a class's name or number (see ``ldm.classes.labels``).
         negative_prompt: what to steer away from; one for all prompts, or one for each.
-        image: where to start from (image-to-image): one for all prompts, or one for each.
+        image: where to start from (image-to-image): one for all prompts, or one for each. A path, a
+            PIL image, an array (H, W, 3) or a tensor (3, H, W), see ``ldm.images.arrays``.
         mask_image: which part of the image to draw anew (inpainting): white; like ``image``. What
             one with transparent parts says is in ``ldm.images.layers``.
         mask_blur: pixels by which the mask's edge is softened, as in A1111.
@@ -107,12 +118,17 @@ class Request:
             is off for scales up to 1.
         guidance_rescale, guidance_interval: see ``ldm.guidance.Guidance``.
         num_images_per_prompt: pictures of each prompt.
-        seed: picture i is drawn from seed + i, alone or in a batch; None picks one.
+        seed: picture i is drawn from seed + i, alone or in a batch; None picks one. A list has the
+            seed of each picture: three seeds for one prompt draw it three times.
         generator: CPU generator(s) as in diffusers, in place of a seed: one for all pictures, or
             one for each.
         variation_seed, variation_strength: another seed, and in [0, 1] how far the first noise is
             turned towards its noise; then all pictures have ``seed``, and variation_seed counts up.
         latents: the first noise (B, C, h, w) instead of drawing it.
+        prompt_embeds: (b, n, D), the states of the text encoders that the U-Net reads, in place of
+            the prompt: one row for each picture, or for ``num_images_per_prompt`` of them. With
+            SDXL, pooled_prompt_embeds (b, P) goes with it.
+        negative_prompt_embeds, negative_pooled_prompt_embeds: likewise of the negative prompt.
         deep_cache: compute the coarse levels of the U-Net at every n-th step only: faster, and
             another picture; 3 is usual, 1 is off.
         deep_cache_branch: how many fine layers are computed at each step; see
@@ -124,19 +140,21 @@ class Request:
             "sgm_uniform", "simple", "beta" or "ays"; None as in the sampler's name, else as in the
             model's config.
         eta: in [0, 1], noise that "ddim" adds.
-        clip_skip: 1 takes the layer of the text encoder that the model was trained with, 2 the one
-            before (as A1111 counts).
+        clip_skip: how many of the text encoder's last layers are left out, as diffusers counts:
+            None or 0 takes the layer that the model was trained with, 1 the one before.
+            ``--clip-skip`` and pictures' files count as A1111, one more: 2 is the one before.
         classifier_scale: how much the model's classifier pushes towards the class (see
             ``ldm.classes.guidance``); 0 is off, None as the model advises, else 1.
         steps_before: steps of a pass that this run continues, for prompts that change: numbers of
             steps count from its first one, and fractions from 1 to 2 are of the steps of this run
             ("hires fix" in A1111; see ``ldm.hires``).
-        output_type: "pil", "pt" (float32 (B,3,H,W) in [0, 1]) or "latent" (scaled latents).
+        output_type: "pil", "pt" (float32 (B,3,H,W) in [0, 1]), "np" (an array (B,H,W,3) in [0, 1])
+            or "latent" (scaled latents).
 
     Raises ArgumentError for a value that cannot work with any model.
     """
 
-    prompt: str | Sequence[str] = argument(
+    prompt: str | Sequence[str] | None = argument(
         "",
         'what to draw, such as "a red car"; several texts make several pictures. (red:1.3) weighs '
         "words, \\( is a bracket; the README names the rest. Of a model that draws classes: a "
@@ -263,11 +281,12 @@ class Request:
         group="text",
         recorded="never",
     )
-    seed: int | None = argument(
+    seed: int | list[int] | tuple[int, ...] | None = argument(
         None,
         "the first picture's seed; the next ones count up (default: -1, a random one)",
         "--seed",
         command_default=-1,
+        kind="a whole number, or a list of them",
         metavar="N",
         group="noise",
         label="Seed",
@@ -295,6 +314,16 @@ class Request:
         label="Variation seed strength",
     )
     latents: Tensor | None = argument(None, "the first noise (B, C, h, w) instead of drawing it")
+    prompt_embeds: Tensor | None = argument(
+        None, "states (b, n, D) that the U-Net reads, in place of the prompt"
+    )
+    negative_prompt_embeds: Tensor | None = argument(None, "likewise, of the negative prompt")
+    pooled_prompt_embeds: Tensor | None = argument(
+        None, "the pooled states (b, P) that SDXL reads beside prompt_embeds"
+    )
+    negative_pooled_prompt_embeds: Tensor | None = argument(
+        None, "likewise, beside negative_prompt_embeds"
+    )
     deep_cache: int = argument(
         within("[1, inf)", 1, "at least 1, which is off"),
         "compute the coarse levels at every Nth step only: faster, another picture (3 is usual; "
@@ -341,14 +370,17 @@ class Request:
         recorded="always",
     )
     clip_skip: int = argument(
-        1,
-        "1: the text encoder's last layer, 2: the one before (default: {default})",
+        within("[0, inf)", 0, "at least 0: the text encoder's last layer; 1 is the one before"),
+        "which layer of the text encoder to take: --clip-skip 1 is the last, 2 the one before, as "
+        "A1111 counts; in Python 0 and 1, as diffusers counts (default: the last)",
         "--clip-skip",
         metavar="N",
         group="text",
         label="Clip skip",
         axis="Clip skip",
         recorded="always",
+        command_default=1,
+        command_offset=1,
     )
     classifier_scale: float | None = argument(
         within("(-inf, inf)", None, "a number, 0 (off) to 10 as a rule"),
@@ -363,31 +395,54 @@ class Request:
         within("[0, inf)", 0, "at least 0"), "steps of a pass that this run continues"
     )
     output_type: str = argument(
-        choice("pil", "pt", "latent", words="'pil', 'pt' or 'latent'"),
-        'the form of the pictures: "pil", "pt" or "latent"',
+        choice("pil", "pt", "np", "latent", words="'pil', 'pt', 'np' or 'latent'"),
+        'the form of the pictures: "pil", "pt", "np" or "latent"',
     )
 
     def __post_init__(self) -> None:
         """Raise ArgumentError for a value of a wrong type or outside its range."""
+        for name, axes in EMBEDDINGS.items():
+            shape = getattr(getattr(self, name), "shape", None)
+            if getattr(self, name) is not None and len(shape or ()) != len(axes.split(",")):
+                found = type(getattr(self, name)).__name__ if shape is None else tuple(shape)
+                raise ArgumentError(f"{name} is {found}; it must be a tensor ({axes})")
         is_texts = isinstance(self.prompt, str | Sequence | None)
         if not is_texts or not all(isinstance(text, str) for text in self.prompts):
             raise ArgumentError(f"prompt is {self.prompt!r}; expected a text or a list of texts")
+        if self.prompt_embeds is not None and any(self.prompt or ()):
+            raise ArgumentError("prompt and prompt_embeds are both given; one of them decides")
+        if self.prompt is None and self.prompt_embeds is None:
+            raise ArgumentError("prompt is None; give a text, or prompt_embeds in its place")
         if not self.prompts:
             raise ArgumentError(
                 f"num_images_per_prompt is {self.num_images_per_prompt!r:.60} for 0 prompts; both "
                 "must be at least 1"
             )
         check_values(self, expected="it must be")
+        if isinstance(self.seed, list | tuple) and not 0 < len(self.seed) == self.count:
+            raise ArgumentError(
+                f"seed has {len(self.seed)} seeds for {len(self.prompts)} prompts and "
+                f"{self.num_images_per_prompt} pictures of each; give one seed for each picture"
+            )
 
     @property
     def prompts(self) -> list[str]:
-        """All texts, without repeats."""
+        """All texts, without repeats; "" for each row of ``prompt_embeds``."""
+        if self.prompt_embeds is not None:
+            return [""] * len(self.prompt_embeds)
         return [self.prompt] if isinstance(self.prompt, str) else list(self.prompt or ())
+
+    @property
+    def repeats(self) -> int:
+        """Pictures of each prompt: as many as a list of seeds says."""
+        if isinstance(self.seed, list | tuple) and self.num_images_per_prompt == 1:
+            return len(self.seed) // len(self.prompts)
+        return self.num_images_per_prompt
 
     @property
     def count(self) -> int:
         """How many pictures to draw."""
-        return len(self.prompts) * self.num_images_per_prompt
+        return len(self.prompts) * self.repeats
 
     @property
     def image_strength(self) -> float | None:
@@ -402,6 +457,37 @@ class Request:
     def arguments(self) -> dict[str, Any]:
         """The arguments of ``Pipeline.stream``, by name."""
         return {name: getattr(self, name) for name in ARGUMENTS}
+
+
+@dataclass(frozen=True, eq=False)
+class CallRequest(Request):
+    """A Request, with what concerns a call that waits for the pictures.
+
+    Attributes:
+        progress_bar: whether to show a bar on stderr; None does in a notebook and on a terminal,
+            unless ``set_progress_bar_config`` says otherwise.
+        callback_on_step_end: as in diffusers, a function of (pipe, step, timestep, {"latents": x})
+            to call after each step; it may return {"latents": x} with other ones. They are at unit
+            scale. ``Pipeline.stream`` does more.
+        callback_on_step_end_tensor_inputs: ["latents"], or [].
+        return_dict: False returns a tuple in place of an ``Output``, as in diffusers.
+    """
+
+    _: KW_ONLY
+    progress_bar: bool | None = argument(
+        None, "whether to show a progress bar (default: in a notebook and on a terminal)"
+    )
+    callback_on_step_end: Callable[..., Any] | None = argument(
+        None,
+        "called after each step with (pipe, step, timestep, {'latents': x})",
+        kind="a function of (pipe, step, timestep, callback_kwargs)",
+    )
+    callback_on_step_end_tensor_inputs: list[str] | tuple[str, ...] | None = argument(
+        None,
+        "['latents'] or []: what the callback is given",
+        kind="a list of names",
+    )
+    return_dict: bool = argument(True, "False returns a tuple, as in diffusers")
 
 
 @dataclass(frozen=True, eq=False)
@@ -486,7 +572,7 @@ def takes(
     def decorate(function: Callable[[M, Q], R]) -> Callable[Concatenate[M, P], R]:
         @functools.wraps(function)
         def call(model: M, /, *args: P.args, **kwargs: P.kwargs) -> R:
-            return function(model, request(*args, **kwargs))
+            return function(model, request(*args, **read_arguments(request, function, kwargs)))
 
         call.__signature__ = signature(request, function)  # type: ignore[attr-defined]
         lines = [f"    {field.name}: {about(field).help}" for field in dataclasses.fields(request)]
@@ -494,6 +580,32 @@ def takes(
         return call
 
     return decorate
+
+
+OFFSETS = {  # argument → what the command line and files count more than Python
+    field.name: about(field).command_offset
+    for field in dataclasses.fields(Request)
+    if about(field).command_offset
+}
+
+
+def read_arguments(
+    cls: type[Request], function: Callable[..., Any], given: Mapping[str, Any]
+) -> Any:
+    """Return keyword arguments as a request names them; None is every argument's default.
+
+    Habits of diffusers are translated. Raises UnknownArgumentError for a name that is none.
+    """
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    options = {
+        option.lstrip("-").replace("-", "_"): name
+        for name, field in fields.items()
+        for option in about(field).options
+    }
+    name = "pipe" if function.__name__ == "__call__" else function.__name__
+    found = translate("call", name, given, fields, options)
+    # Without a prompt, but for embeddings, the request is refused: it is no empty picture.
+    return {name: value for name, value in found.items() if value is not None or name == "prompt"}
 
 
 ARGUMENTS = tuple(field.name for field in dataclasses.fields(Request))

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -32,7 +31,9 @@ from ldm.images.masks import THRESHOLD, shrink_masks, to_masks
 from ldm.latents import decode_latents, encode_pictures
 from ldm.loading.compatibility import nonfinite_error
 from ldm.loading.model import Model
-from ldm.request import Request
+from ldm.output import Output
+from ldm.record import with_records
+from ldm.request import EMBEDDINGS, Request
 from ldm.samplers import (
     Choice,
     Denoised,
@@ -58,19 +59,9 @@ from ldm.text.conditioning import (
     negative_for_each,
     time_ids,
 )
+from ldm.text.embeddings import use_embeddings
 from ldm.text.lora_tags import refuse_tags
 from ldm.unet import UNet
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-
-@dataclass
-class Output:
-    """The pictures of a call, and the seed that draws each one alone (None for a generator's)."""
-
-    images: list[Image] | Tensor
-    seeds: list[int | None]
 
 
 @dataclass
@@ -82,6 +73,7 @@ class Progress:
     latents: Tensor  # (B, C, h, w), float32, unit scale: x at the level reached
     x0: Tensor  # (B, C, h, w): the model's current estimate of the clean latents
     output: Output | None = None
+    t: float = 0.0  # the timestep that the step began at
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,10 +126,18 @@ class Run:
 
     def output(self, result: Tensor) -> Output:
         """Convert latents, or pixels in [-1, 1], to the request's ``output_type``."""
-        if self.request.output_type == "pil":
-            return Output(to_pil(result), self.noise.seeds)
-        kept = result if self.request.output_type == "latent" else result / 2 + 0.5
-        return Output(kept, self.noise.seeds)
+        request, seeds = self.request, self.noise.seeds
+        prompts = [prompt for prompt in request.prompts for _ in range(request.repeats)]
+        if request.output_type == "pil":
+            choice = self.schedule.choice
+            pictures = with_records(self.model, request, choice, to_pil(result), seeds)
+            return Output([*pictures], seeds, prompts)
+        if request.output_type == "latent":
+            return Output(result, seeds, prompts)
+        pixels = result / 2 + 0.5
+        if request.output_type == "np":
+            return Output(pixels.permute(0, 2, 3, 1).float().cpu().numpy(), seeds, prompts)
+        return Output(pixels, seeds, prompts)
 
 
 def stream(model: Model, request: Request) -> Iterator[Progress]:
@@ -211,7 +211,7 @@ def make_schedule(model: Model, request: Request) -> SamplingPlan:
 
 def read_canvas(model: Model, request: Request) -> Canvas:
     """Load the image and the mask, if given, at the size to draw."""
-    texts, repeats = len(request.prompts), request.num_images_per_prompt
+    texts, repeats = len(request.prompts), request.repeats
     pictures = read_pictures(request.image, "image", texts, repeats)
     own = model.default_size()
     size = fit_size(request.height, request.width, pictures, own, model.vae.config.scale)
@@ -256,8 +256,10 @@ def make_conditioning(
             refuse_tags(text, name)
     labels: list[int | None] = []
     if model.classes is not None:
-        if request.clip_skip != 1:
+        if request.clip_skip:
             model.need_text("clip_skip is of a text encoder")
+        if any(getattr(request, name) is not None for name in EMBEDDINGS):
+            model.need_text("embeddings are of a text encoder")
         prompted = model.classes.prompted(prompts, negatives, guided, model.device)
         labels = [model.classes.read(prompt) for prompt in prompts]
     else:
@@ -273,7 +275,15 @@ def make_conditioning(
             size_ids(model, canvas) if model.xl else None,
             request.steps_before,
         )
-    each = range(request.num_images_per_prompt)
+        prompted = use_embeddings(
+            prompted,
+            request.prompt_embeds,
+            request.negative_prompt_embeds,
+            request.pooled_prompt_embeds,
+            request.negative_pooled_prompt_embeds,
+            zeros,
+        )
+    each = range(request.repeats)
     return [one for one in prompted for _ in each], [label for label in labels for _ in each]
 
 
@@ -305,7 +315,7 @@ def steps_of(run: Run) -> Iterator[Progress]:
     for x, index, x0 in sample(
         run.schedule.new_method, denoise, x_first, steps, lambda: noise().to(model.device), after
     ):
-        progress = Progress(index + 1, len(steps), x, x0)
+        progress = Progress(index + 1, len(steps), x, x0, t=steps[index][0].t)
         if run.cache:
             run.cache.next_step()
         last = progress.step == progress.steps

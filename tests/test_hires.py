@@ -87,7 +87,7 @@ def test_progress_counts_both_passes(models: Any) -> None:
         ({"seed": -1}, "seed is -1"),
         ({"steps_before": 3}, "steps_before and two passes"),
         ({"hires_scale": "2"}, "hires_scale is '2'; it must be a number"),
-        ({"hires_strength": None}, "hires_strength is None; it must be a number"),
+        ({"hires_strength": "1"}, "hires_strength is '1'; it must be a number"),
         ({"num_inference_steps": 2.5}, "num_inference_steps is 2.5; it must be a whole number"),
     ],
 )

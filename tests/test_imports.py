@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 # From the bottom up. A module or package imports from lower layers, and from itself.
 LAYERS = [
     {"_moved", "errors"},
-    {"config", "layers"},
+    {"config", "diffusers_habits", "layers"},
     {"request"},
     {"checkpoints", "clip", "scheduler", "unet", "vae"},
     {"fast", "guidance", "likelihood", "samplers", "text"},
@@ -27,7 +27,9 @@ LAYERS = [
     {"adapters", "techniques"},
     {"latents"},
     {"loading"},
+    {"output", "record"},
     {"run"},
+    {"diffusers_calls", "diffusers_methods", "progress_bar", "summary"},
     {"pipeline"},
     {"hires"},
     {"training"},  # above the pipeline, since a run draws samples as its users will

@@ -273,7 +273,7 @@ def test_info(both: Callable[[str], Both], tmp_path: Path) -> None:
         (lambda p: p("a car"), "prompt is 'a car', but this model reads no text and has no class"),
         (lambda p: p(negative_prompt="a car"), "negative_prompt is 'a car', but this model"),
         (lambda p: p(guidance_scale=3.0), "guidance_scale .*set it to 1$"),
-        (lambda p: p(clip_skip=2), "this model reads no text: clip_skip"),
+        (lambda p: p(clip_skip=1), "this model reads no text: clip_skip"),
         (lambda p: p(classifier_scale=1.0), "classifier_scale is 1.0, but .* no classifier"),
         (lambda p: p.load_lora_weights("x.safetensors"), "this model reads no text: LoRAs"),
         (lambda p: p.load_textual_inversion("x.bin"), "this model reads no text: a textual inv"),

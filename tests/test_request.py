@@ -16,14 +16,14 @@ import torch
 import ldm
 from ldm.cli import fields as cli
 from ldm.cli import plots, prompts_file
-from ldm.cli.metadata import common_settings, special_settings
 from ldm.cli.options import defaults, parser, read
 from ldm.cli.replay import AROUND, IN_ANOTHER_FORM, as_options, given_settings
 from ldm.errors import ArgumentError
 from ldm.hires import hires_fix
 from ldm.images.generation_info import NUMBERS, GenerationInfo, from_settings
+from ldm.images.generation_text import common_settings, special_settings
 from ldm.pipeline import Pipeline
-from ldm.request import ARGUMENTS, LargeRequest, Request, about, default_strength
+from ldm.request import ARGUMENTS, CallRequest, LargeRequest, Request, about, default_strength
 
 ALL = {field.name: field for field in fields(LargeRequest)}
 # Arguments that some places have no use for, and why. Whoever adds an argument to Request either
@@ -32,6 +32,10 @@ PYTHON_ONLY = {
     "generator": "an object of PyTorch; the commands have seeds",
     "latents": "a tensor; the commands have seeds",
     "deep_cache_branch": "for experiments: 0 is the fastest and was measured best",
+    "prompt_embeds": "a tensor; the commands have texts",
+    "negative_prompt_embeds": "as prompt_embeds",
+    "pooled_prompt_embeds": "as prompt_embeds",
+    "negative_pooled_prompt_embeds": "as prompt_embeds",
     "steps_before": "the second pass of ldm.hires sets it",
     "output_type": "the commands write files",
 }
@@ -83,13 +87,15 @@ def test_every_argument_is_defined_whole(name: str) -> None:
     assert getattr(LargeRequest, "__doc__").count(name) + Request.__doc__.count(name)  # noqa: B009
 
 
-@pytest.mark.parametrize("function", [Pipeline.stream, Pipeline.__call__])
-def test_the_signature_is_the_requests(function: Any) -> None:
+@pytest.mark.parametrize(
+    ("function", "request_class"), [(Pipeline.stream, Request), (Pipeline.__call__, CallRequest)]
+)
+def test_the_signature_is_the_requests(function: Any, request_class: Any) -> None:
     signature = inspect.signature(function)
     model, *parameters = signature.parameters.values()
     assert model.name == "self"
     assert [(p.name, p.default, p.annotation) for p in parameters] == [
-        (field.name, field.default, field.type) for field in fields(Request)
+        (field.name, field.default, field.type) for field in fields(request_class)
     ]
     assert parameters[0].kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
     assert {p.kind for p in parameters[1:]} == {inspect.Parameter.KEYWORD_ONLY}
@@ -125,6 +131,7 @@ def test_every_argument_is_an_axis_of_a_plot(name: str) -> None:
 
 OTHER = {  # a value that is not the default, as it is typed
     "int": "7",
+    "int | list[int] | tuple[int, ...]": "7",
     "float": "0.5",
     "str": "x",
     "str | Sequence[str]": "x",
@@ -203,7 +210,21 @@ def test_every_argument_does_something(name: str) -> None:
         ({"classifier_scale": math.inf}, "classifier_scale is inf; it must be a number, 0 (off)"),
         ({"deep_cache": 0}, "deep_cache is 0; it must be at least 1, which is off"),
         ({"steps_before": -1}, "steps_before is -1; it must be at least 0"),
-        ({"output_type": "np"}, "output_type is 'np'; expected 'pil', 'pt' or 'latent'"),
+        ({"output_type": "jpg"}, "output_type is 'jpg'; expected 'pil', 'pt', 'np' or 'latent'"),
+        (
+            {"clip_skip": -1},
+            "clip_skip is -1; it must be at least 0: the text encoder's last layer",
+        ),
+        ({"seed": []}, "seed has 0 seeds for 1 prompts and 1 pictures of each; give one seed for"),
+        ({"seed": ["x"]}, "seed is ['x']; it must be a whole number, or a list of them"),
+        ({"seed": [1, 2], "prompt": list("abc")}, "seed has 2 seeds for 3 prompts"),
+        ({"seed": [1, 2], "num_images_per_prompt": 3}, "seed has 2 seeds for 1 prompts and 3"),
+        ({"prompt_embeds": 3}, "prompt_embeds is int; it must be a tensor (b, n, D)"),
+        ({"pooled_prompt_embeds": torch.ones(3)}, "pooled_prompt_embeds is (3,); it must be a"),
+        (
+            {"prompt": "a", "prompt_embeds": torch.ones(1, 2, 3)},
+            "prompt and prompt_embeds are both",
+        ),
         ({"hires_scale": 9}, "hires_scale is 9; it must be in [1, 8]"),
         ({"outpaint": (1, 2)}, "outpaint is (1, 2); it must be"),
     ],

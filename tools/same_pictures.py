@@ -626,7 +626,7 @@ def text_long(files: Path) -> Any:
 @case
 def text_clip_skip(files: Path) -> Any:
     """Use an earlier layer of the text encoder."""
-    return [follow(load(files / name), clip_skip=2) for name in ("sd1", "sd2", "sdxl")]
+    return [follow(load(files / name), clip_skip=1) for name in ("sd1", "sd2", "sdxl")]
 
 
 # Guidance, noise and number formats

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,21 @@ def choose_files(names: Iterable[str], variant: str | None = None) -> list[str]:
         best = min(map(rank, inside), default=None)
         chosen += [name for name in inside if rank(name) == best]
     return chosen
+
+
+def check_paths(given: Mapping[str, Sequence[object]]) -> None:
+    """Raise ArgumentError for an argument that is no path, such as a module; None is none."""
+    for name, values in given.items():
+        for value in values:
+            if value is not None and not isinstance(value, str | Path):
+                raise ArgumentError(
+                    f"{name} is of the type {type(value).__name__}; give the path of a folder or a "
+                    "file, or put a pipeline together from parts: Pipeline(vae, text_encoder, …)"
+                )
+            if isinstance(value, str) and "://" in value:
+                raise ArgumentError(
+                    f"{name} is {value!r:.80}, an address; download it, and give the file"
+                )
 
 
 def find_model(

@@ -100,11 +100,6 @@ def importing_torch() -> Iterator[None]:
         gc.enable()
 
 
-def number_text(value: float) -> str:
-    """Write a number exactly, 7.0 as 7."""
-    return repr(float(value)).removesuffix(".0")
-
-
 def put(text: bytes) -> None:
     """Write to stdout at once, if it is open. Raises LDMError if that fails."""
     if sys.stdout is None:  # closed by the caller

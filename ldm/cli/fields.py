@@ -41,6 +41,7 @@ SWITCH, FILE = "bool", "Picture | Sequence[Picture]"
 # A field's type, without None → how to read the option.
 READERS: dict[str, Callable[[str], Any]] = {
     "int": int,
+    "int | list[int] | tuple[int, ...]": int,
     "float": float,
     "str": str,
     "str | Sequence[str]": str,
@@ -124,4 +125,17 @@ def request_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
     given = {name: getattr(arguments, name) for name in FIELDS if name not in others}
     if arguments.image is None:
         del given["strength"]
-    return {FIELDS[name].name: value for name, value in given.items() if value is not None}
+    given = {name: value for name, value in given.items() if value is not None}
+    return {FIELDS[name].name: from_option(name, value) for name, value in given.items()}
+
+
+def from_option(name: str, value: Any) -> Any:
+    """Return the request's value for an option's: where it counts otherwise, the number."""
+    offset = about(FIELDS[name]).command_offset if name in FIELDS else 0
+    return value - offset if offset else value
+
+
+def to_option(name: str, value: Any) -> Any:
+    """Return the option's value for a request's: the reverse of ``from_option``."""
+    offset = about(FIELDS[name]).command_offset if name in FIELDS else 0
+    return value + offset if offset and isinstance(value, int | float) else value

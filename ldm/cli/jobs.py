@@ -18,7 +18,6 @@ from ldm.cli.prompts_file import Line, read_lines
 from ldm.errors import ArgumentError, ImageError, LDMError
 from ldm.text.lora_tags import refuse_tags, split_tags
 
-NAME_BYTES = 100  # of the prompt in a file's name; file systems allow 255 for all of it
 OWN = {"prompt", "seed", "num_images", "output"}  # arguments that may differ within a batch
 
 
@@ -213,9 +212,9 @@ def file_name(output: str | None, prompt: str, seed: int | str, number: int | No
 
     The latter is also used in a folder that ``--output`` names.
     """
+    from ldm.images.names import picture_name
+
     if output is not None and not is_folder(output):
         path = Path(output)
         return path if number is None else path.with_stem(f"{path.stem}-{number}")
-    words = "".join(c if c.isalnum() else " " for c in prompt.lower()).split()
-    short = "-".join(words).encode()[:NAME_BYTES].decode(errors="ignore").strip("-")
-    return Path(output or "", f"{short or 'picture'}-{seed}.png")
+    return Path(output or "", f"{picture_name(prompt, seed)}.png")

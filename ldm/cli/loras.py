@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ldm.adapters.lora_scale import TagScale
-from ldm.cli.common import number_text
 from ldm.errors import ArgumentError
-from ldm.text.lora_tags import read_scale
+from ldm.text.lora_tags import Tag, read_scale, write_tag
 
 ENDINGS = (".safetensors", ".pt", ".ckpt", ".bin")
 
@@ -40,9 +39,7 @@ def is_number(text: str) -> bool:
 
 def lora_tag(path: Path, scale: TagScale) -> str:
     """Write a LoRA as a tag, for the prompt in a picture's file."""
-    same = scale.unet == scale.text_encoder
-    numbers = scale[:1] if same else scale
-    return f"<lora:{':'.join([path.stem, *map(number_text, numbers)])}>"
+    return write_tag(Tag(path.stem, *scale))
 
 
 def find_lora(name: str, folder: Path) -> Path:

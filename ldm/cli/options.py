@@ -259,7 +259,8 @@ def check_arguments(arguments: argparse.Namespace) -> None:
         for name, given in others.items():
             if given:
                 raise ArgumentError(f"--prompts takes all texts from a file; leave {name} out")
-    check_counts(arguments, "num_images", "batch_size", "num_inference_steps", "width", "height")
+    counts = ("num_images", "batch_size", "num_inference_steps", "width", "height", "clip_skip")
+    check_counts(arguments, *counts)
     count = len(arguments.prompt) * arguments.num_images
     if count > MAX_PICTURES:
         raise ArgumentError(f"these are {count} pictures; one command draws at most {MAX_PICTURES}")

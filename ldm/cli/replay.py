@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldm.cli.fields import DEFAULTS, FILES, recorded
+from ldm.cli.fields import DEFAULTS, FILES, from_option, recorded, to_option
 from ldm.cli.options import defaults, parser, read
 from ldm.errors import ArgumentError, ImageError
 from ldm.samplers import read_names
@@ -86,6 +86,9 @@ def with_file(arguments: argparse.Namespace, argv: Sequence[str]) -> argparse.Na
     merged.replay = info.batch if SAME_PICTURE.issuperset(given) else (1, 0)
     if info.grid:
         warnings.warn(f"{path} shows several pictures; the first is drawn again", stacklevel=2)
+    if merged.optimize is None:
+        merged.optimize = info.optimize
+    _check_missing(info, given, path)
     _check_inputs(info, merged, path)
     if info.notes:
         warnings.warn(
@@ -98,7 +101,8 @@ def with_file(arguments: argparse.Namespace, argv: Sequence[str]) -> argparse.Na
 
 def info_of(job: Job, pipe: Pipeline, picture: Image) -> GenerationInfo:
     """Return the settings that a picture's file records if it was drawn alone."""
-    from ldm.images.generation_info import GenerationInfo
+    from ldm.images.generation_info import GenerationInfo, model_name
+    from ldm.record import unusual_optimize
 
     arguments = job.line.arguments
     settings = sorted((given_settings(arguments) | found_settings(job, pipe, picture)).items())
@@ -111,6 +115,7 @@ def info_of(job: Job, pipe: Pipeline, picture: Image) -> GenerationInfo:
         embeddings=tuple(Path(file).stem for file in arguments.embedding),
         text_encoders=tuple(model_name(file) for file in arguments.text_encoder),
         images={name: _digest(name, file) for name, file in files.items()},
+        optimize=unusual_optimize(pipe),
     )
 
 
@@ -121,7 +126,7 @@ def given_settings(arguments: argparse.Namespace) -> dict[str, Any]:
         left_out |= {"strength"}
     left_out |= {name for name in recorded("changed") if getattr(arguments, name) == DEFAULTS[name]}
     return {
-        name: ",".join(map(repr, value)) if isinstance(value, tuple) else value
+        name: ",".join(map(repr, value)) if isinstance(value, tuple) else from_option(name, value)
         for name, value in vars(arguments).items()
         if value is not None and name not in left_out
     }
@@ -149,24 +154,6 @@ def found_settings(job: Job, pipe: Pipeline, picture: Image) -> dict[str, Any]:
     return found | {name: getattr(pipe.defaults, name) for name in missing}
 
 
-def drawn_on(pipe: Pipeline) -> dict[str, str]:
-    """Describe where a picture was drawn, for information."""
-    import torch
-
-    dtype = str(next(pipe.unet.parameters()).dtype).removeprefix("torch.")
-    return {"device": pipe.device.type, "dtype": dtype, "torch": torch.__version__}
-
-
-def model_name(path: str | None) -> str:
-    """Name a model for metadata: by its file's name without ending, or its folder's in full."""
-    from ldm.images.generation_info import BUILT_IN
-
-    if path is None:
-        return BUILT_IN
-    resolved = Path(path).expanduser().resolve()
-    return resolved.stem if resolved.is_file() else resolved.name
-
-
 def _given(argv: Sequence[str]) -> dict[str, Any]:
     """Return the options that the command line gives, without the defaults."""
     given = vars(read(argv, unset=True))
@@ -177,7 +164,10 @@ def _from_info(info: GenerationInfo, path: Path) -> argparse.Namespace:
     """Return the arguments of a command line with all settings of a file."""
     settings = info.arguments | info.loading
     prompt, argv, newer = settings.pop("prompt", ""), [], []
+    zeros = {name: None for name, value in settings.items() if value is None}
     for name, value in settings.items():
+        if name in zeros:
+            continue
         if name not in defaults() or name in AROUND | IN_ANOTHER_FORM:
             newer.append(name)
         else:
@@ -193,12 +183,12 @@ def _from_info(info: GenerationInfo, path: Path) -> argparse.Namespace:
             stacklevel=2,
         )
     arguments.prompt = [str(prompt)]
-    return arguments
+    return argparse.Namespace(**vars(arguments) | zeros)
 
 
 def as_options(name: str, value: object) -> list[str]:
     """Return the command-line form of a setting of a file."""
-    option = name.replace("_", "-")
+    option, value = name.replace("_", "-"), to_option(name, value)
     default = defaults()[name]
     if isinstance(default, bool):
         if bool(value) == default:
@@ -209,9 +199,33 @@ def as_options(name: str, value: object) -> list[str]:
     return [f"--{option}={value!r}" if isinstance(value, float) else f"--{option}={value}"]
 
 
+def _check_missing(info: GenerationInfo, given: dict[str, Any], path: Path) -> None:
+    """Raise ArgumentError for what a picture of Python needs, and no option stands in place of."""
+    stand_ins = {
+        "generator": "seed",
+        "latents": "seed",
+        **dict.fromkeys(("prompt_embeds", "pooled_prompt_embeds"), "prompt"),
+        "negative_prompt_embeds": "negative_prompt",
+        "negative_pooled_prompt_embeds": "negative_prompt",
+    }
+    for name in info.missing:
+        option = stand_ins.get(name)
+        if option is None:
+            raise ArgumentError(
+                f"{path} was drawn in Python with {name}, for which there is no option; draw it "
+                "there"
+            )
+        if option not in given:
+            other = "a prompt" if option == "prompt" else f"a --{option.replace('_', '-')}"
+            raise ArgumentError(
+                f"{path} was drawn in Python with {name}, which no file holds; draw it there, or "
+                f"give {other} for another picture"
+            )
+
+
 def _check_inputs(info: GenerationInfo, arguments: argparse.Namespace, path: Path) -> None:
     """Compare model, VAE, embeddings and images with those that the picture was drawn with."""
-    from ldm.images.generation_info import BUILT_IN
+    from ldm.images.generation_info import BUILT_IN, model_name
 
     used = model_name(arguments.model)
     if info.model is None:

@@ -25,11 +25,15 @@ class Optimized:
         graphs: the recorded steps, on CUDA.
         offload: what keeps parts off the GPU.
         int8: whether the U-Net computes in 8 bits.
+        compile: whether the blocks are compiled.
+        on: whether anything is optimized.
     """
 
     graphs: Graphs | None = None
     offload: Offload | None = None
     int8: bool = False
+    compile: bool = False
+    on: bool = False
 
 
 def check_optimize(device: torch.device, compile: bool, offload: bool, int8: bool) -> None:
@@ -76,5 +80,7 @@ def optimize(
     if int8:
         quantize(unet)
     if offload:
-        return Optimized(offload=Offload([unet, vae, *others], device), int8=int8)
-    return Optimized(graphs=Graphs(unet) if device.type == "cuda" else None, int8=int8)
+        away = Offload([unet, vae, *others], device)
+        return Optimized(offload=away, int8=int8, compile=compile, on=True)
+    graphs = Graphs(unet) if device.type == "cuda" else None
+    return Optimized(graphs, int8=int8, compile=compile, on=True)

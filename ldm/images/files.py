@@ -18,14 +18,11 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ldm.errors import ArgumentError, ImageError
+from ldm.images.picture import ANIMATIONS, FILE_FORMATS, QUALITY
 from ldm.images.text_fields import embed, parameters_of, settings_of, text_fields
 
 if TYPE_CHECKING:  # reading and writing files must not wait for torch
     import torch
-
-FILE_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
-ANIMATIONS = FILE_FORMATS | {".gif": "GIF"}  # which has 256 colours a frame: none for pictures
-QUALITY = {"JPEG": {"quality": 95}, "WEBP": {"quality": 95}}
 
 
 def load_image(source: str | Path | Image.Image) -> Image.Image:
@@ -45,11 +42,15 @@ def load_layer(source: str | Path | Image.Image) -> Image.Image:
     return _load(source, _to_layer)
 
 
-def read_texts(path: str | Path) -> dict[str, str]:
+def read_texts(path: str | Path | Image.Image) -> dict[str, str]:
     """Read all texts in a picture file by the names of their fields (see text_fields.py).
 
-    Raises ImageError as `load_image` does.
+    Of a PIL image, those that it was opened or drawn with. Raises ImageError as `load_image` does.
     """
+    if isinstance(path, Image.Image):
+        return text_fields(path)
+    if not isinstance(path, str | Path):
+        raise ArgumentError(f"{path!r:.60} is no picture; give a path or a PIL image")
     with _reading(path), Image.open(path) as image:
         image.load()  # PNG text may come after the pixels
         return text_fields(image)
@@ -210,7 +211,9 @@ def _load(
         with _reading("image"):
             return convert(source)
     if not isinstance(source, str | Path):
-        raise ArgumentError(f"image is a {type(source).__name__}; it must be a path or a PIL image")
+        raise ArgumentError(
+            f"image is of the type {type(source).__name__}; it must be a path or a PIL image"
+        )
     with _reading(source), Image.open(source) as image:
         return convert(image)
 

@@ -14,12 +14,14 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from PIL.Image import Image
+
 from ldm.errors import ArgumentError, ImageError
 from ldm.images.files import read_texts
 from ldm.images.metadata import NEGATIVE, PROMPT, parse_parameters
 from ldm.images.programs import read_labels
 from ldm.images.text_fields import OURS, settings_of
-from ldm.request import Request, about
+from ldm.request import OFFSETS, Request, about
 from ldm.samplers import SAMPLERS, read_names
 from ldm.samplers.names import find_sampler, find_schedule
 
@@ -56,6 +58,9 @@ class GenerationInfo:
         batch: (size, index): how many pictures were drawn at once, and which of them this is. The
             processor rounds differently for other sizes: bit-identical pictures need the same one.
         notes: settings in the file that are not supported here, by name.
+        missing: arguments of Python that no file holds, such as "latents": without them, another
+            picture is drawn.
+        optimize: as ``Pipeline.optimize`` was called, if not as the command calls it.
         grid: what the file shows if it holds several pictures; the first one is described here.
     """
 
@@ -69,18 +74,26 @@ class GenerationInfo:
     batch: tuple[int, int] = (1, 0)
     notes: tuple[str, ...] = ()
     grid: str | None = None
+    missing: tuple[str, ...] = ()
+    optimize: bool | None = None
 
     def settings(self, version: str, drawn: Mapping[str, str]) -> dict[str, Any]:
         """Return what ``images.save_image`` writes; ``drawn`` describes the machine."""
-        found = {name: value for name, value in vars(self).items() if value and name != "notes"}
+        found = {
+            name: value
+            for name, value in vars(self).items()
+            if (value or value is False) and name != "notes"
+        }
+        found["arguments"] = shifted(self.arguments, 1)
         return {OURS: version} | found | {"drawn": dict(drawn)}
 
 
-def read_generation_info(path: str | Path) -> GenerationInfo:
+def read_generation_info(path: str | Path | Image) -> GenerationInfo:
     """Read the settings in a PNG, JPEG, WebP, AVIF or GIF file: our own, else another program's.
 
     Those of A1111's web UI and all that write its text (Forge, SD.Next, stable-diffusion.cpp,
     Civitai, …), of ComfyUI, InvokeAI, Fooocus, SwarmUI, NovelAI, Draw Things and Easy Diffusion.
+    path: a file, or a PIL image as ``Pipeline`` returns it or PIL opens it.
     Raises ImageError for a file without, for values of a wrong type, and for settings that cannot
     be read; then it names the program.
     """
@@ -97,7 +110,18 @@ def read_generation_info(path: str | Path) -> GenerationInfo:
             )
         return from_labels(labels)
     except (ValueError, RecursionError) as error:
-        raise ImageError(f"{path}: {error}") from None
+        name = "the picture" if isinstance(path, Image) else path
+        raise ImageError(f"{name}: {error}") from None
+
+
+def shifted(arguments: Mapping[str, Any], sign: int) -> dict[str, Any]:
+    """Count as files do (sign 1) or as Python does (-1), where these differ: ``clip_skip``."""
+    numbers = {
+        name: arguments[name] + sign * offset
+        for name, offset in OFFSETS.items()
+        if isinstance(arguments.get(name), int | float)
+    }
+    return {**arguments, **numbers}
 
 
 def from_settings(settings: Mapping[str, Any]) -> GenerationInfo:
@@ -109,17 +133,19 @@ def from_settings(settings: Mapping[str, Any]) -> GenerationInfo:
             raise ValueError(f"its setting {name} is {value!r:.60}; expected a {kind.__name__}")
         return value
 
-    batch = get("batch", list, [1, 0])
-    seed = get("arguments", dict, {}).get("seed", 0)
+    batch, given = get("batch", list, [1, 0]), get("arguments", dict, {})
+    seed = given.get("variation_seed", given.get("seed", 0))  # the one that counts up
     if [type(n) for n in (*batch, seed)] != [int] * 3 or not (
         0 <= batch[1] < batch[0] <= LARGEST_BATCH and seed >= batch[1]
     ):
         raise ValueError(f"its setting batch is {batch!r:.60} with the seed {seed!r:.60}")
     for part in ("arguments", "loading"):
         for name, value in get(part, dict, {}).items():
+            if name == "negative_prompt" and value is None:  # zeros stand for it
+                continue
             if not isinstance(value, str | int | float):
                 raise ValueError(f"its setting {name} is {value!r:.60}; expected a text or number")
-    arguments = dict(get("arguments", dict, {}))
+    arguments = shifted(get("arguments", dict, {}), -1)
     if "guidance_interval" in arguments:
         arguments["guidance_interval"] = _pair(arguments["guidance_interval"])
     return GenerationInfo(
@@ -132,6 +158,8 @@ def from_settings(settings: Mapping[str, Any]) -> GenerationInfo:
         images={name: str(digest) for name, digest in get("images", dict, {}).items()},
         batch=tuple(batch),
         grid=get("grid", str, None),
+        missing=tuple(map(str, get("missing", list, []))),
+        optimize=get("optimize", bool, None),
     )
 
 
@@ -155,7 +183,7 @@ def from_labels(labels: Mapping[str, str]) -> GenerationInfo:
         if label in settings:
             arguments[name] = _number(label, settings.pop(label), convert)
     if "clip_skip" in arguments:  # 0 and -1 are the last layer, too
-        arguments["clip_skip"] = max(arguments["clip_skip"], 1)
+        arguments["clip_skip"] = max(arguments["clip_skip"] - OFFSETS["clip_skip"], 0)
     arguments |= _size(settings)
     strength, notes = _strength(settings)
     sampler, unknown = _sampler(settings)
@@ -193,6 +221,14 @@ LABELS = {
         *("Scheduler", "Denoising strength", "Model", "Unet", "VAE", "RNG", "Script", "Grid"),
     )
 }
+
+
+def model_name(path: str | Path | None) -> str:
+    """Name a model for metadata: by its file's name without ending, or its folder's in full."""
+    if path is None:
+        return BUILT_IN
+    resolved = Path(path).expanduser().resolve()
+    return resolved.stem if resolved.is_file() else resolved.name
 
 
 def _unset(text: str) -> bool:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from numbers import Integral
 from pathlib import Path
+from typing import Any
 
+from numpy import ndarray
 from PIL.Image import Image
 from torch import Tensor
 
 from ldm.errors import ArgumentError
+from ldm.images.arrays import array_pictures, is_array
 from ldm.images.files import load_image, stretch, to_tensor
 
 # Of one picture; more is a slip of the finger.
 MAX_SIDE, MAX_PIXELS = 8192, 4096 * 4096
 
-Picture = str | Path | Image
+File = str | Path | Image
+Picture = File | ndarray[Any, Any] | Tensor
 
 
 def check_size(height: int, width: int, factor: int) -> tuple[int, int]:
@@ -56,7 +61,7 @@ def read_pictures(
     name: str,
     prompts: int,
     repeats: int,
-    load: Callable[[Picture], Image] = load_image,
+    load: Callable[[File], Image] = load_image,
 ) -> list[Image] | None:
     """Load one picture for all prompts or one per prompt, each repeated ``repeats`` times.
 
@@ -67,9 +72,9 @@ def read_pictures(
     if source is None:
         return None
     if isinstance(source, str | Path | Image) or not isinstance(source, Sequence):
-        sources = [source]
+        sources = flat(source, name)
     else:
-        sources = list(source)
+        sources = [one for part in source for one in flat(part, name)]
     if len(sources) not in (1, prompts):
         raise ArgumentError(
             f"{name} holds {len(sources)} pictures for {prompts} prompts; give one, or one for each"
@@ -78,6 +83,18 @@ def read_pictures(
     if len(pictures) == 1:
         return pictures
     return [picture for picture in pictures for _ in range(repeats)]
+
+
+def flat(source: Picture, name: str) -> list[File]:
+    """Return the pictures of an array or a tensor, or the one that anything else is."""
+    if is_array(source):
+        return [*array_pictures(source, name)]
+    if isinstance(source, str) and re.match(r"(https?|ftp|s3|data):", source, re.IGNORECASE):
+        raise ArgumentError(
+            f"{name} is {source!r:.60}, an address, and no network is used; download it, and "
+            "give the file"
+        )
+    return [source]  # type: ignore[list-item]  # what it is not is an error when it is loaded
 
 
 def pictures_to_tensor(

@@ -21,6 +21,7 @@ from ldm.fast import adapt_to_cpu
 from ldm.fast.optimize import Optimized
 from ldm.latents import Codec, Pixels
 from ldm.loading.compatibility import check_parts
+from ldm.loading.origin import Origin
 from ldm.loading.single_file import names_of
 from ldm.scheduler import DDPMScheduler
 from ldm.text.conditioning import TextModel
@@ -47,6 +48,7 @@ class Model:
         defaults: values of arguments that a request leaves out.
         inversions, loras: the adapters on the parts.
         optimized: how the parts compute faster.
+        origin: what it was loaded from.
         listener: called before the U-Net; see ``ldm.techniques.attention_maps``.
     """
 
@@ -122,6 +124,7 @@ class Model:
         )
         self.optimized = Optimized()
         self.listener: Listener | None = None
+        self.origin = Origin()
 
     @property
     def parts(self) -> dict[str, Any]:

@@ -18,7 +18,8 @@ class Noise:
 
     Attributes:
         shape: (B, C, h, w) of a draw.
-        seeds: the seed of each picture; None if generators were given.
+        seeds: the seed of each picture; None of a generator that has drawn before, or of one for
+            several pictures: no seed draws the same.
         variation_seeds: the second seed of each picture's first noise, if there is one.
         separate: whether each picture has a generator of its own.
     """
@@ -26,12 +27,14 @@ class Noise:
     def __init__(
         self,
         shape: tuple[int, int, int, int],
-        seed: int | None = None,
+        seed: int | Sequence[int] | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         variation_seed: int | None = None,
         variation_strength: float = 0.0,
     ) -> None:
-        """Seed one generator for each picture: picture i has seed + i; None picks a seed.
+        """Seed one generator for each picture: picture i has seed + i, or seed[i] of a list.
+
+        None picks a seed.
 
         variation_strength: in [0, 1], how far the first noise goes from seed's to variation_seed's.
         Above 0, as in A1111, all pictures have the one seed, and picture i variation_seed + i.
@@ -47,6 +50,8 @@ class Noise:
             )
         if variation_strength and variation_seed is None:
             raise ArgumentError("variation_strength is given, but no variation_seed")
+        if variation_strength and not isinstance(seed, Integral | None):
+            raise ArgumentError("variation_seed goes from one seed, not from a list of them")
         if variation_strength and generator is not None:
             raise ArgumentError("variation_seed needs a seed, not a generator")
         self.variation_strength = variation_strength
@@ -59,14 +64,20 @@ class Noise:
         self.seeds: list[int | None] = [None] * count
         self.separate = not isinstance(generator, torch.Generator)
         if generator is None:
-            seed = check_seed("seed", secrets.randbelow(2**32) if seed is None else seed, count)
-            seeds = [seed if variation_strength else seed + i for i in range(count)]
+            if isinstance(seed, Sequence):
+                seeds = [check_seed("seed", one, 1) for one in seed]
+            else:
+                chosen = secrets.randbelow(2**32) if seed is None else seed
+                first = check_seed("seed", chosen, count)
+                seeds = [first if variation_strength else first + i for i in range(count)]
             self.seeds = [*seeds]
             self.generators = [torch.Generator().manual_seed(s) for s in seeds]
         elif isinstance(generator, torch.Generator):
             self.generators = [generator]
+            self.seeds = [fresh_seed(generator)] if count == 1 else self.seeds
         else:
             self.generators = list(generator)
+            self.seeds = [fresh_seed(one) for one in self.generators]
             if len(self.generators) != count:
                 raise ArgumentError(
                     f"generator holds {len(self.generators)} generators for {count} pictures"
@@ -106,6 +117,15 @@ def slerp(a: Tensor, b: Tensor, t: float) -> Tensor:
         return a.lerp(b, t)
     near, far = ((1 - t) * angle).sin() / angle.sin(), (t * angle).sin() / angle.sin()
     return near.to(a) * a + far.to(a) * b
+
+
+def fresh_seed(generator: torch.Generator) -> int | None:
+    """Return the seed of a CPU generator that has drawn nothing yet; None of any other."""
+    if not isinstance(generator, torch.Generator) or generator.device.type != "cpu":
+        return None
+    seed = generator.initial_seed()
+    fresh = torch.Generator().manual_seed(seed).get_state().equal(generator.get_state())
+    return seed if fresh and seed <= MAX_SEED else None
 
 
 def check_seed(name: str, value: int | None, count: int) -> int:

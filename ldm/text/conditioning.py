@@ -80,7 +80,7 @@ def encode_prompts(
     prompts: Sequence[str],
     negatives: Sequence[str] | None,
     steps: int,
-    clip_skip: int = 1,
+    clip_skip: int = 0,
     xl: bool = False,
     sizes: tuple[Tensor, Tensor] | None = None,
     steps_before: int = 0,
@@ -100,8 +100,8 @@ def encode_prompts(
         models: the text encoders; all read all prompts.
         negatives: one for each prompt; None stands for zeros.
         steps, steps_before: of the run and of the one before it, for ``[a:b:0.5]``.
-        clip_skip: as A1111 counts: 1 takes the model's own layer, 2 the one before; diffusers calls
-            these None and 1.
+        clip_skip: how many layers are left out, as diffusers counts: 0 takes the model's own
+            layer, 1 the one before; A1111 calls these 1 and 2.
         sizes: ``time_ids`` (5 or 6,) of the prompts and of the negative ones.
 
     Raises ArgumentError for a prompt that is too long or nested too deep, and for a clip_skip of
@@ -178,7 +178,7 @@ class PromptEncoder:
     """Encodes texts to states; each distinct chunk is encoded once."""
 
     def __init__(self, models: Sequence[TextModel], clip_skip: int, xl: bool) -> None:
-        self.models, self.xl, self.skip = models, xl, clip_skip - 1 + xl
+        self.models, self.xl, self.skip = models, xl, clip_skip + xl
         self.chunks: dict[str, list[list[Chunk]]] = {}  # of each text, for each model
         self.states: list[dict[tuple[int, ...], tuple[Tensor, Tensor]]] = [{} for _ in models]
         self.conditionings: dict[tuple[str, int, int], Conditioning] = {}

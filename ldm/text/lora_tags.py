@@ -85,6 +85,12 @@ def read_tag(text: str) -> Tag:
     return Tag(name, text_encoder, unet)
 
 
+def write_tag(tag: Tag) -> str:
+    """Write a tag, as ``read_tag`` reads it: with one scale where both are the same."""
+    scales = dict.fromkeys([tag.text_encoder, tag.unet])
+    return f"<lora:{':'.join([tag.name, *(repr(float(s)).removesuffix('.0') for s in scales)])}>"
+
+
 def refusal(key: str, named: dict[str, str]) -> str:
     """Say why a tag may not have this setting."""
     if key in named:

@@ -124,6 +124,7 @@ def test_arguments_that_are_refused_before_anything_is_loaded(
         (["--eta", "2", "--sampler", "ddim"], "eta is 2.0; it must be in [0, 1]"),
         (["--eta", "0.5", "--sampler", "euler"], "sampler 'euler' has no eta"),
         (["--clip-skip", "9"], "clip_skip"),
+        (["--clip-skip", "0"], "--clip-skip is 0; it must be at least 1"),
         (["--device", "nothing"], "device is 'nothing', which does not work here"),
         (["--dtype", "float16", "--device", "cpu"], "dtype is float16, which CPUs compute very"),
         (["-n", "half \udcff"], "it must be text that is valid Unicode"),

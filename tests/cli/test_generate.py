@@ -72,7 +72,7 @@ def noise(width: int, height: int, seed: int = 0) -> Image.Image:
         (["--sampler", "DPM++ 2M Karras"], {"sampler": "dpmpp_2m_karras"}),
         (["--sampler", "heun", "--schedule", "SGM Uniform"], {"sampler": "heun_sgm_uniform"}),
         (["--sampler", "ddim", "--eta", "0.7"], {"sampler": "ddim", "eta": 0.7}),
-        (["--clip-skip", "2"], {"clip_skip": 2}),
+        (["--clip-skip", "2"], {"clip_skip": 1}),
         (["-i", "start.png"], {"image": "start.png"}),
         (["-i", "start.png", "--strength", "0.5"], {"image": "start.png", "strength": 0.5}),
     ],

@@ -53,7 +53,7 @@ FOOOCUS: dict[str, Any] = {
 def test_fooocus(tmp_path: Path) -> None:
     for path in (png(tmp_path, parameters=FOOOCUS), exif(tmp_path, FOOOCUS)):
         info = read_generation_info(path)
-        assert info.arguments == READ | {"clip_skip": 2}
+        assert info.arguments == READ | {"clip_skip": 1}
         assert (info.model, info.vae) == ("xl", None)
         assert info.notes == ("sharpness 2", "styles ['Fooocus V2']", "LoRA detail 0.5")
 
@@ -112,7 +112,7 @@ def test_swarmui(tmp_path: Path) -> None:
     little = b"UNICODE\0" + json.dumps(settings, indent=2).encode("utf-16-le")
     for path in (png(tmp_path, parameters=settings), exif(tmp_path, little)):
         info = read_generation_info(path)
-        assert info.arguments == READ | {"clip_skip": 2}
+        assert info.arguments == READ | {"clip_skip": 1}
         assert info.model == "OfficialStableDiffusion/sd_xl_base_1.0"
         assert info.notes == ("LoRA x 0.5", "LoRA y 0.25")
     settings["sui_image_params"] = {"prompt": "a", "initimage": "x", "initimagecreativity": 0.3}
@@ -142,7 +142,7 @@ def invoke(**more: Any) -> dict[str, Any]:
 
 def test_invokeai(tmp_path: Path) -> None:
     info = read_generation_info(png(tmp_path, invokeai_metadata=invoke()))
-    assert info.arguments == READ | {"clip_skip": 2}
+    assert info.arguments == READ | {"clip_skip": 1}
     assert (info.model, info.notes) == ("dream", ("LoRA x 0.75",))
     more = {
         "generation_mode": "sdxl_img2img",
@@ -406,7 +406,7 @@ def test_comfyui_loras_vae_and_layer(tmp_path: Path) -> None:
         n8={"vae": ["42", 0]},
         n42={"class_type": "VAELoader", "vae_name": "ft-mse.pt"},
     )
-    assert info.arguments == READ | {"clip_skip": 2}
+    assert info.arguments == READ | {"clip_skip": 1}
     assert (info.vae, info.notes) == ("ft-mse", ("LoRA sub/x.v1 0.8",))
 
 

@@ -150,7 +150,7 @@ def states(theirs: Any, skip: int, text: str) -> list[tuple[Tensor, Tensor]]:
 def test_weighted_states(models: Any, family: str, skip: int) -> None:
     """A1111's way, written out: times the weights, then as a whole back to the old mean."""
     ours, theirs = models(family)
-    got = told(ours, r"a (red:1.5) \(car\) BREAK [house] ((tree)), sky", clip_skip=skip)
+    got = told(ours, r"a (red:1.5) \(car\) BREAK [house] ((tree)), sky", clip_skip=skip - 1)
     tokens = ["a", "red", "(", "car", ")"], ["house", "tree", ",", "sky"]
     weights = [1, 1.5, 1, 1, 1], [1 / 1.1, 1.1 * 1.1, 1, 1]
     contexts = []

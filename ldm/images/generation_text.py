@@ -1,0 +1,85 @@
+"""The settings of a picture as text in the form of A1111's web UI."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from ldm.images.generation_info import GenerationInfo
+from ldm.images.metadata import format_parameters
+from ldm.request import LargeRequest, about
+from ldm.samplers import SAMPLERS, SCHEDULES
+
+LABELS = {field.name: about(field).label for field in fields(LargeRequest)}
+
+
+def generation_text(
+    info: GenerationInfo, size: tuple[int, int], version: str, more: Mapping[str, Any] | None = None
+) -> str:
+    """Format the settings of a picture of ``size`` (width, height) as the web UI does.
+
+    more: further settings, under their names there.
+    """
+    return format_parameters(
+        {
+            **common_settings(info, size),
+            **special_settings(info),
+            "RNG": "CPU",
+            "Grid": info.grid,
+            **(more or {}),
+            "Version": f"ldm {version}",
+        }
+    )
+
+
+def label(name: str) -> str:
+    """Return the web UI's name of an argument."""
+    return LABELS[name]
+
+
+def number_text(value: float) -> str:
+    """Write a number exactly, 7.0 as 7."""
+    return repr(float(value)).removesuffix(".0")
+
+
+def common_settings(info: GenerationInfo, size: tuple[int, int]) -> dict[str, Any]:
+    """Return the settings of every picture, under the web UI's names."""
+    given = info.arguments
+    return {
+        label("prompt"): given["prompt"],
+        label("negative_prompt"): given.get("negative_prompt"),
+        label("num_inference_steps"): given["num_inference_steps"],
+        label("sampler"): SAMPLERS[given["sampler"]].label,
+        label("schedule"): SCHEDULES[given["schedule"]].label,
+        label("guidance_scale"): number_text(given["guidance_scale"]),
+        label("seed"): given.get("seed"),
+        "Size": "x".join(map(str, size)),
+        "Model": info.model,
+        "VAE": info.vae,
+    }
+
+
+def special_settings(info: GenerationInfo) -> dict[str, Any]:
+    """Return the settings of some pictures, under the web UI's names; None if it is off."""
+    given, hires = info.arguments, "hires_scale" in info.arguments
+    masked = "mask" in info.images or "outpaint" in given
+    strength = given.get("strength") if "image" in info.images else None
+    if hires:
+        strength = given.get("hires_strength", LargeRequest.hires_strength)
+    blur = given.get("mask_blur", LargeRequest.mask_blur)
+    clip_skip = given.get("clip_skip")
+    return {
+        label("mask_blur"): number_text(blur) if masked else None,
+        label("hires_scale"): number_text(given["hires_scale"]) if hires else None,
+        "Hires upscaler": "Lanczos" if hires else None,
+        label("strength"): None if strength is None else number_text(strength),
+        label("variation_seed"): given.get("variation_seed"),
+        label("variation_strength"): given.get("variation_strength"),
+        label("tiling"): given.get("tiling") or None,
+        label("guidance_rescale"): given.get("guidance_rescale") or None,
+        label("classifier_scale"): given.get("classifier_scale"),
+        label("clip_skip"): clip_skip + 1 if clip_skip else None,
+        label("eta"): number_text(given["eta"]) if given.get("eta") else None,
+        "Not in the file": ", ".join(info.missing) or None,
+    }

@@ -1,0 +1,174 @@
+"""How pictures were made: from a request and the model that drew it, to what their files hold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ldm import __version__
+from ldm.images.files import digest, load_image, load_layer
+from ldm.images.generation_info import LARGEST_BATCH, GenerationInfo
+from ldm.images.generation_text import generation_text
+from ldm.images.inputs import read_pictures
+from ldm.images.picture import Picture
+from ldm.loading.model import Model
+from ldm.request import EMBEDDINGS, LargeRequest, Request, about
+from ldm.samplers import Choice
+from ldm.text.conditioning import negative_for_each
+from ldm.text.lora_tags import Tag, write_tag
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+# Arguments that a file cannot hold, or no option of the command can express.
+NOT_IN_FILES = ("latents", *EMBEDDINGS)
+NO_OPTION = ("deep_cache_branch", "steps_before")
+
+
+def with_records(
+    model: Model,
+    request: Request,
+    choice: Choice,
+    pictures: Sequence[Image],
+    seeds: Sequence[int | None],
+) -> list[Picture]:
+    """Return the pictures of a request with what says how each was made."""
+    infos = records(model, request, choice, pictures, seeds)
+    drawn = drawn_on(model)
+    return [
+        Picture.of(
+            picture,
+            generation_text(info, picture.size, __version__),
+            info.settings(__version__, drawn),
+        )
+        for picture, info in zip(pictures, infos, strict=True)
+    ]
+
+
+def records(
+    model: Model,
+    request: Request,
+    choice: Choice,
+    pictures: Sequence[Image],
+    seeds: Sequence[int | None],
+) -> list[GenerationInfo]:
+    """Describe how each picture of a request was made."""
+    prompts = request.prompts
+    negatives = negative_for_each(request.negative_prompt, prompts)
+    images, masks = digests(request, "image"), digests(request, "mask_image")
+    tags, exact_tags = lora_tags(model)
+    shared = shared_arguments(model, request, choice)
+    missing = [name for name in NOT_IN_FILES if getattr(request, name) is not None]
+    missing += [name for name in NO_OPTION if getattr(request, name) != getattr(Request, name)]
+    missing += [] if exact_tags else ["set_adapters"]
+    found = []
+    for i, (picture, seed) in enumerate(zip(pictures, seeds, strict=True)):
+        text = prompts[i // request.repeats]
+        own: dict[str, Any] = {"prompt": " ".join([*filter(None, [text]), *tags])}
+        own["negative_prompt"] = negatives[i // request.repeats]
+        if request.negative_prompt is None and model.force_zeros_for_empty_prompt:
+            own["negative_prompt"] = None  # zeros, not the text ""
+        if not isinstance(request, LargeRequest):  # else the first pass has another size
+            own |= {"width": picture.width, "height": picture.height}
+        if model.classifier and text.strip() and request.classifier_scale is None:
+            own["classifier_scale"] = model.defaults.classifier_scale
+        if seed is not None:
+            own["seed"] = seed
+        if request.variation_strength and request.variation_seed is not None:
+            own["variation_seed"] = request.variation_seed + i
+        inputs = {
+            name: every[i // request.repeats if len(every) > 1 else 0]
+            for name, every in (("image", images), ("mask", masks))
+            if every
+        }
+        found.append(
+            GenerationInfo(
+                dict(sorted((shared | own).items())),
+                model.origin.loading | ({"int8": True} if model.int8 else {}),
+                model=model.origin.model,
+                vae=model.origin.vae,
+                embeddings=tuple(model.origin.embeddings),
+                text_encoders=model.origin.text_encoders,
+                images=inputs,
+                batch=place_in_batch(request, i, own.get("variation_seed", seed)),
+                missing=tuple([*missing, *(["generator"] if seed is None else [])]),
+                optimize=unusual_optimize(model),
+            )
+        )
+    return found
+
+
+def shared_arguments(model: Model, request: Request, choice: Choice) -> dict[str, Any]:
+    """Return the arguments that all pictures of a request have in common, in JSON's types."""
+    left_out = {"prompt", "negative_prompt", "seed", "variation_seed"}
+    if request.image is None:
+        left_out |= {"strength", "mask_blur"}
+    found = {
+        field.name: getattr(request, field.name)
+        for field in fields(request)
+        if about(field).options and field.name not in left_out
+    }
+    found = {
+        name: ",".join(map(repr, value)) if isinstance(value, tuple) else value
+        for name, value in found.items()
+        if is_recorded(name, value)
+    }
+    if request.image_strength is not None:
+        found["strength"] = request.image_strength
+    for name in ("num_inference_steps", "guidance_scale"):
+        found.setdefault(name, getattr(model.defaults, name))
+    return found | {"sampler": choice.name, "schedule": choice.schedule}
+
+
+def is_recorded(name: str, value: object) -> bool:
+    """Whether a file holds this value of an argument; see ``request.Argument.recorded``."""
+    field = FIELDS[name]
+    if about(field).recorded == "changed":  # two passes: the command's default is one
+        return value != field.default or name in ("hires_scale", "hires_strength")
+    return about(field).recorded == "always" and value is not None
+
+
+def place_in_batch(request: Request, index: int, seed: int | None) -> tuple[int, int]:
+    """Return (size, index) of a batch in which the seeds count up to this picture's."""
+    if seed is None or request.count > LARGEST_BATCH:
+        return 1, 0
+    return request.count, min(index, seed)
+
+
+def digests(request: Request, name: str) -> list[str]:
+    """Return the digest of each picture of an argument; [] without one."""
+    load = load_image if name == "image" else load_layer
+    pictures = read_pictures(getattr(request, name), name, len(request.prompts), 1, load)
+    return [digest(picture) for picture in pictures or ()]
+
+
+def lora_tags(model: Model) -> tuple[list[str], bool]:
+    """Return tags of the LoRAs in use for a prompt, and whether they say all."""
+    used = [lora for lora in model.loras.loaded.values() if lora.active]
+    scales = [lora.scales for lora in used]
+    exact = all(s.get("text_encoder_2", s["text_encoder"]) == s["text_encoder"] for s in scales)
+    names = [Path(lora.path).stem for lora in used]
+    pairs = zip(names, scales, strict=True)
+    return [write_tag(Tag(name, s["text_encoder"], s["unet"])) for name, s in pairs], exact
+
+
+def unusual_optimize(model: Model) -> bool | None:
+    """Return how the parts computed if not as the command does: optimized on a CPU only.
+
+    The two ways round differently.
+    """
+    usual = model.device.type == "cpu"
+    return None if model.optimized.on == usual else model.optimized.on
+
+
+def drawn_on(model: Model) -> dict[str, str]:
+    """Describe where a picture was drawn, for information."""
+    dtype = str(next(model.unet.parameters()).dtype).removeprefix("torch.")
+    return {"device": model.device.type, "dtype": dtype, "torch": torch.__version__}
+
+
+FIELDS = {field.name: field for field in fields(LargeRequest)}
