@@ -58,6 +58,9 @@ def common_settings(pipe: Pipeline, job: Job, picture: Image) -> dict[str, Any]:
     arguments = job.line.arguments
     choice = pipe.choose_sampler(arguments.sampler, arguments.schedule)
     steps, scale = arguments.num_inference_steps, arguments.guidance_scale
+    image_scale = arguments.image_guidance_scale
+    if pipe.edits and image_scale is None:
+        image_scale = pipe.defaults.image_guidance_scale
     return {
         setting_label("prompt"): job.prompt,
         setting_label("negative_prompt"): arguments.negative_prompt,
@@ -66,6 +69,9 @@ def common_settings(pipe: Pipeline, job: Job, picture: Image) -> dict[str, Any]:
         setting_label("schedule"): SCHEDULES[choice.schedule].label,
         setting_label("guidance_scale"): number_text(
             pipe.defaults.guidance_scale if scale is None else scale
+        ),
+        setting_label("image_guidance_scale"): (
+            None if image_scale is None else number_text(image_scale)
         ),
         setting_label("seed"): job.seed,
         "Size": f"{picture.width}x{picture.height}",
