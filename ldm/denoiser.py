@@ -42,7 +42,8 @@ class Denoiser:
         """Lay out the rows.
 
         prompted: of each of the B pictures.
-        known: (B, C', h, w), the further input channels of an inpainting network.
+        known: (B, C', h, w), the further input channels of a network for inpainting, edits or
+            depth.
         embedded_scale: the guidance scale, for networks that read it as an input (Meng et al. 2023,
             "On Distillation of Guided Diffusion Models"; LCM); ``guidance`` then combines nothing.
         listener: such as ``ldm.techniques.attention_maps.AttentionMaps.set_rows``.
@@ -53,6 +54,7 @@ class Denoiser:
         first = next(unet.parameters())
         self.dtype, self.device = first.dtype, device or first.device
         self.negatives = [CallRow(i, one.negative, negative=True) for i, one in enumerate(prompted)]
+        self.bare = [row._replace(bare=True) for row in self.negatives]
         self.texts = [
             CallRow(i, script, negative=False)
             for i, one in enumerate(prompted)
@@ -74,17 +76,23 @@ class Denoiser:
         step: the number of the run's step, from 1, for prompts that change.
         """
         # A network that predicts its variance, too, does so in a second half of channels.
-        channels = x.shape[1]
+        channels, guidance = x.shape[1], self.guidance
         guided = self.embedded_scale is None and self.guidance.active(level)
         if guided or self.weights is not None:
-            output = self._call_unet(x, level, self.negatives + self.texts, step)
+            rows = self.negatives + self.texts
+            if guided and self.guidance.needs_bare:
+                rows = rows + self.bare
+            output = self._call_unet(x, level, rows, step)
             uncond, cond = output[: len(x)], output[len(x) :]
+            if len(cond) > len(self.texts):
+                cond, bare = cond.split([len(self.texts), len(x)])
+                guidance = guidance.with_bare(bare[:, :channels])
             if self.weights is not None:
                 shifts = cond - uncond[[row.picture for row in self.texts]]
                 cond = uncond + self.guidance.join(shifts, self.weights)
             prediction = cond[:, :channels]
             if guided:
-                prediction = self.guidance.combine(prediction, uncond[:, :channels], x, level)
+                prediction = guidance.combine(prediction, uncond[:, :channels], x, level)
         else:
             cond = self._call_unet(x, level, self.texts, step)
             prediction = cond[:, :channels]
@@ -103,6 +111,8 @@ class Denoiser:
         outputs = []
         for call in self._calls:
             mine = inputs.to(self.device, self.dtype)[call.pictures]
+            if call.bare:
+                mine[call.bare, x.shape[1] :] = 0
             options = dict(call.inputs)
             if self.embedded_scale is not None:
                 options["guidance_scale"] = torch.full(
@@ -124,6 +134,7 @@ class CallRow(NamedTuple):
     picture: int
     script: Script
     negative: bool
+    bare: bool = False  # whether zeros stand for the further input channels
 
 
 class UNetCall(NamedTuple):
@@ -133,6 +144,7 @@ class UNetCall(NamedTuple):
     pictures: Tensor  # the picture whose x each row reads
     inputs: dict[str, Tensor]  # the U-Net's other inputs, each (rows, …)
     texts: list[tuple[int, str] | None]  # for the listener
+    bare: list[int]  # its rows in which zeros stand for the further input channels
 
 
 def group_rows(
@@ -148,4 +160,5 @@ def group_rows(
             torch.tensor([rows[i].picture for i in mine], device=device),
             {name: torch.stack([part[name] for part in parts]) for name in parts[0]},
             [None if rows[i].negative else (rows[i].picture, conditionings[i].text) for i in mine],
+            [place for place, i in enumerate(mine) if rows[i].bare],
         )

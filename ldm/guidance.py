@@ -13,7 +13,7 @@ The denoiser (``ldm.denoiser``) knows no more of a guidance than these methods.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -28,6 +28,15 @@ class Guidance:
     def active(self, level: Level) -> bool:
         """Return whether to call ``combine`` at a level, which needs a prediction ``uncond``."""
         return False
+
+    @property
+    def needs_bare(self) -> bool:
+        """Whether ``combine`` also needs the prediction without the text and without the image."""
+        return False
+
+    def with_bare(self, bare: Tensor) -> Guidance:
+        """Return this guidance with that prediction, of an editing network, for one step."""
+        return self
 
     def combine(self, cond: Tensor, uncond: Tensor, x: Tensor, level: Level) -> Tensor:
         """Guide the prediction at x with the text by that of the negative prompt, ``uncond``."""
@@ -69,6 +78,41 @@ class ClassifierFree(Guidance):
 
 
 @dataclass(frozen=True)
+class ImageAndText(Guidance):
+    """Guidance of edits by the image and by the text (Brooks et al. 2023, eq. 3).
+
+        e(∅, ∅) + s_I (e(c_I, ∅) − e(∅, ∅)) + s_T (e(c_I, c_T) − e(c_I, ∅))
+
+    As in diffusers, it is off if the text's scale s_T is up to 1 or the image's s_I less than 1.
+    """
+
+    scale: float  # s_T
+    image_scale: float  # s_I
+    bare: Tensor | None = field(default=None, compare=False, repr=False)  # e(∅, ∅)
+
+    def __post_init__(self) -> None:
+        """Raise ArgumentError for a scale that is not a number."""
+        for name, value in (("guidance", self.scale), ("image_guidance", self.image_scale)):
+            if not math.isfinite(value):
+                raise ArgumentError(f"{name}_scale is {value}; it must be a number")
+
+    def active(self, level: Level) -> bool:
+        return self.scale > 1 and self.image_scale >= 1
+
+    @property
+    def needs_bare(self) -> bool:
+        return True
+
+    def with_bare(self, bare: Tensor) -> Guidance:
+        return replace(self, bare=bare)
+
+    def combine(self, cond: Tensor, uncond: Tensor, x: Tensor, level: Level) -> Tensor:
+        bare = self.bare
+        assert bare is not None  # see needs_bare
+        return bare + self.image_scale * (uncond - bare) + self.scale * (cond - uncond)
+
+
+@dataclass(frozen=True)
 class Modifier(Guidance):
     """A guidance that changes another one: what it does not override stays the other's."""
 
@@ -76,6 +120,13 @@ class Modifier(Guidance):
 
     def active(self, level: Level) -> bool:
         return self.inner.active(level)
+
+    @property
+    def needs_bare(self) -> bool:
+        return self.inner.needs_bare
+
+    def with_bare(self, bare: Tensor) -> Guidance:
+        return replace(self, inner=self.inner.with_bare(bare))
 
     def combine(self, cond: Tensor, uncond: Tensor, x: Tensor, level: Level) -> Tensor:
         return self.inner.combine(cond, uncond, x, level)
@@ -131,13 +182,19 @@ class Interval(Modifier):
 
 
 def classifier_free(
-    scale: float, rescale: float = 0.0, interval: tuple[float, float] = (0.0, math.inf)
+    scale: float,
+    rescale: float = 0.0,
+    interval: tuple[float, float] = (0.0, math.inf),
+    image_scale: float | None = None,
 ) -> Guidance:
     """Compose classifier-free guidance of ``guidance_scale``, ``_rescale`` and ``_interval``.
 
+    image_scale: of an editing network, ``image_guidance_scale``.
     Raises ArgumentError for numbers that do not work.
     """
     guidance: Guidance = ClassifierFree(scale)
+    if image_scale is not None:
+        guidance = ImageAndText(scale, image_scale)
     if rescale:  # at 0, rescaling would only round
         guidance = Rescaled(guidance, rescale)
     low, high = interval

@@ -69,6 +69,17 @@ def encode_pictures(codec: Codec, pixels: Tensor, noise: Noise, device: torch.de
     return expand(torch.cat(parts), count)
 
 
+def encode_means(codec: Codec, pixels: Tensor, count: int, device: torch.device) -> Tensor:
+    """Encode pictures to the means of their latents, *not* scaled: (count, C, h, w), float32.
+
+    Editing networks read the image so (Brooks et al. 2023, section 3.2, in their code).
+    """
+    assert isinstance(codec, AutoencoderKL)  # networks that draw pixels do no edits
+    like = next(codec.parameters())
+    parts = [codec.posterior(part.to(device, like.dtype)).mean.float() for part in pixels.split(1)]
+    return expand(torch.cat(parts), count)
+
+
 def decode_latents(codec: Codec, latents: Tensor, device: torch.device) -> Tensor | None:
     """Decode scaled latents (B, C, h, w) to pixels, float32 in [-1, 1] on the CPU.
 

@@ -200,19 +200,23 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention, cross-attention to the text, feed-forward (Rombach et al. 2022, figure 3)."""
+    """Self-attention, cross-attention to the text, feed-forward (Rombach et al. 2022, figure 3).
 
-    def __init__(self, dim: int, heads: int, context_dim: int) -> None:
+    With ``only_cross``, the first attention looks at the text, too.
+    """
+
+    def __init__(self, dim: int, heads: int, context_dim: int, only_cross: bool = False) -> None:
         super().__init__()
+        self.only_cross = only_cross
         self.norm1 = nn.LayerNorm(dim)
-        self.attn1 = Attention(dim, heads)
+        self.attn1 = Attention(dim, heads, context_dim if only_cross else None)
         self.norm2 = nn.LayerNorm(dim)
         self.attn2 = Attention(dim, heads, context_dim)
         self.norm3 = nn.LayerNorm(dim)
         self.ff = FeedForward(dim)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        x = x + self.attn1(self.norm1(x))
+        x = x + self.attn1(self.norm1(x), context if self.only_cross else None)
         x = x + self.attn2(self.norm2(x), context)
         return x + self.ff(self.norm3(x))
 
@@ -221,14 +225,21 @@ class SpatialTransformer(nn.Module):
     """Transformer blocks over the pixels of a feature map: (B,C,H,W), (B,M,Dc) → (B,C,H,W)."""
 
     def __init__(
-        self, dim: int, heads: int, depth: int, context_dim: int, groups: int, linear: bool
+        self,
+        dim: int,
+        heads: int,
+        depth: int,
+        context_dim: int,
+        groups: int,
+        linear: bool,
+        only_cross: bool = False,
     ) -> None:
         super().__init__()
         self.norm = nn.GroupNorm(groups, dim, eps=1e-6)
         self.linear = linear
         self.proj_in = nn.Linear(dim, dim) if linear else nn.Conv2d(dim, dim, 1)
         self.transformer_blocks = nn.ModuleList(
-            TransformerBlock(dim, heads, context_dim) for _ in range(depth)
+            TransformerBlock(dim, heads, context_dim, only_cross) for _ in range(depth)
         )
         self.proj_out = nn.Linear(dim, dim) if linear else nn.Conv2d(dim, dim, 1)
 

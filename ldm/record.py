@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ldm import __version__
+from ldm.images.depth import load_depth
 from ldm.images.files import digest, load_image, load_layer
 from ldm.images.generation_info import LARGEST_BATCH, GenerationInfo
 from ldm.images.generation_text import generation_text
 from ldm.images.inputs import read_pictures
 from ldm.images.picture import Picture
 from ldm.loading.model import Model
+from ldm.loading.tasks import image_strength
 from ldm.request import EMBEDDINGS, LargeRequest, Request, about
 from ldm.samplers import Choice
 from ldm.text.conditioning import negative_for_each
@@ -59,7 +61,7 @@ def records(
     """Describe how each picture of a request was made."""
     prompts = request.prompts
     negatives = negative_for_each(request.negative_prompt, prompts)
-    images, masks = digests(request, "image"), digests(request, "mask_image")
+    given = {name: digests(request, argument) for name, argument in FILES.items()}
     tags, exact_tags = lora_tags(model)
     shared = shared_arguments(model, request, choice)
     missing = [name for name in NOT_IN_FILES if getattr(request, name) is not None]
@@ -82,7 +84,7 @@ def records(
             own["variation_seed"] = request.variation_seed + i
         inputs = {
             name: every[i // request.repeats if len(every) > 1 else 0]
-            for name, every in (("image", images), ("mask", masks))
+            for name, every in given.items()
             if every
         }
         found.append(
@@ -117,9 +119,11 @@ def shared_arguments(model: Model, request: Request, choice: Choice) -> dict[str
         for name, value in found.items()
         if is_recorded(name, value)
     }
-    if request.image_strength is not None:
-        found["strength"] = request.image_strength
-    for name in ("num_inference_steps", "guidance_scale"):
+    strength = image_strength(model, request)
+    if strength is not None:
+        found["strength"] = strength
+    advised = ["num_inference_steps", "guidance_scale"]
+    for name in [*advised, "image_guidance_scale"] if model.edits else advised:
         found.setdefault(name, getattr(model.defaults, name))
     return found | {"sampler": choice.name, "schedule": choice.schedule}
 
@@ -141,8 +145,9 @@ def place_in_batch(request: Request, index: int, seed: int | None) -> tuple[int,
 
 def digests(request: Request, name: str) -> list[str]:
     """Return the digest of each picture of an argument; [] without one."""
-    load = load_image if name == "image" else load_layer
-    pictures = read_pictures(getattr(request, name), name, len(request.prompts), 1, load)
+    pictures = read_pictures(
+        getattr(request, name), name, len(request.prompts), 1, LOADERS.get(name, load_image)
+    )
     return [digest(picture) for picture in pictures or ()]
 
 
@@ -172,3 +177,5 @@ def drawn_on(model: Model) -> dict[str, str]:
 
 
 FIELDS = {field.name: field for field in fields(LargeRequest)}
+FILES = {"image": "image", "mask": "mask_image", "depth_map": "depth_map"}  # option: argument
+LOADERS = {"mask_image": load_layer, "depth_map": load_depth}

@@ -108,14 +108,18 @@ class Request:
         mask_blur: pixels by which the mask's edge is softened, as in A1111.
         paste_back: whether pixels outside of the (blurred) mask are bit-identical to the image's;
             else they are encoded and decoded by the VAE, as in diffusers.
+        depth_map: of the image, near is bright, for models that draw to a depth: one for all
+            prompts, or one for each; pictures, or a tensor (B, H, W) as in diffusers.
         strength: in [0, 1], how much of the image is redrawn: ``min(int(steps·strength), steps)``
             steps run, but at least one (with LCM's models all of them, from a lower level of
-            noise); 0 returns the image. None is 0.8, and 1 with a mask.
+            noise); 0 returns the image. None is 0.8, and 1 with a mask and for edits.
         height, width: pixels, multiples of 8 if there is a VAE; None is the image's size, rounded
             down to such a multiple, without an image the model's own.
         num_inference_steps, guidance_scale: None as the model advises, else 50 and 7.5 (XL: 50 and
             5, LCM: 4 and 8.5, of pixels: see ``ldm.config.generation``) as in diffusers. Guidance
             is off for scales up to 1.
+        image_guidance_scale: of models that edit an image by an instruction, how closely to keep to
+            the image (s_I of Brooks et al. 2023, eq. 3); None as the model advises, else 1.5.
         guidance_rescale, guidance_interval: see ``ldm.guidance.Guidance``.
         num_images_per_prompt: pictures of each prompt.
         seed: picture i is drawn from seed + i, alone or in a batch; None picks one. A list has the
@@ -203,6 +207,14 @@ class Request:
         group="image",
         label="Mask blur",
     )
+    depth_map: Picture | Sequence[Picture] | Tensor | None = argument(
+        None,
+        "the depth of the --image, for models that draw to it: a grey picture, near is bright",
+        "--depth-map",
+        metavar="FILE",
+        group="image",
+        recorded="another",
+    )
     paste_back: bool = argument(
         True,
         "keep what the model makes of the black part, instead of the image's own pixels",
@@ -211,8 +223,8 @@ class Request:
     )
     strength: float | None = argument(
         within("[0, 1]", None, "in [0, 1]: 0 keeps the image, 1 redraws it"),
-        f"how much of the image to redraw, 0 to 1 (default: {STRENGTH}, with a mask "
-        f"{MASKED_STRENGTH:g})",
+        f"how much of the image to redraw, 0 to 1 (default: {STRENGTH}, with a mask or of models "
+        f"that edit {MASKED_STRENGTH:g})",
         "--strength",
         metavar="S",
         group="image",
@@ -256,6 +268,16 @@ class Request:
         label="CFG scale",
         axis="CFG Scale",
         recorded="always",
+    )
+    image_guidance_scale: float | None = argument(
+        within("(-inf, inf)", None, "a number, 1 to 2 as a rule"),
+        "how closely to keep to the --image, of models that edit it by an instruction (default: as "
+        "the model advises)",
+        "--image-guidance-scale",
+        metavar="S",
+        group="guidance",
+        label="Image CFG scale",
+        axis="Image CFG Scale",
     )
     guidance_rescale: float = argument(
         within("[0, 1]", 0.0, "in [0, 1]: 0 is off, 0.7 is usual"),
@@ -446,7 +468,7 @@ class Request:
 
     @property
     def image_strength(self) -> float | None:
-        """How much of the image to redraw; None without an image."""
+        """How much of the image to redraw, of models that do not edit; None without an image."""
         if self.image is None:
             return None
         if self.strength is not None:
@@ -527,9 +549,12 @@ class LargeRequest(Request):
     )
 
 
-def default_strength(masked: bool) -> float:
-    """Return the default of ``strength``: with a mask, its part is redrawn completely."""
-    return MASKED_STRENGTH if masked else STRENGTH
+def default_strength(masked: bool, edits: bool = False) -> float:
+    """Return the default of ``strength``: with a mask, its part is redrawn completely.
+
+    edits: whether the model also reads the image itself; then it draws from noise.
+    """
+    return MASKED_STRENGTH if masked or edits else STRENGTH
 
 
 def about(field: dataclasses.Field[Any]) -> Argument:

@@ -26,11 +26,13 @@ from ldm.fast.graphs import Graphs
 from ldm.fast.time_cache import expect_times
 from ldm.guidance import Guidance, classifier_free
 from ldm.images import load_layer, to_pil
+from ldm.images.depth import read_depth
 from ldm.images.inputs import expand, fit_size, pictures_to_tensor, read_pictures
 from ldm.images.masks import THRESHOLD, shrink_masks, to_masks
-from ldm.latents import decode_latents, encode_pictures
+from ldm.latents import decode_latents, encode_means, encode_pictures
 from ldm.loading.compatibility import nonfinite_error
 from ldm.loading.model import Model
+from ldm.loading.tasks import check_task, image_scale, image_strength
 from ldm.output import Output
 from ldm.record import with_records
 from ldm.request import EMBEDDINGS, Request
@@ -81,6 +83,7 @@ class SamplingPlan:
     """The sampler and the steps of a run."""
 
     choice: Choice
+    strength: float | None  # how much of the image is redrawn; None without one
     steps: list[Pair]  # (from, to) levels of the whole plan, noisiest first
     first: int  # index of the first that is run: not 0 if the run starts from an image
     new_method: NewMethod
@@ -99,6 +102,7 @@ class Canvas:
     width: int
     pixels: Tensor | None = None  # (b, C, H, W) in [-1, 1], b = 1 or B: the image
     masks: Tensor | None = None  # (b, 1, H, W) in [0, 1]: 1 where it is drawn anew
+    depth: Tensor | None = None  # (b, 1, h, w) in [-1, 1]: 1 is near
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,7 +160,13 @@ def prepare(model: Model, request: Request) -> Run:
     """Check a request against a model, read its pictures and encode its texts."""
     scale = request.guidance_scale
     scale = model.defaults.guidance_scale if scale is None else scale
-    guidance = classifier_free(scale, request.guidance_rescale, request.guidance_interval)
+    check_task(model, request)
+    guidance = classifier_free(
+        scale,
+        request.guidance_rescale,
+        request.guidance_interval,
+        image_scale(model, request.image_guidance_scale),
+    )
     schedule = make_schedule(model, request)
     canvas = read_canvas(model, request)
     noise = make_noise(model, request, canvas)
@@ -202,10 +212,10 @@ def make_schedule(model: Model, request: Request) -> SamplingPlan:
     """Choose the sampler and its levels."""
     choice = choose_sampler(model, request.sampler, request.schedule)
     masked = request.mask_image is not None
-    n, strength = request.num_inference_steps, request.image_strength
+    n, strength = request.num_inference_steps, image_strength(model, request)
     steps, first = plan_levels(model, choice, n, strength, masked)
     return SamplingPlan(
-        choice, steps, first, bind(model.scheduler, choice.name, request.eta, steps)
+        choice, strength, steps, first, bind(model.scheduler, choice.name, request.eta, steps)
     )
 
 
@@ -215,16 +225,15 @@ def read_canvas(model: Model, request: Request) -> Canvas:
     pictures = read_pictures(request.image, "image", texts, repeats)
     own = model.default_size()
     size = fit_size(request.height, request.width, pictures, own, model.vae.config.scale)
-    if request.mask_image is None and model.inpaints:
-        raise ArgumentError("this is an inpainting model; give image and mask_image")
     if pictures is None:
-        if request.mask_image is not None:
-            raise ArgumentError("mask_image says which part of an image to redraw; give image")
         return Canvas(*size)
     pixels = pictures_to_tensor(pictures, *size, model.vae.config.in_channels)
     layers = read_pictures(request.mask_image, "mask_image", texts, repeats, load_layer)
     masks = None if layers is None else to_masks(layers, pictures, *size, request.mask_blur)
-    return Canvas(*size, pixels, masks)
+    depth = None
+    if request.depth_map is not None:
+        depth = read_depth(request.depth_map, texts, repeats, size, model.vae.config.scale)
+    return Canvas(*size, pixels, masks, depth)
 
 
 def make_noise(model: Model, request: Request, canvas: Canvas) -> Noise:
@@ -307,10 +316,11 @@ def steps_of(run: Run) -> Iterator[Progress]:
         yield Progress(0, 0, start, start, image_itself(run, start))
         return
     x_first, eps = first_latents(run, start)
-    known: Tensor | None = None
+    known = conditions(run)
     after: Callable[[Tensor, Level], Tensor] = unchanged
     if canvas.pixels is not None and canvas.masks is not None:
-        known, after = keep_known_part(run, canvas.pixels, canvas.masks, start, eps)
+        shown, after = keep_known_part(run, canvas.pixels, canvas.masks, start, eps)
+        known = shown if known is None else known
     denoise = make_denoiser(run, known)
     for x, index, x0 in sample(
         run.schedule.new_method, denoise, x_first, steps, lambda: noise().to(model.device), after
@@ -328,7 +338,10 @@ def steps_of(run: Run) -> Iterator[Progress]:
 
 
 def make_denoiser(run: Run, known: Tensor | None) -> Callable[[Tensor, Level, int], Denoised]:
-    """Compose the U-Net, the texts and the guidance of a run; ``known`` is for inpainting ones."""
+    """Compose the U-Net, the texts and the guidance of a run.
+
+    known: what the U-Net reads beside x, for inpainting, edits or depth.
+    """
     model = run.model
     reads_scale = model.unet.config.time_cond_proj_dim is not None
     denoiser = Denoiser(
@@ -353,7 +366,7 @@ def choose_unet(run: Run) -> UNet | DeepCache | Graphs:
 
 def encode_start(run: Run) -> Tensor | None:
     """Encode the image that the run starts from; None if nothing needs it."""
-    whole = run.model.inpaints and run.request.image_strength == 1
+    whole = (run.model.inpaints or run.model.edits) and run.schedule.strength == 1
     return None if run.canvas.pixels is None or whole else run.encode(run.canvas.pixels)
 
 
@@ -361,10 +374,20 @@ def first_latents(run: Run, start: Tensor | None) -> tuple[Tensor, Tensor]:
     """Return x at the first level, and ε: noise alone, or α x₀ + σ ε from the image's latents."""
     model, schedule, given = run.model, run.schedule, run.request.latents
     eps = (run.noise.first() if given is None else given.float()).to(model.device)
-    if start is None or (run.canvas.masks is not None and run.request.image_strength == 1):
+    if start is None or (run.canvas.masks is not None and run.schedule.strength == 1):
         return eps * first_noise_scale(model.scheduler, schedule.choice.name, schedule.steps), eps
     level = schedule.run[0][0]
     return level.alpha * start + level.sigma * eps, eps
+
+
+def conditions(run: Run) -> Tensor | None:
+    """Return what a U-Net for edits or depth reads beside x: (B, C', h, w); None for others."""
+    model, count = run.model, run.request.count
+    if run.canvas.depth is not None:
+        return expand(run.canvas.depth, count).to(model.device)
+    if model.edits and run.canvas.pixels is not None:
+        return run.tiled(encode_means, model.vae)(model.vae, run.canvas.pixels, count, model.device)
+    return None
 
 
 def keep_known_part(

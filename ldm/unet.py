@@ -8,6 +8,7 @@ checkpoints. Classifiers (``ldm.classes.classifier``) share the blocks on the wa
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from itertools import zip_longest
 
@@ -44,20 +45,24 @@ def resnet_block(
     )
 
 
-def attention_block(config: BlocksConfig, level: int, groups: int | None) -> nn.Module:
+def attention_block(
+    config: BlocksConfig, level: int, groups: int | None, depth: int = 1, only_cross: bool = False
+) -> nn.Module:
     """Make the attention of one level: to the text if the model reads one, else among pixels.
 
-    ``groups`` is of the normalisation before attention among pixels.
+    groups: of the normalisation before attention among pixels.
+    depth, only_cross: of the attention to the text.
     """
     width, heads = config.block_out_channels[level], config.heads[level]
     if isinstance(config, UNetConfig) and config.cross_attention_dim is not None:
         return SpatialTransformer(
             width,
             heads,
-            config.depth[level],
+            depth,
             config.cross_attention_dim,
             config.norm_num_groups,
             config.use_linear_projection,
+            only_cross,
         )
     return SpatialAttention(width, groups, config.norm_eps, heads)
 
@@ -96,15 +101,17 @@ class UNetBlock(nn.Module):
         level: int,  # 0 is the finest
         kind: str,  # diffusers' name: of down_block_types or up_block_types
         in_channels: list[int],  # of each residual block
+        depths: Sequence[int] = (),  # of each attention to the text
     ) -> None:
         super().__init__()
         width = config.block_out_channels[level]
+        only_cross = isinstance(config, UNetConfig) and config.crossing[level]
         self.resnets = nn.ModuleList(
             resnet_block(config, channels, width) for channels in in_channels
         )
         self.attentions = nn.ModuleList(
-            attention_block(config, level, config.norm_num_groups)
-            for _ in in_channels
+            attention_block(config, level, config.norm_num_groups, depth, only_cross)
+            for depth in (depths or [1] * len(in_channels))
             if "Attn" in kind
         )
         self.downsamplers = nn.ModuleList()
@@ -132,23 +139,32 @@ class UNetBlock(nn.Module):
 
 
 class UNetMidBlock(nn.Module):
-    """Residual block, attention, residual block at the coarsest resolution."""
+    """Residual block, attention, residual block at the coarsest resolution.
+
+    In some distilled U-Nets, it is one residual block alone.
+    """
 
     def __init__(self, config: BlocksConfig) -> None:
         super().__init__()
         width, groups = config.block_out_channels[-1], config.attn_norm_num_groups
         if groups is None and config.resnet_time_scale_shift == "default":
             groups = config.norm_num_groups
-        self.resnets = nn.ModuleList(resnet_block(config, width, width) for _ in range(2))
+        whole, depth = True, 1
+        if isinstance(config, UNetConfig):
+            whole, depth = config.mid_block_type != "UNetMidBlock2D", config.mid_depth
+        self.resnets = nn.ModuleList(resnet_block(config, width, width) for _ in range(1 + whole))
         self.attentions = nn.ModuleList(
-            attention_block(config, -1, groups) for _ in range(config.add_attention)
+            attention_block(config, -1, groups, depth)
+            for _ in range(whole and config.add_attention)
         )
 
     def forward(self, x: Tensor, temb: Tensor, context: Tensor | None) -> Tensor:
         x = self.resnets[0](x, temb)
         for attention in self.attentions:
             x = apply_attention(attention, x, context)
-        return self.resnets[1](x, temb)
+        for resnet in self.resnets[1:]:
+            x = resnet(x, temb)
+        return x
 
 
 def apply_attention(attention: nn.Module, x: Tensor, context: Tensor | None) -> Tensor:
@@ -161,12 +177,13 @@ def way_down(config: BlocksConfig) -> tuple[nn.ModuleList, list[int]]:
     widths, last = config.block_out_channels, config.levels - 1
     blocks, skips = nn.ModuleList(), [widths[0]]
     for level, (width, kind) in enumerate(zip(widths, config.down_block_types, strict=True)):
-        before = [widths[max(level - 1, 0)]] + [width] * (config.layers_per_block - 1)
-        block = UNetBlock(config, level, kind, before)
+        before = [widths[max(level - 1, 0)]] + [width] * (config.layers[level] - 1)
+        depths = config.down_depths[level] if isinstance(config, UNetConfig) else ()
+        block = UNetBlock(config, level, kind, before, depths)
         if level < last:
             block.downsamplers.append(downsampler(config, level))
         blocks.append(block)
-        skips += [width] * (config.layers_per_block + (level < last))
+        skips += [width] * (config.layers[level] + (level < last))
     return blocks, skips
 
 
@@ -175,6 +192,7 @@ class UNet(nn.Module):
 
     config_class = UNetConfig
     weight_stem = "diffusion_pytorch_model"
+    mid_block: UNetMidBlock | None
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
@@ -194,16 +212,18 @@ class UNet(nn.Module):
             self.add_embedding = TimestepEmbedding(added_width, temb_channels)
 
         self.down_blocks, skips = way_down(config)
-        self.mid_block = UNetMidBlock(config)
+        middle = None if config.mid_block_type is None else UNetMidBlock(config)
+        self.register_module("mid_block", middle)
         self.up_blocks = nn.ModuleList()
         previous = widths[-1]
         for level in reversed(range(config.levels)):
             width = widths[level]
             before = [
                 (previous if layer == 0 else width) + skips.pop()
-                for layer in range(config.layers_per_block + 1)
+                for layer in range(config.layers[level] + 1)
             ]
-            block = UNetBlock(config, level, config.up_block_types[last - level], before)
+            kind, depths = config.up_block_types[last - level], config.up_depths[last - level]
+            block = UNetBlock(config, level, kind, before, depths)
             if level > 0:
                 block.upsamplers.append(upsampler(config, level))
             self.up_blocks.append(block)
@@ -244,7 +264,8 @@ class UNet(nn.Module):
         skips = [x]
         for block in self.down_blocks:
             x = block(x, temb, context, skips, going_up=False)
-        x = self.mid_block(x, temb, context)
+        if self.mid_block is not None:
+            x = self.mid_block(x, temb, context)
         for block in self.up_blocks:
             x = block(x, temb, context, skips, going_up=True)
         return self.conv_out(F.silu(self.conv_norm_out(x)))

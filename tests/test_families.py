@@ -22,7 +22,7 @@ pytestmark = [
 ]
 
 TASKS = {
-    "text": ["sd", "sd2", "sd_turbo", "lcm", "sdxl", "sdxl_turbo"],
+    "text": ["sd", "sd2", "sd_turbo", "lcm", "sdxl", "sdxl_turbo", "ssd1b", "koala", "bk_tiny"],
     "image": ["sd", "sd2", "sd_turbo", "lcm", "sdxl", "refiner", "sdxl_turbo"],
     "inpaint": [
         "sd",
@@ -103,7 +103,8 @@ def test_negative_prompts_of_sdxl(models: Any, picture: Any, family: str, negati
 def test_what_we_save_diffusers_loads(models: Any, tmp_path: Path, family: str) -> None:
     ours, theirs = models(family)
     ours.save_pretrained(tmp_path)
-    loaded = diffusers.DiffusionPipeline.from_pretrained(tmp_path)
+    estimator = {"depth_estimator": None, "feature_extractor": None} if family == "depth" else {}
+    loaded = diffusers.DiffusionPipeline.from_pretrained(tmp_path, **estimator)
     assert type(loaded) is type(theirs)
     for name, part in theirs.components.items():
         if isinstance(part, torch.nn.Module):
@@ -115,12 +116,16 @@ def test_what_we_save_diffusers_loads(models: Any, tmp_path: Path, family: str) 
     assert again.force_zeros_for_empty_prompt == ours.force_zeros_for_empty_prompt
 
 
-@pytest.mark.parametrize("family", ["sd", "sd2", "sd_inpaint", "lcm", "sdxl", "refiner"])
+@pytest.mark.parametrize(
+    "family",
+    ["sd", "sd2", "sd_inpaint", "lcm", "sdxl", "refiner", "pix2pix", "pix2pix_xl", "depth"],
+)
 def test_defaults_are_diffusers(models: Any, family: str) -> None:
     ours, theirs = models(family)
     parameters = inspect.signature(type(theirs).__call__).parameters
-    for name in ("num_inference_steps", "guidance_scale"):
-        assert getattr(ours.defaults, name) == parameters[name].default
+    for name in ("num_inference_steps", "guidance_scale", "image_guidance_scale"):
+        if name in parameters:
+            assert getattr(ours.defaults, name) == parameters[name].default
 
 
 def test_lcm_visits_the_timesteps_of_diffusers(models: Any) -> None:

@@ -42,17 +42,20 @@ PYTHON_ONLY = {
 NO_PLOT_AXIS = {
     "image": "its file may have another size than the next one",
     "mask_image": "as image",
+    "depth_map": "as image",
     "num_images_per_prompt": "a plot draws one picture for each pair",
 }
 NOT_IN_SETTINGS = {
     "prompt": "stands there with the LoRAs that the command line adds",
     "image": "its digest stands there",
     "mask_image": "as image",
+    "depth_map": "as image",
     "num_images_per_prompt": "each picture is told alone",
 }
 NO_LABEL = {  # A1111 writes nothing of the kind, or nothing that says all
     "image": "not in the file",
     "mask_image": "not in the file",
+    "depth_map": "not in the file",
     "paste_back": "A1111 always pastes",
     "height": "stands in Size",
     "width": "stands in Size",
@@ -170,7 +173,7 @@ def test_every_label_is_written() -> None:
     for name, field in cli.FIELDS.items():
         assert (f'label("{name}")' in source) == bool(about(field).label), name
     assert {name for name, _ in NUMBERS.values()} <= set(ARGUMENTS)
-    assert len(NUMBERS) == 5
+    assert len(NUMBERS) == 6
 
 
 @pytest.mark.parametrize("name", ALL)

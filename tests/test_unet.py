@@ -29,6 +29,23 @@ THREE: dict[str, Any] = {
     "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D"),
     "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D", "CrossAttnUpBlock2D"),
 }
+XL_LEVELS: dict[str, Any] = {
+    "block_out_channels": (16, 32, 48),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "attention_head_dim": (1, 2, 4),
+    "use_linear_projection": True,
+}
+FOUR: dict[str, Any] = {
+    "block_out_channels": (8, 16, 32, 32),
+    "down_block_types": (*["CrossAttnDownBlock2D"] * 3, "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", *["CrossAttnUpBlock2D"] * 3),
+}
+TINY_SD: dict[str, Any] = {
+    "block_out_channels": (8, 16, 32),
+    "down_block_types": ["CrossAttnDownBlock2D"] * 3,
+    "up_block_types": ["CrossAttnUpBlock2D"] * 3,
+}
 LAYOUTS: dict[str, dict[str, Any]] = {
     "attention on the coarse level": {},
     "attention on the fine level, 2 layers": {
@@ -69,6 +86,44 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     },
     "input in [0, 1]": {"center_input_sample": True},
     "nine channels in, five out": {"in_channels": 9, "out_channels": 5},
+    # Distilled U-Nets: what their configurations have.
+    "SSD-1B": {
+        **XL_LEVELS,
+        "layers_per_block": 2,
+        "mid_block_type": "UNetMidBlock2D",
+        "transformer_layers_per_block": [[1], [2, 2], [4, 4]],
+        "reverse_transformer_layers_per_block": [[4, 4, 10], [2, 1, 1], 1],
+    },
+    "Segmind Vega": {
+        **XL_LEVELS,
+        "layers_per_block": 2,
+        "mid_block_type": "UNetMidBlock2D",
+        "transformer_layers_per_block": [1, 1, 2],
+    },
+    "KOALA-700M": {
+        **XL_LEVELS,
+        "mid_block_type": None,
+        "transformer_layers_per_block": [1, 2, 5],
+    },
+    "KOALA-1B": {**XL_LEVELS, "transformer_layers_per_block": [1, 2, 6]},
+    "BK-SDM-Base": FOUR,
+    "BK-SDM-Small": {**FOUR, "mid_block_type": None},
+    "BK-SDM-Tiny": {**TINY_SD, "mid_block_type": None},
+    "SDXS-512-0.9": {
+        **TINY_SD,
+        "mid_block_type": None,
+        "only_cross_attention": [True, False, False],
+        "use_linear_projection": True,
+    },
+    "only the text, everywhere": {"only_cross_attention": True},
+    "layers of each level": {**THREE, "layers_per_block": [1, 3, 2]},
+    "layers and depths of each level": {
+        **THREE,
+        "layers_per_block": [2, 1, 3],
+        "transformer_layers_per_block": [[1, 2], 1, [3, 1, 2]],
+        "reverse_transformer_layers_per_block": [[1, 2, 3, 1], 7, [2, 1, 1]],
+    },
+    "attention without blocks": {"transformer_layers_per_block": [1, 0]},
 }
 SD15: dict[str, Any] = {"sample_size": 64, "cross_attention_dim": 768}  # the rest is the default
 

@@ -10,9 +10,12 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
+from ldm.checkpoints.distilled import distilled_name, original_names, structure_of
 from ldm.checkpoints.family import (
     FAMILIES,
+    LATENT,
     UNET,
     VAE,
     Family,
@@ -38,7 +41,8 @@ from ldm.checkpoints.lora_names import text_width
 from ldm.checkpoints.lora_words import split_words
 from ldm.checkpoints.notes import TAGS, Rows, clean, notes
 from ldm.checkpoints.prediction import Beside, find_statements, read_beside
-from ldm.config import read_json
+from ldm.config import UNetConfig, read_json
+from ldm.config.tasks import TASK_NAMES, task_of
 from ldm.errors import CheckpointError
 
 DTYPE_NAMES = {
@@ -125,6 +129,9 @@ def describe_folder(folder: Path) -> Rows:
             rows.append((name, amount(infos)))
         elif pickles:
             rows.append((name, f"{size(pickles)} of pickles"))
+    unet = read_json(folder / "unet" / "config.json", optional=True)
+    if unet and (config := read_unet(unet)) and (name := family_name(config)):
+        rows[2:2] = [("family", name), *describe_layers(config)]
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json", optional=True)
     if scheduler:
         rows.append(("sampler", str(scheduler.get("_class_name"))))
@@ -135,6 +142,14 @@ def describe_folder(folder: Path) -> Rows:
         shown = ", ".join(map(str, list(names.values())[:TAGS]))
         rows.append(("classes", f"{len(names)}: {shown}{', …' * (len(names) > TAGS)}"))
     return rows
+
+
+def read_unet(values: dict[str, Any]) -> UNetConfig | None:
+    """Read a U-Net's config; None for one that is not supported, which loading names."""
+    try:
+        return UNetConfig.from_dict(values)
+    except CheckpointError:
+        return None
 
 
 def describe_header(
@@ -165,7 +180,10 @@ def describe_tensors(
         widths = {shape[-1] for shape in shapes.values() if shape}
         base = EMBEDDINGS.get(frozenset(widths), UNKNOWN)
         return [("kind", "textual inversion"), ("for", base), ("vectors", vectors)]
-    if other := find_other(names):
+    other = find_other(names)
+    if other and other.name == "U-Net" and (rows := describe_unet(header, path, beside)):
+        return rows
+    if other:
         rows = [("kind", f"{other.name}{channels_of(other.name, shapes)}")]
         if is_backbone(other.name):
             rows = [("kind", f"model of {other.name} (not supported)")]
@@ -173,6 +191,18 @@ def describe_tensors(
             rows.append(("for", base_of(header)))
         return [*rows, weights]
     return [("kind", UNKNOWN), weights]
+
+
+def describe_unet(header: Header, path: Path, beside: Beside | None) -> Rows:
+    """Describe a U-Net alone, of original names or diffusers'; [] for one that is not whole."""
+    infos = header.tensors
+    if "conv_in.weight" in infos:
+        infos = original_names(infos, {name: info.shape for name, info in infos.items()})
+    if "input_blocks.0.0.weight" not in infos:
+        return []
+    whole = {f"{UNET}{name}" if "." in name else name: info for name, info in infos.items()}
+    rows = describe_model(Header(whole, header.metadata), path, None, beside)
+    return [("kind", "U-Net"), ("for", rows[0][1]), *rows[1:]]
 
 
 def base_of(header: Header) -> str:
@@ -216,10 +246,7 @@ def describe_model(
     except CheckpointError as error:
         return describe_unsupported(header, str(error).removeprefix(str(path)).lstrip(": "))
     prefixes = {"unet": UNET, "vae": VAE} | {text.part: text.prefix for text in family.texts}
-    channels = family.unet.in_channels
-    task = {9: ", inpainting"}.get(channels, "")
-    task += ", LCM" if family.unet.time_cond_proj_dim else ""
-    rows: Rows = [("kind", f"{family.name}{task}")]
+    rows: Rows = [("kind", family_name(family.unet)), *describe_layers(family.unet)]
     for part, prefix in prefixes.items():
         infos = [info for name, info in header.tensors.items() if name.startswith(prefix)]
         option = "--vae" if part == "vae" else "--text-encoder"
@@ -234,6 +261,34 @@ def describe_model(
     if family.scheduler.rescale_betas_zero_snr:
         rows.append(("zero terminal SNR", "yes"))
     return rows
+
+
+def family_name(unet: UNetConfig) -> str:
+    """Name the family of a U-Net, and what is special about it; "" for an unknown family."""
+    base = FAMILIES.get(unet.cross_attention_dim or 0)
+    if base is None:
+        return ""
+    task = task_of(unet.in_channels, LATENT)
+    words = [
+        read_family(base).name,
+        distilled_name(structure_of(unet)),
+        None if task in (None, "text") else TASK_NAMES[task],
+        "LCM" if unet.time_cond_proj_dim else None,
+    ]
+    return ", ".join(filter(None, words))
+
+
+def describe_layers(unet: UNetConfig) -> Rows:
+    """Count the transformer blocks of each layer, if they are not the family's."""
+    base = FAMILIES.get(unet.cross_attention_dim or 0)
+    own = structure_of(unet)
+    if base is None or own == structure_of(read_family(base).unet):
+        return []
+    down, up = (
+        " | ".join(" ".join(map(str, level)) for level in way) for way in (own.down, own.up)
+    )
+    middle = "none" if own.middle is None else own.middle
+    return [("transformer blocks", f"down {down}; middle {middle}; up {up}")]
 
 
 def describe_prediction(family: Family, header: Header, beside: Beside | None) -> Rows:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ldm.checkpoints.assets import asset_path
+from ldm.checkpoints.distilled import with_structure
 from ldm.checkpoints.kinds import (
     UNSUPPORTED,
     Shapes,
@@ -31,20 +32,18 @@ from ldm.checkpoints.prediction import (
     find_statements,
     has_zero_snr,
 )
+from ldm.checkpoints.structure import read_structure
 from ldm.config import CLIPTextConfig, SchedulerConfig, UNetConfig, VAEConfig, read_json
 from ldm.config.scheduler import EDM_REFUSED
+from ldm.config.tasks import TASK_NAMES, task_of
 from ldm.errors import ArgumentError, CheckpointError
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 # The width of the text states that its U-Net reads identifies a family.
 FAMILIES = {768: "sd1", 1024: "sd2", 2048: "sdxl", 1280: "sdxl_refiner"}
 CONTEXT = "transformer_blocks.0.attn2.to_k.weight"
-# What U-Nets with other numbers of input channels do.
-TASKS = {
-    5: "depth to image, of 5 input channels",
-    7: "the x4 upscaler, of 7 input channels",
-    8: "edits by instruction (instruct-pix2pix), of 8 input channels",
-}
+EDITING = ("sd1", "sdxl")  # families of instruct-pix2pix
+LATENT = 4  # channels of their latents
 UNCLIP_WIDTHS = (1536, 2048)  # of the picture's embedding with its level of noise
 BASE_STEPS = 875_000  # "global_step" of SD 2.x base in its .ckpt: it predicts ε, the others v
 
@@ -116,8 +115,8 @@ def detect(
         raise CheckpointError(f"{source} {describe_other(shapes)}")
     if task := other_task(shapes):
         raise CheckpointError(
-            f"{source} is a U-Net of {task}, which is not supported; give one of text to image or "
-            "of inpainting"
+            f"{source} is a U-Net of {task}, which is not supported; give one of "
+            + ", ".join(TASK_NAMES.values())
         )
     if widths[0] not in FAMILIES:
         known = ", ".join(map(str, FAMILIES))
@@ -125,6 +124,11 @@ def detect(
             f"{source}: its U-Net reads texts of width {widths[0]}; known are {known}"
         )
     family = read_family(FAMILIES[widths[0]])
+    if task_of(first[1], LATENT) == "edit" and family.id not in EDITING:
+        raise CheckpointError(
+            f"{source} is a U-Net of {first[1]} input channels, of which only those of Stable "
+            "Diffusion 1.x and XL are known (instruct-pix2pix); its task is not supported"
+        )
     statements = find_statements(shapes, metadata, beside)
     check_predictable(statements, source, prediction_type)
     certain = True
@@ -134,7 +138,7 @@ def detect(
         stated, certain = usual_prediction(family.id, inpainting, global_step)
     guidance = shapes.get(f"{UNET}time_embed.cond_proj.weight")
     unet = replace(
-        family.unet,
+        own_layers(family.unet, shapes, source),
         in_channels=first[1],
         time_cond_proj_dim=None if guidance is None else guidance[1],
     )
@@ -146,6 +150,18 @@ def detect(
     if guidance is not None:
         scheduler = replace(scheduler, sampler_class="LCMScheduler")
     return replace(family, unet=unet, scheduler=scheduler, certain=certain)
+
+
+def own_layers(unet: UNetConfig, shapes: Shapes, source: str) -> UNetConfig:
+    """Return a family's U-Net, with the layers that the file has, if some were distilled away.
+
+    That of a file in which no whole U-Net is seen stays the family's: loading says what is missing.
+    """
+    structure = read_structure(shapes, UNET)
+    try:
+        return unet if structure is None else with_structure(unet, structure)
+    except CheckpointError as error:
+        raise CheckpointError(f"{source}: {error}") from None
 
 
 def check_predictable(
@@ -177,8 +193,10 @@ def usual_prediction(family: str, inpainting: bool, global_step: int | None) -> 
 
 
 def other_task(shapes: Shapes) -> str | None:
-    """Name what a U-Net under the original names does if it is not text to image; else None."""
+    """Name what a U-Net under the original names does if it is not supported; else None."""
     first = shapes[f"{UNET}input_blocks.0.0.weight"]
+    if len(first) < 2:  # a damaged file
+        return None
     if any(".time_stack." in name or ".time_mixer." in name for name in shapes):
         return "Stable Video Diffusion"
     if any(name.startswith(("embedder.model.visual.", "noise_augmentor.")) for name in shapes):
@@ -186,11 +204,13 @@ def other_task(shapes: Shapes) -> str | None:
     label = shapes.get(f"{UNET}label_emb.0.0.weight", ())
     if len(label) > 1 and label[1] in UNCLIP_WIDTHS:
         return "unCLIP (variations of pictures)"
-    if f"{UNET}label_emb.weight" in shapes and first[1] != 4:
-        return "the x4 upscaler"
-    return TASKS.get(first[1]) or (
-        None if first[1] in (4, 9) else f"an unknown task, of {first[1]} input channels"
-    )
+    if first[1] == 7 or f"{UNET}label_emb.weight" in shapes:
+        return f"the x4 upscaler, of {first[1]} input channels"
+    if any(name.startswith("cc_projection.") for name in shapes):
+        return "Zero123 (views of an object)"
+    if task_of(first[1], LATENT) is None:
+        return f"an unknown task, of {first[1]} input channels"
+    return None
 
 
 def describe_other(shapes: Shapes) -> str:

@@ -8,13 +8,15 @@ reading and writing both use it.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple
-
-import torch
-from torch import Tensor
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import accumulate
+from typing import TYPE_CHECKING, NamedTuple
 
 from ldm.errors import CheckpointError
+
+if TYPE_CHECKING:  # the names alone need no PyTorch
+    import torch
+    from torch import Tensor
 
 
 class Place(NamedTuple):
@@ -42,6 +44,9 @@ UNET_ENDS = {
     "time_embedding.cond_proj": "time_embed.cond_proj",
     "add_embedding.linear_1": "label_emb.0.0",
     "add_embedding.linear_2": "label_emb.0.2",
+    "class_embedding": "label_emb",  # of the x4 upscaler; the next two of unCLIP
+    "class_embedding.linear_1": "label_emb.0.0",
+    "class_embedding.linear_2": "label_emb.0.2",
     "conv_norm_out": "out.0",
     "conv_out": "out.2",
 }
@@ -72,22 +77,27 @@ UNUSED = (
 QKV = ("q_proj", "k_proj", "v_proj")
 
 
-def unet_names(layers: int, attention_up: Iterable[bool]) -> Rename:
-    """Map the names of a U-Net with ``layers`` residual blocks per level.
+def unet_names(layers: Sequence[int], attention_up: Iterable[bool]) -> Rename:
+    """Map the names of a U-Net.
 
-    attention_up: which levels on the way up have attention.
+    layers: residual blocks of each level on the way down, finest first; on the way up, one more.
+    attention_up: which levels on the way up have attention, coarsest first.
     """
-    stride, attention_up = layers + 1, list(attention_up)
+    attention_up = list(attention_up)
+    # The first block of each level; the original counts a change of resolution down as a block.
+    ways = {"down": [1 + layer for layer in layers], "up": [1 + layer for layer in layers[::-1]]}
+    starts = {way: [0, *accumulate(counts)] for way, counts in ways.items()}
 
     def rename(key: str) -> Place:
         if found := re.match(r"(down|up)_blocks\.(\d+)\.(\w+)\.(\d+)\.(.+)", key):
             way, level, kind, index, rest = found.groups()
             level, index = int(level), int(index)
-            block = level * stride + index + (way == "down")
+            block = starts[way][level] + index + (way == "down")
             if kind == "downsamplers":
-                block, inner = (level + 1) * stride, rest.replace("conv.", "0.op.", 1)
+                block, inner = starts[way][level + 1], rest.replace("conv.", "0.op.", 1)
             elif kind == "upsamplers":
-                block, inner = block + layers, f"{1 + attention_up[level]}.{rest}"
+                block = starts[way][level + 1] - 1
+                inner = f"{1 + attention_up[level]}.{rest}"
             elif kind == "resnets":
                 inner = f"0.{_replaced(rest, RESNET)}"
             else:
@@ -180,6 +190,8 @@ def write_original(
     module: Mapping[str, Tensor], prefix: str, rename: Rename, convolutions: bool = False
 ) -> dict[str, Tensor]:
     """Invert ``read_original``. ``convolutions``: attention's linear layers become 1×1."""
+    import torch
+
     theirs: dict[str, Tensor] = {}
     thirds: dict[str, dict[int, Tensor]] = {}
     for key, value in module.items():

@@ -134,7 +134,10 @@ def read_beside(path: Path) -> Beside:
     statements: list[Statement] = []
     zero_snr = False
     own = [path.with_suffix(end) for end in (".yaml", ".yml", ".json")]
-    for config in (*own, path.parent / "scheduler" / SCHEDULER, path.parent / SCHEDULER):
+    folders = [path.parent / "scheduler", path.parent]
+    if path.parent.name == "unet":  # of a folder of diffusers
+        folders.append(path.parent.parent / "scheduler")
+    for config in (*own, *(folder / SCHEDULER for folder in folders)):
         if config == path or not config.is_file():
             continue
         text = _read_text(config)

@@ -38,6 +38,7 @@ def interval(text: str) -> tuple[float, ...]:
 
 
 SWITCH, FILE = "bool", "Picture | Sequence[Picture]"
+MAP = f"{FILE} | Tensor"
 # A field's type, without None → how to read the option.
 READERS: dict[str, Callable[[str], Any]] = {
     "int": int,
@@ -48,6 +49,7 @@ READERS: dict[str, Callable[[str], Any]] = {
     "tuple[float, float]": interval,
     "tuple[int, int, int, int]": margins,
     FILE: filled,
+    MAP: filled,
 }
 GROUPS = {  # a field's group → heading in the help
     "text": "text",
@@ -83,7 +85,7 @@ def default_of(field: Field[Any]) -> Any:
 FIELDS = {option_name(field): field for field in fields(LargeRequest) if about(field).options}
 DEFAULTS = {name: default_of(field) for name, field in FIELDS.items()}
 SWITCHES = frozenset(name for name, field in FIELDS.items() if kind(field) == SWITCH)
-FILES = tuple(name for name, field in FIELDS.items() if kind(field) == FILE)
+FILES = tuple(name for name, field in FIELDS.items() if kind(field) in (FILE, MAP))
 LISTS = frozenset(name for name, field in FIELDS.items() if kind(field).startswith("tuple"))
 # Other accepted names → the option's.
 ALIASES = {

@@ -8,7 +8,12 @@ from collections.abc import Sequence
 
 from ldm.cli import observe
 from ldm.cli.common import FAILED, fail, importing_torch, run
-from ldm.cli.guidance_options import given_pictures, read_given
+from ldm.cli.guidance_options import (
+    given_depth,
+    given_pictures,
+    read_given,
+    read_given_depth,
+)
 from ldm.cli.jobs import my_share, plan_jobs, rank_and_world_size
 from ldm.cli.options import check_arguments
 from ldm.cli.plots import read_plot
@@ -19,6 +24,7 @@ from ldm.cli.session import Session, Work, load_model
 def generate(arguments: argparse.Namespace) -> None:
     """Check the arguments, load the model, draw in batches, save each picture when it is done."""
     read_given.cache_clear()
+    read_given_depth.cache_clear()
     observe.check_single_pictures(arguments)
     work = plan_work(arguments)
     session = Session(arguments, work)
@@ -26,7 +32,9 @@ def generate(arguments: argparse.Namespace) -> None:
         for complaint in work.bad:
             fail(complaint, FAILED)
     if not arguments.prompts:
-        given_pictures(arguments)  # before PyTorch is imported: a wrong file is an error at once
+        # Before PyTorch is imported: a wrong file is an error at once.
+        given_pictures(arguments)
+        given_depth(arguments)
     if work.jobs and not work.batches:
         session.inform("nothing is left to draw")
         return

@@ -30,9 +30,10 @@ class Fast(argparse.Action):
 
 def check_steering(arguments: argparse.Namespace) -> None:
     """Raise ArgumentError for options that do not go together."""
-    for name in ("mask", "outpaint"):
+    for name in ("mask", "outpaint", "depth_map", "image_guidance_scale"):
         if getattr(arguments, name) is not None and arguments.image is None:
-            raise ArgumentError(f"--{name} says what to do with an --image; give that, too")
+            option = name.replace("_", "-")
+            raise ArgumentError(f"--{option} says what to do with an --image; give that, too")
     if arguments.mask is not None and arguments.outpaint is not None:
         raise ArgumentError("--mask and --outpaint both say what to draw anew; give one of them")
     if arguments.hires_scale is not None and arguments.image is not None:
@@ -69,6 +70,19 @@ def read_given(
     if picture is not None and outpaint is not None:
         return extend_canvas(picture, *outpaint)
     return picture, None if mask is None else load_layer(mask)
+
+
+def given_depth(arguments: argparse.Namespace) -> Image | None:
+    """Load the depth map. Raises ImageError for a file that cannot be read."""
+    return None if arguments.depth_map is None else read_given_depth(arguments.depth_map)
+
+
+@functools.lru_cache(maxsize=2)
+def read_given_depth(file: str) -> Image:
+    """Load as ``given_depth``. Clear the cache before a run: files may have changed."""
+    from ldm.images.depth import load_depth
+
+    return load_depth(file)
 
 
 def pass_strength(arguments: argparse.Namespace) -> float | None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ldm.adapters.lora_scale import TagScale
-from ldm.cli.guidance_options import given_pictures
+from ldm.cli.guidance_options import given_depth, given_pictures
 from ldm.cli.loras import LoraUse, find_lora, lora_option, lora_tag
 from ldm.cli.observe import beside
 from ldm.cli.options import MAX_PICTURES
@@ -88,6 +88,7 @@ def plan_lines(
             if line.error is not None:
                 raise line.error
             given_pictures(own)  # a wrong file is an error before PyTorch is imported
+            given_depth(own)
             mine = plan_line(line, seed, before, number)
             check_files(mine, taken)
         except LDMError as error:

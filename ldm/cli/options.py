@@ -12,9 +12,8 @@ from ldm import __version__
 from ldm.checkpoints.prediction import KNOWN_PREDICTIONS
 from ldm.cli.common import EXIT_CODES, Checker, Parser, check_counts, put, run
 from ldm.cli.fields import GROUPS, add_fields, filled
-from ldm.cli.guidance_options import Fast, check_steering, masked
+from ldm.cli.guidance_options import Fast, check_steering
 from ldm.errors import ArgumentError
-from ldm.request import default_strength
 from ldm.samplers import read_names, start_index
 from ldm.samplers.loop import MAX_SEED
 from ldm.samplers.names import listing
@@ -278,8 +277,7 @@ def check_arguments(arguments: argparse.Namespace) -> None:
     if arguments.prompts is not None:  # each line is checked with its own arguments
         return
     check_steering(arguments)
-    if arguments.strength is None:
-        arguments.strength = default_strength(masked(arguments))
-    elif arguments.image is None:
-        raise ArgumentError("--strength says how much of an --image to redraw; give that, too")
-    start_index(1, arguments.strength)
+    if arguments.strength is not None:
+        if arguments.image is None:
+            raise ArgumentError("--strength says how much of an --image to redraw; give that, too")
+        start_index(1, arguments.strength)

@@ -150,6 +150,8 @@ def found_settings(job: Job, pipe: Pipeline, picture: Image) -> dict[str, Any]:
     advised = ["num_inference_steps", "guidance_scale"]
     if pipe.classifier and job.text.strip():
         advised.append("classifier_scale")
+    if pipe.edits:
+        advised.append("image_guidance_scale")
     missing = [name for name in advised if getattr(arguments, name) is None]
     return found | {name: getattr(pipe.defaults, name) for name in missing}
 
@@ -262,14 +264,14 @@ def _check_inputs(info: GenerationInfo, arguments: argparse.Namespace, path: Pat
 def _check_images(info: GenerationInfo, arguments: argparse.Namespace, path: Path) -> None:
     """Raise ArgumentError for a missing image; warn of another than the file was drawn from."""
     for name, known in info.images.items():
-        file = getattr(arguments, name, None)
+        file, option = getattr(arguments, name, None), name.replace("_", "-")
         if file is None:
             raise ArgumentError(
-                f"{path} was drawn from a picture that is not in it; give that with --{name}"
+                f"{path} was drawn from a picture that is not in it; give that with --{option}"
             )
         if known and _digest(name, file) != known:
             warnings.warn(
-                f"{path} was drawn from another --{name} than {file}, so the picture will be "
+                f"{path} was drawn from another --{option} than {file}, so the picture will be "
                 "another",
                 stacklevel=4,
             )
@@ -278,5 +280,7 @@ def _check_images(info: GenerationInfo, arguments: argparse.Namespace, path: Pat
 def _digest(name: str, file: str) -> str:
     """Return the digest of an input picture; a mask's counts its transparency, too."""
     from ldm.images import digest, load_image, load_layer
+    from ldm.images.depth import load_depth
 
-    return digest(load_layer(file) if name == "mask" else load_image(file))
+    load = {"mask": load_layer, "depth_map": load_depth}.get(name, load_image)
+    return digest(load(file))

@@ -20,7 +20,7 @@ from ldm.cli import observe
 from ldm.cli.common import FAILED, fail, notify, put
 from ldm.cli.fields import request_arguments
 from ldm.cli.grids import grid_columns, lay_out
-from ldm.cli.guidance_options import given_pictures, masked, pass_strength
+from ldm.cli.guidance_options import given_depth, given_pictures, masked, pass_strength
 from ldm.cli.jobs import Job, group_jobs
 from ldm.cli.loras import LoraUse
 from ldm.cli.metadata import picture_texts
@@ -30,6 +30,7 @@ from ldm.cli.plots import Plot
 from ldm.cli.prompts_file import Line
 from ldm.cli.sizes import image_size, size_advice
 from ldm.errors import LDMError
+from ldm.request import default_strength
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -110,6 +111,8 @@ class Session:
             image, _ = given_pictures(own)
             if image is not None:
                 own.width, own.height = image_size(pipe, image, own)
+                if own.strength is None:
+                    own.strength = default_strength(masked(own), pipe.edits)
 
     def use_only(self, loras: Sequence[LoraUse]) -> None:
         """Use the LoRAs of a batch, and no others; one that is named twice counts twice."""
@@ -303,7 +306,8 @@ def open_stream(
     if arguments.hires_scale is not None:
         return hires_fix(pipe, texts, **options)
     image, mask = given_pictures(arguments)
-    return pipe.stream(texts, image=image, mask_image=mask, **options)
+    depth = given_depth(arguments)
+    return pipe.stream(texts, image=image, mask_image=mask, depth_map=depth, **options)
 
 
 def run_levels(pipe: Pipeline, arguments: argparse.Namespace) -> tuple[int, int]:

@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ldm.config.base import Config
+    from ldm.config.blocks import BlocksConfig
     from ldm.config.classifier import ClassifierConfig
     from ldm.config.clip import CLIPTextConfig
     from ldm.config.json import read_json, write_json
     from ldm.config.scheduler import SchedulerConfig
-    from ldm.config.unet import BlocksConfig, UNetConfig
+    from ldm.config.unet import UNetConfig
     from ldm.config.vae import VAEConfig
 
 MODULE_OF_NAME = {
-    "BlocksConfig": "ldm.config.unet",
+    "BlocksConfig": "ldm.config.blocks",
     "CLIPTextConfig": "ldm.config.clip",
     "ClassifierConfig": "ldm.config.classifier",
     "Config": "ldm.config.base",

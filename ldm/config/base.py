@@ -16,12 +16,19 @@ from ldm.config.json import read_json
 from ldm.errors import CheckpointError
 
 C = TypeVar("C", bound="Config")
+T = TypeVar("T")
 # Larger whole numbers would take all memory, and no key means anything by ∞ or NaN.
 INTERVALS = {int: f"[0, {1 << 20}]", float: "(-inf, inf)"}
 # Of numbers of layers, and of lists with one value for each level.
 DEPTH = "[1, 100]"
 DEPTHS = frozenset(
-    {"layers_per_block", "transformer_layers_per_block", "num_hidden_layers", "block_out_channels"}
+    {
+        "layers_per_block",
+        "transformer_layers_per_block",
+        "reverse_transformer_layers_per_block",
+        "num_hidden_layers",
+        "block_out_channels",
+    }
 )
 
 
@@ -46,7 +53,7 @@ class Config:
             if key in known:
                 if not is_supported(key, value, known[key]):
                     raise CheckpointError(f"{source}: {key} is {value!r}, which is not supported")
-                kept[key] = tuple(value) if isinstance(value, list) else value
+                kept[key] = frozen(value)
             elif not key.startswith("_") and key not in cls.IGNORED:
                 neutral = cls.NEUTRAL.get(key, (None, False))
                 if value not in neutral:
@@ -71,20 +78,27 @@ class Config:
         return {**self.EXTRA, **asdict(self)}
 
 
+def frozen(value: Any) -> Any:
+    """Return a value of a JSON file with tuples in place of lists."""
+    return tuple(map(frozen, value)) if isinstance(value, list | tuple) else value
+
+
 def is_supported(key: str, value: Any, hint: Any) -> bool:
     """Whether a value of a JSON file could be that of a field: its type, and a sensible size."""
     interval = next((INTERVALS[kind] for kind in scalars(hint) if kind in INTERVALS), None)
     if not fits(value, hint) or (interval and not inside(value, interval)):
         return False
-    return key not in DEPTHS or inside(value if isinstance(value, int) else len(value), DEPTH)
+    if key not in DEPTHS or value is None:
+        return True
+    return inside(value if isinstance(value, int) else len(value), DEPTH)
 
 
-def per_level(value: int | tuple[int, ...], levels: int, name: str) -> tuple[int, ...]:
+def per_level(value: int | tuple[T, ...], levels: int, name: str) -> tuple[int | T, ...]:
     """Return one value per resolution level; a single one is repeated.
 
     Raises CheckpointError for a list of another length.
     """
-    values = (value,) * levels if isinstance(value, int) else tuple(value)
+    values = value if isinstance(value, tuple) else (value,) * levels
     if len(values) != levels:
         raise CheckpointError(
             f"{name} has {len(values)} values for {levels} levels of block_out_channels"

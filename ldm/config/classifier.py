@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ldm.config.base import check_choice
-from ldm.config.unet import BlocksConfig
+from ldm.config.blocks import BlocksConfig
 from ldm.errors import CheckpointError
 
 

@@ -1,99 +1,20 @@
-"""The configuration of the U-Net, and of the blocks that it shares with classifiers."""
+"""The configuration of the U-Net."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
-from ldm.config.base import Config, check_choice, check_groups, per_level
+from ldm.config.base import check_choice, per_level
+from ldm.config.blocks import MOST_LAYERS, PLAIN_BLOCKS, BlocksConfig, check_blocks
 from ldm.errors import CheckpointError
 
-# Kinds of block, with attention to a text and without; "{}" is "Down" or "Up".
+# Kinds of block with attention to a text; "{}" is "Down" or "Up".
 TEXT_BLOCKS = ("{}Block2D", "CrossAttn{}Block2D")
-PLAIN_BLOCKS = ("{}Block2D", "Attn{}Block2D", "Resnet{}sampleBlock2D")
+# The middle of U-Nets with a text: with attention to it, one residual block alone, or none.
+MID_BLOCKS = ("UNetMidBlock2DCrossAttn", "UNetMidBlock2D", None)
 
-
-@dataclass(frozen=True)
-class BlocksConfig(Config):
-    """What the levels of U-Nets and of classifiers are made of: see ``ldm.unet``."""
-
-    in_channels: int = 3
-    center_input_sample: bool = False  # pixels come in [0, 1]: the network moves them to [-1, 1]
-    flip_sin_to_cos: bool = True  # order of the halves of the time embedding
-    freq_shift: float = 0
-    block_out_channels: tuple[int, ...] = (224, 448, 672, 896)  # one level each, /2 between levels
-    layers_per_block: int = 2
-    down_block_types: tuple[str, ...] = ("DownBlock2D",) + ("AttnDownBlock2D",) * 3
-    downsample_type: str = "conv"  # of AttnDownBlock2D; "resnet": by a residual block
-    downsample_padding: int = 1  # of the convolution; 0: right and below only
-    norm_num_groups: int = 32
-    norm_eps: float = 1e-5
-    resnet_time_scale_shift: str = "default"  # "scale_shift": adaptive group normalisation
-    dropout: float = 0.0  # in the residual blocks, in training
-    attention_head_dim: int | tuple[int, ...] | None = 8  # channels per head; None: one head
-    add_attention: bool = True  # in the middle
-    # Of the attention there; None: norm_num_groups, or with "scale_shift" no normalisation.
-    attn_norm_num_groups: int | None = None
-
-    EXTRA: ClassVar[dict[str, Any]] = {"act_fn": "silu"}
-    NEUTRAL: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "act_fn": ("silu", "swish"),
-        "mid_block_scale_factor": (1,),
-        "time_embedding_type": ("positional",),
-    }
-
-    def __post_init__(self) -> None:
-        check_groups(self.block_out_channels, self.norm_num_groups)
-        if self.attn_norm_num_groups is not None:
-            check_groups(
-                self.block_out_channels[-1:], self.attn_norm_num_groups, "attn_norm_num_groups"
-            )
-        check_choice(
-            "resnet_time_scale_shift", self.resnet_time_scale_shift, ("default", "scale_shift")
-        )
-        check_choice("downsample_type", self.downsample_type, ("conv", "resnet"))
-        if self.downsample_padding not in (0, 1):
-            raise CheckpointError(f"downsample_padding is {self.downsample_padding}; expected 0, 1")
-        if not 0 <= self.dropout < 1:
-            raise CheckpointError(f"dropout is {self.dropout}; expected [0, 1)")
-        self.check_blocks()
-        self.check_heads()
-
-    def check_blocks(self) -> None:
-        """Raise CheckpointError unless each level has its block, of a kind that there is."""
-        check_blocks("down_block_types", self.down_block_types, PLAIN_BLOCKS, self.levels)
-
-    def check_heads(self) -> None:
-        """Raise CheckpointError unless heads divide the channels wherever there is attention."""
-        size = self.attention_head_dim
-        for channels, attends in zip(self.block_out_channels, self.attending, strict=True):
-            if (
-                attends
-                and size is not None
-                and (not isinstance(size, int) or size <= 0 or channels % size)
-            ):
-                raise CheckpointError(
-                    f"{channels} channels cannot be split into attention heads of "
-                    f"attention_head_dim {size}"
-                )
-
-    @property
-    def levels(self) -> int:
-        """How many resolutions there are."""
-        return len(self.block_out_channels)
-
-    @property
-    def attending(self) -> list[bool]:
-        """Which levels have attention, finest first; the middle counts with the last."""
-        attending = ["Attn" in kind for kind in self.down_block_types]
-        return [*attending[:-1], attending[-1] or self.add_attention]
-
-    @property
-    def heads(self) -> tuple[int, ...]:
-        """Attention heads of each level, finest first."""
-        size = self.attention_head_dim
-        assert not isinstance(size, tuple)  # see check_heads
-        return tuple(1 if size is None else width // size for width in self.block_out_channels)
+Depths = tuple[int | tuple[int, ...], ...]  # of each level; a list has one for each of its layers
 
 
 @dataclass(frozen=True)
@@ -116,7 +37,11 @@ class UNetConfig(BlocksConfig):
     num_class_embeds: int | None = None
     class_embed_type: str | None = None  # "timestep": a number instead; "identity": an embedding
     cross_attention_dim: int | None = 768  # width of the text's states; None: no text
-    transformer_layers_per_block: int | tuple[int, ...] = 1
+    mid_block_type: str | None = "UNetMidBlock2DCrossAttn"  # distilled ones have less there
+    transformer_layers_per_block: int | Depths = 1
+    # On the way up, coarsest first; None: as on the way down.
+    reverse_transformer_layers_per_block: Depths | None = None
+    only_cross_attention: bool | tuple[bool, ...] = False  # both attentions look at the text
     num_attention_heads: int | tuple[int, ...] | None = None  # overrides it where given
     use_linear_projection: bool = False  # SD 2.x, SDXL: proj_in/out linear, not 1×1 convolutions
     # SDXL: "text_time" adds the pooled text and sizes in pixels to the time embedding.
@@ -126,13 +51,22 @@ class UNetConfig(BlocksConfig):
     time_cond_proj_dim: int | None = None  # LCM: width of the guidance scale's embedding
 
     TEXT_ONLY: ClassVar[tuple[str, ...]] = (
+        "mid_block_type",
         "transformer_layers_per_block",
+        "reverse_transformer_layers_per_block",
+        "only_cross_attention",
         "num_attention_heads",
         "use_linear_projection",
         "addition_embed_type",
         "addition_time_embed_dim",
         "projection_class_embeddings_input_dim",
         "time_cond_proj_dim",
+    )
+    # Written if they are not the default.
+    DISTILLED_ONLY: ClassVar[tuple[str, ...]] = (
+        "mid_block_type",
+        "reverse_transformer_layers_per_block",
+        "only_cross_attention",
     )
     PLAIN_ONLY: ClassVar[tuple[str, ...]] = (
         "downsample_type",
@@ -151,9 +85,11 @@ class UNetConfig(BlocksConfig):
         "block_out_channels": (224, 448, 672, 896),
     }
     # Precision of the attention; ours is as the processor does it best. Range of learned times.
-    IGNORED: ClassVar[frozenset[str]] = frozenset({"upcast_attention", "num_train_timesteps"})
+    # A key of a kind of middle that is not among MID_BLOCKS.
+    IGNORED: ClassVar[frozenset[str]] = frozenset(
+        {"upcast_attention", "num_train_timesteps", "mid_block_only_cross_attention"}
+    )
     NEUTRAL: ClassVar[dict[str, tuple[Any, ...]]] = BlocksConfig.NEUTRAL | {
-        "mid_block_type": ("UNetMidBlock2DCrossAttn",),
         "resnet_out_scale_factor": (1.0,),
         "conv_in_kernel": (3,),
         "conv_out_kernel": (3,),
@@ -174,7 +110,7 @@ class UNetConfig(BlocksConfig):
         if self.num_class_embeds is not None and self.num_class_embeds < 1:
             raise CheckpointError("num_class_embeds is 0; expected 1 or more, or none")
         check_choice("class_embed_type", self.class_embed_type, ("timestep", "identity", None))
-        per_level(self.transformer_layers_per_block, self.levels, "transformer_layers_per_block")
+        self.check_depths()
         check_choice("addition_embed_type", self.addition_embed_type, ("text_time", None))
         sizes = (self.addition_time_embed_dim, self.projection_class_embeddings_input_dim)
         if self.addition_embed_type and None in sizes:
@@ -187,6 +123,30 @@ class UNetConfig(BlocksConfig):
         kinds = PLAIN_BLOCKS if self.cross_attention_dim is None else TEXT_BLOCKS
         for name in ("down_block_types", "up_block_types"):
             check_blocks(name, getattr(self, name), kinds, self.levels)
+
+    def check_depths(self) -> None:
+        """Raise CheckpointError unless the depths, the middle and the layers go together."""
+        check_choice("mid_block_type", self.mid_block_type, MID_BLOCKS)
+        per_level(self.only_cross_attention, self.levels, "only_cross_attention")
+        name = "transformer_layers_per_block"
+        depths, up = self.transformer_layers_per_block, self.reverse_transformer_layers_per_block
+        per_level(depths, self.levels, name)
+        if up is None:
+            if not isinstance(depths, int) and not all(isinstance(one, int) for one in depths):
+                raise CheckpointError(
+                    f"{name} is {depths}, with a list; reverse_{name}, of the way up, is missing"
+                )
+        else:
+            per_level(up, self.levels, f"reverse_{name}")
+        for depth in (*self.down_depths, *self.up_depths, (self.mid_depth,)):
+            if not all(0 <= one <= MOST_LAYERS for one in depth):
+                raise CheckpointError(
+                    f"{name} holds {depth}; expected 0 to {MOST_LAYERS} for each layer"
+                )
+        if self.cross_attention_dim is None and not isinstance(self.layers_per_block, int):
+            raise CheckpointError(
+                f"layers_per_block is {self.layers_per_block}; a {self.class_name} has one number"
+            )
 
     def check_heads(self) -> None:
         if self.cross_attention_dim is None:
@@ -219,6 +179,9 @@ class UNetConfig(BlocksConfig):
         plain = self.cross_attention_dim is None
         for name in (*self.TEXT_ONLY, "cross_attention_dim") if plain else self.PLAIN_ONLY:
             del values[name]
+        for name in () if plain else self.DISTILLED_ONLY:
+            if values[name] == getattr(type(self), name):
+                del values[name]
         return values
 
     @property
@@ -252,10 +215,45 @@ class UNetConfig(BlocksConfig):
         return per_level(value, len(self.block_out_channels), "attention_head_dim")
 
     @property
-    def depth(self) -> tuple[int, ...]:
-        """Transformer blocks in each spatial transformer, per level, finest first."""
-        levels = len(self.block_out_channels)
-        return per_level(self.transformer_layers_per_block, levels, "transformer_layers_per_block")
+    def down_depths(self) -> tuple[tuple[int, ...], ...]:
+        """Transformer blocks in each spatial transformer on the way down, finest level first.
+
+        Levels without attention have ().
+        """
+        depths = per_level(
+            self.transformer_layers_per_block, self.levels, "transformer_layers_per_block"
+        )
+        return tuple(
+            per_layer(depth, layers) if "Attn" in kind else ()
+            for depth, layers, kind in zip(depths, self.layers, self.down_block_types, strict=True)
+        )
+
+    @property
+    def mid_depth(self) -> int:
+        """Transformer blocks in the middle."""
+        depths = self.transformer_layers_per_block
+        last = depths if isinstance(depths, int) else depths[-1]
+        return per_layer(last, 1)[0]
+
+    @property
+    def up_depths(self) -> tuple[tuple[int, ...], ...]:
+        """As ``down_depths``, of the way up; coarsest level first."""
+        depths = self.reverse_transformer_layers_per_block
+        if depths is None:
+            name = "transformer_layers_per_block"
+            depths = per_level(self.transformer_layers_per_block, self.levels, name)[::-1]
+        return tuple(
+            per_layer(depth, layers + 1) if "Attn" in kind else ()
+            for depth, layers, kind in zip(
+                depths, self.layers[::-1], self.up_block_types, strict=True
+            )
+        )
+
+    @property
+    def crossing(self) -> tuple[bool, ...]:
+        """Whether both attentions of a level look at the text, finest first."""
+        values = per_level(self.only_cross_attention, self.levels, "only_cross_attention")
+        return tuple(map(bool, values))
 
     def time_ids(self, pooled: int) -> int:
         """Return how many sizes in pixels SDXL's U-Net reads beside a text of width ``pooled``."""
@@ -273,12 +271,14 @@ class UNetConfig(BlocksConfig):
         return count
 
 
-def check_blocks(name: str, found: tuple[str, ...], kinds: tuple[str, ...], levels: int) -> None:
-    """Raise CheckpointError unless there is one block for each level, of these kinds."""
-    if len(found) != levels:
+def per_layer(depth: int | tuple[int, ...], layers: int) -> tuple[int, ...]:
+    """Return one depth for each layer of a block; a single one is repeated, others are left out.
+
+    Raises CheckpointError for a list that is too short.
+    """
+    values = (depth,) * layers if isinstance(depth, int) else depth[:layers]
+    if len(values) < layers:
         raise CheckpointError(
-            f"{name} has {len(found)} blocks for {levels} levels of block_out_channels"
+            f"transformer_layers_per_block holds {depth} for a block of {layers} layers"
         )
-    way = name.partition("_")[0].capitalize()
-    for kind in found:
-        check_choice(f"{name}: a block", kind, [one.format(way) for one in kinds])
+    return values

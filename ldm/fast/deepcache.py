@@ -42,7 +42,7 @@ class DeepCache:
 
     def __init__(self, unet: UNet, every: int, branch: int = 0) -> None:
         """Split the U-Net. Raises ArgumentError for numbers that do not work."""
-        layers = unet.config.layers_per_block
+        layers = unet.config.layers[0]
         if every < 1:
             raise ArgumentError(f"deep_cache is {every}; it must be at least 1, which is off")
         if not 0 <= branch <= layers - 1:

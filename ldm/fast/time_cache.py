@@ -111,7 +111,7 @@ def cache_of(unet: nn.Module) -> TimeCache | None:
     """Return the time cache of a network, if it is a U-Net that has one."""
     if not isinstance(unet, UNet):
         return None
-    first = unet.mid_block.resnets[0].time_emb_proj
+    first = next(each for each in unet.modules() if isinstance(each, ResnetBlock)).time_emb_proj
     return first.cache if isinstance(first, TimeLinear) else None
 
 

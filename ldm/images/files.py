@@ -34,12 +34,12 @@ def load_image(source: str | Path | Image.Image) -> Image.Image:
     Raises ImageError if the file is missing, damaged, not an image, or larger than Pillow's limit
     (`PIL.Image.MAX_IMAGE_PIXELS`, 89 megapixels).
     """
-    return _load(source, _to_rgb)
+    return load(source, _to_rgb)
 
 
 def load_layer(source: str | Path | Image.Image) -> Image.Image:
     """Load as ``load_image``, but keep transparency: RGB if all is opaque, else RGBA."""
-    return _load(source, _to_layer)
+    return load(source, _to_layer)
 
 
 def read_texts(path: str | Path | Image.Image) -> dict[str, str]:
@@ -204,9 +204,10 @@ def image_grid(images: Sequence[Image.Image], columns: int | None = None) -> Ima
     return grid
 
 
-def _load(
+def load(
     source: str | Path | Image.Image, convert: Callable[[Image.Image], Image.Image]
 ) -> Image.Image:
+    """Load a file or PIL image, and ``convert`` it. Raises ImageError as ``load_image``."""
     if isinstance(source, Image.Image):
         with _reading("image"):
             return convert(source)

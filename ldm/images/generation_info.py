@@ -209,7 +209,11 @@ def from_labels(labels: Mapping[str, str]) -> GenerationInfo:
 NUMBERS: dict[str, tuple[str, type[int] | type[float]]] = {
     about(field).label: (field.name, int if str(field.type).startswith("int") else float)
     for field in fields(Request)
-    if field.name in ("num_inference_steps", "guidance_scale", "seed", "clip_skip", "eta")
+    if field.name
+    in (
+        *("num_inference_steps", "guidance_scale", "image_guidance_scale"),
+        *("seed", "clip_skip", "eta"),
+    )
 }
 
 

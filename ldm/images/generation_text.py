@@ -45,7 +45,7 @@ def number_text(value: float) -> str:
 
 def common_settings(info: GenerationInfo, size: tuple[int, int]) -> dict[str, Any]:
     """Return the settings of every picture, under the web UI's names."""
-    given = info.arguments
+    given, edits = info.arguments, info.arguments.get("image_guidance_scale")
     return {
         label("prompt"): given["prompt"],
         label("negative_prompt"): given.get("negative_prompt"),
@@ -53,6 +53,7 @@ def common_settings(info: GenerationInfo, size: tuple[int, int]) -> dict[str, An
         label("sampler"): SAMPLERS[given["sampler"]].label,
         label("schedule"): SCHEDULES[given["schedule"]].label,
         label("guidance_scale"): number_text(given["guidance_scale"]),
+        label("image_guidance_scale"): None if edits is None else number_text(edits),
         label("seed"): given.get("seed"),
         "Size": "x".join(map(str, size)),
         "Model": info.model,

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 
 from ldm.config import ClassifierConfig, CLIPTextConfig, SchedulerConfig, UNetConfig, VAEConfig
+from ldm.config.tasks import task_of
 from ldm.errors import CheckpointError
 from ldm.latents import PixelConfig
 
@@ -45,10 +46,11 @@ def check_parts(
         raise CheckpointError("the U-Net reads no text, and so draws pixels; leave the vae out")
     if texts and (unet.class_conditional or classifier or classes):
         raise CheckpointError("a model with a text and with classes is not supported")
-    if unet.in_channels not in (latent, 2 * latent + 1):
+    if task_of(unet.in_channels, latent) is None:
         raise CheckpointError(
             f"the U-Net has {unet.in_channels} input channels for {latent} latent "
-            f"channels of the VAE; expected {latent}, or {2 * latent + 1} for inpainting"
+            f"channels of the VAE; expected {latent}, {2 * latent + 1} for inpainting, "
+            f"{2 * latent} for edits, {latent + 1} for depth"
         )
     learned = str(scheduler.variance_type).startswith("learned")
     allowed = [2 * latent] if learned else [latent, 2 * latent]

@@ -14,6 +14,7 @@ from ldm.classes.classifier import Classifier
 from ldm.clip import CLIPTextEncoder
 from ldm.config import SchedulerConfig, read_json, write_json
 from ldm.config.generation import Defaults
+from ldm.config.tasks import task_of
 from ldm.errors import CheckpointError
 from ldm.latents import Pixels
 from ldm.loading.devices import vae_dtype
@@ -32,9 +33,12 @@ PIPELINES = frozenset(
         ("StableDiffusion", ("", "Img2Img", "Inpaint")),
         ("StableDiffusionXL", ("", "Img2Img", "Inpaint")),
         ("LatentConsistencyModel", ("", "Img2Img")),
+        ("StableDiffusion", ("InstructPix2Pix", "Depth2Img")),
+        ("StableDiffusionXL", ("InstructPix2Pix",)),
     )
     for task in tasks
 )
+CLASS_WORDS = {"inpaint": "Inpaint", "edit": "InstructPix2Pix", "depth": "Depth2Img"}
 PIXEL_PIPELINES = frozenset({"DDPMPipeline", "DDIMPipeline"})
 
 
@@ -55,6 +59,11 @@ def load_folder(
         raise CheckpointError(
             f"{folder / 'model_index.json'} is of a {kind}; only models of the Stable Diffusion "
             f"family are supported, and of pixels {' and '.join(sorted(PIXEL_PIPELINES))}"
+        )
+    if index.get("is_cosxl_edit"):
+        raise CheckpointError(
+            f"{folder / 'model_index.json'} is of CosXL Edit, which is not supported; of editing "
+            "models, instruct-pix2pix is"
         )
 
     def place(name: str) -> Path:
@@ -116,6 +125,8 @@ def save_folder(parts: dict[str, Any], folder: Path, dtype: torch.dtype | None) 
     defaults = dict(vars(parts["defaults"]))
     if parts["classifier"] is None:
         del defaults["classifier_scale"]
+    if "Pix2Pix" not in index["_class_name"]:
+        del defaults["image_guidance_scale"]
     save_rest = save_pixels if index["_class_name"] in PIXEL_PIPELINES else save_latents
     save_rest(parts, folder, dtype, index)
     save_component(parts["unet"], folder / "unet", dtype)
@@ -174,11 +185,12 @@ def class_name(parts: dict[str, Any]) -> str:
     if isinstance(parts["vae"], Pixels):
         ddim = parts["scheduler"].config.sampler_class == "DDIMScheduler"
         return "DDIMPipeline" if ddim else "DDPMPipeline"
-    inpaint = "Inpaint" if unet.in_channels > parts["vae"].config.latent_channels else ""
+    task = task_of(unet.in_channels, parts["vae"].config.latent_channels)
+    word = CLASS_WORDS.get(str(task), "")
     if unet.addition_embed_type is None:
         if unet.time_cond_proj_dim is not None:
             return "LatentConsistencyModelPipeline"
-        return f"StableDiffusion{inpaint}Pipeline"
+        return f"StableDiffusion{word}Pipeline"
     last = parts["text_encoder_2"] or parts["text_encoder"]
     refiner = unet.time_ids(last.config.projection_dim) == 5
-    return f"StableDiffusionXL{'Img2Img' if refiner else inpaint}Pipeline"
+    return f"StableDiffusionXL{'Img2Img' if refiner else word}Pipeline"

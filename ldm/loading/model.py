@@ -15,6 +15,7 @@ from ldm.classes.labels import Classes
 from ldm.clip import CLIPTextEncoder
 from ldm.config import SchedulerConfig
 from ldm.config.generation import Defaults
+from ldm.config.tasks import task_of
 from ldm.denoiser import Listener
 from ldm.errors import ArgumentError
 from ldm.fast import adapt_to_cpu
@@ -43,7 +44,9 @@ class Model:
 
     Attributes:
         xl: whether the U-Net is also conditioned on sizes, as SDXL's is.
-        inpaints: whether the U-Net reads a mask and the masked image beside x.
+        task: what the U-Net reads beside x; see ``ldm.config.tasks``.
+        inpaints: whether it reads a mask and the masked image.
+        edits: whether it reads the image to edit.
         classes: of a model without text; None for a model with text.
         defaults: values of arguments that a request leaves out.
         inversions, loras: the adapters on the parts.
@@ -109,10 +112,13 @@ class Model:
         encoders = [model.encoder.config for model in self.text_models]
         judge = classifier.config if classifier else None
         check_parts(self.vae.config, unet.config, config, encoders, judge, bool(id2label))
-        self.inpaints = unet.config.in_channels > self.vae.config.latent_channels
+        task = task_of(unet.config.in_channels, self.vae.config.latent_channels)
+        assert task is not None  # see check_parts
+        self.task = task
+        self.inpaints, self.edits = task == "inpaint", task == "edit"
         self.time_ids = unet.config.time_ids(encoders[-1].projection_dim) if encoders else 0
         self.classes = None if encoders else Classes.of(unet.config, judge, id2label)
-        self.defaults = defaults or Defaults.of(unet.config, config)
+        self.defaults = defaults or Defaults.of(unet.config, config, task)
         if self.classes and self.classes.no_class is None:  # nothing to guide away from
             self.defaults = replace(self.defaults, guidance_scale=1.0)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ldm.checkpoints.assets import asset_path
+from ldm.checkpoints.distilled import original_names
 from ldm.checkpoints.family import (
     FAMILIES,
     UNET,
@@ -63,6 +64,9 @@ def load_file(
     Raises CheckpointError for a file that is broken, incomplete or of another kind.
     """
     tensors, metadata, global_step = read_checkpoint(path)
+    if "conv_in.weight" in tensors:  # a U-Net alone, under diffusers' names
+        every = {key: tuple(value.shape) for key, value in tensors.items()}
+        tensors = original_names(tensors, every) or tensors
     if "input_blocks.0.0.weight" in tensors:  # a U-Net alone
         markers = {name: tensors.pop(name) for name in MARKERS if name in tensors}
         tensors = {f"{UNET}{key}": value for key, value in tensors.items()} | markers
@@ -88,14 +92,6 @@ def load_file(
         rename: Rename,
         layers: int | None = None,
     ) -> M:
-        if not any(key.startswith(prefix) for key in tensors):
-            what = "a VAE" if module_class is AutoencoderKL else "the text encoder"
-            option = "vae" if module_class is AutoencoderKL else "text_encoder"
-            width = "" if option == "vae" else f" of width {config.hidden_size}"  # type: ignore[attr-defined]
-            raise CheckpointError(
-                f"{path} lacks {what}{width}; give one: --{option.replace('_', '-')} FILE, or "
-                f"{option}= in Python"
-            )
         module = empty(module_class, config)
         expected = {key: value.shape for key, value in module.state_dict().items()}
         found = read_original(tensors, expected, prefix, rename)
@@ -112,6 +108,7 @@ def load_file(
     supplied: dict[str, Any] = dict(load_text_encoders(text_encoders, wanted, dtype, device))
     if vae is not None:
         supplied["vae"] = load_vae(vae, family.vae, vae_dtype(dtype), device)
+    check_whole(path, tensors, family, supplied)
     parts: dict[str, Any] = {
         "vae": supplied.get("vae") or part(AutoencoderKL, family.vae, VAE, names_of(family.vae)),
         "unet": part(UNet, family.unet, UNET, names_of(family.unet)),
@@ -130,6 +127,37 @@ def load_file(
             vocabulary, pad_token=text.pad_token
         )
     return parts
+
+
+def check_whole(
+    path: Path, tensors: Iterable[str], family: Family, supplied: Mapping[str, object]
+) -> None:
+    """Raise CheckpointError for parts that neither the file has nor an argument supplies."""
+    wanted = [("vae", VAE, "a VAE", "vae")]
+    wanted += [
+        (
+            text.part,
+            text.prefix,
+            f"the text encoder of width {text.config.hidden_size}",
+            "text_encoder",
+        )
+        for text in family.texts
+    ]
+    names = list(tensors)
+    lacking = [
+        (what, option)
+        for part, prefix, what, option in wanted
+        if part not in supplied and not any(name.startswith(prefix) for name in names)
+    ]
+    if not lacking:
+        return
+    each = [
+        f"lacks {what}; give one: --{option.replace('_', '-')} FILE" for what, option in lacking
+    ]
+    in_python = " and ".join(f"{option}=" for option in dict.fromkeys(o for _, o in lacking))
+    folder = path.parent.parent
+    whole = f"; or give the whole folder, {folder}" * (folder / "model_index.json").is_file()
+    raise CheckpointError(f"{path} {', and '.join(each)}, or {in_python} in Python{whole}")
 
 
 def load_vae(
@@ -227,4 +255,4 @@ def names_of(config: UNetConfig | VAEConfig) -> Rename:
     if isinstance(config, VAEConfig):
         return vae_names(len(config.block_out_channels))
     attention = (kind.startswith("CrossAttn") for kind in config.up_block_types)
-    return unet_names(config.layers_per_block, attention)
+    return unet_names(config.layers, attention)

@@ -191,9 +191,8 @@ def change(family: str, channels: int, more: Shapes) -> Shapes:
 
 
 TASKS = {
-    "instruct-pix2pix": change("sd1", 8, {}),
-    "instruct-pix2pix, XL": change("sdxl", 8, {}),
-    "depth": change("sd2", 5, {}),
+    "8 input channels, of which only": change("sd2", 8, {}),
+    "Zero123": change("sd1", 8, {"cc_projection.weight": (768, 772)}),
     "x4 upscaler": change("sd2", 7, {f"{UNET}label_emb.weight": (1000, 1024)}),
     "unCLIP": change("sd2", 4, {f"{UNET}label_emb.0.0.weight": (1280, 2048)}),
     "unCLIP, with its embedder": change("sd2", 4, {"embedder.model.visual.proj": (8, 8)}),
@@ -207,11 +206,27 @@ TASKS = {
 
 @pytest.mark.parametrize("name", TASKS)
 def test_unets_of_other_tasks_are_refused_by_name(name: str) -> None:
-    words = name.split(", with")[0].split(", XL")[0].split(", small")[0]
+    words = name.split(", with")[0].split(", small")[0]
     with pytest.raises(CheckpointError, match=f"x is a U-Net of .*{words}.* not supported"):
         detect(TASKS[name], {}, "x")
-    assert words in rows(TASKS[name])["kind"]
+    assert words in "".join(rows(TASKS[name])[row] for row in ("kind", "reason"))
     assert "not supported" in rows(TASKS[name])["kind"]
+
+
+@pytest.mark.parametrize(
+    ("family", "channels", "want"),
+    [
+        ("sd1", 8, "Stable Diffusion 1.x, edits by instruction (instruct-pix2pix)"),
+        ("sdxl", 8, "Stable Diffusion XL, edits by instruction (instruct-pix2pix)"),
+        ("sd2", 5, "Stable Diffusion 2.x, depth to image"),
+        ("sd1", 9, "Stable Diffusion 1.x, inpainting"),
+    ],
+)
+def test_tasks_are_named(family: str, channels: int, want: str) -> None:
+    assert rows(layout(family, channels))["kind"] == want
+    alone = {k.removeprefix(UNET): v for k, v in layout(family, channels).items() if UNET in k}
+    assert rows(alone)["kind"] == "U-Net"
+    assert rows(alone)["for"] == want
 
 
 def test_playground_is_described_although_it_is_refused() -> None:

@@ -200,9 +200,8 @@ def test_defaults_are_those_of_the_reference() -> None:
 
 
 NEUTRAL: list[tuple[type[Config], str, Any, Any]] = [
-    (UNetConfig, "only_cross_attention", False, True),
+    (UNetConfig, "dual_cross_attention", False, True),
     (UNetConfig, "act_fn", "silu", "gelu"),
-    (UNetConfig, "mid_block_type", "UNetMidBlock2DCrossAttn", None),
     (UNetConfig, "mid_block_scale_factor", 1, 2),
     (UNetConfig, "time_embedding_type", "positional", "fourier"),
     (UNetConfig, "conv_in_kernel", 3, 1),
@@ -246,7 +245,23 @@ def test_what_we_do_not_implement_must_be_off(
         (UNetConfig, UNET | {"attention_head_dim": 0}, "into 0 attention heads"),
         (UNetConfig, UNET | {"norm_num_groups": 12}, "norm_num_groups 12 does not divide"),
         (UNetConfig, UNET | {"transformer_layers_per_block": [1]}, "transformer_layers_per_block"),
-        (UNetConfig, UNET | {"layers_per_block": [1, 2]}, "layers_per_block"),
+        (UNetConfig, UNET | {"layers_per_block": [1]}, "layers_per_block has 1 values for 2"),
+        (UNetConfig, UNET | {"layers_per_block": [1, 0]}, "expected 1 to 100 a level"),
+        (UNetConfig, plain_with(layers_per_block=[1, 1, 2]), "UNet2DModel has one number"),
+        (UNetConfig, UNET | {"mid_block_type": "UNetMidBlock2DSimpleCrossAttn"}, "mid_block_type"),
+        (UNetConfig, UNET | {"only_cross_attention": [True]}, "only_cross_attention has 1 values"),
+        (UNetConfig, UNET | {"transformer_layers_per_block": [1, [2]]}, "reverse_.* is missing"),
+        (
+            UNetConfig,
+            UNET
+            | {
+                "transformer_layers_per_block": [1, [2]],
+                "reverse_transformer_layers_per_block": [[2], 1],
+            },
+            r"holds \(2,\) for a block of 2 layers",
+        ),
+        (UNetConfig, UNET | {"reverse_transformer_layers_per_block": [1]}, "reverse_.* 1 values"),
+        (UNetConfig, UNET | {"transformer_layers_per_block": [1, 101]}, "expected 0 to 100"),
         (UNetConfig, UNET | {"cross_attention_dim": [8, 8]}, "cross_attention_dim"),
         (UNetConfig, UNET | {"block_out_channels": "wide"}, "block_out_channels is .wide."),
         (

@@ -158,17 +158,80 @@ def sdxl_turbo() -> Any:
     return sdxl(scheduler=scheduler)
 
 
+def pix2pix() -> Any:
+    return sd("StableDiffusionInstructPix2PixPipeline", unet=unet(in_channels=8))
+
+
+def pix2pix_xl() -> Any:
+    return sdxl("StableDiffusionXLInstructPix2PixPipeline", unet=xl_unet(in_channels=8))
+
+
+def depth() -> Any:
+    """SD 2 depth, without the estimator that makes its depth maps."""
+    parts = sd2().components | {"unet": unet(in_channels=5, use_linear_projection=True)}
+    scheduler = diffusers.DDIMScheduler(**SCHEDULE, clip_sample=False, set_alpha_to_one=False)
+    names = ("vae", "text_encoder", "tokenizer", "unet")
+    return diffusers.StableDiffusionDepth2ImgPipeline(
+        **{name: parts[name] for name in names},
+        scheduler=scheduler,
+        depth_estimator=None,
+        feature_extractor=None,
+    )
+
+
+# Distilled structures: what their configurations change, smaller.
+THREE_LEVELS = {
+    "block_out_channels": (32, 64, 96),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "attention_head_dim": (2, 4, 6),
+}
+
+
+def ssd1b() -> Any:
+    """SSD-1B, layer by layer as published."""
+    return sdxl(
+        unet=xl_unet(
+            **THREE_LEVELS,
+            layers_per_block=2,
+            mid_block_type="UNetMidBlock2D",
+            transformer_layers_per_block=[[1], [2, 2], [4, 4]],
+            reverse_transformer_layers_per_block=[[4, 4, 10], [2, 1, 1], 1],
+        )
+    )
+
+
+def koala() -> Any:
+    """KOALA-700M: one layer less, and no middle."""
+    layers = {"transformer_layers_per_block": (1, 2, 5), "mid_block_type": None}
+    return sdxl(unet=xl_unet(**THREE_LEVELS, **layers))
+
+
+def bk_tiny() -> Any:
+    """BK-SDM-Tiny: no middle, and attention at the coarsest level."""
+    return sd(
+        unet=unet(
+            down_block_types=["CrossAttnDownBlock2D"] * 2,
+            up_block_types=["CrossAttnUpBlock2D"] * 2,
+            mid_block_type=None,
+        )
+    )
+
+
 FAMILIES: dict[str, Callable[[], Any]] = {
     each.__name__: each
     for each in (
         sd, sd2, sd_inpaint, sd_turbo, lcm, sdxl, refiner, sdxl_inpaint, sdxl_turbo,
+        pix2pix, pix2pix_xl, depth, ssd1b, koala, bk_tiny,
     )
 }  # fmt: skip
 
 
 def for_task(theirs: Any, task: str) -> Any:
-    """diffusers' pipeline of a task with the parts of another."""
+    """diffusers' pipeline of a task with the parts of another; "own" is its own task."""
     name = type(theirs).__name__
+    if task == "own":
+        return quiet(theirs)
     if name.startswith("LatentConsistency") and task != "inpaint":
         kind = "LatentConsistencyModelImg2ImgPipeline" if task == "image" else name
         return quiet(getattr(diffusers, kind)(**theirs.components, requires_safety_checker=False))

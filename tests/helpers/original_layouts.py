@@ -71,6 +71,19 @@ def transformer(
     layer(shapes, f"{name}.proj_out", width, width, *ones)
 
 
+def ends(mc: int, adm: int | None, in_channels: int) -> Shapes:
+    """What stands before the levels."""
+    shapes: Shapes = {}
+    emb = 4 * mc
+    layer(shapes, "time_embed.0", emb, mc)
+    layer(shapes, "time_embed.2", emb, emb)
+    if adm is not None:
+        layer(shapes, "label_emb.0.0", emb, adm)
+        layer(shapes, "label_emb.0.2", emb, emb)
+    layer(shapes, "input_blocks.0.0", mc, in_channels, 3, 3)
+    return shapes
+
+
 def unet(
     model_channels: int,
     channel_mult: tuple[int, ...],
@@ -82,14 +95,8 @@ def unet(
     in_channels: int = 4,
 ) -> Shapes:
     """UNetModel.__init__, with num_res_blocks 2."""
-    shapes: Shapes = {}
     mc, emb, res = model_channels, 4 * model_channels, 2
-    layer(shapes, "time_embed.0", emb, mc)
-    layer(shapes, "time_embed.2", emb, emb)
-    if adm is not None:
-        layer(shapes, "label_emb.0.0", emb, adm)
-        layer(shapes, "label_emb.0.2", emb, emb)
-    layer(shapes, "input_blocks.0.0", mc, in_channels, 3, 3)
+    shapes = ends(mc, adm, in_channels)
     ch, ds, n, chans = mc, 1, 1, [mc]
     for level, mult in enumerate(channel_mult):
         for _ in range(res):
@@ -119,6 +126,99 @@ def unet(
             if level and i == res:
                 layer(shapes, f"output_blocks.{n}.{inner}.conv", ch, ch, 3, 3)
                 ds //= 2
+            n += 1
+    layer(shapes, "out.0", ch)
+    layer(shapes, "out.2", 4, ch, 3, 3)
+    return shapes
+
+
+# As ComfyUI's model_detection.py lists distilled U-Nets: the depth of each layer on the way down,
+# of the middle (-1: a residual block alone, -2: nothing), and of each layer on the way up, which
+# are taken from the end.
+DISTILLED: dict[str, dict[str, Any]] = {
+    "SSD-1B": {
+        "base": "sdxl", "res": 2, "mult": (1, 2, 4), "down": [0, 0, 2, 2, 4, 4], "middle": -1,
+        "up": [0, 0, 0, 1, 1, 2, 10, 4, 4],
+    },
+    "Segmind Vega": {
+        "base": "sdxl", "res": 2, "mult": (1, 2, 4), "down": [0, 0, 1, 1, 2, 2], "middle": -1,
+        "up": [0, 0, 0, 1, 1, 1, 2, 2, 2],
+    },
+    "KOALA-700M": {
+        "base": "sdxl", "res": 1, "mult": (1, 2, 4), "down": [0, 2, 5], "middle": -2,
+        "up": [0, 0, 2, 2, 5, 5],
+    },
+    "KOALA-1B": {
+        "base": "sdxl", "res": 1, "mult": (1, 2, 4), "down": [0, 2, 6], "middle": 6,
+        "up": [0, 0, 2, 2, 6, 6],
+    },
+    "BK-SDM-Base": {
+        "base": "sd1", "res": 1, "mult": (1, 2, 4, 4), "down": [1, 1, 1, 0], "middle": 1,
+        "up": [1, 1, 1, 1, 1, 1, 0, 0],
+    },
+    "BK-SDM-Small": {
+        "base": "sd1", "res": 1, "mult": (1, 2, 4, 4), "down": [1, 1, 1, 0], "middle": -2,
+        "up": [1, 1, 1, 1, 1, 1, 0, 0],
+    },
+    "BK-SDM-Tiny": {
+        "base": "sd1", "res": 1, "mult": (1, 2, 4), "down": [1, 1, 1], "middle": -2, "up": [1] * 6,
+    },
+    "BK-SDM-v2-Tiny": {
+        "base": "sd2", "res": 1, "mult": (1, 2, 4), "down": [1, 1, 1], "middle": -2, "up": [1] * 6,
+    },
+    "SDXS-512-0.9": {
+        "base": "sd2", "res": 1, "mult": (1, 2, 4), "down": [1, 1, 1], "middle": -2, "up": [1] * 6,
+        "only_cross": 1,
+    },
+}  # fmt: skip
+
+
+def distilled(name: str) -> Shapes:
+    """ComfyUI's UNetModel.__init__, with the numbers of ``DISTILLED``."""
+    spec = DISTILLED[name]
+    base = UNETS[spec["base"]]
+    context, linear, adm = base["context_dim"], base["linear"], base.get("adm")
+    mc, res = base["model_channels"], spec["res"]
+    emb = 4 * mc
+    shapes = ends(mc, adm, 4)
+    down, up, levels = list(spec["down"]), list(spec["up"]), len(spec["mult"])
+    ch, n, chans = mc, 1, [mc]
+
+    def attention(name: str, width: int, depth: int, level: int) -> None:
+        transformer(shapes, name, width, depth, context, linear)
+        if level < spec.get("only_cross", 0):  # disable_self_attentions
+            for i in range(depth):
+                for part in ("to_k", "to_v"):
+                    key = f"{name}.transformer_blocks.{i}.attn1.{part}"
+                    layer(shapes, key, width, context, bias=False)
+
+    for level, mult in enumerate(spec["mult"]):
+        for _ in range(res):
+            resblock(shapes, f"input_blocks.{n}.0", ch, mult * mc, emb)
+            ch = mult * mc
+            if depth := down.pop(0):
+                attention(f"input_blocks.{n}.1", ch, depth, level)
+            chans.append(ch)
+            n += 1
+        if level != levels - 1:
+            layer(shapes, f"input_blocks.{n}.0.op", ch, ch, 3, 3)
+            chans.append(ch)
+            n += 1
+    if spec["middle"] >= -1:
+        resblock(shapes, "middle_block.0", ch, ch, emb)
+    if spec["middle"] > 0:
+        transformer(shapes, "middle_block.1", ch, spec["middle"], context, linear)
+        resblock(shapes, "middle_block.2", ch, ch, emb)
+    n = 0
+    for level, mult in reversed(list(enumerate(spec["mult"]))):
+        for i in range(res + 1):
+            resblock(shapes, f"output_blocks.{n}.0", ch + chans.pop(), mult * mc, emb)
+            ch, inner = mult * mc, 1
+            if depth := up.pop():
+                attention(f"output_blocks.{n}.1", ch, depth, level)
+                inner = 2
+            if level and i == res:
+                layer(shapes, f"output_blocks.{n}.{inner}.conv", ch, ch, 3, 3)
             n += 1
     layer(shapes, "out.0", ch)
     layer(shapes, "out.2", 4, ch, 3, 3)

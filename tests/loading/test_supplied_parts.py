@@ -54,6 +54,31 @@ def test_a_file_of_the_unet_alone(files: Any, name: str) -> None:  # noqa: F811
         Pipeline.from_pretrained(unet, vae=vae, **load)
 
 
+@pytest.mark.parametrize("name", ["sd", "sd2", "sdxl", "ssd1b", "koala", "bk_tiny", "pix2pix"])
+def test_a_unet_of_a_folder_alone(files: Any, tmp_path: Path, name: str) -> None:  # noqa: F811
+    """diffusers' names: the file of the folder ``unet``, there and elsewhere."""
+    ours, _, path = files(name)
+    _, vae, text = split(path)
+    ours.save_pretrained(tmp_path / "whole")
+    unet = tmp_path / "whole" / "unet" / "diffusion_pytorch_model.safetensors"
+    moved = unet.rename(tmp_path / "moved.safetensors")
+    load = {"device": "cpu", "prediction_type": ours.scheduler.config.prediction_type}
+    pipe = Pipeline.from_pretrained(moved, vae=vae, text_encoder=text, **load)
+    assert same(ours, pipe)
+    assert pipe.unet.config == ours.unet.config
+    with pytest.raises(
+        CheckpointError, match=r"lacks a VAE; .*--vae FILE, and lacks the text encoder of"
+    ):
+        Pipeline.from_pretrained(moved, **load)
+    moved.rename(unet)
+    with pytest.raises(CheckpointError, match=r"or give the whole folder, .*whole$"):
+        Pipeline.from_pretrained(unet, **load)
+    pipe = Pipeline.from_pretrained(
+        unet, vae=vae, text_encoder=text, device="cpu"
+    )  # what it predicts is in the folder
+    assert pipe.scheduler.config.prediction_type == ours.scheduler.config.prediction_type
+
+
 def test_a_unet_without_its_prefix(files: Any) -> None:  # noqa: F811
     ours, _, path = files("sd")
     unet, vae, text = split(path)
