@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ldm.clip import CLIPTextEncoder
     from ldm.pipeline import Pipeline
     from ldm.scheduler import DDPMScheduler
+    from ldm.taesd import AutoencoderTiny
     from ldm.unet import UNet
     from ldm.vae import AutoencoderKL
 
@@ -28,6 +29,7 @@ _moved.install()
 
 MODULE_OF = {
     "AutoencoderKL": "ldm.vae",
+    "AutoencoderTiny": "ldm.taesd",
     "CLIPTextEncoder": "ldm.clip",
     "DDPMScheduler": "ldm.scheduler",
     "Pipeline": "ldm.pipeline",
@@ -36,6 +38,7 @@ MODULE_OF = {
 
 __all__ = [
     "AutoencoderKL",
+    "AutoencoderTiny",
     "CLIPTextEncoder",
     "DDPMScheduler",
     "Pipeline",

@@ -54,6 +54,7 @@ def hires_fix(pipe: Pipeline, request: LargeRequest) -> Iterator[Progress]:
     for name, value in excluded.items():
         if value is not None:
             raise ArgumentError(f"{name} and two passes do not go together; leave one out")
+    pipe.need_encoder()  # of the second pass
     size = hires_size(pipe, request.height, request.width, request.hires_scale)
     steps, skipped = pipe.schedule(
         request.num_inference_steps, request.hires_strength, request.sampler, request.schedule

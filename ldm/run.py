@@ -221,6 +221,7 @@ def read_canvas(model: Model, request: Request) -> Canvas:
         if request.mask_image is not None:
             raise ArgumentError("mask_image says which part of an image to redraw; give image")
         return Canvas(*size)
+    model.need_encoder()
     pixels = pictures_to_tensor(pictures, *size, model.vae.config.in_channels)
     layers = read_pictures(request.mask_image, "mask_image", texts, repeats, load_layer)
     masks = None if layers is None else to_masks(layers, pictures, *size, request.mask_blur)

@@ -21,7 +21,7 @@ LAYERS = [
     {"_moved", "errors"},
     {"config", "layers"},
     {"request"},
-    {"checkpoints", "clip", "scheduler", "unet", "vae"},
+    {"checkpoints", "clip", "scheduler", "taesd", "unet", "vae"},
     {"fast", "guidance", "likelihood", "samplers", "text"},
     {"classes", "denoiser", "images"},  # images reads the samplers' names from files
     {"adapters", "techniques"},

@@ -50,6 +50,11 @@ UNKNOWN = "unknown"
 TEXT_KEYS = re.compile(
     r"(?:attn2[._]to_[kv]|\.to_[kv]_ip)\.weight$"
 )  # of layers that read the text
+# Of a VAE's decoder, whose inputs are the latents.
+FIRST_LAYERS = {
+    "VAE": re.compile(r"(?:^|\.)decoder\.conv_in\.weight$"),
+    "TAESD": re.compile(r"^(?:(?:taesd_)?decoder\.(?:layers\.0|1)|1)\.weight$"),
+}
 BASE_KEYS = ("ss_base_model_version", "modelspec.architecture", "general.architecture")
 # What the metadata call a base, in whatever spelling.
 BASES = {
@@ -197,13 +202,15 @@ def base_of(header: Header) -> str:
 
 def channels_of(kind: str, shapes: Shapes) -> str:
     """Return how many channels a VAE's latents have if they are not Stable Diffusion's four."""
+    if kind not in FIRST_LAYERS:
+        return ""
     places = (
         shape
         for name, shape in shapes.items()
-        if name.endswith("decoder.conv_in.weight") and len(shape) > 1
+        if FIRST_LAYERS[kind].search(name) and len(shape) > 1
     )
     channels = next((shape[1] for shape in places), 4)
-    return f" of {channels} channels (another model's)" if kind == "VAE" and channels != 4 else ""
+    return f" of {channels} channels (another model's)" if channels != 4 else ""
 
 
 def describe_model(

@@ -78,6 +78,7 @@ OTHERS = (
 )  # fmt: skip
 ADVICE = {
     "VAE": "give it beside one: --vae FILE",
+    "TAESD": "give it beside one: --vae FILE, or --preview-vae FILE",
     "U-Net": "give it with its other parts: a folder with model_index.json, or a whole single file",
     "CLIP text encoder": "give it beside one that lacks it: --text-encoder FILE",
 }

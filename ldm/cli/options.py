@@ -125,6 +125,12 @@ def parser() -> Checker:
         help="save an animation of the steps beside the picture, in rough colours",
     )
     add(
+        "--preview-vae",
+        type=filled,
+        metavar="PATH",
+        help="a TAESD, as a folder or a file, that draws the frames of --animation in full detail",
+    )
+    add(
         "--explain",
         action="store_true",
         help="save where each word of the text looked, beside the picture",
@@ -197,7 +203,12 @@ def add_speed_options(group: argparse._ArgumentGroup) -> None:
 def add_model_options(parser: Parser) -> None:
     """Add the options for loading a model, the same for every command that loads one."""
     add = parser.add_argument
-    add("--vae", type=filled, metavar="PATH", help="a folder or file of another VAE to use")
+    add(
+        "--vae",
+        type=filled,
+        metavar="PATH",
+        help="a folder or file of another VAE to use, or of a TAESD",
+    )
     add(
         "--text-encoder",
         action="append",
@@ -273,6 +284,8 @@ def check_arguments(arguments: argparse.Namespace) -> None:
             "--skip-existing needs a --seed, by which files are known again, and goes neither "
             "with --force nor with --grid"
         )
+    if arguments.preview_vae is not None and not arguments.animation:
+        raise ArgumentError("--preview-vae draws the frames of an --animation; give that, too")
     read_names(arguments.sampler, arguments.schedule)
     if arguments.prompts is not None:  # each line is checked with its own arguments
         return

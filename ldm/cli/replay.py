@@ -41,6 +41,7 @@ AROUND = recorded("never") | {
     "save_steps",
     "animation",
     "explain",
+    "preview_vae",
     "x",
     "y",
     "prompts",

@@ -275,6 +275,7 @@ def load_model(arguments: argparse.Namespace) -> Pipeline:
         arguments.model,
         device=arguments.device,
         dtype=arguments.dtype,
+        preview_vae=arguments.preview_vae,
         **model_arguments(arguments),
     )
 

@@ -21,7 +21,14 @@ INTERVALS = {int: f"[0, {1 << 20}]", float: "(-inf, inf)"}
 # Of numbers of layers, and of lists with one value for each level.
 DEPTH = "[1, 100]"
 DEPTHS = frozenset(
-    {"layers_per_block", "transformer_layers_per_block", "num_hidden_layers", "block_out_channels"}
+    {
+        "layers_per_block",
+        "transformer_layers_per_block",
+        "num_hidden_layers",
+        "block_out_channels",
+        "num_encoder_blocks",
+        "num_decoder_blocks",
+    }
 )
 
 
