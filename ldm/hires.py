@@ -50,6 +50,8 @@ def hires_fix(pipe: Pipeline, request: LargeRequest) -> Iterator[Progress]:
         "strength": request.strength,
         "latents": request.latents,
         "steps_before": request.steps_before or None,
+        "denoising_start": request.denoising_start,
+        "denoising_end": request.denoising_end,
     }
     for name, value in excluded.items():
         if value is not None:

@@ -29,7 +29,7 @@ LAYERS = [
     {"loading"},
     {"run"},
     {"pipeline"},
-    {"hires"},
+    {"hires", "refiner"},
     {"training"},  # above the pipeline, since a run draws samples as its users will
     {"cli"},
     {"__main__"},

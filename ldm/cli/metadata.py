@@ -70,6 +70,8 @@ def common_settings(pipe: Pipeline, job: Job, picture: Image) -> dict[str, Any]:
         setting_label("seed"): job.seed,
         "Size": f"{picture.width}x{picture.height}",
         "Model": model_name(arguments.model),
+        "Refiner": model_name(arguments.refiner) if arguments.refiner else None,
+        setting_label("refiner_start"): arguments.refiner_start,
         "VAE": model_name(arguments.vae) if arguments.vae else None,
     }
 

@@ -14,7 +14,7 @@ from ldm.cli.common import EXIT_CODES, Checker, Parser, check_counts, put, run
 from ldm.cli.fields import GROUPS, add_fields, filled
 from ldm.cli.guidance_options import Fast, check_steering, masked
 from ldm.errors import ArgumentError
-from ldm.request import default_strength
+from ldm.request import RefinedRequest, default_strength
 from ldm.samplers import read_names, start_index
 from ldm.samplers.loop import MAX_SEED
 from ldm.samplers.names import listing
@@ -57,6 +57,13 @@ def parser() -> Checker:
         type=filled,
         metavar="PATH",
         help="a diffusers folder, a single file or a hub id (default: the built-in model)",
+    )
+    add(
+        "--refiner",
+        type=filled,
+        metavar="PATH",
+        help="a second model that draws the last steps, from --refiner-start on, such as SDXL's "
+        "refiner; both stay in memory, and LoRAs are put onto the first",
     )
     add_model_options(parser)
     add(
@@ -295,3 +302,7 @@ def check_arguments(arguments: argparse.Namespace) -> None:
     elif arguments.image is None:
         raise ArgumentError("--strength says how much of an --image to redraw; give that, too")
     start_index(1, arguments.strength)
+    if arguments.refiner is not None and arguments.refiner_start is None:
+        arguments.refiner_start = RefinedRequest.refiner_start
+    elif arguments.refiner is not None:
+        RefinedRequest(refiner_start=arguments.refiner_start)
