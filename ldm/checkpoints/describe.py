@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
+from ldm.checkpoints.backbones import find_backbone, is_backbone
 from ldm.checkpoints.family import (
     FAMILIES,
     UNET,
@@ -26,9 +27,7 @@ from ldm.checkpoints.header import Header, TensorInfo, read_header
 from ldm.checkpoints.kinds import (
     Shapes,
     find_adapter,
-    find_backbone,
     find_other,
-    is_backbone,
     is_embedding,
     listed,
 )
@@ -180,7 +179,7 @@ def describe_tensors(
     return [("kind", UNKNOWN), weights]
 
 
-def base_of(header: Header) -> str:
+def base_of(header: Header, lora: bool = False) -> str:
     """Name the model that a part or an adapter is for: by its layers, else by its metadata."""
     shapes = {name: info.shape for name, info in header.tensors.items()}
     width = next(
@@ -189,7 +188,7 @@ def base_of(header: Header) -> str:
     )
     if width in FAMILIES:
         return read_family(FAMILIES[width]).name
-    if backbone := find_backbone(listed(shapes)):
+    if backbone := find_backbone(listed(shapes), lora):
         return f"{backbone} (not supported)"
     stated = " ".join(header.metadata.get(key, "") for key in BASE_KEYS).lower()
     for pattern, name in BASES.items():
@@ -286,7 +285,7 @@ def describe_lora(header: Header, kinds: list[str]) -> Rows:
     ranks = Counter(rank for factors in groups.values() if (rank := rank_of(factors)))
     rows = [
         ("kind", " with ".join(kinds)),
-        ("for", base_of(header)),
+        ("for", base_of(header, lora=True)),
         ("layers", ", ".join(f"{count} of the {part}" for part, count in sorted(parts.items()))),
         ("rank", ", ".join(str(rank) for rank, _ in ranks.most_common(4)) or "unknown"),
         ("weights", amount(header.tensors.values())),
