@@ -278,7 +278,7 @@ def test_the_command_draws_and_draws_again(
     out, again = tmp_path / "a.png", tmp_path / "b.png"
     given = ["--refiner", str(refiner), "--refiner-start", "0.6"]
     assert generate.main(["a car", *options, *given, "-o", str(out)]) == 0
-    assert "4 steps, from 0.6 of them on by the refiner" in capsys.readouterr().err
+    assert "4 steps, from 0.6 on by the refiner" in capsys.readouterr().err
     both = Ensemble(models("sd")[0], models("sd2")[0])
     want = both("a car", seed=1, num_inference_steps=4, refiner_start=0.6, negative_prompt="")
     with Image.open(out) as image:

@@ -240,7 +240,7 @@ class Session:
             run += f", then {total} at {own.hires_scale:g} times the size"
             total += steps
         if own.refiner is not None:
-            run += f", from {own.refiner_start:g} of them on by the refiner"
+            run += f", from {own.refiner_start:g} on by the refiner"
         self.inform(f"{seeds}, {run}")
         return total
 
