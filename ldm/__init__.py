@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from ldm.request import Request
     from ldm.run import Progress
     from ldm.scheduler import DDPMScheduler
+    from ldm.taesd import AutoencoderTiny
     from ldm.unet import UNet
     from ldm.vae import AutoencoderKL
 
@@ -49,6 +50,7 @@ _moved.install()
 MODULE_OF = {
     "ArgumentError": "ldm.errors",
     "AutoencoderKL": "ldm.vae",
+    "AutoencoderTiny": "ldm.taesd",
     "CLIPTextEncoder": "ldm.clip",
     "CheckpointError": "ldm.errors",
     "DDPMScheduler": "ldm.scheduler",
@@ -70,6 +72,7 @@ NAME_IN_MODULE = {"read_info": "read_generation_info"}
 __all__ = [
     "ArgumentError",
     "AutoencoderKL",
+    "AutoencoderTiny",
     "CLIPTextEncoder",
     "CheckpointError",
     "DDPMScheduler",

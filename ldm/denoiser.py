@@ -38,6 +38,7 @@ class Denoiser:
         embedded_scale: float | None = None,
         listener: Listener | None = None,
         device: torch.device | None = None,
+        steps_done: int = 0,
     ) -> None:
         """Lay out the rows.
 
@@ -48,9 +49,11 @@ class Denoiser:
             "On Distillation of Guided Diffusion Models"; LCM); ``guidance`` then combines nothing.
         listener: such as ``ldm.techniques.attention_maps.AttentionMaps.set_rows``.
         device: where the U-Net computes; None takes that of its parameters.
+        steps_done: how many steps another model has run before, for prompts that change.
         """
         self.unet, self.scheduler, self.guidance = unet, scheduler, guidance
         self.known, self.embedded_scale, self.listener = known, embedded_scale, listener
+        self.steps_done = steps_done
         first = next(unet.parameters())
         self.dtype, self.device = first.dtype, device or first.device
         self.negatives = [CallRow(i, one.negative, negative=True) for i, one in enumerate(prompted)]
@@ -103,7 +106,7 @@ class Denoiser:
 
     def _call_unet(self, x: Tensor, level: Level, rows: Sequence[CallRow], step: int) -> Tensor:
         """Return the U-Net's output for each row, from one call if all contexts have one length."""
-        conditionings = [row.script.at(step) for row in rows]
+        conditionings = [row.script.at(self.steps_done + step) for row in rows]
         if conditionings != self._conditionings:
             self._conditionings = conditionings
             self._calls = list(group_rows(rows, conditionings, self.device))

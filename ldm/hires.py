@@ -52,10 +52,13 @@ def hires_fix(pipe: Pipeline, request: LargeRequest) -> Iterator[Progress]:
         "strength": request.strength,
         "latents": request.latents,
         "steps_before": request.steps_before or None,
+        "denoising_start": request.denoising_start,
+        "denoising_end": request.denoising_end,
     }
     for name, value in excluded.items():
         if value is not None:
             raise ArgumentError(f"{name} and two passes do not go together; leave one out")
+    pipe.need_encoder()  # of the second pass
     size = hires_size(pipe, request.height, request.width, request.hires_scale)
     steps, skipped = pipe.schedule(
         request.num_inference_steps, request.hires_strength, request.sampler, request.schedule

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ldm.fast import decode_in_strips, decode_needs_strips
 from ldm.images.inputs import expand
 from ldm.samplers.noise import Noise
+from ldm.taesd import AutoencoderTiny
 from ldm.techniques.preview import fit_to
 from ldm.vae import AutoencoderKL
 
@@ -50,15 +51,16 @@ class Pixels(nn.Module):
         return (z.float().cpu() / 2 + 0.5).clamp(0, 1).expand(-1, 3, -1, -1)
 
 
-Codec = AutoencoderKL | Pixels
+Codec = AutoencoderKL | AutoencoderTiny | Pixels
 
 
 def encode_pictures(codec: Codec, pixels: Tensor, noise: Noise, device: torch.device) -> Tensor:
     """Encode pictures to scaled latents (B, C, h, w), float32, sampled as diffusers does."""
     count = noise.shape[0]
-    if isinstance(codec, Pixels):  # which draws no noise
-        return expand(codec.encode(pixels.to(device)), count)
-    dtype = next(codec.parameters()).dtype
+    dtype = next((parameter.dtype for parameter in codec.parameters()), torch.float32)
+    if not isinstance(codec, AutoencoderKL):  # the others draw no noise
+        rows = [codec.encode(part.to(device, dtype)).float() for part in pixels.split(1)]
+        return expand(torch.cat(rows), count)
     if noise.separate and len(pixels) < count:
         pixels = pixels.repeat(count // len(pixels), 1, 1, 1)
     drawn = noise(len(pixels))
@@ -106,9 +108,10 @@ def decode_latents(codec: Codec, latents: Tensor, device: torch.device) -> Tenso
 def preview(codec: Codec, latents: Tensor, decode: Callable[[Tensor], Tensor]) -> Tensor:
     """Preview scaled latents (B, C, h, w) as RGB (B, 3, h, w) in [0, 1], float32 on the CPU.
 
-    The first call fits a map to colours with ``decode`` if the VAE has none.
+    The first call fits a map to colours with ``decode`` if the VAE has none. A TAESD decodes them.
     """
-    if codec.preview is None:
+    if isinstance(codec, AutoencoderKL) and codec.preview is None:
         like = next(codec.parameters())
         codec.preview = fit_to(lambda x: codec.encode(x.to(like)), decode, codec.config.scale)
+    assert codec.preview is not None
     return codec.preview(latents)

@@ -26,10 +26,12 @@ from ldm.diffusers_habits import accepts_habits
 from ldm.diffusers_methods import DiffusersMethods, lora_path
 from ldm.errors import ArgumentError
 from ldm.fast.optimize import Optimized, check_optimize, optimize, undo
+from ldm.latents import Pixels
 from ldm.loading.devices import choose_device, choose_dtype
 from ldm.loading.folder import load_folder, save_folder
 from ldm.loading.origin import Origin
 from ldm.loading.single_file import load_file, replace_parts, save_file
+from ldm.loading.vae import load_preview_vae
 from ldm.output import Output
 from ldm.progress_bar import show_progress
 from ldm.request import CallRequest, Request, takes
@@ -54,6 +56,7 @@ class Pipeline(DiffusersMethods):
         dtype: str | torch.dtype | None = None,
         variant: str | None = None,
         vae: str | Path | None = None,
+        preview_vae: str | Path | None = None,
         text_encoder: str | Path | Sequence[str | Path] | None = None,
         prediction_type: str | None = None,
         ema: bool = False,
@@ -70,7 +73,8 @@ class Pipeline(DiffusersMethods):
         ``ldm.loading.devices``), "auto" keeps the dtypes of the files. With float16, the VAE
         is float32.
         variant: "fp16" prefers files named so to plain ones.
-        vae: the folder or file of another VAE to use, also for a file that lacks one.
+        vae: the folder or file of another VAE to use, also for a file that lacks one; TAESD, too.
+        preview_vae: the folder or file of a TAESD that ``preview`` decodes with.
         text_encoder: likewise of text encoders; each is used where its width fits.
         prediction_type: "epsilon", "v_prediction" or "sample"; None as in the model's config.
         ema: take the averaged copy of the U-Net's weights that full training checkpoints hold.
@@ -114,6 +118,8 @@ class Pipeline(DiffusersMethods):
         pipe.origin = origin
         if dtype is None:  # "auto"
             origin.loading["dtype"] = str(pipe.dtype).removeprefix("torch.")
+        if preview_vae is not None:
+            pipe.load_preview_vae(preview_vae)
         return pipe.optimize(int8=True) if int8 else pipe
 
     from_single_file = from_pretrained
@@ -131,6 +137,19 @@ class Pipeline(DiffusersMethods):
         Raises CheckpointError for a model whose sizes are those of no known family.
         """
         save_file(self.parts, Path(path), dtype)
+
+    def load_preview_vae(self, path: str | Path) -> None:
+        """Load a TAESD that ``preview`` decodes with, from a folder or a file.
+
+        Raises CheckpointError for a file of another kind or another model, ArgumentError for a
+        model of pixels.
+        """
+        if isinstance(self.vae, Pixels):
+            raise ArgumentError("this model draws pixels, which are their own preview")
+        like = next(self.vae.parameters())
+        channels = self.vae.config.latent_channels
+        path = Path(path).expanduser()
+        self.preview_vae = load_preview_vae(path, channels, like.dtype, self.device)
 
     def load_textual_inversion(
         self, path: str | Path, token: str | Sequence[str] | None = None
@@ -279,9 +298,10 @@ class Pipeline(DiffusersMethods):
         """Preview scaled latents (B, C, h, w), as in ``Progress``, as RGB (B, 3, h, w) in [0, 1].
 
         Nothing is decoded (see ``ldm.techniques.preview``). If the model's folder has no map of its
-        own, the first call fits one, which takes some seconds with a large VAE.
+        own, the first call fits one, which takes some seconds with a large VAE. With a
+        ``preview_vae``, or a TAESD as the VAE, it decodes: (B, 3, 8h, 8w).
         """
-        return latents.preview(self.vae, x, self.decode)
+        return latents.preview(self.preview_vae or self.vae, x, self.decode)
 
     @contextlib.contextmanager
     def explain(self) -> Iterator[AttentionMaps]:

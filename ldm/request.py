@@ -128,11 +128,20 @@ class Request:
             one for each.
         variation_seed, variation_strength: another seed, and in [0, 1] how far the first noise is
             turned towards its noise; then all pictures have ``seed``, and variation_seed counts up.
-        latents: the first noise (B, C, h, w) instead of drawing it.
+        latents: the first noise (B, C, h, w) instead of drawing it; with denoising_start, x at that
+            level.
         prompt_embeds: (b, n, D), the states of the text encoders that the U-Net reads, in place of
             the prompt: one row for each picture, or for ``num_images_per_prompt`` of them. With
             SDXL, pooled_prompt_embeds (b, P) goes with it.
         negative_prompt_embeds, negative_pooled_prompt_embeds: likewise of the negative prompt.
+        denoising_end: in (0, 1), where in the run to stop, to hand over noisy latents (output_type
+            "latent", at unit scale: α x₀ + σ ε): after the last step that begins at a timestep of
+            at least (1 − denoising_end) T, as in diffusers.
+        denoising_start: in (0, 1), where in the run to begin, with the first step below that
+            timestep, on the ``latents`` that another model has handed over. An image then only says
+            what its run began with, and with a mask what is kept. A generator that goes on gives
+            samplers that add noise a new one; a seed, that of the first steps again. See
+            ``ldm.refiner``.
         deep_cache: compute the coarse levels of the U-Net at every n-th step only: faster, and
             another picture; 3 is usual, 1 is off.
         deep_cache_branch: how many fine layers are computed at each step; see
@@ -346,6 +355,14 @@ class Request:
     negative_pooled_prompt_embeds: Tensor | None = argument(
         None, "likewise, beside negative_prompt_embeds"
     )
+    denoising_start: float | None = argument(
+        within("(0, 1)", None, "in (0, 1), such as 0.8"),
+        "where in the run to begin, on latents that another model hands over",
+    )
+    denoising_end: float | None = argument(
+        within("(0, 1)", None, "in (0, 1), such as 0.8"),
+        "where in the run to stop, to hand over noisy latents",
+    )
     deep_cache: int = argument(
         within("[1, inf)", 1, "at least 1, which is off"),
         "compute the coarse levels at every Nth step only: faster, another picture (3 is usual; "
@@ -445,6 +462,11 @@ class Request:
             raise ArgumentError(
                 f"seed has {len(self.seed)} seeds for {len(self.prompts)} prompts and "
                 f"{self.num_images_per_prompt} pictures of each; give one seed for each picture"
+            )
+        start, end = self.denoising_start, self.denoising_end
+        if start is not None and end is not None and start >= end:
+            raise ArgumentError(
+                f"denoising_start is {start} and denoising_end {end}; the start must be less"
             )
 
     @property
@@ -549,6 +571,26 @@ class LargeRequest(Request):
     )
 
 
+@dataclass(frozen=True, eq=False)
+class RefinedRequest(Request):
+    """A Request that two models share (see ``ldm.refiner``).
+
+    Attributes:
+        refiner_start: in (0, 1), where in the run the refiner takes over.
+    """
+
+    _: KW_ONLY
+    refiner_start: float = argument(
+        within("(0, 1)", 0.8, "in (0, 1), such as 0.8"),
+        "where in the run the --refiner takes over, 0 to 1 (default: {default})",
+        "--refiner-start",
+        command_default=None,  # shows that it was not given: it needs --refiner
+        metavar="F",
+        group="sampling",
+        label="Refiner switch at",
+    )
+
+
 def default_strength(masked: bool, edits: bool = False) -> float:
     """Return the default of ``strength``: with a mask, its part is redrawn completely.
 
@@ -634,3 +676,7 @@ def read_arguments(
 
 
 ARGUMENTS = tuple(field.name for field in dataclasses.fields(Request))
+# Of all requests, by name.
+ALL_FIELDS = {
+    field.name: field for cls in (LargeRequest, RefinedRequest) for field in dataclasses.fields(cls)
+}

@@ -50,7 +50,7 @@ from ldm.samplers import (
 )
 from ldm.samplers.noise import Noise
 from ldm.samplers.spacing import lcm_levels
-from ldm.scheduler import Level
+from ldm.scheduler import CLEAN, Level
 from ldm.techniques.inpainting import Blend, paste, unchanged
 from ldm.techniques.tiling import P, T, tiled
 from ldm.text.conditioning import (
@@ -86,12 +86,19 @@ class SamplingPlan:
     strength: float | None  # how much of the image is redrawn; None without one
     steps: list[Pair]  # (from, to) levels of the whole plan, noisiest first
     first: int  # index of the first that is run: not 0 if the run starts from an image
+    stop: int  # index after the last that is run
+    done: int  # how many steps another model has run before
     new_method: NewMethod
 
     @property
     def run(self) -> list[Pair]:
         """The steps that are run."""
-        return self.steps[self.first :]
+        return self.steps[self.first : self.stop]
+
+    @property
+    def end(self) -> Level:
+        """The level at which x is after the run."""
+        return CLEAN if self.stop == len(self.steps) else self.steps[self.stop][0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,20 +220,43 @@ def make_schedule(model: Model, request: Request) -> SamplingPlan:
     choice = choose_sampler(model, request.sampler, request.schedule)
     masked = request.mask_image is not None
     n, strength = request.num_inference_steps, image_strength(model, request)
-    steps, first = plan_levels(model, choice, n, strength, masked)
-    return SamplingPlan(
-        choice, strength, steps, first, bind(model.scheduler, choice.name, request.eta, steps)
-    )
+    start, end = request.denoising_start, request.denoising_end
+    steps, first = plan_levels(model, choice, n, strength if start is None else None, masked)
+    stop, done = len(steps), 0
+    train_steps = model.scheduler.config.num_train_timesteps
+    if start is not None:
+        left_out = 0 if strength is None else start_index(len(steps), strength)
+        first = count_steps(steps, start, train_steps)
+        done = max(first - left_out, 0)
+    if end is not None:
+        stop = count_steps(steps, end, train_steps)
+    if first >= stop and not (start is None and end is None):
+        given = {"denoising_start": start, "denoising_end": end, "strength": strength}
+        names = ", ".join(f"{name} {value}" for name, value in given.items() if value is not None)
+        raise ArgumentError(f"no step of {len(steps)} is left with {names}; change that")
+    new_method = bind(model.scheduler, choice.name, request.eta, steps)
+    return SamplingPlan(choice, strength, steps, first, stop, done, new_method)
+
+
+def count_steps(steps: list[Pair], fraction: float, train_steps: int) -> int:
+    """Count the steps of a run before a fraction of it, as diffusers does.
+
+    They begin at a timestep of at least (1 − fraction) T.
+    """
+    cutoff = round(train_steps - fraction * train_steps)
+    return sum(level.t >= cutoff for level, _ in steps)
 
 
 def read_canvas(model: Model, request: Request) -> Canvas:
     """Load the image and the mask, if given, at the size to draw."""
     texts, repeats = len(request.prompts), request.repeats
     pictures = read_pictures(request.image, "image", texts, repeats)
-    own = model.default_size()
+    handed = None if request.denoising_start is None else request.latents
+    own = model.default_size() if handed is None else latents_size(model, handed)
     size = fit_size(request.height, request.width, pictures, own, model.vae.config.scale)
     if pictures is None:
         return Canvas(*size)
+    model.need_encoder()
     pixels = pictures_to_tensor(pictures, *size, model.vae.config.in_channels)
     layers = read_pictures(request.mask_image, "mask_image", texts, repeats, load_layer)
     masks = None if layers is None else to_masks(layers, pictures, *size, request.mask_blur)
@@ -234,6 +264,14 @@ def read_canvas(model: Model, request: Request) -> Canvas:
     if request.depth_map is not None:
         depth = read_depth(request.depth_map, texts, repeats, size, model.vae.config.scale)
     return Canvas(*size, pixels, masks, depth)
+
+
+def latents_size(model: Model, latents: Tensor) -> tuple[int, int]:
+    """Return the (height, width) in pixels of latents (B, C, h, w)."""
+    if latents.ndim != 4:
+        raise ArgumentError(f"latents has {latents.ndim} dimensions; expected (B, C, h, w)")
+    height, width = latents.shape[2:]
+    return height * model.vae.config.scale, width * model.vae.config.scale
 
 
 def make_noise(model: Model, request: Request, canvas: Canvas) -> Noise:
@@ -247,6 +285,11 @@ def make_noise(model: Model, request: Request, canvas: Canvas) -> Noise:
         request.variation_seed,
         request.variation_strength,
     )
+    if request.denoising_start is not None and request.latents is None:
+        raise ArgumentError(
+            "denoising_start continues a run; give its latents, drawn with denoising_end and "
+            'output_type="latent"'
+        )
     if request.latents is not None and tuple(request.latents.shape) != noise.shape:
         raise ArgumentError(
             f"latents has the shape {tuple(request.latents.shape)}; expected {noise.shape}"
@@ -306,24 +349,31 @@ def size_ids(model: Model, canvas: Canvas) -> tuple[Tensor, Tensor]:
 # Step by step
 
 
+@dataclass(frozen=True, eq=False)
+class Start:
+    """What the steps of a run begin with."""
+
+    x: Tensor  # (B, C, h, w) at the first level
+    image: Tensor | None  # the latents of the image
+    eps: Tensor | None  # the first noise
+
+
 @torch.no_grad()
-def steps_of(run: Run) -> Iterator[Progress]:
-    """Compute a run step by step."""
+def steps_of(run: Run, start: Start | None = None) -> Iterator[Progress]:
+    """Compute a run step by step, from a ``start`` of its own or that of another run."""
     model, canvas, steps, noise = run.model, run.canvas, run.schedule.run, run.noise
-    # The order of the draws of noise is diffusers'.
-    start = encode_start(run)
-    if start is not None and not steps:
-        yield Progress(0, 0, start, start, image_itself(run, start))
+    start = make_start(run) if start is None else start
+    if start.image is not None and not steps:
+        yield Progress(0, 0, start.image, start.image, image_itself(run, start.image))
         return
-    x_first, eps = first_latents(run, start)
     known = conditions(run)
     after: Callable[[Tensor, Level], Tensor] = unchanged
     if canvas.pixels is not None and canvas.masks is not None:
-        shown, after = keep_known_part(run, canvas.pixels, canvas.masks, start, eps)
+        shown, after = keep_known_part(run, canvas.pixels, canvas.masks, start)
         known = shown if known is None else known
     denoise = make_denoiser(run, known)
     for x, index, x0 in sample(
-        run.schedule.new_method, denoise, x_first, steps, lambda: noise().to(model.device), after
+        run.schedule.new_method, denoise, start.x, steps, lambda: noise().to(model.device), after
     ):
         progress = Progress(index + 1, len(steps), x, x0, t=steps[index][0].t)
         if run.cache:
@@ -353,6 +403,7 @@ def make_denoiser(run: Run, known: Tensor | None) -> Callable[[Tensor, Level, in
         embedded_scale=run.scale if reads_scale else None,
         listener=model.listener,
         device=model.device,
+        steps_done=run.schedule.done,
     )
     return run.tiled(denoiser, *filter(None, (model.unet, model.classifier)))
 
@@ -367,17 +418,26 @@ def choose_unet(run: Run) -> UNet | DeepCache | Graphs:
 def encode_start(run: Run) -> Tensor | None:
     """Encode the image that the run starts from; None if nothing needs it."""
     whole = (run.model.inpaints or run.model.edits) and run.schedule.strength == 1
-    return None if run.canvas.pixels is None or whole else run.encode(run.canvas.pixels)
+    handed = run.request.denoising_start is not None and run.canvas.masks is None
+    return None if run.canvas.pixels is None or whole or handed else run.encode(run.canvas.pixels)
 
 
-def first_latents(run: Run, start: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return x at the first level, and ε: noise alone, or α x₀ + σ ε from the image's latents."""
+@torch.no_grad()
+def make_start(run: Run) -> Start:
+    """Make x at the first level: noise alone, α x₀ + σ ε from the image's latents, or as given."""
     model, schedule, given = run.model, run.schedule, run.request.latents
+    image = encode_start(run)  # the order of the draws of noise is diffusers'
+    if image is not None and not schedule.run:
+        return Start(image, image, None)
+    if run.request.denoising_start is not None and given is not None:
+        eps = None if run.canvas.masks is None else run.noise.first().to(model.device)
+        return Start(given.float().to(model.device), image, eps)
     eps = (run.noise.first() if given is None else given.float()).to(model.device)
-    if start is None or (run.canvas.masks is not None and run.schedule.strength == 1):
-        return eps * first_noise_scale(model.scheduler, schedule.choice.name, schedule.steps), eps
+    if image is None or (run.canvas.masks is not None and schedule.strength == 1):
+        scale = first_noise_scale(model.scheduler, schedule.choice.name, schedule.steps)
+        return Start(eps * scale, image, eps)
     level = schedule.run[0][0]
-    return level.alpha * start + level.sigma * eps, eps
+    return Start(level.alpha * image + level.sigma * eps, image, eps)
 
 
 def conditions(run: Run) -> Tensor | None:
@@ -391,7 +451,7 @@ def conditions(run: Run) -> Tensor | None:
 
 
 def keep_known_part(
-    run: Run, pixels: Tensor, masks: Tensor, start: Tensor | None, eps: Tensor
+    run: Run, pixels: Tensor, masks: Tensor, start: Start
 ) -> tuple[Tensor | None, Callable[[Tensor, Level], Tensor]]:
     """Return how to keep what is outside of the masks.
 
@@ -400,11 +460,14 @@ def keep_known_part(
     anew = masks >= THRESHOLD
     small = shrink_masks(anew.float(), run.model.vae.config.scale)
     small = expand(small, run.request.count).to(run.model.device)
-    shown = run.encode(pixels * ~anew)  # draws noise, as diffusers does for all models
+    # The encoder draws noise; diffusers does so for all models, but a run that goes on draws on.
+    if run.model.inpaints or run.request.denoising_start is None:
+        shown = run.encode(pixels * ~anew)
     if run.model.inpaints:
         return torch.cat([small, shown], dim=1), unchanged
-    assert start is not None  # only an inpainting model starts from noise without the image
-    return None, Blend(start, eps, small, run.schedule.run)
+    # Only an inpainting model starts from noise without the image.
+    assert start.image is not None and start.eps is not None
+    return None, Blend(start.image, start.eps, small, run.schedule.run, run.schedule.end)
 
 
 def image_itself(run: Run, start: Tensor) -> Output:

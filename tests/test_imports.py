@@ -21,7 +21,7 @@ LAYERS = [
     {"_moved", "errors"},
     {"config", "diffusers_habits", "layers"},
     {"request"},
-    {"checkpoints", "clip", "scheduler", "unet", "vae"},
+    {"checkpoints", "clip", "scheduler", "taesd", "unet", "vae"},
     {"fast", "guidance", "likelihood", "samplers", "text"},
     {"classes", "denoiser", "images"},  # images reads the samplers' names from files
     {"adapters", "techniques"},
@@ -31,7 +31,7 @@ LAYERS = [
     {"run"},
     {"diffusers_calls", "diffusers_methods", "progress_bar", "summary"},
     {"pipeline"},
-    {"hires"},
+    {"hires", "refiner"},
     {"training"},  # above the pipeline, since a run draws samples as its users will
     {"cli"},
     {"__main__"},

@@ -23,14 +23,26 @@ from ldm.hires import hires_fix
 from ldm.images.generation_info import NUMBERS, GenerationInfo, from_settings
 from ldm.images.generation_text import common_settings, special_settings
 from ldm.pipeline import Pipeline
-from ldm.request import ARGUMENTS, CallRequest, LargeRequest, Request, about, default_strength
+from ldm.refiner import Ensemble
+from ldm.request import (
+    ALL_FIELDS,
+    ARGUMENTS,
+    CallRequest,
+    LargeRequest,
+    RefinedRequest,
+    Request,
+    about,
+    default_strength,
+)
 
-ALL = {field.name: field for field in fields(LargeRequest)}
+ALL = ALL_FIELDS
 # Arguments that some places have no use for, and why. Whoever adds an argument to Request either
 # gives it an option, a group and, where A1111 knows it, a label, or says here why not.
 PYTHON_ONLY = {
     "generator": "an object of PyTorch; the commands have seeds",
     "latents": "a tensor; the commands have seeds",
+    "denoising_start": "the command has refiner_start, for both models at once",
+    "denoising_end": "as denoising_start",
     "deep_cache_branch": "for experiments: 0 is the fastest and was measured best",
     "prompt_embeds": "a tensor; the commands have texts",
     "negative_prompt_embeds": "as prompt_embeds",
@@ -87,7 +99,8 @@ def test_every_argument_is_defined_whole(name: str) -> None:
     assert said.help and "\n" not in said.help
     assert bool(said.options) == (name not in PYTHON_ONLY)
     assert not said.options or said.group in cli.GROUPS
-    assert getattr(LargeRequest, "__doc__").count(name) + Request.__doc__.count(name)  # noqa: B009
+    documents = [cls.__doc__ or "" for cls in (Request, LargeRequest, RefinedRequest)]
+    assert any(name in document for document in documents)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +120,14 @@ def test_the_signature_is_the_requests(function: Any, request_class: Any) -> Non
 
 
 def test_two_passes_take_all_arguments() -> None:
-    assert list(inspect.signature(hires_fix).parameters) == ["pipe", *ALL]
+    names = [field.name for field in fields(LargeRequest)]
+    assert list(inspect.signature(hires_fix).parameters) == ["pipe", *names]
+
+
+def test_two_models_take_all_arguments() -> None:
+    names = [field.name for field in fields(RefinedRequest)]
+    for function in (Ensemble.stream, Ensemble.__call__):
+        assert list(inspect.signature(function).parameters) == ["self", *names]
 
 
 @pytest.mark.parametrize("name", WITH_OPTION)
@@ -172,8 +192,8 @@ def test_every_label_is_written() -> None:
     source = inspect.getsource(common_settings) + inspect.getsource(special_settings)
     for name, field in cli.FIELDS.items():
         assert (f'label("{name}")' in source) == bool(about(field).label), name
-    assert {name for name, _ in NUMBERS.values()} <= set(ARGUMENTS)
-    assert len(NUMBERS) == 6
+    assert {name for name, _ in NUMBERS.values()} <= {*ARGUMENTS, "refiner_start"}
+    assert len(NUMBERS) == 7
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -182,7 +202,7 @@ def test_every_argument_does_something(name: str) -> None:
     package = Path(ldm.__file__).parent
     read = {
         node.attr
-        for file in ("run.py", "hires.py", "request.py", "cli/guidance_options.py")
+        for file in ("run.py", "hires.py", "refiner.py", "request.py", "cli/guidance_options.py")
         for node in ast.walk(ast.parse((package / file).read_text(encoding="utf-8")))
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
     }
@@ -227,6 +247,13 @@ def test_every_argument_does_something(name: str) -> None:
         (
             {"prompt": "a", "prompt_embeds": torch.ones(1, 2, 3)},
             "prompt and prompt_embeds are both",
+        ),
+        ({"denoising_end": 1.0}, "denoising_end is 1.0; it must be in (0, 1), such as 0.8"),
+        ({"denoising_start": 0}, "denoising_start is 0; it must be in (0, 1)"),
+        ({"denoising_end": "0.5"}, "denoising_end is '0.5'; it must be a number"),
+        (
+            {"denoising_start": 0.5, "denoising_end": 0.5},
+            "denoising_start is 0.5 and denoising_end 0.5; the start must be less",
         ),
         ({"hires_scale": 9}, "hires_scale is 9; it must be in [1, 8]"),
         ({"outpaint": (1, 2)}, "outpaint is (1, 2); it must be"),

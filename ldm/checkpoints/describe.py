@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from ldm.checkpoints.backbones import find_backbone, is_backbone
 from ldm.checkpoints.distilled import distilled_name, original_names, structure_of
 from ldm.checkpoints.family import (
     FAMILIES,
@@ -29,9 +30,7 @@ from ldm.checkpoints.header import Header, TensorInfo, read_header
 from ldm.checkpoints.kinds import (
     Shapes,
     find_adapter,
-    find_backbone,
     find_other,
-    is_backbone,
     is_embedding,
     listed,
 )
@@ -54,6 +53,11 @@ UNKNOWN = "unknown"
 TEXT_KEYS = re.compile(
     r"(?:attn2[._]to_[kv]|\.to_[kv]_ip)\.weight$"
 )  # of layers that read the text
+# Of a VAE's decoder, whose inputs are the latents.
+FIRST_LAYERS = {
+    "VAE": re.compile(r"(?:^|\.)decoder\.conv_in\.weight$"),
+    "TAESD": re.compile(r"^(?:(?:taesd_)?decoder\.(?:layers\.0|1)|1)\.weight$"),
+}
 BASE_KEYS = ("ss_base_model_version", "modelspec.architecture", "general.architecture")
 # What the metadata call a base, in whatever spelling.
 BASES = {
@@ -205,7 +209,7 @@ def describe_unet(header: Header, path: Path, beside: Beside | None) -> Rows:
     return [("kind", "U-Net"), ("for", rows[0][1]), *rows[1:]]
 
 
-def base_of(header: Header) -> str:
+def base_of(header: Header, lora: bool = False) -> str:
     """Name the model that a part or an adapter is for: by its layers, else by its metadata."""
     shapes = {name: info.shape for name, info in header.tensors.items()}
     width = next(
@@ -214,7 +218,7 @@ def base_of(header: Header) -> str:
     )
     if width in FAMILIES:
         return read_family(FAMILIES[width]).name
-    if backbone := find_backbone(listed(shapes)):
+    if backbone := find_backbone(listed(shapes), lora):
         return f"{backbone} (not supported)"
     stated = " ".join(header.metadata.get(key, "") for key in BASE_KEYS).lower()
     for pattern, name in BASES.items():
@@ -227,13 +231,15 @@ def base_of(header: Header) -> str:
 
 def channels_of(kind: str, shapes: Shapes) -> str:
     """Return how many channels a VAE's latents have if they are not Stable Diffusion's four."""
+    if kind not in FIRST_LAYERS:
+        return ""
     places = (
         shape
         for name, shape in shapes.items()
-        if name.endswith("decoder.conv_in.weight") and len(shape) > 1
+        if FIRST_LAYERS[kind].search(name) and len(shape) > 1
     )
     channels = next((shape[1] for shape in places), 4)
-    return f" of {channels} channels (another model's)" if kind == "VAE" and channels != 4 else ""
+    return f" of {channels} channels (another model's)" if channels != 4 else ""
 
 
 def describe_model(
@@ -334,7 +340,7 @@ def describe_lora(header: Header, kinds: list[str]) -> Rows:
     ranks = Counter(rank for factors in groups.values() if (rank := rank_of(factors)))
     rows = [
         ("kind", " with ".join(kinds)),
-        ("for", base_of(header)),
+        ("for", base_of(header, lora=True)),
         ("layers", ", ".join(f"{count} of the {part}" for part, count in sorted(parts.items()))),
         ("rank", ", ".join(str(rank) for rank, _ in ranks.most_common(4)) or "unknown"),
         ("weights", amount(header.tensors.values())),

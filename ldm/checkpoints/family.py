@@ -10,15 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ldm.checkpoints.assets import asset_path
+from ldm.checkpoints.backbones import find_backbone, is_backbone
 from ldm.checkpoints.distilled import with_structure
 from ldm.checkpoints.kinds import (
     UNSUPPORTED,
     Shapes,
     article,
     find_adapter,
-    find_backbone,
     find_other,
-    is_backbone,
     is_embedding,
     listed,
 )
@@ -220,7 +219,7 @@ def describe_other(shapes: Shapes) -> str:
         return f"is {article(kind.name)}, not a model; {kind.advice}"
     groups, unknown = group(plain_names(shapes))
     if kinds := describe_kinds(groups):
-        backbone = find_backbone(names)
+        backbone = find_backbone(names, lora=True)
         base = f" for {backbone}" if backbone else ""
         hint = UNSUPPORTED if backbone else "give it beside one: --lora FILE"
         return f"is a {kinds[0]}{base}, not a model; {hint}"

@@ -12,9 +12,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import NamedTuple
 
+from ldm.checkpoints.backbones import find_backbone
+
 Shapes = Mapping[str, Sequence[int]]
 MOST_NAMES, LONGEST = 50_000, 200  # that are looked at; the largest models have some ten thousand
-SKIP_PREFIX = r"(?:model\.)?(?:diffusion_model\.|transformer\.|net\.)?"
 UNSUPPORTED = "those are not supported"
 
 
@@ -25,28 +26,6 @@ class Kind(NamedTuple):
     advice: str  # what to do with one that was given as a model
 
 
-# Other models' networks, by the beginning of a tensor's name; LoRAs join it with underscores.
-BACKBONES = (
-    ("HunyuanVideo", r"txt_in[._]individual_token_refiner[._]"),
-    ("Chroma", r"distilled_guidance_layer[._]"),
-    ("Flux 2", r"(?:single_stream_modulation|double_stream_modulation_img)[._]"),
-    ("Flux", r"(?:double_blocks|single_blocks|single_transformer_blocks)[._]"),
-    ("Stable Diffusion 3", r"joint_blocks[._]|transformer_blocks[._]\d+[._]norm1_context[._]"),
-    ("Wan video", r"blocks[._]\d+[._]cross_attn[._]|head\.modulation$"),
-    ("LTX video", r"patchify_proj[._]|av_ca_a2v_gate_adaln_single[._]"),
-    ("Lumina or Z-Image", r"cap_embedder[._]|layers[._]\d+[._](?:adaLN_modulation|attention)[._]"),
-    ("Qwen-Image", r"transformer_blocks[._]\d+[._](?:img|txt)_(?:mod|mlp)[._]"),
-    ("AuraFlow", r"double_layers[._]|cond_seq_linear[._]"),
-    ("PixArt", r"adaln_single[._]|t_block[._]"),
-    ("Hunyuan-DiT", r"mlp_t5[._]|extra_embedder[._]"),
-    ("Stable Cascade", r"clip_txt_mapper[._]|down_blocks[._]\d+[._]\d+[._]channelwise[._]"),
-    ("Kandinsky", r"encoder_hid_proj[._]|add_embedding\.image_norm\."),
-    ("Mochi video", r"blocks[._]\d+[._]attn[._]qkv_x[._]"),
-    ("Cosmos", r"x_embedder[._]proj[._]1[._]"),
-    ("HiDream", r"double_stream_blocks[._]"),
-    ("a diffusion transformer", r"transformer_blocks[._]\d+[._]|blocks[._]\d+[._]attn[._]"),
-    ("a language model", r"(?:blk\.\d+\.attn_\w+|layers\.\d+\.self_attn)\."),
-)
 # Adapters that may hold LoRA tensors themselves: rows of (name, pattern, what to do with it).
 ADAPTERS = (
     ("PhotoMaker", r"^(?:id_encoder|lora_weights)\."),
@@ -78,6 +57,7 @@ OTHERS = (
 )  # fmt: skip
 ADVICE = {
     "VAE": "give it beside one: --vae FILE",
+    "TAESD": "give it beside one: --vae FILE, or --preview-vae FILE",
     "U-Net": "give it with its other parts: a folder with model_index.json, or a whole single file",
     "CLIP text encoder": "give it beside one that lacks it: --text-encoder FILE",
 }
@@ -96,15 +76,6 @@ def find_adapter(names: str) -> Kind | None:
         if name == "SparseCtrl" and "motion_modules." not in names:
             continue
         return Kind(name, UNSUPPORTED)
-    return None
-
-
-def find_backbone(names: str) -> str | None:
-    """Name the model of another architecture whose network, or a LoRA's for it, has the names."""
-    prefix = rf"^(?:lora_unet_|lora_transformer_|lycoris_|base_model\.model\.)?{SKIP_PREFIX}"
-    for name, pattern in BACKBONES:
-        if re.search(f"{prefix}(?:{pattern})", names, re.MULTILINE):
-            return name
     return None
 
 
@@ -129,11 +100,6 @@ def is_embedding(shapes: Shapes) -> bool:
         0 < len(shape) <= 2 and not re.search(r"\.(weight|bias)$", name)
         for name, shape in shapes.items()
     )
-
-
-def is_backbone(name: str) -> bool:
-    """Whether a kind's name is that of another architecture."""
-    return any(name == backbone for backbone, _ in BACKBONES)
 
 
 def article(name: str) -> str:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping
-from dataclasses import Field, fields
+from dataclasses import Field
 from typing import Any
 
-from ldm.request import SAME, LargeRequest, about
+from ldm.request import ALL_FIELDS, SAME, about
 
 
 def filled(text: str) -> str:
@@ -82,7 +82,7 @@ def default_of(field: Field[Any]) -> Any:
     return field.default if default is SAME else default
 
 
-FIELDS = {option_name(field): field for field in fields(LargeRequest) if about(field).options}
+FIELDS = {option_name(field): field for field in ALL_FIELDS.values() if about(field).options}
 DEFAULTS = {name: default_of(field) for name, field in FIELDS.items()}
 SWITCHES = frozenset(name for name, field in FIELDS.items() if kind(field) == SWITCH)
 FILES = tuple(name for name, field in FIELDS.items() if kind(field) in (FILE, MAP))

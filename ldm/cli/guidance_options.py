@@ -40,6 +40,10 @@ def check_steering(arguments: argparse.Namespace) -> None:
         raise ArgumentError("--hires-scale draws from a text; leave --image out")
     if arguments.hires_strength is not None and arguments.hires_scale is None:
         raise ArgumentError("--hires-strength is of the second pass; give --hires-scale, too")
+    if arguments.refiner_start is not None and arguments.refiner is None:
+        raise ArgumentError("--refiner-start says where a --refiner takes over; give that, too")
+    if arguments.refiner is not None and arguments.hires_scale is not None:
+        raise ArgumentError("--refiner and --hires-scale do not go together; leave one out")
     given = (arguments.variation_seed is not None, arguments.variation_strength is not None)
     if any(given) and not all(given):
         raise ArgumentError("--variation-seed and --variation-strength need each other")

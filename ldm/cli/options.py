@@ -14,6 +14,7 @@ from ldm.cli.common import EXIT_CODES, Checker, Parser, check_counts, put, run
 from ldm.cli.fields import GROUPS, add_fields, filled
 from ldm.cli.guidance_options import Fast, check_steering
 from ldm.errors import ArgumentError
+from ldm.request import RefinedRequest
 from ldm.samplers import read_names, start_index
 from ldm.samplers.loop import MAX_SEED
 from ldm.samplers.names import listing
@@ -56,6 +57,13 @@ def parser() -> Checker:
         type=filled,
         metavar="PATH",
         help="a diffusers folder, a single file or a hub id (default: the built-in model)",
+    )
+    add(
+        "--refiner",
+        type=filled,
+        metavar="PATH",
+        help="a second model that draws the last steps, from --refiner-start on, such as SDXL's "
+        "refiner; both stay in memory, and LoRAs are put onto the first",
     )
     add_model_options(parser)
     add(
@@ -122,6 +130,12 @@ def parser() -> Checker:
         "--animation",
         choices=("webp", "png", "gif"),
         help="save an animation of the steps beside the picture, in rough colours",
+    )
+    add(
+        "--preview-vae",
+        type=filled,
+        metavar="PATH",
+        help="a TAESD, as a folder or a file, that draws the frames of --animation in full detail",
     )
     add(
         "--explain",
@@ -196,7 +210,12 @@ def add_speed_options(group: argparse._ArgumentGroup) -> None:
 def add_model_options(parser: Parser) -> None:
     """Add the options for loading a model, the same for every command that loads one."""
     add = parser.add_argument
-    add("--vae", type=filled, metavar="PATH", help="a folder or file of another VAE to use")
+    add(
+        "--vae",
+        type=filled,
+        metavar="PATH",
+        help="a folder or file of another VAE to use, or of a TAESD",
+    )
     add(
         "--text-encoder",
         action="append",
@@ -273,6 +292,8 @@ def check_arguments(arguments: argparse.Namespace) -> None:
             "--skip-existing needs a --seed, by which files are known again, and goes neither "
             "with --force nor with --grid"
         )
+    if arguments.preview_vae is not None and not arguments.animation:
+        raise ArgumentError("--preview-vae draws the frames of an --animation; give that, too")
     read_names(arguments.sampler, arguments.schedule)
     if arguments.prompts is not None:  # each line is checked with its own arguments
         return
@@ -281,3 +302,7 @@ def check_arguments(arguments: argparse.Namespace) -> None:
         if arguments.image is None:
             raise ArgumentError("--strength says how much of an --image to redraw; give that, too")
         start_index(1, arguments.strength)
+    if arguments.refiner is not None and arguments.refiner_start is None:
+        arguments.refiner_start = RefinedRequest.refiner_start
+    elif arguments.refiner is not None:
+        RefinedRequest(refiner_start=arguments.refiner_start)

@@ -41,6 +41,7 @@ AROUND = recorded("never") | {
     "save_steps",
     "animation",
     "explain",
+    "preview_vae",
     "x",
     "y",
     "prompts",
@@ -48,11 +49,14 @@ AROUND = recorded("never") | {
     "list_samplers",
 }
 # … and those that a file records in another form.
-IN_ANOTHER_FORM = recorded("another") | {"model", "vae", "text_encoder", "lora", "embedding"}
+IN_ANOTHER_FORM = recorded("another") | {
+    *("model", "refiner", "vae", "text_encoder", "lora", "embedding")
+}
 # Any other option changes the picture, so that its place in a batch does not matter any more.
 SAME_PICTURE = AROUND - {"num_images", "batch_size", "grid", "x", "y"} | {
     *FILES,
     "model",
+    "refiner",
     "vae",
     "text_encoder",
     "embedding",
@@ -111,6 +115,7 @@ def info_of(job: Job, pipe: Pipeline, picture: Image) -> GenerationInfo:
         {name: value for name, value in settings if name not in LOADING},
         {name: value for name, value in settings if name in LOADING},
         model=model_name(arguments.model),
+        refiner=model_name(arguments.refiner) if arguments.refiner else None,
         vae=model_name(arguments.vae) if arguments.vae else None,
         embeddings=tuple(Path(file).stem for file in arguments.embedding),
         text_encoders=tuple(model_name(file) for file in arguments.text_encoder),
@@ -240,12 +245,18 @@ def _check_inputs(info: GenerationInfo, arguments: argparse.Namespace, path: Pat
         warnings.warn(
             f"{path} was drawn with the model {info.model!r}, not with {used!r}", stacklevel=3
         )
+    if info.refiner is not None and arguments.refiner is None:
+        raise ArgumentError(
+            f"{path} was drawn with the refiner {info.refiner!r}; say with --refiner where it is"
+        )
     wanted = {
+        "--refiner": info.refiner and [info.refiner],
         "--vae": info.vae and [info.vae],
         "--text-encoder": info.text_encoders,
         "--embedding": info.embeddings,
     }
     files = {
+        "--refiner": [arguments.refiner] if arguments.refiner else [],
         "--vae": [arguments.vae] if arguments.vae else [],
         "--text-encoder": arguments.text_encoder,
         "--embedding": arguments.embedding,

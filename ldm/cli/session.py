@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ldm.adapters.lora_scale import Scale, TagScale
+from ldm.checkpoints.source import find_model
 from ldm.cli import observe
 from ldm.cli.common import FAILED, fail, notify, put
 from ldm.cli.fields import request_arguments
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from ldm.pipeline import Pipeline, Progress
+    from ldm.refiner import Ensemble
 
 BAR = "{desc}{percentage:3.0f}%|{bar}| {n}/{total} [{elapsed}<{remaining}, {rate_inv_fmt}]"
 REFRESH = 10  # seconds between two lines of progress in a log file
@@ -63,6 +65,7 @@ class Session:
         self.arguments, self.work, self.plot = arguments, work, work.plot
         self.began = self.loaded = time.monotonic()
         self.pipe: Pipeline
+        self.refiner: Ensemble | None = None  # the model with its --refiner
         self.inform: Callable[[str], None] = (lambda line: None) if arguments.quiet else notify
         self.advise = cache(self.inform)  # the same advice for many batches is given once
         self.pictures: list[Image] = []  # for the one file that shows all
@@ -93,12 +96,18 @@ class Session:
     # The model
 
     def prepare(self) -> None:
-        """Optimize the model, and load the adapters that the options and prompts name."""
+        """Optimize the model, load its refiner, and the adapters that options and prompts name."""
         arguments, pipe = self.arguments, self.pipe
         faster = pipe.device.type == "cpu" if arguments.optimize is None else arguments.optimize
         ways = {name: getattr(arguments, name) for name in ("compile", "offload", "int8")}
         if ways["int8"] is None:  # of --fast
             ways["int8"] = int8_gains(pipe)
+        if arguments.refiner is not None:
+            from ldm.refiner import Ensemble
+
+            refiner = load_refiner(arguments)
+            self.refiner = Ensemble(pipe, refiner)
+            refiner.optimize(faster or any(ways.values()), **ways)
         pipe.optimize(faster or any(ways.values()), **ways)
         for embedding in arguments.embedding:
             self.inform(f"{embedding}: use it as {pipe.load_textual_inversion(embedding)}")
@@ -161,7 +170,7 @@ class Session:
             columns = self.plot.columns if self.plot else grid_columns(own, count)
             check_sheet_size(*sheet_size(count, columns, *size), "the sheet", jobs[0].path)
         if self.plot:
-            open_stream(self.pipe, jobs, own)
+            open_stream(self.pipe, jobs, own, self.refiner)
 
     def note(self, line: Line, error: LDMError) -> None:
         """Report an error in a line of ``--prompts``, and continue; raise any other error."""
@@ -194,7 +203,8 @@ class Session:
         from tqdm import tqdm
 
         own = batch[0].line.arguments
-        stream = open_stream(self.pipe, batch, own)  # raises an error for what cannot be drawn
+        # Raises an error for what cannot be drawn.
+        stream = open_stream(self.pipe, batch, own, self.refiner)
         if advice := size_advice(self.pipe, own):
             self.advise(advice)
         total = self.announce(batch, own)
@@ -232,6 +242,8 @@ class Session:
         if own.hires_scale is not None:
             run += f", then {total} at {own.hires_scale:g} times the size"
             total += steps
+        if own.refiner is not None:
+            run += f", from {own.refiner_start:g} on by the refiner"
         self.inform(f"{seeds}, {run}")
         return total
 
@@ -274,11 +286,26 @@ def load_model(arguments: argparse.Namespace) -> Pipeline:
     """Load the model that the options name."""
     from ldm.pipeline import Pipeline
 
+    if arguments.refiner is not None:  # a missing one is an error before the model is loaded
+        find_model(arguments.refiner, variant=arguments.variant)
     return Pipeline.from_pretrained(
         arguments.model,
         device=arguments.device,
         dtype=arguments.dtype,
+        preview_vae=arguments.preview_vae,
         **model_arguments(arguments),
+    )
+
+
+def load_refiner(arguments: argparse.Namespace) -> Pipeline:
+    """Load the model of ``--refiner``, whose VAE and text encoders are its own."""
+    from ldm.pipeline import Pipeline
+
+    return Pipeline.from_pretrained(
+        arguments.refiner,
+        device=arguments.device,
+        dtype=arguments.dtype,
+        variant=arguments.variant,
     )
 
 
@@ -290,7 +317,10 @@ def int8_gains(pipe: Pipeline) -> bool:
 
 
 def open_stream(
-    pipe: Pipeline, batch: list[Job], arguments: argparse.Namespace
+    pipe: Pipeline,
+    batch: list[Job],
+    arguments: argparse.Namespace,
+    refiner: Ensemble | None = None,
 ) -> Iterator[Progress]:
     """Return the steps of a batch, computed when iterated over."""
     from ldm.hires import hires_fix
@@ -307,7 +337,8 @@ def open_stream(
         return hires_fix(pipe, texts, **options)
     image, mask = given_pictures(arguments)
     depth = given_depth(arguments)
-    return pipe.stream(texts, image=image, mask_image=mask, depth_map=depth, **options)
+    drawer = pipe if refiner is None else refiner
+    return drawer.stream(texts, image=image, mask_image=mask, depth_map=depth, **options)
 
 
 def run_levels(pipe: Pipeline, arguments: argparse.Namespace) -> tuple[int, int]:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ldm.config.clip import CLIPTextConfig
     from ldm.config.json import read_json, write_json
     from ldm.config.scheduler import SchedulerConfig
+    from ldm.config.taesd import TAESDConfig
     from ldm.config.unet import UNetConfig
     from ldm.config.vae import VAEConfig
 
@@ -24,6 +25,7 @@ MODULE_OF_NAME = {
     "ClassifierConfig": "ldm.config.classifier",
     "Config": "ldm.config.base",
     "SchedulerConfig": "ldm.config.scheduler",
+    "TAESDConfig": "ldm.config.taesd",
     "UNetConfig": "ldm.config.unet",
     "VAEConfig": "ldm.config.vae",
     "read_json": "ldm.config.json",
@@ -36,6 +38,7 @@ __all__ = [
     "ClassifierConfig",
     "Config",
     "SchedulerConfig",
+    "TAESDConfig",
     "UNetConfig",
     "VAEConfig",
     "read_json",

@@ -28,6 +28,8 @@ DEPTHS = frozenset(
         "reverse_transformer_layers_per_block",
         "num_hidden_layers",
         "block_out_channels",
+        "num_encoder_blocks",
+        "num_decoder_blocks",
     }
 )
 

@@ -21,7 +21,7 @@ from ldm.images.files import read_texts
 from ldm.images.metadata import NEGATIVE, PROMPT, parse_parameters
 from ldm.images.programs import read_labels
 from ldm.images.text_fields import OURS, settings_of
-from ldm.request import OFFSETS, Request, about
+from ldm.request import OFFSETS, RefinedRequest, about
 from ldm.samplers import SAMPLERS, read_names
 from ldm.samplers.names import find_sampler, find_schedule
 
@@ -39,6 +39,7 @@ WITHOUT_EFFECT = re.compile(
     r"performance|metadata scheme|software|lora weights|torch active.*|sys vram|source identifier"
 )
 MODEL_ENDINGS = (".safetensors", ".ckpt", ".gguf", ".sft", ".bin", ".pt", ".pth")
+MODEL_HASH = re.compile(r" *\[[0-9a-fA-F]{6,64}\]$")  # behind a refiner's name
 PLOT = "X/Y/Z plot"  # the web UI's script that draws a grid
 OFF = ("", "0", "0.0", "false", "none")
 NONE = ("", "automatic", "none", "default", "baked vae")
@@ -53,6 +54,7 @@ class GenerationInfo:
             ``ldm-generate`` takes out and loads.
         loading: those of ``Pipeline.from_pretrained``, without the paths.
         model, vae, embeddings: names of files ("ldm built-in" for that model); None if unknown.
+        refiner: likewise of the model that drew the last steps; None without one.
         images: argument → digest (see ``images.digest``; "": not known) of each picture that was
             given; it is not in the file and must be given again.
         batch: (size, index): how many pictures were drawn at once, and which of them this is. The
@@ -67,6 +69,7 @@ class GenerationInfo:
     arguments: dict[str, Any]
     loading: dict[str, Any] = field(default_factory=dict)
     model: str | None = None
+    refiner: str | None = None
     vae: str | None = None
     embeddings: tuple[str, ...] = ()
     text_encoders: tuple[str, ...] = ()  # names of files, that took the place of the model's
@@ -152,6 +155,7 @@ def from_settings(settings: Mapping[str, Any]) -> GenerationInfo:
         arguments=arguments,
         loading=get("loading", dict, {}),
         model=get("model", str, None),
+        refiner=get("refiner", str, None),
         vae=get("vae", str, None),
         embeddings=tuple(map(str, get("embeddings", list, []))),
         text_encoders=tuple(map(str, get("text_encoders", list, []))),
@@ -184,6 +188,10 @@ def from_labels(labels: Mapping[str, str]) -> GenerationInfo:
             arguments[name] = _number(label, settings.pop(label), convert)
     if "clip_skip" in arguments:  # 0 and -1 are the last layer, too
         arguments["clip_skip"] = max(arguments["clip_skip"] - OFFSETS["clip_skip"], 0)
+    refiner = _file_name(MODEL_HASH.sub("", settings.pop("Refiner", "")))
+    if refiner is None or not 0 < arguments.get("refiner_start", 0.8) < 1:  # never, as in A1111
+        refiner = None
+        arguments.pop("refiner_start", None)
     arguments |= _size(settings)
     strength, notes = _strength(settings)
     sampler, unknown = _sampler(settings)
@@ -198,6 +206,7 @@ def from_labels(labels: Mapping[str, str]) -> GenerationInfo:
     return GenerationInfo(
         arguments,
         model=_file_name(settings.get("Model", "")) or _file_name(settings.get("Unet", "")),
+        refiner=refiner,
         vae=_file_name(settings.get("VAE", "")),
         images={"image": ""} if strength else {},
         notes=_notes(notes, settings),
@@ -208,11 +217,11 @@ def from_labels(labels: Mapping[str, str]) -> GenerationInfo:
 # The web UI's name of a setting → the argument that it is, and its type.
 NUMBERS: dict[str, tuple[str, type[int] | type[float]]] = {
     about(field).label: (field.name, int if str(field.type).startswith("int") else float)
-    for field in fields(Request)
+    for field in fields(RefinedRequest)
     if field.name
     in (
         *("num_inference_steps", "guidance_scale", "image_guidance_scale"),
-        *("seed", "clip_skip", "eta"),
+        *("seed", "clip_skip", "eta", "refiner_start"),
     )
 }
 
@@ -223,6 +232,7 @@ LABELS = {
     for name in (
         *(PROMPT, NEGATIVE, *NUMBERS, "Size", "Width", "Height", "Sampler", "Schedule type"),
         *("Scheduler", "Denoising strength", "Model", "Unet", "VAE", "RNG", "Script", "Grid"),
+        "Refiner",
     )
 }
 

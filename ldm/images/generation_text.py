@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
 from typing import Any
 
 from ldm.images.generation_info import GenerationInfo
 from ldm.images.metadata import format_parameters
-from ldm.request import LargeRequest, about
+from ldm.request import ALL_FIELDS, LargeRequest, about
 from ldm.samplers import SAMPLERS, SCHEDULES
 
-LABELS = {field.name: about(field).label for field in fields(LargeRequest)}
+LABELS = {name: about(field).label for name, field in ALL_FIELDS.items()}
 
 
 def generation_text(
@@ -57,6 +56,8 @@ def common_settings(info: GenerationInfo, size: tuple[int, int]) -> dict[str, An
         label("seed"): given.get("seed"),
         "Size": "x".join(map(str, size)),
         "Model": info.model,
+        "Refiner": info.refiner,
+        label("refiner_start"): given.get("refiner_start"),
         "VAE": info.vae,
     }
 

@@ -6,14 +6,21 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
-from ldm.config import ClassifierConfig, CLIPTextConfig, SchedulerConfig, UNetConfig, VAEConfig
+from ldm.config import (
+    ClassifierConfig,
+    CLIPTextConfig,
+    SchedulerConfig,
+    TAESDConfig,
+    UNetConfig,
+    VAEConfig,
+)
 from ldm.config.tasks import task_of
 from ldm.errors import CheckpointError
 from ldm.latents import PixelConfig
 
 
 def check_parts(
-    codec: VAEConfig | PixelConfig,
+    codec: VAEConfig | TAESDConfig | PixelConfig,
     unet: UNetConfig,
     scheduler: SchedulerConfig,
     texts: Sequence[CLIPTextConfig],

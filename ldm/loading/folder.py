@@ -18,7 +18,9 @@ from ldm.config.tasks import task_of
 from ldm.errors import CheckpointError
 from ldm.latents import Pixels
 from ldm.loading.devices import vae_dtype
+from ldm.loading.vae import load_vae_folder
 from ldm.scheduler import DDPMScheduler
+from ldm.taesd import AutoencoderTiny
 from ldm.techniques.preview import LinearPreview
 from ldm.text.tokenizer import CLIPTokenizer
 from ldm.unet import UNet
@@ -72,8 +74,7 @@ def load_folder(
         return folder if kind in PIXEL_PIPELINES and not inner.is_dir() else inner
 
     def load(module_class: type[M], name: str) -> M:
-        to = vae_dtype(dtype) if name == "vae" else dtype
-        return load_component(module_class, place(name), to, device, variant)
+        return load_component(module_class, place(name), dtype, device, variant)
 
     scheduler = SchedulerConfig.from_file(place("scheduler") / "scheduler_config.json")
     if prediction_type:
@@ -95,8 +96,9 @@ def load_folder(
         if has_part(index, "classifier"):
             parts["classifier"] = load(Classifier, "classifier")
         return parts
-    vae = parts["vae"] = load(AutoencoderKL, "vae")
-    if values := read_json(folder / PREVIEW, optional=True):
+    vae = parts["vae"] = load_vae_folder(folder / "vae", vae_dtype(dtype), device, variant)
+    values = read_json(folder / PREVIEW, optional=True)
+    if values and isinstance(vae, AutoencoderKL):
         vae.preview = LinearPreview.of(values, vae.config.latent_channels, folder / PREVIEW)
     for end in ("", "_2"):
         if has_part(index, f"text_encoder{end}"):  # SDXL's refiner has no first one
@@ -115,6 +117,11 @@ def has_part(index: dict[str, Any], part: str) -> bool:
 def save_folder(parts: dict[str, Any], folder: Path, dtype: torch.dtype | None) -> None:
     """Write what ``load_folder`` reads, and diffusers too. ``dtype`` None keeps each part's."""
     unet, scheduler = parts["unet"].config, parts["scheduler"].config
+    if isinstance(parts["vae"], AutoencoderTiny) and parts["vae"].encoder is None:
+        raise CheckpointError(
+            "the VAE is the decoder of a TAESD alone, with which other programs cannot load a "
+            "model; give a whole one, or another VAE"
+        )
     index: dict[str, Any] = {
         "_class_name": class_name(parts),
         "_diffusers_version": LAYOUT,
@@ -158,7 +165,7 @@ def save_latents(
 ) -> None:
     """Write what only the Stable Diffusion family has, and list it in the ``index``."""
     nothing = [None, None]
-    index |= {"feature_extractor": nothing, "vae": ["diffusers", "AutoencoderKL"]}
+    index |= {"feature_extractor": nothing, "vae": ["diffusers", type(parts["vae"]).__name__]}
     index |= {"text_encoder": nothing, "tokenizer": nothing}
     for end in ("", "_2"):
         encoder, tokenizer = parts[f"text_encoder{end}"], parts[f"tokenizer{end}"]
@@ -175,7 +182,7 @@ def save_latents(
     else:
         index |= {"requires_safety_checker": False, "safety_checker": nothing}
     save_component(parts["vae"], folder / "vae", dtype)
-    if parts["vae"].preview is not None:
+    if isinstance(parts["vae"].preview, LinearPreview):
         write_json(folder / PREVIEW, parts["vae"].preview.values())
 
 

@@ -25,6 +25,7 @@ from ldm.loading.compatibility import check_parts
 from ldm.loading.origin import Origin
 from ldm.loading.single_file import names_of
 from ldm.scheduler import DDPMScheduler
+from ldm.taesd import DECODER_ALONE, AutoencoderTiny
 from ldm.text.conditioning import TextModel
 from ldm.text.tokenizer import CLIPTokenizer
 from ldm.unet import UNet
@@ -50,6 +51,7 @@ class Model:
         classes: of a model without text; None for a model with text.
         defaults: values of arguments that a request leaves out.
         inversions, loras: the adapters on the parts.
+        preview_vae: what decodes previews, in the place of rough colours.
         optimized: how the parts compute faster.
         origin: what it was loaded from.
         listener: called before the U-Net; see ``ldm.techniques.attention_maps``.
@@ -57,7 +59,7 @@ class Model:
 
     def __init__(
         self,
-        vae: AutoencoderKL | None,
+        vae: AutoencoderKL | AutoencoderTiny | None,
         text_encoder: CLIPTextEncoder | None,
         tokenizer: CLIPTokenizer | None,
         unet: UNet,
@@ -128,6 +130,7 @@ class Model:
             names_of(unet.config),
             self.inversions,
         )
+        self.preview_vae: AutoencoderTiny | None = None
         self.optimized = Optimized()
         self.listener: Listener | None = None
         self.origin = Origin()
@@ -157,6 +160,11 @@ class Model:
         """Return the (height, width) in pixels that the model was trained for."""
         side = (self.unet.config.sample_size or 64) * self.vae.config.scale
         return side, side
+
+    def need_encoder(self) -> None:
+        """Raise ArgumentError for a VAE that cannot encode an image."""
+        if isinstance(self.vae, AutoencoderTiny) and self.vae.encoder is None:
+            raise ArgumentError(DECODER_ALONE)
 
     def need_text(self, why: str) -> None:
         """Raise ArgumentError for a model without text."""

@@ -20,8 +20,7 @@ from ldm.checkpoints.family import (
     detect,
     read_family,
 )
-from ldm.checkpoints.folder import M, empty, fill, load_component
-from ldm.checkpoints.names import to_ours
+from ldm.checkpoints.folder import M, empty, fill
 from ldm.checkpoints.original import (
     Rename,
     clip_names,
@@ -36,10 +35,11 @@ from ldm.checkpoints.original import (
 from ldm.checkpoints.prediction import STATED_PREDICTION, read_beside
 from ldm.checkpoints.tensors import read_checkpoint, to_save, write_tensors
 from ldm.clip import CLIPTextEncoder
-from ldm.config import Config, UNetConfig, VAEConfig
+from ldm.config import Config, TAESDConfig, UNetConfig, VAEConfig
 from ldm.errors import ArgumentError, CheckpointError
 from ldm.loading.devices import vae_dtype
 from ldm.loading.supplied import load_text_encoders
+from ldm.loading.vae import load_vae
 from ldm.scheduler import DDPMScheduler
 from ldm.text.tokenizer import CLIPTokenizer
 from ldm.unet import UNet
@@ -160,32 +160,6 @@ def check_whole(
     raise CheckpointError(f"{path} {', and '.join(each)}, or {in_python} in Python{whole}")
 
 
-def load_vae(
-    path: Path, config: VAEConfig, dtype: torch.dtype | None, device: torch.device
-) -> AutoencoderKL:
-    """Load a VAE from its folder, or from a file of original or diffusers' names.
-
-    A file has no config: its tensors must have the sizes of ``config``.
-    Raises CheckpointError for a VAE that is broken or does not fit.
-    """
-    if path.is_dir():
-        inner = path / "vae"
-        return load_component(AutoencoderKL, inner if inner.is_dir() else path, dtype, device)
-    if not path.is_file():
-        raise CheckpointError(f"{path} does not exist; give a VAE's folder or file")
-    module = empty(AutoencoderKL, config)
-    expected = module.state_dict()
-    tensors = read_checkpoint(path).tensors
-    if any(".down_blocks." in key for key in tensors):
-        tensors = to_ours(tensors, expected)
-    else:
-        prefix = VAE if any(key.startswith(VAE) for key in tensors) else ""
-        shapes = {key: value.shape for key, value in expected.items()}
-        tensors = read_original(tensors, shapes, prefix, names_of(config))
-    fill(module, tensors, path, dtype, device)
-    return module
-
-
 def replace_parts(
     parts: dict[str, Any],
     path: Path,
@@ -201,7 +175,11 @@ def replace_parts(
         old = parts["vae"]
         if old is None:
             raise ArgumentError(f"{path} draws pixels and has no VAE; leave vae out")
-        parts["vae"] = load_vae(vae, old.config, next(old.parameters()).dtype, device)
+        width = parts["unet"].config.cross_attention_dim
+        config = old.config
+        if isinstance(config, TAESDConfig) and width in FAMILIES:
+            config = read_family(FAMILIES[width]).vae
+        parts["vae"] = load_vae(vae, config, next(old.parameters()).dtype, device)
     if text_encoders:
         names = ("text_encoder", "text_encoder_2")
         old_ones = {name: parts[name] for name in names if parts.get(name) is not None}
@@ -231,6 +209,11 @@ def family_of(parts: dict[str, Any]) -> Family:
 def save_file(parts: dict[str, Any], path: Path, dtype: torch.dtype | None) -> None:
     """Write a single file under the original names. ``dtype`` None keeps each part's."""
     family = family_of(parts)
+    if not isinstance(parts["vae"], AutoencoderKL):
+        raise CheckpointError(
+            "the model has a TAESD, for which there is no layout in a single file; save a folder, "
+            "or give another VAE: --vae PATH"
+        )
     tensors: dict[str, Tensor] = {}
     for prefix, module, rename, convolutions in (
         (UNET, parts["unet"], names_of(parts["unet"].config), False),

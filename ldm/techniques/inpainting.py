@@ -16,10 +16,12 @@ class Blend:
     steps.
     """
 
-    def __init__(self, start: Tensor, eps: Tensor, masks: Tensor, steps: list[Pair]) -> None:
+    def __init__(
+        self, start: Tensor, eps: Tensor, masks: Tensor, steps: list[Pair], end: Level = CLEAN
+    ) -> None:
         self.start, self.eps, self.masks = start, eps, masks
         # Not the level that a step ends at: DDIM's may differ from where the next one begins.
-        self.levels = iter([*(level for level, _ in steps[1:]), CLEAN])
+        self.levels = iter([*(level for level, _ in steps[1:]), end])
 
     def __call__(self, x: Tensor, level: Level) -> Tensor:
         level = next(self.levels)

@@ -104,6 +104,10 @@ KINDS: dict[str, tuple[Shapes, str, str]] = {
          "encoder.layers.0.bias": (64,)},
         "TAESD", "is a TAESD",
     ),
+    "TAESD of one file": (
+        {"taesd_decoder.1.weight": (64, 16, 3, 3), "taesd_decoder.3.conv.0.weight": (64, 64, 3, 3)},
+        "TAESD of 16 channels (another model's)", "--vae FILE, or --preview-vae FILE",
+    ),
     "CLIP, OpenAI's": (clip(), "CLIP text encoder", "is a CLIP text encoder"),
     "CLIP, OpenCLIP's": (open_clip(64, 2), "CLIP text encoder", "is a CLIP text encoder"),
     "CLIP of pictures": (
