@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ldm import __version__
-from ldm.images.depth import load_depth
+from ldm.images.depth import load_depth, to_pictures
 from ldm.images.files import digest, load_image, load_layer
 from ldm.images.generation_info import LARGEST_BATCH, GenerationInfo
 from ldm.images.generation_text import generation_text
@@ -18,7 +18,7 @@ from ldm.images.inputs import read_pictures
 from ldm.images.picture import Picture
 from ldm.loading.model import Model
 from ldm.loading.tasks import image_strength
-from ldm.request import EMBEDDINGS, LargeRequest, Request, about
+from ldm.request import ALL_FIELDS, EMBEDDINGS, LargeRequest, Request, about
 from ldm.samplers import Choice
 from ldm.text.conditioning import negative_for_each
 from ldm.text.lora_tags import Tag, write_tag
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 # Arguments that a file cannot hold, or no option of the command can express.
 NOT_IN_FILES = ("latents", *EMBEDDINGS)
-NO_OPTION = ("deep_cache_branch", "steps_before")
+NO_OPTION = ("deep_cache_branch", "steps_before", "denoising_start", "denoising_end")
 
 
 def with_records(
@@ -130,7 +130,7 @@ def shared_arguments(model: Model, request: Request, choice: Choice) -> dict[str
 
 def is_recorded(name: str, value: object) -> bool:
     """Whether a file holds this value of an argument; see ``request.Argument.recorded``."""
-    field = FIELDS[name]
+    field = ALL_FIELDS[name]
     if about(field).recorded == "changed":  # two passes: the command's default is one
         return value != field.default or name in ("hires_scale", "hires_strength")
     return about(field).recorded == "always" and value is not None
@@ -145,9 +145,11 @@ def place_in_batch(request: Request, index: int, seed: int | None) -> tuple[int,
 
 def digests(request: Request, name: str) -> list[str]:
     """Return the digest of each picture of an argument; [] without one."""
-    pictures = read_pictures(
-        getattr(request, name), name, len(request.prompts), 1, LOADERS.get(name, load_image)
-    )
+    given = getattr(request, name)
+    if name == "depth_map":
+        given = to_pictures(given)
+    load = LOADERS.get(name, load_image)
+    pictures = read_pictures(given, name, len(request.prompts), 1, load)
     return [digest(picture) for picture in pictures or ()]
 
 
@@ -176,6 +178,5 @@ def drawn_on(model: Model) -> dict[str, str]:
     return {"device": model.device.type, "dtype": dtype, "torch": torch.__version__}
 
 
-FIELDS = {field.name: field for field in fields(LargeRequest)}
 FILES = {"image": "image", "mask": "mask_image", "depth_map": "depth_map"}  # option: argument
 LOADERS = {"mask_image": load_layer, "depth_map": load_depth}

@@ -226,7 +226,7 @@ def test_latents_of_another_format(models: Any, tmp_path: Path) -> None:
             r"latents has the shape \(1, 3, 8, 8\); expected \(1, 4, 8, 8\)",
         ),
         ({"denoising_start": 0.5, "latents": torch.zeros(4)}, "latents has 1 dimensions; expected"),
-        ({"image": torch.zeros(1, 4, 8, 8), "denoising_start": 0.5}, "image is a tensor; give pic"),
+        ({"image": torch.zeros(1, 4, 8, 8), "denoising_start": 0.5}, "give latents as latents="),
         ({"denoising_end": 0.01}, "no step of 4 is left with denoising_end 0.01; change that"),
         (
             {"denoising_end": 0.2, "image": Image.new("RGB", (64, 64)), "strength": 0.3},

@@ -16,7 +16,7 @@ from PIL import Image
 
 from ldm.errors import ArgumentError
 
-CHANNELS = (1, 3, 4)
+CHANNELS, TENSOR_CHANNELS = (1, 3, 4), (1, 3)  # a tensor of four channels would be of latents
 
 
 def is_array(source: object) -> bool:
@@ -37,9 +37,11 @@ def array_pictures(source: Any, name: str) -> list[Image.Image]:
     rows = values if values.ndim == 4 else values[None]
     if is_tensor and rows.ndim == 4:
         rows = np.moveaxis(rows, 1, 3)
-    if values.ndim not in (2, 3, 4) or (rows.ndim == 4 and rows.shape[3] not in CHANNELS):
+    channels = TENSOR_CHANNELS if is_tensor else CHANNELS
+    if values.ndim not in (2, 3, 4) or (rows.ndim == 4 and rows.shape[3] not in channels):
         form = "tensor (3, H, W) or (B, 3, H, W)" if is_tensor else "array (H, W, 3), (B, H, W, 3)"
-        raise ArgumentError(f"{name} has the shape {shape}; expected {form}, or (H, W)")
+        hint = "; give latents as latents=" if rows.ndim == 4 and rows.shape[3] == 4 else ""
+        raise ArgumentError(f"{name} has the shape {shape}; expected {form}, or (H, W){hint}")
     if not rows.size:
         raise ArgumentError(f"{name} has the shape {shape}, without a pixel")
     if rows.dtype != np.uint8:

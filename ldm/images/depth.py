@@ -65,15 +65,9 @@ def read_depth(
 
     from ldm.images.inputs import read_pictures
 
-    if isinstance(source, torch.Tensor):
-        maps = list(_checked(source))
-        if len(maps) not in (1, prompts):
-            raise ArgumentError(f"depth_map holds {len(maps)} maps for {prompts} prompts")
-        maps = maps if len(maps) == 1 else [each for each in maps for _ in range(repeats)]
-    else:
-        pictures = read_pictures(source, "depth_map", prompts, repeats, load_depth)
-        assert pictures is not None
-        maps = [torch.from_numpy(np.array(picture)) for picture in pictures]
+    pictures = read_pictures(to_pictures(source), "depth_map", prompts, repeats, load_depth)
+    assert pictures is not None
+    maps = [torch.from_numpy(np.array(picture)) for picture in pictures]
     small = (size[0] // factor, size[1] // factor)
     for each in maps:
         check_shape(each.shape, size)
@@ -94,15 +88,18 @@ def check_shape(found: Sequence[int], size: tuple[int, int]) -> None:
         )
 
 
-def _checked(maps: Tensor) -> Tensor:
-    """Return a tensor of maps as float32 (b, H, W) on the CPU."""
-    maps = maps.detach().float().cpu()
+def to_pictures(source: Any) -> Any:
+    """Return a tensor of maps, (b, H, W) or (H, W), as pictures; anything else as it is.
+
+    Raises ArgumentError for another shape.
+    """
+    if not hasattr(source, "detach"):
+        return source
+    maps = source.detach().float().cpu().numpy()
     maps = maps[None] if maps.ndim == 2 else maps
     if maps.ndim != 3 or 0 in maps.shape:
-        raise ArgumentError(f"depth_map has the shape {tuple(maps.shape)}; expected (B, H, W)")
-    if not maps.isfinite().all():
-        raise ArgumentError("depth_map has values that are NaN or infinite")
-    return maps
+        raise ArgumentError(f"depth_map has the shape {maps.shape}; expected (B, H, W)")
+    return [Image.fromarray(one) for one in maps]
 
 
 def _stretched(depth: Tensor) -> Tensor:

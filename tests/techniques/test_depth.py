@@ -107,12 +107,12 @@ WRONG: dict[str, tuple[Any, str]] = {
     "flat": (lambda: Image.new("L", (64, 40), 7), "depth_map is 7 everywhere"),
     "NaN": (lambda: Image.fromarray(np.full((40, 64), np.nan, np.float32)), "NaN or infinite"),
     "no file": (lambda: "nowhere.png", "nowhere.png does not exist"),
-    "a number": (lambda: 5, "is a int; it must be a path"),
+    "a number": (lambda: 5, "is of the type int; it must be a path"),
     "two for one": (lambda: [Image.fromarray(EIGHT)] * 2, "depth_map holds 2 pictures for 1"),
     "tensor of colours": (lambda: torch.rand(1, 3, 40, 64), r"shape \(1, 3, 40, 64\); expected"),
     "empty tensor": (lambda: torch.rand(0, 40, 64), "expected"),
     "tensor with NaN": (lambda: torch.full((40, 64), float("nan")), "NaN or infinite"),
-    "tensor of two": (lambda: torch.rand(2, 40, 64), "holds 2 maps for 1 prompts"),
+    "tensor of two": (lambda: torch.rand(2, 40, 64), "holds 2 pictures for 1 prompts"),
 }
 
 
