@@ -13,6 +13,7 @@ import contextlib
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -26,7 +27,8 @@ from ldm.fast.optimize import Optimized, check_optimize, optimize, undo
 from ldm.loading.devices import choose_device, choose_dtype
 from ldm.loading.folder import load_folder, save_folder
 from ldm.loading.model import Model
-from ldm.loading.single_file import load_file, replace_parts, save_file
+from ldm.loading.single_file import load_file, replace_parts
+from ldm.loading.write_file import save_file
 from ldm.request import Request, takes
 from ldm.run import Output, Progress
 from ldm.samplers import Choice, Pair
@@ -60,7 +62,8 @@ class Pipeline(Model):
 
         device: None takes CUDA if it is available, else the CPU.
         dtype: of the U-Net and the text encoder; None chooses by the device (see
-        ``ldm.loading.devices``), "auto" keeps the dtypes of the files. With float16, the VAE
+        ``ldm.loading.devices``), "auto" keeps the dtypes of the files, except float8 and a GGUF's
+        blocks, which nothing computes in and which become float16 at least. With float16, the VAE
         is float32.
         variant: "fp16" prefers files named so to plain ones.
         vae: the folder or file of another VAE to use, also for a file that lacks one.
@@ -98,14 +101,20 @@ class Pipeline(Model):
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write a folder that diffusers loads as a pipeline. None keeps the dtype.
 
-        Active LoRAs are merged into the weights; words that were loaded are left out.
+        Active LoRAs are merged into the weights; words that were loaded are left out. In float8,
+        some weights stay finer: see ``ldm.checkpoints.number_formats``.
         """
         save_folder(self.parts, Path(folder), dtype)
 
-    def save_single_file(self, path: str | Path, dtype: torch.dtype | None = None) -> None:
-        """Write a .safetensors file under the original names, as ``save_pretrained``.
+    def save_single_file(
+        self, path: str | Path, dtype: torch.dtype | Literal["q8_0"] | None = None
+    ) -> None:
+        """Write a single file under the original names, as ``save_pretrained``.
 
-        Raises CheckpointError for a model whose sizes are those of no known family.
+        path: ends in .safetensors, or in .gguf: that is for stable-diffusion.cpp and for
+        ComfyUI-GGUF, in "q8_0" unless dtype is a wider one, and needs the extra ``ldm[gguf]``.
+        Raises CheckpointError for a model whose sizes are those of no known family, ArgumentError
+        for a dtype that the file cannot have.
         """
         save_file(self.parts, Path(path), dtype)
 

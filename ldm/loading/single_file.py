@@ -1,24 +1,17 @@
-"""A model's single file → the parts of a pipeline, and back."""
+"""A model's single file → the parts of a pipeline."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ldm.checkpoints.assets import asset_path
-from ldm.checkpoints.family import (
-    FAMILIES,
-    UNET,
-    VAE,
-    Family,
-    detect,
-    read_family,
-)
+from ldm.checkpoints.deferred import Stored
+from ldm.checkpoints.family import UNET, VAE, Family, detect
 from ldm.checkpoints.folder import M, empty, fill, load_component
 from ldm.checkpoints.names import to_ours
 from ldm.checkpoints.original import (
@@ -30,15 +23,15 @@ from ldm.checkpoints.original import (
     unet_names,
     use_ema,
     vae_names,
-    write_original,
 )
-from ldm.checkpoints.prediction import STATED_PREDICTION, read_beside
-from ldm.checkpoints.tensors import read_checkpoint, to_save, write_tensors
+from ldm.checkpoints.prediction import read_beside
+from ldm.checkpoints.renamed import undo_renaming
+from ldm.checkpoints.tensors import read_checkpoint
 from ldm.clip import CLIPTextEncoder
 from ldm.config import Config, UNetConfig, VAEConfig
 from ldm.errors import ArgumentError, CheckpointError
 from ldm.loading.devices import vae_dtype
-from ldm.loading.supplied import load_text_encoders
+from ldm.loading.supplied import encoders_among, load_text_encoders
 from ldm.scheduler import DDPMScheduler
 from ldm.text.tokenizer import CLIPTokenizer
 from ldm.unet import UNet
@@ -62,7 +55,8 @@ def load_file(
     vae, text_encoders: take these parts, which the file may lack, from there.
     Raises CheckpointError for a file that is broken, incomplete or of another kind.
     """
-    tensors, metadata, global_step = read_checkpoint(path)
+    stored, metadata, global_step = read_checkpoint(path)
+    tensors = undo_renaming(stored)
     if "input_blocks.0.0.weight" in tensors:  # a U-Net alone
         markers = {name: tensors.pop(name) for name in MARKERS if name in tensors}
         tensors = {f"{UNET}{key}": value for key, value in tensors.items()} | markers
@@ -81,6 +75,17 @@ def load_file(
             stacklevel=2,
         )
 
+    vae_prefix = find_vae(tensors)
+    places = find_texts(tensors, family)
+    lacking = [text for text in family.texts if text.part not in places]
+    wanted = {text.part: text.config for text in family.texts}
+    supplied: dict[str, Any] = dict(load_text_encoders(text_encoders, wanted, dtype, device))
+    check_whole(
+        path,
+        vae is None and vae_prefix is None,
+        [text.config.hidden_size for text in lacking if text.part not in supplied],
+    )
+
     def part(
         module_class: type[M],
         config: Config,
@@ -88,14 +93,6 @@ def load_file(
         rename: Rename,
         layers: int | None = None,
     ) -> M:
-        if not any(key.startswith(prefix) for key in tensors):
-            what = "a VAE" if module_class is AutoencoderKL else "the text encoder"
-            option = "vae" if module_class is AutoencoderKL else "text_encoder"
-            width = "" if option == "vae" else f" of width {config.hidden_size}"  # type: ignore[attr-defined]
-            raise CheckpointError(
-                f"{path} lacks {what}{width}; give one: --{option.replace('_', '-')} FILE, or "
-                f"{option}= in Python"
-            )
         module = empty(module_class, config)
         expected = {key: value.shape for key, value in module.state_dict().items()}
         found = read_original(tensors, expected, prefix, rename)
@@ -108,12 +105,11 @@ def load_file(
         fill(module, found, path, to, device)
         return module
 
-    wanted = {text.part: text.config for text in family.texts}
-    supplied: dict[str, Any] = dict(load_text_encoders(text_encoders, wanted, dtype, device))
     if vae is not None:
         supplied["vae"] = load_vae(vae, family.vae, vae_dtype(dtype), device)
     parts: dict[str, Any] = {
-        "vae": supplied.get("vae") or part(AutoencoderKL, family.vae, VAE, names_of(family.vae)),
+        "vae": supplied.get("vae")
+        or part(AutoencoderKL, family.vae, vae_prefix or VAE, names_of(family.vae)),
         "unet": part(UNet, family.unet, UNET, names_of(family.unet)),
         "scheduler": DDPMScheduler(family.scheduler),
         "force_zeros_for_empty_prompt": family.force_zeros_for_empty_prompt,
@@ -122,14 +118,57 @@ def load_file(
     }
     vocabulary = asset_path("weights") / "tokenizer"
     for text in family.texts:
-        layers = text.config.num_hidden_layers
+        # OpenCLIP's encoders have a last layer whose states no model reads.
+        layers = text.config.num_hidden_layers if text.names == "open_clip" else None
         parts[text.part] = supplied.get(text.part) or part(
-            CLIPTextEncoder, text.config, text.prefix, TEXT_NAMES[text.names], layers
+            CLIPTextEncoder, text.config, *places[text.part], layers
         )
         parts[text.part.replace("text_encoder", "tokenizer")] = CLIPTokenizer.from_pretrained(
             vocabulary, pad_token=text.pad_token
         )
     return parts
+
+
+def find_vae(tensors: Mapping[str, Stored]) -> str | None:
+    """Return the prefix of the names of a file's VAE; None if it has none.
+
+    stable-diffusion.cpp puts one that is given beside a model under "vae.".
+    """
+    return next((p for p in ("vae.", VAE) if any(key.startswith(p) for key in tensors)), None)
+
+
+def find_texts(tensors: dict[str, Stored], family: Family) -> dict[str, tuple[str, Rename]]:
+    """Return where a file has the text encoders of a family: part → (prefix, names).
+
+    Converters put them elsewhere than the original code, where their width tells them apart.
+    """
+    others = {
+        width: (prefix, names) for width, _, prefix, names in encoders_among(tensors) if prefix
+    }
+    found: dict[str, tuple[str, Rename]] = {}
+    for text in family.texts:
+        if any(key.startswith(text.prefix) for key in tensors):
+            found[text.part] = text.prefix, TEXT_NAMES[text.names]
+        elif place := others.get(text.config.hidden_size):
+            found[text.part] = place
+    return found
+
+
+def check_whole(path: Path, without_vae: bool, widths: Sequence[int]) -> None:
+    """Raise CheckpointError for parts that neither the file nor the user gives."""
+    what = ["a VAE"] * without_vae
+    if widths:
+        encoders = "the text encoder" if len(widths) == 1 else "the text encoders"
+        what.append(f"{encoders} of width {' and '.join(map(str, widths))}")
+    options = ["vae"] * without_vae + ["text_encoder"] * bool(widths)
+    if not what:
+        return
+    flags = " ".join(f"--{option.replace('_', '-')} FILE" for option in options)
+    keywords = " and ".join(f"{option}=" for option in options)
+    them = "one" if without_vae + len(widths) == 1 else "them"
+    raise CheckpointError(
+        f"{path} lacks {' and '.join(what)}; give {them}: {flags}, or {keywords} in Python"
+    )
 
 
 def load_vae(
@@ -151,7 +190,7 @@ def load_vae(
     if any(".down_blocks." in key for key in tensors):
         tensors = to_ours(tensors, expected)
     else:
-        prefix = VAE if any(key.startswith(VAE) for key in tensors) else ""
+        prefix = find_vae(tensors) or ""
         shapes = {key: value.shape for key, value in expected.items()}
         tensors = read_original(tensors, shapes, prefix, names_of(config))
     fill(module, tensors, path, dtype, device)
@@ -182,44 +221,6 @@ def replace_parts(
         dtype = next(next(iter(old_ones.values())).parameters()).dtype
         wanted = {name: module.config for name, module in old_ones.items()}
         parts |= load_text_encoders(text_encoders, wanted, dtype, device)
-
-
-def family_of(parts: dict[str, Any]) -> Family:
-    """Return the family whose layout the parts have. Raises CheckpointError for others."""
-    width = parts["unet"].config.cross_attention_dim
-    if width is None:
-        raise CheckpointError(
-            "this model draws pixels, for which there is no layout in a single file: "
-            "save a folder instead"
-        )
-    if width not in FAMILIES:
-        raise CheckpointError(
-            f"the U-Net reads texts of width {width}; single files are known for the widths "
-            f"{', '.join(map(str, FAMILIES))}: save a folder instead"
-        )
-    return read_family(FAMILIES[width])
-
-
-def save_file(parts: dict[str, Any], path: Path, dtype: torch.dtype | None) -> None:
-    """Write a single file under the original names. ``dtype`` None keeps each part's."""
-    family = family_of(parts)
-    tensors: dict[str, Tensor] = {}
-    for prefix, module, rename, convolutions in (
-        (UNET, parts["unet"], names_of(parts["unet"].config), False),
-        (VAE, parts["vae"], names_of(parts["vae"].config), True),
-        *((text.prefix, parts[text.part], TEXT_NAMES[text.names], False) for text in family.texts),
-    ):
-        tensors |= write_original(module.state_dict(), prefix, rename, convolutions)
-    # Programs look for it in two places: in keys, and in the metadata.
-    scheduler = parts["scheduler"].config
-    if scheduler.prediction_type == "v_prediction":
-        tensors["v_pred"] = torch.empty(0)
-    if scheduler.rescale_betas_zero_snr:
-        tensors["ztsnr"] = torch.empty(0)
-    prediction = scheduler.prediction_type
-    word = "v" if prediction == "v_prediction" else prediction
-    metadata = {STATED_PREDICTION: word, "modelspec.predict_key": word}
-    write_tensors(to_save(tensors, dtype), path, metadata)
 
 
 def names_of(config: UNetConfig | VAEConfig) -> Rename:
