@@ -34,6 +34,7 @@ ALLOWED = re.compile(
     r"torch\.|collections\.(OrderedDict|defaultdict|Counter)$|_codecs\.encode$|(builtins|__builtin__)"
     r"\.(set|frozenset|bytearray|complex|int|float|str|list|dict|tuple|bool|bytes|object|slice)$"
 )
+NAME = re.compile(r"[\w.<>]{1,200}")  # is shown to users
 BLOCKED = ("os.", "posix.", "nt.", "sys.")  # PyTorch reads nothing of a file that names these
 HINT = ", or take a model's weights out of it, which runs nothing of it: ldm-convert {} {}"
 REBUILD = {f"torch._utils._rebuild_{name}" for name in ("tensor", "tensor_v2", "tensor_v3")}
@@ -112,10 +113,14 @@ class _Reader:
         return Machine(data, self.named, self.rebuild, self.load)
 
     def named(self, name: str) -> None:
+        if not NAME.fullmatch(name):
+            raise Damaged("its pickle names a class that no program has")
         if not (ALLOWED.match(name) or name.startswith(RECORDS)):
             raise refusal(self.path, name)
 
-    def load(self, key: object, _: object) -> Storage:
+    def load(self, key: object, _: object) -> object:
+        if isinstance(key, tuple) and len(key) > 1 and key[0] == "module":
+            return key[1]  # a class, with its source, before 1.6
         if not isinstance(key, tuple) or len(key) < 5 or key[0] != "storage":
             raise Damaged("it has an unknown kind of storage")
         kind, name, count = key[1], key[2], key[4]

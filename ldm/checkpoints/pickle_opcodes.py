@@ -141,6 +141,8 @@ class Machine:
 
     def name(self, module: object, name: object) -> None:
         """Push a class or function."""
+        if not isinstance(module, str) or not isinstance(name, str):
+            raise TypeError
         full = f"{module}.{name}"
         self.named(full)
         self.stack.append(Global(full))
