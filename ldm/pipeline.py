@@ -62,9 +62,8 @@ class Pipeline(Model):
 
         device: None takes CUDA if it is available, else the CPU.
         dtype: of the U-Net and the text encoder; None chooses by the device (see
-        ``ldm.loading.devices``), "auto" keeps the dtypes of the files, except float8 and a GGUF's
-        blocks, which nothing computes in and which become float16 at least. With float16, the VAE
-        is float32.
+        ``ldm.loading.devices``), "auto" keeps the dtypes of the files, except that float8 becomes
+        float16 and a GGUF's blocks float32. With float16, the VAE is float32.
         variant: "fp16" prefers files named so to plain ones.
         vae: the folder or file of another VAE to use, also for a file that lacks one.
         text_encoder: likewise of text encoders; each is used where its width fits.

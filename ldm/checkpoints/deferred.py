@@ -18,7 +18,7 @@ class Deferred:
     """A tensor of a file whose shape is known and whose values are computed by ``read``."""
 
     shape: torch.Size
-    dtype: torch.dtype  # to keep it in if no other is chosen; ``read`` may return a wider one
+    dtype: torch.dtype  # of what ``read`` returns
     read: Callable[[], Tensor]
 
     @property
@@ -51,7 +51,8 @@ def take_third(x: Tensor, index: int) -> Tensor:
 def dtype_to_keep(values: Iterable[Stored]) -> torch.dtype | None:
     """Choose the dtype of a network whose files are in float8 or in blocks; None keeps each one's.
 
-    Nothing computes in those formats: it is the widest of the others, and float16 at least.
+    Nothing computes in those formats: it is one dtype that holds all values without rounding, such
+    as float16 for float8 beside float16, and float32 for blocks.
     """
     dtypes, packed = {torch.float16}, False
     for value in values:

@@ -46,7 +46,7 @@ def defer_tensors(path: Path, header: GGUFHeader) -> dict[str, Deferred]:
         unpack, (values, size) = unpackers[info.dtype], BLOCKS[info.dtype]
         return Deferred(
             shape,
-            torch.float16,
+            torch.float32,
             lambda: unpack_blocks(_bytes(path, name, place), values, size, unpack).reshape(shape),
         )
 

@@ -69,7 +69,7 @@ def _scaled(path: Path, key: str, weight: Tensor, name: str, scale: Tensor) -> D
             f"{path}: {name} is no finite number, but {scale.flatten()[0].item()} of {scale.dtype};"
             f" {AGAIN}"
         )
-    return Deferred(weight.shape, torch.float16, lambda: weight.to(torch.float32) * factor)
+    return Deferred(weight.shape, torch.float32, lambda: weight.to(torch.float32) * factor)
 
 
 def _check_complete(path: Path, marker: str, stored: Mapping[str, Stored]) -> None:

@@ -45,7 +45,7 @@ def parser() -> Parser:
         type=lambda name: SHORT.get(name.lower(), name.lower()),
         choices=FORMATS,
         help="number format to write; q8_0 is only for .gguf, and its default (else that of MODEL, "
-        "where float8 and blocks become float16 at least). In float8 and q8_0, biases, norms, "
+        "where float8 becomes float16, and blocks float32). In float8 and q8_0, biases, norms, "
         "embeddings and the VAE stay float16 or finer",
     )
     add("--force", action="store_true", help="overwrite an OUTPUT that exists")
