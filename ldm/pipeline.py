@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
@@ -30,8 +30,9 @@ from ldm.latents import Pixels
 from ldm.loading.devices import choose_device, choose_dtype
 from ldm.loading.folder import load_folder, save_folder
 from ldm.loading.origin import Origin
-from ldm.loading.single_file import load_file, replace_parts, save_file
+from ldm.loading.single_file import load_file, replace_parts
 from ldm.loading.vae import load_preview_vae
+from ldm.loading.write_file import save_file
 from ldm.output import Output
 from ldm.progress_bar import show_progress
 from ldm.request import CallRequest, Request, takes
@@ -70,8 +71,8 @@ class Pipeline(DiffusersMethods):
 
         device: None takes CUDA if it is available, else the CPU.
         dtype: of the U-Net and the text encoder; None chooses by the device (see
-        ``ldm.loading.devices``), "auto" keeps the dtypes of the files. With float16, the VAE
-        is float32.
+        ``ldm.loading.devices``), "auto" keeps the dtypes of the files, except that float8 becomes
+        float16 and a GGUF's blocks float32. With float16, the VAE is float32.
         variant: "fp16" prefers files named so to plain ones.
         vae: the folder or file of another VAE to use, also for a file that lacks one; TAESD, too.
         preview_vae: the folder or file of a TAESD that ``preview`` decodes with.
@@ -127,14 +128,20 @@ class Pipeline(DiffusersMethods):
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write a folder that diffusers loads as a pipeline. None keeps the dtype.
 
-        Active LoRAs are merged into the weights; words that were loaded are left out.
+        Active LoRAs are merged into the weights; words that were loaded are left out. In float8,
+        some weights stay finer: see ``ldm.checkpoints.number_formats``.
         """
         save_folder(self.parts, Path(folder), dtype)
 
-    def save_single_file(self, path: str | Path, dtype: torch.dtype | None = None) -> None:
-        """Write a .safetensors file under the original names, as ``save_pretrained``.
+    def save_single_file(
+        self, path: str | Path, dtype: torch.dtype | Literal["q8_0"] | None = None
+    ) -> None:
+        """Write a single file under the original names, as ``save_pretrained``.
 
-        Raises CheckpointError for a model whose sizes are those of no known family.
+        path: ends in .safetensors, or in .gguf: that is for stable-diffusion.cpp and for
+        ComfyUI-GGUF, in "q8_0" unless dtype is a wider one, and needs the extra ``ldm[gguf]``.
+        Raises CheckpointError for a model whose sizes are those of no known family, ArgumentError
+        for a dtype that the file cannot have.
         """
         save_file(self.parts, Path(path), dtype)
 

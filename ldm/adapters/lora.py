@@ -20,11 +20,12 @@ from ldm.adapters.lora_checks import check_factor_values
 from ldm.adapters.lora_match import Adaptable, Matched, describe_left_out
 from ldm.adapters.lora_scale import Scale, scales_of_parts
 from ldm.adapters.textual_inversion import TextualInversions
+from ldm.checkpoints.deferred import dense
 from ldm.checkpoints.lora_first import keys_of_list
 from ldm.checkpoints.lora_kinds import Factors
 from ldm.checkpoints.lora_names import Module
 from ldm.checkpoints.original import Rename
-from ldm.checkpoints.tensors import Checkpoint, is_complete, read_checkpoint, read_content
+from ldm.checkpoints.tensors import is_complete, read_checkpoint, read_content
 from ldm.errors import ArgumentError, CheckpointError
 from ldm.fast.packed import plain_weight
 
@@ -104,8 +105,8 @@ class Loras:
     def read(self, path: Path, scale: Scale = 1.0, partial: bool = False) -> Lora:
         """Match a file to the model. Raises CheckpointError where it does not fit."""
         scales = scales_of_parts(scale)
-        checkpoint = read_lora(path)
-        lora = self.match(path, checkpoint.tensors, checkpoint.metadata, partial)
+        tensors, metadata = read_lora(path)
+        lora = self.match(path, tensors, metadata, partial)
         for factors in lora.updates.values():
             check_factor_values(path, factors)
         for word, vectors in lora.words.items():
@@ -237,10 +238,13 @@ def words_of(loras: Mapping[str, Lora]) -> dict[str, dict[str, Tensor]]:
     return words
 
 
-def read_lora(path: Path) -> Checkpoint:
-    """Read a LoRA file as ``read_checkpoint`` does; also the bare lists of the first ones."""
+def read_lora(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read a LoRA file's tensors and metadata; also the bare lists of the first ones.
+
+    Raises CheckpointError as ``read_checkpoint`` does.
+    """
     content, _ = read_content(path)
     if isinstance(content, list) and len(content) % 2 == 0 and all(map(is_complete, content)):
-        names = keys_of_list(len(content))
-        return Checkpoint(dict(zip(names, content, strict=True)), {})
-    return read_checkpoint(path)
+        return dict(zip(keys_of_list(len(content)), content, strict=True)), {}
+    tensors, metadata, _ = read_checkpoint(path)
+    return {key: dense(value) for key, value in tensors.items()}, metadata

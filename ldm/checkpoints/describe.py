@@ -1,7 +1,4 @@
-"""Descriptions of model files and folders, from names, shapes and metadata alone.
-
-They need no PyTorch, unless the file is a pickle.
-"""
+"""Descriptions of model files and folders, from names, shapes and metadata alone."""
 
 from __future__ import annotations
 
@@ -39,6 +36,7 @@ from ldm.checkpoints.lora_kinds import describe_kinds, group, rank_of, unsupport
 from ldm.checkpoints.lora_names import text_width
 from ldm.checkpoints.lora_words import split_words
 from ldm.checkpoints.notes import TAGS, Rows, clean, notes
+from ldm.checkpoints.pickle_header import read_pickle_header
 from ldm.checkpoints.prediction import Beside, find_statements, read_beside
 from ldm.config import UNetConfig, read_json
 from ldm.config.tasks import TASK_NAMES, task_of
@@ -95,28 +93,6 @@ def describe(path: Path) -> Rows:
     elif kind == GGUF:
         rows.append(("format", kind))
     return [*rows, *describe_header(header, path, step, read_beside(path))]
-
-
-def read_pickle_header(path: Path) -> tuple[Header, int | None]:
-    """Read the same from a PyTorch pickle, and its training step; this needs PyTorch.
-
-    Raises CheckpointError as ``read_checkpoint`` does.
-    """
-    from ldm.checkpoints.tensors import read_checkpoint, read_embedding
-
-    try:
-        tensors, metadata, step = read_checkpoint(path)
-    except CheckpointError as error:
-        try:
-            (tensors, _), metadata, step = read_embedding(path), {}, None
-        except CheckpointError:
-            raise error from None
-    kinds = {name: kind for kind, name in DTYPE_NAMES.items()}
-    infos = {}
-    for name, value in tensors.items():
-        kind = str(value.dtype).removeprefix("torch.")
-        infos[name] = TensorInfo(kinds.get(kind, kind), tuple(value.shape))
-    return Header(infos, metadata), step
 
 
 def describe_folder(folder: Path) -> Rows:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import typing
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from ldm.checkpoints.cast import cast
+from ldm.checkpoints.deferred import Stored, dense, dtype_to_keep
 from ldm.checkpoints.names import to_ours
-from ldm.checkpoints.tensors import read_tensors, to_save, write_tensors
+from ldm.checkpoints.scaled_fp8 import is_scale
+from ldm.checkpoints.tensors import read_checkpoint, to_save, write_tensors
 from ldm.config import Config, read_json, write_json
 from ldm.errors import CheckpointError
 
@@ -66,24 +68,24 @@ def find_weights(folder: Path, stem: str, variant: str | None = None) -> Path:
     raise CheckpointError(f"{folder} holds no weights: looked for {tried}, …; found {there}")
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Path) -> dict[str, Stored]:
     """Read the tensors of a weight file, or of all shards that an index names.
 
     Raises CheckpointError for what is broken or missing, and for an index that points elsewhere.
     """
     if path.suffix != ".json":
-        return read_tensors(path)
+        return read_checkpoint(path).tensors
     places = read_json(path).get("weight_map")
     if not isinstance(places, dict) or not places:
         raise CheckpointError(f"{path} has no weight_map; get the model again")
-    tensors: dict[str, Tensor] = {}
+    tensors: dict[str, Stored] = {}
     for name in sorted(set(map(str, places.values()))):
         if not name or Path(name).name != name:
             raise CheckpointError(f"{path} names {name!r}, outside its folder; it is not trusted")
         if not path.with_name(name).is_file():
             raise CheckpointError(f"{path} names {name}, which is missing; get the model again")
-        tensors |= read_tensors(path.with_name(name))
-    missing = sorted(set(places) - set(tensors))
+        tensors |= read_checkpoint(path.with_name(name)).tensors
+    missing = sorted(name for name in set(places) - set(tensors) if not is_scale(name))
     if missing:
         raise CheckpointError(
             f"{path} lists {missing[0]} and {len(missing) - 1} more tensors that its shards lack; "
@@ -134,29 +136,30 @@ def empty(module_class: type[M], config: Config) -> M:
 
 def fill(
     module: nn.Module,
-    tensors: dict[str, Tensor],
+    tensors: dict[str, Stored],
     path: Path,
     dtype: torch.dtype | None,
     device: torch.device | str = "cpu",
 ) -> None:
     """Give an ``empty`` module its tensors, and put it in evaluation mode.
 
-    dtype: None keeps the file's.
+    dtype: None keeps the file's, or what ``dtype_to_keep`` chooses for float8 and for blocks.
 
     Tensors of a mapped file are used as they are, so that loading copies only what changes its
     dtype or device, and are removed from ``tensors``, so that the file's memory is freed meanwhile.
     Raises CheckpointError, naming ``path``, unless names and shapes are the module's.
     """
     check_tensors(module.state_dict(), tensors, path)
+    dtype = dtype or dtype_to_keep(tensors.values())
     modules = dict(module.named_modules())
     for key in list(tensors):  # which load_state_dict takes three times as long for
         owner, _, name = key.rpartition(".")
-        value = cast(tensors.pop(key).to(device), dtype)
+        value = cast(dense(tensors.pop(key)).to(device), dtype)
         modules[owner].register_parameter(name, nn.Parameter(value, requires_grad=False))
     module.eval()
 
 
-def check_tensors(expected: dict[str, Tensor], found: dict[str, Tensor], path: Path) -> None:
+def check_tensors(expected: Mapping[str, Stored], found: Mapping[str, Stored], path: Path) -> None:
     """Raise CheckpointError unless both have the same names and shapes."""
     missing = [key for key in expected if key not in found]
     unexpected = [key for key in found if key not in expected]

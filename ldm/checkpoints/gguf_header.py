@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import struct
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from ldm.checkpoints.header import Header, TensorInfo
 from ldm.errors import CheckpointError
@@ -18,6 +19,7 @@ VERSIONS = (2, 3)
 MOST_BYTES = 32_000_000  # of a header; those with the words of large language models have 10
 MOST_TENSORS = 200_000
 MOST_AXES = 8  # ggml has four
+MOST_VALUES = 1 << 60  # of the axes of an empty tensor, which no place in the file bounds
 LONGEST_NAME, LONGEST_KEPT = 65_535, 100_000  # bytes of a name, of a text that is kept
 DEEPEST = 4  # arrays in arrays
 # Number: (name, values in a block, bytes of a block), as in ggml.h.
@@ -38,6 +40,22 @@ SCALARS = {
     12: "<d",
 }  # fmt: skip
 TEXT, ARRAY = 8, 9
+# ComfyUI-GGUF's converter folds rows that no block fits into rows of 256, and keeps their shape.
+SHAPE_KEY = "comfy.gguf.orig_shape."
+
+
+class Place(NamedTuple):
+    """Where the values of a tensor are in a file."""
+
+    offset: int  # bytes from the start of the file
+    size: int  # bytes
+
+
+@dataclass(frozen=True)
+class GGUFHeader(Header):
+    """The header of a GGUF file, with the places of its tensors."""
+
+    places: dict[str, Place]
 
 
 class Reader:
@@ -77,7 +95,10 @@ class Reader:
         return self.take(length).decode("utf-8", "replace")
 
     def value(self, kind: int, depth: int = 0) -> str | None:
-        """Return a value as text; None for one that is not kept: an array, or a very long text."""
+        """Return a value as text: numbers of a short array with commas between.
+
+        None for one that is not kept: another array, or a very long text.
+        """
         if kind in SCALARS:
             return str(self.number(SCALARS[kind]))
         if kind == TEXT:
@@ -91,6 +112,8 @@ class Reader:
         if depth == DEEPEST:
             raise ValueError(f"it has arrays in more than {DEEPEST} arrays")
         inner, count = int(self.number("<I")), self.count()
+        if inner in SCALARS and count <= MOST_AXES:
+            return ",".join(str(self.number(SCALARS[inner])) for _ in range(count))
         if inner in SCALARS:
             self.skip(count * struct.calcsize(SCALARS[inner]), seek=True)
             return None
@@ -104,10 +127,11 @@ class Reader:
         return None
 
 
-def read_gguf_header(path: Path) -> Header:
+def read_gguf_header(path: Path) -> GGUFHeader:
     """Read and check a header; the values stay on the disk.
 
-    Shapes are in PyTorch's order, the reverse of the file's. Metadata are texts and numbers.
+    Shapes are in PyTorch's order, the reverse of the file's. Metadata are texts, numbers and short
+    arrays of numbers.
     Raises CheckpointError for a header that is cut off, or claims what the file cannot hold.
     """
     try:
@@ -122,7 +146,7 @@ def read_gguf_header(path: Path) -> Header:
         ) from None
 
 
-def _read(reader: Reader, size: int) -> Header:
+def _read(reader: Reader, size: int) -> GGUFHeader:
     if reader.take(4) != b"GGUF":
         raise ValueError("it does not begin with GGUF")
     version = int(reader.number("<I"))
@@ -148,7 +172,22 @@ def _read(reader: Reader, size: int) -> Header:
     start = -(-reader.read // alignment) * alignment
     _check_places(places, size - start, alignment)
     ordered = sorted(places, key=lambda place: place[2])
-    return Header({name: info for name, info, *_ in ordered}, metadata)
+    return GGUFHeader(
+        {name: _unfold(name, info, metadata.get(SHAPE_KEY + name)) for name, info, *_ in ordered},
+        metadata,
+        {name: Place(start + offset, count) for name, _, offset, count in ordered},
+    )
+
+
+def _unfold(name: str, info: TensorInfo, stated: str | None) -> TensorInfo:
+    """Return a tensor with the shape that the metadata state."""
+    if stated is None:
+        return info
+    words = stated.split(",")
+    shape = tuple(map(int, words)) if all(word.isdecimal() for word in words) else ()
+    if not shape or math.prod(shape) != info.count or len(shape) > MOST_AXES:
+        raise ValueError(f"its {SHAPE_KEY}{name} is {stated!r} for {info.count:,} values")
+    return TensorInfo(info.dtype, shape)
 
 
 def _tensor(reader: Reader) -> tuple[str, TensorInfo, int, int]:
@@ -158,6 +197,8 @@ def _tensor(reader: Reader) -> tuple[str, TensorInfo, int, int]:
     if axes > MOST_AXES:
         raise ValueError(f"{name!r} has {axes:,} axes")
     shape = tuple(reader.count() for _ in range(axes))[::-1]
+    if 0 in shape and math.prod(filter(None, shape)) >= MOST_VALUES:
+        raise ValueError(f"{name!r} has the shape {shape}")
     kind, offset = int(reader.number("<I")), reader.count()
     if kind not in BLOCK_TYPES:
         raise ValueError(f"{name!r} has the unknown block type {kind}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -17,6 +18,8 @@ from ldm.errors import CheckpointError
 if TYPE_CHECKING:  # the names alone need no PyTorch
     import torch
     from torch import Tensor
+
+    from ldm.checkpoints.deferred import Stored
 
 
 class Place(NamedTuple):
@@ -157,13 +160,16 @@ def open_clip_names(key: str) -> Place:
 
 
 def read_original(
-    tensors: dict[str, Tensor], shapes: Mapping[str, torch.Size], prefix: str, rename: Rename
-) -> dict[str, Tensor]:
+    tensors: dict[str, Stored], shapes: Mapping[str, torch.Size], prefix: str, rename: Rename
+) -> dict[str, Stored]:
     """Take the tensors of one network out of a file's, under our names; ``shapes`` are its own.
 
     What the file lacks is left out; a tensor of a wrong shape keeps it.
     """
-    ours, taken = {}, set()
+    from ldm.checkpoints.deferred import change, take_third
+
+    ours: dict[str, Stored] = {}
+    taken = set()
     for key, shape in shapes.items():
         name, third, transposed = rename(key)
         name = prefix + name
@@ -174,12 +180,12 @@ def read_original(
             continue
         taken.add(name)
         value = tensors[name]
-        if third is not None and value.ndim and len(value) % 3 == 0:
-            value = value.chunk(3)[third]
+        if third is not None and value.ndim and value.shape[0] % 3 == 0:
+            value = change(value, partial(take_third, index=third))
         if transposed and value.ndim == 2:
-            value = value.T.contiguous()
+            value = change(value, lambda x: x.T.contiguous())
         if value.ndim == 4 and len(shape) == 2:  # a 1×1 convolution does what a linear layer does
-            value = value.flatten(1)
+            value = change(value, lambda x: x.flatten(1))
         ours[key] = value
     for name in taken:
         del tensors[name]
@@ -207,7 +213,7 @@ def write_original(
     return theirs
 
 
-def use_ema(tensors: dict[str, Tensor], prefix: str) -> None:
+def use_ema(tensors: dict[str, Stored], prefix: str) -> None:
     """Put the averaged copies of a network's tensors in their place.
 
     Training checkpoints of CompVis hold them under names without dots. Raises CheckpointError
@@ -232,7 +238,8 @@ def left_over(tensors: Iterable[str], prefix: str, layers: int | None = None) ->
     """
     names = (name for name in tensors if name.startswith(prefix))
     kept = [name for name in names if not re.search(UNUSED, name)]
-    found = ((name, re.search(r"\.resblocks\.(\d+)\.", name)) for name in kept)
+    layer_of = re.compile(r"\.(?:resblocks|encoder\.layers)\.(\d+)\.")
+    found = ((name, layer_of.search(name)) for name in kept)
     return [name for name, layer in found if not (layer and layers and int(layer[1]) >= layers)]
 
 

@@ -19,10 +19,8 @@ from typing import Any
 import torch
 from torch.serialization import safe_globals
 
-from ldm.errors import CheckpointError
+from ldm.checkpoints.pickle_header import RECORDS, refusal
 
-RECORDS = ("pytorch_lightning.", "lightning.", "numpy.", "omegaconf.")
-HINT = ", or take a model's weights out of it, which runs nothing of it: ldm-convert {} {}"
 anything = ContextVar("anything", default=False)  # see ``weights_alone``
 
 
@@ -97,10 +95,4 @@ def read_pickle(path: Path) -> object:
             if not (blocked or again) and (anything.get() or name.startswith(RECORDS)):
                 replaced.append(name)
                 continue
-            safe = path.with_suffix(".safetensors")
-            safe = path.with_suffix(".new.safetensors") if misnamed else safe
-            hint = "" if blocked or again else HINT.format(path, safe)
-            raise CheckpointError(
-                f"{path} is a pickle that would run {name} when loaded, so it is refused; "
-                f"get its .safetensors version{hint}"
-            ) from None
+            raise refusal(path, name, again) from None

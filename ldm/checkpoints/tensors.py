@@ -11,9 +11,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ldm.checkpoints.deferred import FLOAT8, Deferred, Stored, dense
 from ldm.checkpoints.formats import GGUF, SAFETENSORS, find_format
+from ldm.checkpoints.gguf_blocks import defer_tensors
+from ldm.checkpoints.gguf_header import read_gguf_header
 from ldm.checkpoints.header import Header, read_header
+from ldm.checkpoints.number_formats import check_range, float_format
 from ldm.checkpoints.pickles import read_pickle
+from ldm.checkpoints.scaled_fp8 import apply_scales, is_scale
 from ldm.errors import CheckpointError
 
 # The names of vectors in files of one word, which they do not name: for SDXL's two text encoders,
@@ -30,20 +35,21 @@ WINDOW = 1 << 28  # bytes that are mapped as one
 class Checkpoint(NamedTuple):
     """What a weight file holds."""
 
-    tensors: dict[str, Tensor]
-    metadata: dict[str, str]  # of a .safetensors file
+    tensors: dict[str, Stored]
+    metadata: dict[str, str]  # of a .safetensors or GGUF file
     global_step: int | None = None  # of a training checkpoint
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of ``read_checkpoint``."""
-    return read_checkpoint(path).tensors
+    """Return the tensors of ``read_checkpoint``, all computed."""
+    return {key: dense(value) for key, value in read_checkpoint(path).tensors.items()}
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Map a ``.safetensors`` file, or a pickle of PyTorch's, into memory.
+    """Map a ``.safetensors`` file, or a pickle of PyTorch's, into memory; or open a GGUF file.
 
-    A tensor is read when it is first used. A training checkpoint's weights are its ``state_dict``.
+    A tensor is read when it is first used: scaled float8 and GGUF's blocks are ``Deferred``. A
+    training checkpoint's weights are its ``state_dict``.
     Raises CheckpointError for a file that is truncated, not of its kind, or would run code.
     """
     content, metadata = read_content(path)
@@ -54,7 +60,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
         isinstance(key, str) and is_complete(value) for key, value in content.items()
     ):
         raise CheckpointError(f"{path} does not hold a plain mapping of names to tensors")
-    return Checkpoint(dict(content), metadata, step if isinstance(step, int) else None)
+    tensors = apply_scales(content, path) if any(map(is_scale, content)) else dict(content)
+    return Checkpoint(tensors, metadata, step if isinstance(step, int) else None)
 
 
 def read_embedding(path: Path) -> tuple[dict[str, Tensor], str | None]:
@@ -84,6 +91,7 @@ def read_embedding(path: Path) -> tuple[dict[str, Tensor], str | None]:
 
 def as_vectors(value: object) -> Tensor | None:
     """Return a tensor of one or several vectors as (n, D); None for anything else."""
+    value = dense(value) if isinstance(value, Deferred) else value
     if not isinstance(value, Tensor) or not is_complete(value):
         return None
     if value.ndim not in (1, 2) or not value.numel():
@@ -105,7 +113,7 @@ def is_complete(value: object) -> bool:
 
     A few bytes of a pickle can make a sparse or expanded one of any size.
     """
-    return (
+    return isinstance(value, Deferred) or (
         isinstance(value, Tensor)
         and value.layout == torch.strided
         and value.nbytes <= value.untyped_storage().nbytes()
@@ -113,13 +121,12 @@ def is_complete(value: object) -> bool:
 
 
 def read_content(path: Path) -> tuple[object, dict[str, str]]:
-    """Read a file, and a .safetensors file's metadata; errors are those of ``read_checkpoint``."""
+    """Read a file and its metadata, which pickles lack; errors are those of ``read_checkpoint``."""
     try:
         kind = find_format(path)
         if kind == GGUF:
-            raise CheckpointError(
-                f"{path} is a GGUF file, whose weights are not read; get a .safetensors version"
-            )
+            gguf = read_gguf_header(path)
+            return defer_tensors(path, gguf), gguf.metadata
         if kind == SAFETENSORS:
             header = read_header(path)
             return map_tensors(path, header), header.metadata
@@ -157,19 +164,20 @@ def map_tensors(path: Path, header: Header) -> dict[str, Tensor]:
 
 
 def to_save(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
-    """Copy tensors to the CPU in ``dtype``; None keeps each one's.
+    """Copy a network's tensors to the CPU in ``dtype``, of which float8 is not for all of them.
 
+    None keeps each one's. See ``ldm.checkpoints.number_formats``.
     Raises CheckpointError for values that are not finite, as large ones are in float16.
     """
     saved = {}
     for key, value in tensors.items():
-        saved[key] = value.to("cpu", dtype or value.dtype)
-        if not saved[key].isfinite().all():
-            kind = str(saved[key].dtype).removeprefix("torch.")
-            raise CheckpointError(
-                f"{key} has values that are NaN or infinite in {kind}, so it is not saved; "
-                "try float32 or bfloat16, or get the model again"
-            )
+        to = float_format(key, value, dtype)
+        kind = str(to).removeprefix("torch.")
+        if to in FLOAT8:  # PyTorch would write the largest number in the place of larger ones
+            check_range(key, value, kind, torch.finfo(to).max)
+        saved[key] = value.to("cpu", to)
+        if to not in FLOAT8:
+            check_range(key, saved[key], kind)
     return saved
 
 

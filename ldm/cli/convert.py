@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import secrets
 import shutil
@@ -14,9 +15,11 @@ from ldm import __version__
 from ldm.cli.common import EXIT_CODES, Parser, importing_torch, notify, run
 from ldm.cli.loras import lora_option
 from ldm.cli.options import add_model_options, model_arguments
-from ldm.errors import LDMError
+from ldm.errors import ArgumentError, LDMError
 
-FILE = ".safetensors"
+FILES = (".safetensors", ".sft", ".gguf")
+FORMATS = ("float32", "bfloat16", "float16", "float8_e4m3fn", "float8_e5m2", "q8_0")
+SHORT = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}  # as GGUF files are named
 
 
 def parser() -> Parser:
@@ -24,18 +27,26 @@ def parser() -> Parser:
     parser = Parser(
         prog="ldm-convert",
         description="Write a model as a diffusers folder, or as a single file under the original "
-        "names (an OUTPUT that ends in .safetensors).",
+        "names (an OUTPUT that ends in .safetensors, or in .gguf).",
         epilog=EXIT_CODES,
         allow_abbrev=False,
     )
     add = parser.add_argument
     add("model", metavar="MODEL", help="a diffusers folder, a single file or a hub id")
-    add("output", metavar="OUTPUT", type=Path, help="a folder, or a file ending in .safetensors")
+    add(
+        "output",
+        metavar="OUTPUT",
+        type=Path,
+        help="a folder, or a file ending in .safetensors or .gguf",
+    )
     add_model_options(parser)
     add(
         "--dtype",
-        choices=("float32", "bfloat16", "float16"),
-        help="number format to write (default: that of MODEL)",
+        type=lambda name: SHORT.get(name.lower(), name.lower()),
+        choices=FORMATS,
+        help="number format to write; q8_0 is only for .gguf, and its default (else that of MODEL, "
+        "where float8 becomes float16, and blocks float32). In float8 and q8_0, biases, norms, "
+        "embeddings and the VAE stay float16 or finer",
     )
     add("--force", action="store_true", help="overwrite an OUTPUT that exists")
     add("--debug", action="store_true", help="show the traceback of an error")
@@ -46,6 +57,7 @@ def parser() -> Parser:
 def convert(arguments: argparse.Namespace) -> None:
     """Load, merge, write beside the output, then rename."""
     output: Path = arguments.output
+    check_format(arguments.dtype, output)
     if os.path.lexists(output) and not arguments.force:
         raise LDMError(f"{output} already exists; choose another OUTPUT, or add --force")
     if output.is_dir() and any(output.iterdir()) and not (output / "model_index.json").is_file():
@@ -55,8 +67,8 @@ def convert(arguments: argparse.Namespace) -> None:
     loras = [lora_option(text) for text in arguments.lora]
 
     with importing_torch():
+        from ldm.checkpoints.number_formats import FORMATS as FORMAT_BY_NAME
         from ldm.checkpoints.pickles import weights_alone
-        from ldm.loading.devices import DTYPE_BY_NAME
         from ldm.pipeline import Pipeline
 
     with weights_alone():
@@ -69,12 +81,14 @@ def convert(arguments: argparse.Namespace) -> None:
     for path, scale in loras:
         partial = arguments.partial_lora
         notify(pipe.load_lora_weights(path, scale=scale._asdict(), partial=partial).summary)
+    single = output.suffix.lower() in FILES
     partial, old = (
-        output.with_name(f".ldm-{secrets.token_hex(8)}.{end}") for end in ("part", "old")
+        output.with_name(f".ldm-{secrets.token_hex(8)}.{end}{output.suffix * single}")
+        for end in ("part", "old")
     )
     try:
-        dtype = DTYPE_BY_NAME.get(arguments.dtype)  # None keeps what MODEL has
-        if output.suffix == FILE:
+        dtype = arguments.dtype and FORMAT_BY_NAME[arguments.dtype]  # None keeps what MODEL has
+        if single:
             pipe.save_single_file(partial, dtype)
         else:
             pipe.save_pretrained(partial, dtype)
@@ -89,6 +103,23 @@ def convert(arguments: argparse.Namespace) -> None:
                 shutil.rmtree(path)
             path.unlink(missing_ok=True)
     print(output)
+
+
+def check_format(dtype: str | None, output: Path) -> None:
+    """Raise ArgumentError for a number format that OUTPUT cannot have, before anything is read."""
+    gguf = output.suffix.lower() == ".gguf"
+    if dtype == "q8_0" and not gguf:
+        raise ArgumentError(f"--dtype is q8_0, but {output} is no GGUF; let OUTPUT end in .gguf")
+    if gguf and dtype and dtype.startswith("float8"):
+        raise ArgumentError(
+            f"--dtype is {dtype}, but {output} is a GGUF, which has q8_0 in its place; "
+            "choose q8_0, or let OUTPUT end in .safetensors"
+        )
+    if gguf and importlib.util.find_spec("gguf") is None:
+        raise ArgumentError(
+            f"{output} is to be a GGUF file, for which the package gguf is needed: "
+            "pip install 'ldm[gguf]'"
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

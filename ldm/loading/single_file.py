@@ -1,25 +1,18 @@
-"""A model's single file → the parts of a pipeline, and back."""
+"""A model's single file → the parts of a pipeline."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ldm.checkpoints.assets import asset_path
+from ldm.checkpoints.deferred import Stored
 from ldm.checkpoints.distilled import original_names
-from ldm.checkpoints.family import (
-    FAMILIES,
-    UNET,
-    VAE,
-    Family,
-    detect,
-    read_family,
-)
+from ldm.checkpoints.family import FAMILIES, UNET, VAE, Family, detect, read_family
 from ldm.checkpoints.folder import M, empty, fill
 from ldm.checkpoints.original import (
     Rename,
@@ -30,16 +23,16 @@ from ldm.checkpoints.original import (
     unet_names,
     use_ema,
     vae_names,
-    write_original,
 )
-from ldm.checkpoints.prediction import STATED_PREDICTION, read_beside
-from ldm.checkpoints.tensors import read_checkpoint, to_save, write_tensors
+from ldm.checkpoints.prediction import read_beside
+from ldm.checkpoints.renamed import undo_renaming
+from ldm.checkpoints.tensors import read_checkpoint
 from ldm.clip import CLIPTextEncoder
 from ldm.config import Config, TAESDConfig, UNetConfig, VAEConfig
 from ldm.errors import ArgumentError, CheckpointError
 from ldm.loading.devices import vae_dtype
-from ldm.loading.supplied import load_text_encoders
-from ldm.loading.vae import load_vae
+from ldm.loading.supplied import encoders_among, load_text_encoders
+from ldm.loading.vae import find_vae, load_vae
 from ldm.scheduler import DDPMScheduler
 from ldm.text.tokenizer import CLIPTokenizer
 from ldm.unet import UNet
@@ -63,7 +56,8 @@ def load_file(
     vae, text_encoders: take these parts, which the file may lack, from there.
     Raises CheckpointError for a file that is broken, incomplete or of another kind.
     """
-    tensors, metadata, global_step = read_checkpoint(path)
+    stored, metadata, global_step = read_checkpoint(path)
+    tensors = undo_renaming(stored)
     if "conv_in.weight" in tensors:  # a U-Net alone, under diffusers' names
         every = {key: tuple(value.shape) for key, value in tensors.items()}
         tensors = original_names(tensors, every) or tensors
@@ -85,6 +79,17 @@ def load_file(
             stacklevel=2,
         )
 
+    vae_prefix = find_vae(tensors)
+    places = find_texts(tensors, family)
+    lacking = [text for text in family.texts if text.part not in places]
+    wanted = {text.part: text.config for text in family.texts}
+    supplied: dict[str, Any] = dict(load_text_encoders(text_encoders, wanted, dtype, device))
+    check_whole(
+        path,
+        vae is None and vae_prefix is None,
+        [text.config.hidden_size for text in lacking if text.part not in supplied],
+    )
+
     def part(
         module_class: type[M],
         config: Config,
@@ -104,13 +109,11 @@ def load_file(
         fill(module, found, path, to, device)
         return module
 
-    wanted = {text.part: text.config for text in family.texts}
-    supplied: dict[str, Any] = dict(load_text_encoders(text_encoders, wanted, dtype, device))
     if vae is not None:
         supplied["vae"] = load_vae(vae, family.vae, vae_dtype(dtype), device)
-    check_whole(path, tensors, family, supplied)
     parts: dict[str, Any] = {
-        "vae": supplied.get("vae") or part(AutoencoderKL, family.vae, VAE, names_of(family.vae)),
+        "vae": supplied.get("vae")
+        or part(AutoencoderKL, family.vae, vae_prefix or VAE, names_of(family.vae)),
         "unet": part(UNet, family.unet, UNET, names_of(family.unet)),
         "scheduler": DDPMScheduler(family.scheduler),
         "force_zeros_for_empty_prompt": family.force_zeros_for_empty_prompt,
@@ -119,9 +122,10 @@ def load_file(
     }
     vocabulary = asset_path("weights") / "tokenizer"
     for text in family.texts:
-        layers = text.config.num_hidden_layers
+        # OpenCLIP's encoders have a last layer whose states no model reads.
+        layers = text.config.num_hidden_layers if text.names == "open_clip" else None
         parts[text.part] = supplied.get(text.part) or part(
-            CLIPTextEncoder, text.config, text.prefix, TEXT_NAMES[text.names], layers
+            CLIPTextEncoder, text.config, *places[text.part], layers
         )
         parts[text.part.replace("text_encoder", "tokenizer")] = CLIPTokenizer.from_pretrained(
             vocabulary, pad_token=text.pad_token
@@ -129,35 +133,40 @@ def load_file(
     return parts
 
 
-def check_whole(
-    path: Path, tensors: Iterable[str], family: Family, supplied: Mapping[str, object]
-) -> None:
-    """Raise CheckpointError for parts that neither the file has nor an argument supplies."""
-    wanted = [("vae", VAE, "a VAE", "vae")]
-    wanted += [
-        (
-            text.part,
-            text.prefix,
-            f"the text encoder of width {text.config.hidden_size}",
-            "text_encoder",
-        )
-        for text in family.texts
-    ]
-    names = list(tensors)
-    lacking = [
-        (what, option)
-        for part, prefix, what, option in wanted
-        if part not in supplied and not any(name.startswith(prefix) for name in names)
-    ]
-    if not lacking:
+def find_texts(tensors: dict[str, Stored], family: Family) -> dict[str, tuple[str, Rename]]:
+    """Return where a file has the text encoders of a family: part → (prefix, names).
+
+    Converters put them elsewhere than the original code, where their width tells them apart.
+    """
+    others = {
+        width: (prefix, names) for width, _, prefix, names in encoders_among(tensors) if prefix
+    }
+    found: dict[str, tuple[str, Rename]] = {}
+    for text in family.texts:
+        if any(key.startswith(text.prefix) for key in tensors):
+            found[text.part] = text.prefix, TEXT_NAMES[text.names]
+        elif place := others.get(text.config.hidden_size):
+            found[text.part] = place
+    return found
+
+
+def check_whole(path: Path, without_vae: bool, widths: Sequence[int]) -> None:
+    """Raise CheckpointError for parts that neither the file nor the user gives."""
+    what = ["a VAE"] * without_vae
+    if widths:
+        encoders = "the text encoder" if len(widths) == 1 else "the text encoders"
+        what.append(f"{encoders} of width {' and '.join(map(str, widths))}")
+    options = ["vae"] * without_vae + ["text_encoder"] * bool(widths)
+    if not what:
         return
-    each = [
-        f"lacks {what}; give one: --{option.replace('_', '-')} FILE" for what, option in lacking
-    ]
-    in_python = " and ".join(f"{option}=" for option in dict.fromkeys(o for _, o in lacking))
+    flags = " ".join(f"--{option.replace('_', '-')} FILE" for option in options)
+    keywords = " and ".join(f"{option}=" for option in options)
+    them = "one" if without_vae + len(widths) == 1 else "them"
     folder = path.parent.parent
     whole = f"; or give the whole folder, {folder}" * (folder / "model_index.json").is_file()
-    raise CheckpointError(f"{path} {', and '.join(each)}, or {in_python} in Python{whole}")
+    raise CheckpointError(
+        f"{path} lacks {' and '.join(what)}; give {them}: {flags}, or {keywords} in Python{whole}"
+    )
 
 
 def replace_parts(
@@ -188,49 +197,6 @@ def replace_parts(
         dtype = next(next(iter(old_ones.values())).parameters()).dtype
         wanted = {name: module.config for name, module in old_ones.items()}
         parts |= load_text_encoders(text_encoders, wanted, dtype, device)
-
-
-def family_of(parts: dict[str, Any]) -> Family:
-    """Return the family whose layout the parts have. Raises CheckpointError for others."""
-    width = parts["unet"].config.cross_attention_dim
-    if width is None:
-        raise CheckpointError(
-            "this model draws pixels, for which there is no layout in a single file: "
-            "save a folder instead"
-        )
-    if width not in FAMILIES:
-        raise CheckpointError(
-            f"the U-Net reads texts of width {width}; single files are known for the widths "
-            f"{', '.join(map(str, FAMILIES))}: save a folder instead"
-        )
-    return read_family(FAMILIES[width])
-
-
-def save_file(parts: dict[str, Any], path: Path, dtype: torch.dtype | None) -> None:
-    """Write a single file under the original names. ``dtype`` None keeps each part's."""
-    family = family_of(parts)
-    if not isinstance(parts["vae"], AutoencoderKL):
-        raise CheckpointError(
-            "the model has a TAESD, for which there is no layout in a single file; save a folder, "
-            "or give another VAE: --vae PATH"
-        )
-    tensors: dict[str, Tensor] = {}
-    for prefix, module, rename, convolutions in (
-        (UNET, parts["unet"], names_of(parts["unet"].config), False),
-        (VAE, parts["vae"], names_of(parts["vae"].config), True),
-        *((text.prefix, parts[text.part], TEXT_NAMES[text.names], False) for text in family.texts),
-    ):
-        tensors |= write_original(module.state_dict(), prefix, rename, convolutions)
-    # Programs look for it in two places: in keys, and in the metadata.
-    scheduler = parts["scheduler"].config
-    if scheduler.prediction_type == "v_prediction":
-        tensors["v_pred"] = torch.empty(0)
-    if scheduler.rescale_betas_zero_snr:
-        tensors["ztsnr"] = torch.empty(0)
-    prediction = scheduler.prediction_type
-    word = "v" if prediction == "v_prediction" else prediction
-    metadata = {STATED_PREDICTION: word, "modelspec.predict_key": word}
-    write_tensors(to_save(tensors, dtype), path, metadata)
 
 
 def names_of(config: UNetConfig | VAEConfig) -> Rename:

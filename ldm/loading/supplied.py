@@ -6,11 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
+from ldm.checkpoints.deferred import Stored
 from ldm.checkpoints.folder import empty, fill, find_weights, read_weights
 from ldm.checkpoints.names import to_ours
 from ldm.checkpoints.original import Rename, clip_names, open_clip_names, read_original
+from ldm.checkpoints.renamed import undo_renaming
 from ldm.checkpoints.tensors import read_checkpoint
 from ldm.clip import CLIPTextEncoder
 from ldm.config import CLIPTextConfig
@@ -20,6 +21,7 @@ from ldm.errors import CheckpointError
 PREFIXES = (
     "",
     *("cond_stage_model.transformer.", "cond_stage_model.model."),
+    "cond_stage_model.1.transformer.",  # of SDXL, as stable-diffusion.cpp renames it
     *(f"conditioner.embedders.{i}.{kind}." for i in (0, 1) for kind in ("transformer", "model")),
     *("text_encoders.clip_l.transformer.", "text_encoders.clip_g.transformer."),
 )
@@ -66,22 +68,23 @@ def load_text_encoders(
     return found
 
 
-def encoders_in(source: Path) -> Iterator[tuple[int, dict[str, Tensor], str, Rename]]:
+def encoders_in(source: Path) -> Iterator[tuple[int, dict[str, Stored], str, Rename]]:
     """Yield the text encoders of a source: width, the tensors they are in, prefix and names."""
     if source.is_dir():
         inner = [source / name for name in ("text_encoder", "text_encoder_2")]
         for folder in [path for path in inner if path.is_dir()] or [source]:
             tensors = read_weights(find_weights(folder, CLIPTextEncoder.weight_stem))
-            yield from _encoders_among(to_ours(tensors, ()))
+            yield from encoders_among(to_ours(tensors, ()))
     elif source.is_file():
-        yield from _encoders_among(read_checkpoint(source).tensors)
+        yield from encoders_among(undo_renaming(read_checkpoint(source).tensors))
     else:
         raise CheckpointError(f"{source} does not exist; give a text encoder's folder or file")
 
 
-def _encoders_among(
-    tensors: dict[str, Tensor],
-) -> Iterator[tuple[int, dict[str, Tensor], str, Rename]]:
+def encoders_among(
+    tensors: dict[str, Stored],
+) -> Iterator[tuple[int, dict[str, Stored], str, Rename]]:
+    """Yield the text encoders among a file's tensors, as ``encoders_in`` does."""
     for prefix in PREFIXES:
         for name, rename in WORDS.items():
             words = tensors.get(f"{prefix}{name}")

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
+from ldm.checkpoints.deferred import Stored
 from ldm.checkpoints.family import VAE
 from ldm.checkpoints.folder import check_tensors, empty, fill, load_component
 from ldm.checkpoints.names import to_ours
@@ -58,6 +58,15 @@ def load_vae(
     return read_kl(path, tensors, config, dtype, device)
 
 
+def find_vae(names: Iterable[str]) -> str | None:
+    """Return the prefix of the names of a file's VAE; None if it has none.
+
+    stable-diffusion.cpp puts one that is given beside a model under "vae.".
+    """
+    names = list(names)
+    return next((p for p in ("vae.", VAE) if any(name.startswith(p) for name in names)), None)
+
+
 def load_preview_vae(
     path: Path, channels: int, dtype: torch.dtype | None, device: torch.device
 ) -> AutoencoderTiny:
@@ -102,7 +111,7 @@ def check_channels(path: Path, what: str, found: int, wanted: int) -> None:
 
 def read_kl(
     path: Path,
-    tensors: dict[str, Tensor],
+    tensors: dict[str, Stored],
     config: VAEConfig,
     dtype: torch.dtype | None,
     device: torch.device,
@@ -116,7 +125,7 @@ def read_kl(
     if any(".down_blocks." in key for key in tensors):
         tensors = to_ours(tensors, expected)
     else:
-        prefix = VAE if any(key.startswith(VAE) for key in tensors) else ""
+        prefix = find_vae(tensors) or ""
         shapes = {key: value.shape for key, value in expected.items()}
         names = vae_names(len(config.block_out_channels))
         tensors = read_original(tensors, shapes, prefix, names)
@@ -132,7 +141,7 @@ def is_taesd(names: Iterable[str]) -> bool:
 
 def read_taesd(
     path: Path,
-    tensors: Mapping[str, Tensor],
+    tensors: Mapping[str, Stored],
     channels: int,
     dtype: torch.dtype | None,
     device: torch.device,
@@ -173,18 +182,18 @@ def read_taesd(
     return module
 
 
-def last_of(tensors: Mapping[str, Tensor], coder: str) -> Tensor | None:
+def last_of(tensors: Mapping[str, Stored], coder: str) -> Stored | None:
     """Return the weight of a coder's last layer; None without that coder."""
     numbers = [int(name.split(".")[2]) for name in tensors if name.startswith(coder)]
     return tensors.get(f"{coder}.layers.{max(numbers)}.weight") if numbers else None
 
 
-def taesd_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def taesd_names(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
     """Rename a TAESD's tensors, of any tool's names, to ours; unknown ones stay.
 
     The original decoder counts the clamp of its input as layer 0.
     """
-    renamed: dict[str, Tensor] = {}
+    renamed: dict[str, Stored] = {}
     alone = "encoder" if "0.weight" in tensors else "decoder"
     for name, value in tensors.items():
         match = TAESD_NAME.fullmatch(name)

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ldm.checkpoints.deferred import dense
 from ldm.checkpoints.folder import find_weights, read_weights
 from ldm.checkpoints.names import to_ours
 from ldm.config import UNetConfig
@@ -68,7 +69,7 @@ def begin_with(module: nn.Module, folder: str) -> None:
                 f"start is {folder!r}, where {name} is {tuple(old.shape)}, but [model] makes "
                 f"it {tuple(new.shape)}; only the first and last layers may get more channels"
             )
-        copy_channels(new, old, END_LAYERS.get(layer, ()) if new.shape != old.shape else ())
+        copy_channels(new, dense(old), END_LAYERS.get(layer, ()) if new.shape != old.shape else ())
 
 
 def copy_channels(new: Tensor, old: Tensor, halves: tuple[int, ...]) -> None:

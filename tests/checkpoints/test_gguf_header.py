@@ -62,13 +62,13 @@ def test_a_header(valid: bytes, tmp_path: Path) -> None:
     assert header.tensors == {n: TensorInfo(kinds[n], shape) for n, shape in SHAPES.items()}
     assert header.metadata == {
         "general.architecture": "sd1", "general.name": "my model", "many": str(2**40),
-        "yes": "True",
+        "yes": "True", "numbers": "1,2,3",
     }  # fmt: skip
     found = dict(describe(path))
     assert found["format"] == "GGUF"
     assert found["weights"] == "0.0M parameters, Q4_K and Q8_0 and float16"
     assert found["title"] == "my model"
-    with pytest.raises(CheckpointError, match="is a GGUF file"):
+    with pytest.raises(CheckpointError, match="is not a Stable Diffusion checkpoint"):
         Pipeline.from_pretrained(path, device="cpu")
 
 

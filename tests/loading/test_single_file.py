@@ -18,7 +18,7 @@ from ldm.checkpoints.assets import asset_path
 from ldm.checkpoints.family import Family, read_family
 from ldm.cli import convert
 from ldm.errors import ArgumentError, CheckpointError
-from ldm.loading import single_file
+from ldm.loading import write_file
 from ldm.pipeline import Pipeline
 from ldm.scheduler import DDPMScheduler
 from tests.helpers.families import FAMILIES as MODELS
@@ -75,7 +75,7 @@ def files(
             from_folder = Pipeline.from_pretrained(folder, device="cpu")
             made[name] = theirs, from_folder, small(from_folder, LAYOUTS[name])
         theirs, from_folder, family = made[name]
-        for module in (families, single_file):
+        for module in (families, write_file):
             patch.setattr(module, "FAMILIES", {family.unet.cross_attention_dim: name})
             patch.setattr(module, "read_family", lambda _: family)
         path = tmp_path_factory.mktemp(name) / "single.safetensors"
