@@ -37,7 +37,8 @@ def whole_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="store_true", help="print the version")
     commands = parser.add_subparsers()
     for name, text in COMMANDS.items():
-        own = import_module(f"ldm.cli.{name}").parser()
+        build = import_module(f"ldm.cli.{name}").parser
+        own = getattr(build, "__wrapped__", build)()  # a new one, as it is changed below
         added = commands.add_parser(name, help=text, parents=[own], add_help=False)
         for action in added._actions:
             if action.dest in ("sampler", "schedule"):

@@ -15,6 +15,7 @@ from datetime import datetime
 from pathlib import Path, PurePath
 
 from ldm.cli.replay import model_name
+from ldm.cli.streams import STREAM
 from ldm.errors import ArgumentError, ImageError, did_you_mean
 
 NAME_BYTES = 100  # of the prompt in a file's name; file systems allow 255 for all of it
@@ -72,6 +73,8 @@ def file_name(
     has none of its own; place: of the picture among all. Raises ArgumentError for a wrong template.
     """
     output: str | None = arguments.output
+    if output == STREAM:
+        return Path(STREAM)
     if output is not None and is_template(output):
         output = fill(output, fields_of(arguments, prompt, seed, place))
     elif output is not None and not is_folder(output):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from typing import Any
 
 from ldm.checkpoints.notes import Rows
+from ldm.cli.fields import EVERYDAY
 from ldm.cli.options import defaults
 from ldm.cli.replay import AROUND, IN_ANOTHER_FORM, as_options
 from ldm.errors import ImageError
@@ -54,8 +56,22 @@ def setting_rows(info: GenerationInfo) -> Rows:
         "grid": info.grid,
         "not done here": ", ".join(info.notes),
     }
-    settings = info.arguments | info.loading | {k: v for k, v in named.items() if v}
+    settings = {name: value for name, value in changed(info).items() if value != ""}
+    settings |= {name: value for name, value in named.items() if value}
     return [(name.replace("_", " "), text_of(value)) for name, value in settings.items()]
+
+
+def changed(info: GenerationInfo) -> dict[str, Any]:
+    """Return the settings that are not our defaults, the everyday ones first."""
+    settings = info.arguments | info.loading
+    first = ("prompt", "negative_prompt", *EVERYDAY)
+    order = [*(name for name in first if name in settings), *settings]
+    usual = defaults()
+    return {
+        name: settings[name]
+        for name in dict.fromkeys(order)
+        if name not in usual or settings[name] != usual[name]
+    }
 
 
 def text_of(value: object) -> str:
@@ -67,7 +83,7 @@ def text_of(value: object) -> str:
 
 def command(info: GenerationInfo) -> str:
     """Return the command that draws the picture, with all settings as options."""
-    settings = info.arguments | info.loading
+    settings = changed(info)
     prompt = str(settings.pop("prompt", ""))
     argv = ["ldm", "generate", f"--prompt={prompt}" if prompt.startswith("-") else prompt]
     if info.model not in (None, BUILT_IN):

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Sequence
 from typing import IO
 
+from ldm.cli.common import check_counts
 from ldm.cli.streams import OWN_INPUT, read_stdin
 from ldm.errors import ArgumentError, LDMError
 
@@ -34,6 +35,7 @@ def share_threads(threads: int | None) -> None:
 
 def check_processes(arguments: argparse.Namespace) -> None:
     """Raise ArgumentError for what several processes cannot do."""
+    check_counts(arguments, "processes", "threads")
     if arguments.processes > MOST:
         raise ArgumentError(f"--processes is {arguments.processes}; at most {MOST} make sense")
     if arguments.processes > 1:

@@ -17,7 +17,7 @@ from ldm.checkpoints.assets import asset_path
 WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 SIGNS = {"BREAK", "AND"}  # of the prompts' grammar
 MOST = 5  # words that a message names
-NEAR = 0.75  # of difflib's ratio
+NEAR = 0.82  # of difflib's ratio
 
 
 @functools.cache
