@@ -99,6 +99,11 @@ def importing_torch() -> Iterator[None]:
         gc.enable()
 
 
+def random_seed() -> int:
+    """Draw a seed in [0, 2³²), as web UIs do."""
+    return int.from_bytes(os.urandom(4), "big")
+
+
 def number_text(value: float) -> str:
     """Write a number exactly, 7.0 as 7."""
     return repr(float(value)).removesuffix(".0")

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
-from ldm.cli import observe, streams, vocabulary
+from ldm.cli import observe, streams
 from ldm.cli.common import USAGE, importing_torch, notify, run
 from ldm.cli.configuration import Setting, listing, merged, read_settings, with_origin
 from ldm.cli.guidance_options import given_pictures, read_given
@@ -63,6 +63,8 @@ def advice_on_words(arguments: argparse.Namespace, jobs: Sequence[Job]) -> list[
     others = arguments.model, arguments.lora, arguments.embedding, arguments.text_encoder
     if any(others) or any(job.loras for job in jobs):
         return []
+    from ldm.cli import vocabulary
+
     line = vocabulary.advice(list(dict.fromkeys(job.text for job in jobs)))
     return [line] if line else []
 

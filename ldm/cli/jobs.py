@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import functools
 import os
-import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ldm.adapters.lora_scale import TagScale
+from ldm.cli.common import random_seed
 from ldm.cli.guidance_options import given_pictures
 from ldm.cli.loras import LoraUse, find_lora, lora_option, lora_tag
 from ldm.cli.observe import beside
@@ -58,7 +58,7 @@ def plan_jobs(arguments: argparse.Namespace) -> tuple[list[Job], list[str]]:
 
     if arguments.output not in (None, STREAM) and not is_made(arguments.output):
         check_output(arguments.output, overwrite=True)
-    first = secrets.randbelow(2**32) if arguments.seed == -1 else arguments.seed
+    first = random_seed() if arguments.seed == -1 else arguments.seed
     if arguments.prompts is not None:
         jobs, bad = plan_lines(list(read_lines(arguments.prompts, arguments)), first, arguments)
     else:
@@ -89,7 +89,7 @@ def plan_lines(
         own, seed, before = line.arguments, first, done
         number: int | None = done + 1
         if "seed" in line.given:
-            seed, before = secrets.randbelow(2**32) if own.seed == -1 else own.seed, 0
+            seed, before = random_seed() if own.seed == -1 else own.seed, 0
         elif own.variation_strength and "variation_seed" in line.given:
             before = 0
         if "output" in line.given:

@@ -10,8 +10,8 @@ import itertools
 import os
 import re
 import string
+import time
 from collections.abc import Callable, Container, Mapping
-from datetime import datetime
 from pathlib import Path, PurePath
 
 from ldm.cli.replay import model_name
@@ -99,15 +99,14 @@ def fields_of(
 
     Options that are not given are left out.
     """
-    now = datetime.now()  # local time, as in a file's date
     model = model_name(arguments.model)
     values: dict[str, Value] = {
         "prompt": lambda most: slug(prompt, most),
         "model": lambda most: slug(model, most),
         "seed": seed,
         "number": place,
-        "date": now.strftime("%Y-%m-%d"),
-        "time": now.strftime("%H-%M-%S"),
+        "date": time.strftime("%Y-%m-%d"),
+        "time": time.strftime("%H-%M-%S"),
     }
     for name, option in OPTIONS.items():
         value = getattr(arguments, option)

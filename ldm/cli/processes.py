@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
-import secrets
-import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from typing import IO
 
-from ldm.cli.common import check_counts
+from ldm.cli.common import check_counts, random_seed
 from ldm.cli.streams import OWN_INPUT, read_stdin
 from ldm.errors import ArgumentError, LDMError
 
@@ -52,11 +49,14 @@ def launch(
     batches: of pictures to draw; there are no more processes than that. Raises LDMError if one
     failed, after all have ended.
     """
+    import subprocess  # these take longer to import than a single process would wait for
+    import tempfile
+
     count = min(arguments.processes, max(batches, 1))
     command = [sys.executable, "-m", "ldm.cli.generate"]
     options = [f"--processes={count}"]
     if arguments.seed == -1:
-        options.append(f"--seed={secrets.randbelow(2**32)}")
+        options.append(f"--seed={random_seed()}")
     texts = list(argv)
     place = texts.index("--") if "--" in texts else len(texts)
     command += [*texts[:place], *options, *texts[place:]]
