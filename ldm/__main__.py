@@ -1,9 +1,8 @@
-"""``python -m ldm "a red car"`` is ``ldm-generate "a red car"``."""
+"""``python -m ldm`` is ``ldm``."""
 
 import sys
 
-from ldm.cli.generate import main
+from ldm.cli.main import main
 
 if __name__ == "__main__":
-    sys.argv[0] = "ldm-generate"  # the name in usage and errors
     sys.exit(main())

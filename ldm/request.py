@@ -195,7 +195,7 @@ class Request:
     image: Picture | Sequence[Picture] | None = argument(
         None,
         "an image to start from",
-        *("-i", "--image"),
+        *("-i", "--image", "--init-img"),
         metavar="FILE",
         group="image",
         recorded="another",
@@ -203,7 +203,7 @@ class Request:
     mask_image: Picture | Sequence[Picture] | None = argument(
         None,
         "where to draw the --image anew: white; black stays",
-        "--mask",
+        *("--mask", "--mask-image"),
         metavar="FILE",
         group="image",
         recorded="another",
@@ -234,7 +234,7 @@ class Request:
         within("[0, 1]", None, "in [0, 1]: 0 keeps the image, 1 redraws it"),
         f"how much of the image to redraw, 0 to 1 (default: {STRENGTH}, with a mask or of models "
         f"that edit {MASKED_STRENGTH:g})",
-        "--strength",
+        *("--strength", "--denoising-strength"),
         metavar="S",
         group="image",
         label="Denoising strength",
@@ -261,7 +261,7 @@ class Request:
     num_inference_steps: int | None = argument(
         within("[1, inf)", None, "at least 1"),
         "denoising steps (default: as the model advises)",
-        *("-s", "--num-inference-steps", "--steps"),
+        *("--num-inference-steps", "--steps"),
         metavar="N",
         group="sampling",
         label="Steps",
@@ -271,7 +271,7 @@ class Request:
     guidance_scale: float | None = argument(
         within("(-inf, inf)", None, "a number, 1 to 15 as a rule"),
         "how closely to follow the text; off up to 1 (default: as the model advises)",
-        *("-g", "--guidance-scale"),
+        *("-g", "--guidance-scale", "--cfg-scale"),
         metavar="S",
         group="guidance",
         label="CFG scale",
@@ -307,7 +307,7 @@ class Request:
     num_images_per_prompt: int = argument(
         within("[1, inf)", 1, "at least 1"),
         "pictures of each text (default: {default})",
-        "--num-images",
+        *("-b", "--num-images", "--batch-count"),
         metavar="N",
         group="text",
         recorded="never",
@@ -315,7 +315,7 @@ class Request:
     seed: int | list[int] | tuple[int, ...] | None = argument(
         None,
         "the first picture's seed; the next ones count up (default: -1, a random one)",
-        "--seed",
+        *("-s", "--seed"),
         command_default=-1,
         kind="a whole number, or a list of them",
         metavar="N",
@@ -382,7 +382,7 @@ class Request:
     sampler: str | None = argument(
         None,
         'the sampling method, such as dpmpp_2m or "DPM++ 2M" (default: the model\'s own)',
-        "--sampler",
+        *("--sampler", "--sampling-method"),
         metavar="NAME",
         group="sampling",
         label="Sampler",
@@ -392,7 +392,7 @@ class Request:
     schedule: str | None = argument(
         None,
         "how the noise levels lie, such as karras (default: as the model says)",
-        "--schedule",
+        *("--schedule", "--scheduler"),
         metavar="NAME",
         group="sampling",
         label="Schedule type",

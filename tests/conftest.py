@@ -32,6 +32,10 @@ for library in ("DIFFUSERS", "TRANSFORMERS"):
 # As for a user without a network: an empty hub cache.
 HUB = tempfile.TemporaryDirectory(prefix="ldm-hub-")
 os.environ["HF_HOME"] = HUB.name
+# … without settings of ldm's own.
+os.environ["XDG_CONFIG_HOME"] = HUB.name
+for variable in [name for name in os.environ if name.startswith("LDM_")]:
+    del os.environ[variable]
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

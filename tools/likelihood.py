@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ldm.cli.common import EXIT_CODES, Parser, check_counts, run
+from ldm.cli.common import EXIT_CODES, check_counts, run
+from ldm.cli.parsing import Parser
 from ldm.config import read_json, write_json
 from ldm.errors import ArgumentError, DataError
 from ldm.likelihood import Predict, bound_estimate, bound_terms, spans
@@ -105,7 +106,7 @@ def measure(arguments: argparse.Namespace) -> None:
 
 def parser() -> Parser:
     """Build the parser of the command line."""
-    parser = Parser(description=__doc__.splitlines()[0], epilog=EXIT_CODES, allow_abbrev=False)
+    parser = Parser(description=__doc__.splitlines()[0], epilog=EXIT_CODES)
     add = parser.add_argument
     add("--model", type=Path, required=True, help="folder of a run, or of a DDPMPipeline")
     add("--data", help="a data set (default: what the run learnt from; what that held out)")

@@ -21,7 +21,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from ldm.cli.common import EXIT_CODES, Parser, check_counts, notify, run
+from ldm.cli.common import EXIT_CODES, check_counts, notify, run
+from ldm.cli.parsing import Parser
 from ldm.config import read_json, write_json
 from ldm.errors import ArgumentError
 from ldm.images import image_grid, save_image, to_tensor
@@ -203,7 +204,7 @@ def measure(arguments: argparse.Namespace) -> None:
 
 def parser() -> Parser:
     """Build the parser of the command line."""
-    parser = Parser(description=__doc__.splitlines()[0], epilog=EXIT_CODES, allow_abbrev=False)
+    parser = Parser(description=__doc__.splitlines()[0], epilog=EXIT_CODES)
     add = parser.add_argument
     add("--model", type=Path, required=True, help="folder of a run of recipe pixel")
     add("--data", help="the real pictures (default: what the run learnt from)")

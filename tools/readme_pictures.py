@@ -13,7 +13,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from ldm.cli.common import EXIT_CODES, Parser, run
+from ldm.cli.common import EXIT_CODES, run
+from ldm.cli.parsing import Parser
 from ldm.errors import ArgumentError
 from ldm.images import image_grid, save_image, to_pil
 from ldm.pipeline import Pipeline
@@ -137,7 +138,7 @@ def draw(model: str | None, folder: Path) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Draw; returns the exit code."""
-    parser = Parser(description=__doc__.splitlines()[0], epilog=EXIT_CODES, allow_abbrev=False)
+    parser = Parser(description=__doc__.splitlines()[0], epilog=EXIT_CODES)
     parser.add_argument("--model", help="a diffusers folder (default: the built-in model)")
     parser.add_argument("--output", type=Path, default=FOLDER, help=f"default: {FOLDER}")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")

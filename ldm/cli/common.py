@@ -11,34 +11,14 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NoReturn
 
 from ldm.cli.allocator import keep_memory
 from ldm.errors import ArgumentError, LDMError
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
+CLOSED = 141  # as of a program that SIGPIPE ends
 EXIT_CODES = "exit codes: 0 done, 1 failed, 2 wrong arguments, 130 stopped by Ctrl-C"
 LONGEST = 1000  # characters of a line; longer ones quote the user's input at length
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser that reports wrong arguments on one line, without the usage of all of them."""
-
-    def error(self, message: str) -> NoReturn:
-        """Exit with the code of wrong usage."""
-        sys.exit(fail(f"{message}; {self.prog} --help explains the arguments", USAGE))
-
-
-class Checker(Parser):
-    """A parser that raises ArgumentError instead of exiting: its values also come from files."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise ArgumentError."""
-        raise ArgumentError(message)
-
-    def leave(self, message: str) -> NoReturn:
-        """Exit with the code of wrong usage."""
-        super().error(message)
 
 
 def check_counts(arguments: argparse.Namespace, *names: str) -> None:
@@ -49,8 +29,17 @@ def check_counts(arguments: argparse.Namespace, *names: str) -> None:
             raise ArgumentError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
 
 
-def run(action: Callable[[], None], debug: bool, quiet: bool = False) -> int:
-    """Do a command's work. Returns 0, or an exit code after an error message on stderr."""
+def run(
+    action: Callable[[], None],
+    debug: bool,
+    quiet: bool = False,
+    report: Callable[[str, int], None] | None = None,
+) -> int:
+    """Do a command's work. Returns 0, or an exit code after an error message on stderr.
+
+    report: also called with the message and the code. If nobody reads stdout any more, the command
+    ends without a message.
+    """
     keep_memory()
     if sys.stderr is None:  # closed by the caller: print() would use stdout instead
         sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115  # open until the process ends
@@ -60,14 +49,24 @@ def run(action: Callable[[], None], debug: bool, quiet: bool = False) -> int:
                 warnings.simplefilter("ignore")
             warnings.showwarning = lambda message, *_, **__: notify(f"warning: {message}")
             action()
+            if sys.stdout is not None:
+                sys.stdout.flush()
+        return 0
+    except BrokenPipeError:
+        discard_stdout()
+        return CLOSED
     except KeyboardInterrupt:
         notify("stopped")
-        return INTERRUPTED
+        message, code = "stopped", INTERRUPTED
     except Exception as error:
         if debug:
             traceback.print_exc()
-        return fail(*describe_error(error))
-    return 0
+        message, code = describe_error(error)
+        fail(message, code)
+    if report is not None:
+        with contextlib.suppress(LDMError, BrokenPipeError):
+            report(message, code)
+    return code
 
 
 def describe_error(error: Exception) -> tuple[str, int]:
@@ -100,17 +99,32 @@ def importing_torch() -> Iterator[None]:
         gc.enable()
 
 
+def random_seed() -> int:
+    """Draw a seed in [0, 2³²), as web UIs do."""
+    return int.from_bytes(os.urandom(4), "big")
+
+
 def put(text: bytes) -> None:
-    """Write to stdout at once, if it is open. Raises LDMError if that fails."""
+    """Write to stdout at once, if it is open.
+
+    Raises BrokenPipeError if nobody reads it any more, LDMError for any other failure.
+    """
     if sys.stdout is None:  # closed by the caller
         return
     try:
         sys.stdout.buffer.write(text)
         sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        raise
     except OSError as error:
-        # Python flushes again when it ends, which must not fail once more.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_stdout()
         raise LDMError(f"standard output cannot be written ({error.strerror})") from None
+
+
+def discard_stdout() -> None:
+    """Discard what is left to write: Python flushes when it ends, which must not fail once more."""
+    with contextlib.suppress(OSError, ValueError):  # it is no file, in tests
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def fail(message: str, code: int) -> int:

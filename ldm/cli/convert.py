@@ -12,9 +12,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ldm import __version__
-from ldm.cli.common import EXIT_CODES, Parser, importing_torch, notify, run
+from ldm.cli.command_options import add_loading, add_lora
+from ldm.cli.common import EXIT_CODES, importing_torch, notify, run
+from ldm.cli.configuration import read_settings
 from ldm.cli.loras import lora_option
-from ldm.cli.options import add_model_options, model_arguments
+from ldm.cli.model_folder import find_model
+from ldm.cli.options import model_arguments
+from ldm.cli.parsing import Parser
 from ldm.errors import ArgumentError, LDMError
 
 FILES = (".safetensors", ".sft", ".gguf")
@@ -22,14 +26,13 @@ FORMATS = ("float32", "bfloat16", "float16", "float8_e4m3fn", "float8_e5m2", "q8
 SHORT = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}  # as GGUF files are named
 
 
-def parser() -> Parser:
+def parser(prog: str = "ldm-convert") -> Parser:
     """Build the parser of the command's arguments."""
     parser = Parser(
-        prog="ldm-convert",
+        prog=prog,
         description="Write a model as a diffusers folder, or as a single file under the original "
         "names (an OUTPUT that ends in .safetensors, or in .gguf).",
         epilog=EXIT_CODES,
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("model", metavar="MODEL", help="a diffusers folder, a single file or a hub id")
@@ -39,7 +42,8 @@ def parser() -> Parser:
         type=Path,
         help="a folder, or a file ending in .safetensors or .gguf",
     )
-    add_model_options(parser)
+    add_loading(add)
+    add_lora(add)
     add(
         "--dtype",
         type=lambda name: SHORT.get(name.lower(), name.lower()),
@@ -65,6 +69,10 @@ def convert(arguments: argparse.Namespace) -> None:
     if not output.absolute().parent.is_dir():
         raise LDMError(f"{output.parent} is not a folder; create it, or choose another OUTPUT")
     loras = [lora_option(text) for text in arguments.lora]
+    folder = arguments.model_dir
+    if folder is None and (setting := read_settings().get("model_dir")):
+        folder = setting.value
+    model = find_model(arguments.model, folder)
 
     with importing_torch():
         from ldm.checkpoints.number_formats import FORMATS as FORMAT_BY_NAME
@@ -73,7 +81,7 @@ def convert(arguments: argparse.Namespace) -> None:
 
     with weights_alone():
         pipe = Pipeline.from_pretrained(
-            arguments.model,
+            model,
             device="cpu",
             dtype="auto",
             **model_arguments(arguments),
@@ -122,9 +130,9 @@ def check_format(dtype: str | None, output: Path) -> None:
         )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
-    arguments = parser().parse_args(argv)
+def main(argv: Sequence[str] | None = None, prog: str = "ldm-convert") -> int:
+    """Entry point; returns the exit code. prog: what the user called it."""
+    arguments = parser(prog).parse_args(argv)
     return run(lambda: convert(arguments), arguments.debug)
 
 

@@ -6,10 +6,11 @@ All of it is read from ``ldm.request``: a new argument needs no line here.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import Field
 from typing import Any
 
+from ldm.cli import help
 from ldm.request import ALL_FIELDS, SAME, about
 
 
@@ -51,15 +52,25 @@ READERS: dict[str, Callable[[str], Any]] = {
     FILE: filled,
     MAP: filled,
 }
-GROUPS = {  # a field's group → heading in the help
+GROUPS = {  # a field's group, and those of other options → heading in the help
+    "everyday": help.EVERYDAY,
     "text": "text",
     "image": "starting from an image",
-    "size": "size",
+    "size": "larger pictures",
     "sampling": "sampling",
     "guidance": "guidance",
-    "noise": "seeds",
+    "noise": "variations of a seed",
+    "model": "model",
+    "many": "many pictures",
+    "files": "files",
     "speed": "speed",
+    "other": "options",
 }
+# What is wanted most, beside the prompt: the first in the help.
+EVERYDAY = (
+    *("seed", "num_images", "num_inference_steps", "height", "width", "guidance_scale"),
+    *("negative_prompt", "sampler", "image", "strength"),
+)
 
 
 def kind(field: Field[Any]) -> str:
@@ -102,20 +113,48 @@ def recorded(when: str) -> frozenset[str]:
     return frozenset(name for name, field in FIELDS.items() if about(field).recorded == when)
 
 
-def add_fields(groups: Mapping[str, argparse._ArgumentGroup]) -> None:
-    """Add an option for each field; ``groups`` has one for each key of ``GROUPS``."""
-    for name, field in FIELDS.items():
-        names, default = about(field), default_of(field)
-        text = names.help.format(default=field.default if default is None else default)
-        add = groups[names.group].add_argument
-        if name == "prompt":  # several, also between options
-            add(name, nargs="*", help=text)
-        elif kind(field) == SWITCH:
-            action = "store_false" if field.default is True else "store_true"
-            add(*names.options, dest=name, action=action, help=text)
-        else:
-            reader, metavar = READERS[kind(field)], names.metavar
-            add(*names.options, dest=name, type=reader, default=default, metavar=metavar, help=text)
+class NegativePrompt(argparse.Action):
+    """The option ``--negative-prompt``; ``-n 4`` is refused: it means a number elsewhere."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        """Store the text."""
+        if option_string == "-n" and values.isdecimal():
+            parser.error(
+                f"-n is the negative prompt, not a number; for {values} pictures give "
+                f"--num-images {values}, to steer away from {values!r} --negative-prompt {values}"
+            )
+        setattr(namespace, self.dest, values)
+
+
+def add_field(group: argparse._ArgumentGroup, name: str) -> None:
+    """Add the option for a field."""
+    field = FIELDS[name]
+    names, default = about(field), default_of(field)
+    text = names.help.format(default=field.default if default is None else default)
+    add = group.add_argument
+    if name == "prompt":  # several, also between options
+        add(name, nargs="*", help=text, metavar="PROMPT")
+    elif kind(field) == SWITCH:
+        action = "store_false" if field.default is True else "store_true"
+        add(*names.options, dest=name, action=action, help=text)
+    else:
+        reader, metavar = READERS[kind(field)], names.metavar
+        store: Any = NegativePrompt if name == "negative_prompt" else "store"
+        add(
+            *names.options,
+            dest=name,
+            action=store,
+            type=reader,
+            default=default,
+            metavar=metavar,
+            help=text,
+        )
 
 
 def request_arguments(arguments: argparse.Namespace) -> dict[str, Any]:

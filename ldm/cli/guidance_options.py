@@ -6,6 +6,7 @@ import argparse
 import functools
 from typing import TYPE_CHECKING, Any
 
+from ldm.cli.streams import picture_source
 from ldm.errors import ArgumentError
 from ldm.request import LargeRequest
 
@@ -70,10 +71,10 @@ def read_given(
     from ldm.images import load_image, load_layer
     from ldm.techniques.outpainting import extend_canvas
 
-    picture = None if image is None else load_image(image)
+    picture = None if image is None else load_image(picture_source(image))
     if picture is not None and outpaint is not None:
         return extend_canvas(picture, *outpaint)
-    return picture, None if mask is None else load_layer(mask)
+    return picture, None if mask is None else load_layer(picture_source(mask))
 
 
 def given_depth(arguments: argparse.Namespace) -> Image | None:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import os
-import secrets
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ldm.adapters.lora_scale import TagScale
+from ldm.cli.common import random_seed
 from ldm.cli.guidance_options import given_depth, given_pictures
 from ldm.cli.loras import LoraUse, find_lora, lora_option, lora_tag
 from ldm.cli.observe import beside
 from ldm.cli.options import MAX_PICTURES
-from ldm.cli.prompts_file import Line, read_lines
+from ldm.cli.output_names import file_name, free_name, is_made, make_folder
+from ldm.cli.prompts_file import Line, file_label, read_lines
+from ldm.cli.streams import STREAM
 from ldm.errors import ArgumentError, ImageError, LDMError
 from ldm.text.lora_tags import refuse_tags, split_tags
 
@@ -53,22 +56,29 @@ def plan_jobs(arguments: argparse.Namespace) -> tuple[list[Job], list[str]]:
     """
     from ldm.images import check_output
 
-    if arguments.output is not None and not is_folder(arguments.output):
+    if arguments.output not in (None, STREAM) and not is_made(arguments.output):
         check_output(arguments.output, overwrite=True)
-    first = secrets.randbelow(2**32) if arguments.seed == -1 else arguments.seed
+    first = random_seed() if arguments.seed == -1 else arguments.seed
     if arguments.prompts is not None:
-        return plan_lines(list(read_lines(arguments.prompts, arguments)), first, arguments)
-    numbered = len(arguments.prompt) * arguments.num_images > 1 and not arguments.grid
-    jobs = plan_line(Line(0, arguments), first, 0, 1 if numbered else None)
-    check_files(jobs[:1] if arguments.grid else jobs, {})
-    return jobs, []
+        jobs, bad = plan_lines(list(read_lines(arguments.prompts, arguments)), first, arguments)
+    else:
+        numbered = len(arguments.prompt) * arguments.num_images > 1 and not arguments.grid
+        jobs, bad = plan_line(Line(0, arguments), first, 0, 1 if numbered else None), []
+        shown = settle(jobs[:1] if arguments.grid else jobs, {})
+        jobs = [*shown, *jobs[len(shown) :]]
+    if len(jobs) > 1 and not arguments.grid and any(job.path == Path(STREAM) for job in jobs):
+        raise ArgumentError(
+            f"--output - writes one picture to stdout, not {len(jobs)}; add --grid, or give a "
+            "folder"
+        )
+    return jobs, bad
 
 
 def plan_lines(
     lines: list[Line], first: int, arguments: argparse.Namespace
 ) -> tuple[list[Job], list[str]]:
     """Plan as ``plan_jobs``. A bad line has a seed, too: correcting it changes no other picture."""
-    path = arguments.prompts
+    path = file_label(arguments.prompts)
     if sum(line.arguments.num_images for line in lines) > MAX_PICTURES:
         raise ArgumentError(f"{path} asks for more than {MAX_PICTURES} pictures; split it")
     jobs: list[Job] = []
@@ -79,7 +89,7 @@ def plan_lines(
         own, seed, before = line.arguments, first, done
         number: int | None = done + 1
         if "seed" in line.given:
-            seed, before = secrets.randbelow(2**32) if own.seed == -1 else own.seed, 0
+            seed, before = random_seed() if own.seed == -1 else own.seed, 0
         elif own.variation_strength and "variation_seed" in line.given:
             before = 0
         if "output" in line.given:
@@ -89,8 +99,7 @@ def plan_lines(
                 raise line.error
             given_pictures(own)  # a wrong file is an error before PyTorch is imported
             given_depth(own)
-            mine = plan_line(line, seed, before, number)
-            check_files(mine, taken)
+            mine = settle(plan_line(line, seed, before, number, done + 1), taken)
         except LDMError as error:
             bad.append(f"{path}:{line.number}: {error}")
         else:
@@ -102,15 +111,12 @@ def plan_lines(
     return jobs, bad
 
 
-def plan_line(line: Line, first: int, before: int, number: int | None) -> list[Job]:
+def plan_line(line: Line, first: int, before: int, number: int | None, place: int = 1) -> list[Job]:
     """Plan the pictures of a line; seeds count up, and so do the numbers in their files' names.
 
-    first: the seed; before: how many pictures have counted it up. Raises ImageError for a folder
-    that cannot be made.
+    first: the seed; before: how many pictures have counted it up; place: of the first among all.
     """
     arguments = line.arguments
-    if arguments.output is not None and is_folder(arguments.output):
-        make_folder(Path(arguments.output))
     always = [lora_option(text) for text in arguments.lora]
     tags_of_all = [lora_tag(path, scale) for path, scale in always]
     refuse_tags(arguments.negative_prompt or "", "negative prompt")
@@ -121,26 +127,48 @@ def plan_line(line: Line, first: int, before: int, number: int | None) -> list[J
         if arguments.variation_strength:  # as in A1111, that seed counts up
             seed, variation_seed = first, arguments.variation_seed + before + i
         name = seed if variation_seed is None else f"{seed}-{variation_seed}"
-        path = file_name(arguments.output, text, name, None if number is None else number + i)
+        own_number = None if number is None else number + i
+        path = file_name(arguments, text, name, own_number, place + i)
         named = [(find_lora(tag.name, arguments.lora_dir), TagScale(*tag[1:])) for tag in tags]
         whole = " ".join([prompt, *tags_of_all])
         jobs.append(Job(whole, seed, path, text, (*always, *named), line, variation_seed))
     return jobs
 
 
-def check_files(jobs: list[Job], taken: dict[Path, int]) -> None:
-    """Raise ImageError for a file that could not be written, exists, or is another line's."""
+def settle(jobs: list[Job], taken: Mapping[Path, int]) -> list[Job]:
+    """Return jobs with the names of files that they can write, and make the folders for them.
+
+    Where a name that was made from the prompt or a template is taken, by a file or another job,
+    the job gets another. Raises ImageError for a file that could not be written, exists, or is
+    another line's.
+    """
     from ldm.images import check_output
 
+    settled: list[Job] = []
+    alone = rank_and_world_size()[1] == 1  # otherwise another process may have drawn it already
+    names = set(taken)
     for job in jobs:
+        own = job.line.arguments
+        if own.output == STREAM:
+            settled.append(job)
+            continue
+        if is_made(own.output):
+            make_folder(job.path.parent)
+            fixed = own.force or own.skip_existing or not alone or own.processes > 1
+            there = functools.partial(all_files, arguments=own)
+            path = free_name(job.path, (lambda path: []) if fixed else there, names)
+            job = replace(job, path=path)
         if job.path in taken:
             raise ImageError(
                 f"{job.path} is what line {taken[job.path]} is saved as; give this line an output"
             )
-        if rank_and_world_size()[1] == 1:  # otherwise another process may have drawn it already
+        if alone:
             check_new(job)
         for path in files(job):
             check_output(path, overwrite=True, animated=path != job.path)
+        names.add(job.path)
+        settled.append(job)
+    return settled
 
 
 def group_jobs(jobs: list[Job], size: int) -> Iterator[list[Job]]:
@@ -165,7 +193,12 @@ def check_new(job: Job) -> None:
 
 def files(job: Job) -> list[Path]:
     """Return the paths of a job's picture and of the files beside it."""
-    return [job.path, *beside(job.path, job.line.arguments).values()]
+    return all_files(job.path, job.line.arguments)
+
+
+def all_files(path: Path, arguments: argparse.Namespace) -> list[Path]:
+    """Return the paths of a picture and of the files beside it."""
+    return [path, *beside(path, arguments).values()]
 
 
 def rank_and_world_size() -> tuple[int, int]:
@@ -190,32 +223,3 @@ def my_share(jobs: list[Job], arguments: argparse.Namespace) -> list[list[Job]]:
             check_new(job)
         return mine
     return [batch for batch in mine if not all(os.path.lexists(job.path) for job in batch)]
-
-
-def is_folder(output: str) -> bool:
-    """Whether ``--output`` is a folder for the files, not the name of one."""
-    # Unlike this, Path.is_dir raises OSError for a name that is too long.
-    return output.endswith(("/", os.sep)) or os.path.isdir(output)  # noqa: PTH112
-
-
-def make_folder(path: Path) -> None:
-    """Make a folder unless it exists."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ImageError(
-            f"the folder {path} cannot be made ({error.strerror}); choose another --output"
-        ) from None
-
-
-def file_name(output: str | None, prompt: str, seed: int | str, number: int | None) -> Path:
-    """Return ``--output``, numbered if there are several; else a name of the prompt and the seed.
-
-    The latter is also used in a folder that ``--output`` names.
-    """
-    from ldm.images.names import picture_name
-
-    if output is not None and not is_folder(output):
-        path = Path(output)
-        return path if number is None else path.with_stem(f"{path.stem}-{number}")
-    return Path(output or "", f"{picture_name(prompt, seed)}.png")

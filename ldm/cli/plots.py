@@ -8,11 +8,11 @@ from __future__ import annotations
 import argparse
 import csv
 import math
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ldm.cli.common import random_seed
 from ldm.cli.fields import ALIASES, FIELDS, FILES, NEGATED, SWITCHES, recorded
 from ldm.cli.options import MAX_PICTURES, check_arguments, parser
 from ldm.errors import ArgumentError
@@ -74,7 +74,7 @@ def read_plot(arguments: argparse.Namespace) -> Plot | None:
     x, y = read_axis(arguments.x, "x"), read_axis(arguments.y, "y")
     check_axes(x, y, arguments)
     if arguments.seed == -1:  # one for all
-        arguments.seed = secrets.randbelow(2**32)
+        arguments.seed = random_seed()
     cells = []
     for row in _settings(y):
         for column in _settings(x):

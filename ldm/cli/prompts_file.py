@@ -11,6 +11,7 @@ from typing import Any
 
 from ldm.cli.fields import ALIASES, FIELDS, FILES, LISTS, NEGATED, SWITCHES
 from ldm.cli.options import check_arguments, parser
+from ldm.cli.streams import STREAM, read_stdin
 from ldm.errors import ArgumentError, LDMError
 
 KEYS = (*FIELDS, "output")  # keys of a line; other arguments are for the whole command
@@ -27,6 +28,11 @@ class Line:
     error: LDMError | None = None
 
 
+def file_label(path: str) -> str:
+    """Return the name of a file of prompts for messages."""
+    return "stdin" if path == STREAM else path
+
+
 def read_lines(path: str, arguments: argparse.Namespace) -> Iterator[Line]:
     """Yield the lines of a file of prompts, also those that are wrong.
 
@@ -34,9 +40,10 @@ def read_lines(path: str, arguments: argparse.Namespace) -> Iterator[Line]:
     text, lines that begin with "#" are comments. Raises LDMError if it cannot be read.
     """
     try:
-        rows = Path(path).read_bytes().removeprefix(b"\xef\xbb\xbf").splitlines()
+        content = read_stdin("--prompts") if path == STREAM else Path(path).read_bytes()
     except OSError as error:
         raise LDMError(f"{path} cannot be read ({error.strerror}); give a text file") from None
+    rows = content.removeprefix(b"\xef\xbb\xbf").splitlines()
     filled = [(number, row.strip()) for number, row in enumerate(rows, 1) if row.strip()]
     in_json = path.endswith(".jsonl") or (bool(filled) and filled[0][1].startswith(b"{"))
     for number, row in filled:

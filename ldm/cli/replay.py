@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ldm.cli.fields import DEFAULTS, FILES, from_option, recorded, to_option
-from ldm.cli.options import defaults, parser, read
+from ldm.cli.model_folder import find_model
+from ldm.cli.options import NAMED, defaults, parser, read
+from ldm.cli.streams import picture_source
 from ldm.errors import ArgumentError, ImageError
 from ldm.samplers import read_names
 
@@ -47,6 +49,11 @@ AROUND = recorded("never") | {
     "prompts",
     "skip_existing",
     "list_samplers",
+    NAMED,
+    "json",
+    "processes",
+    "threads",
+    "model_dir",
 }
 # … and those that a file records in another form.
 IN_ANOTHER_FORM = recorded("another") | {
@@ -63,17 +70,14 @@ SAME_PICTURE = AROUND - {"num_images", "batch_size", "grid", "x", "y"} | {
 }
 
 
-def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Read the command line, or exit with the code of wrong usage."""
-    try:
-        return read(argv)
-    except ArgumentError as error:
-        parser().leave(str(error))
-
-
-def with_file(arguments: argparse.Namespace, argv: Sequence[str]) -> argparse.Namespace:
+def with_file(
+    arguments: argparse.Namespace,
+    argv: Sequence[str],
+    settings: Mapping[str, Any] | None = None,
+) -> argparse.Namespace:
     """Merge the file of ``--from`` into the arguments, which take precedence over it.
 
+    settings: the user's defaults, which do not change what the picture shows.
     Warns of settings in the file that are not supported. Raises ImageError for a file without
     settings, ArgumentError if a model or an image that it was made with is missing.
     """
@@ -85,8 +89,11 @@ def with_file(arguments: argparse.Namespace, argv: Sequence[str]) -> argparse.Na
 
     path = Path(arguments.from_file)
     info = read_generation_info(path)
-    given = _given(argv)
-    merged = argparse.Namespace(**vars(_from_info(info, path)) | given)
+    given = given_options(argv)
+    around = {name: value for name, value in (settings or {}).items() if name in AROUND}
+    merged = argparse.Namespace(**vars(_from_info(info, path)) | around | given)
+    if "model" not in given:
+        merged.model = _find_model(info, (settings or {}).get("model"), merged.model_dir)
     merged.replay = info.batch if SAME_PICTURE.issuperset(given) else (1, 0)
     if info.grid:
         warnings.warn(f"{path} shows several pictures; the first is drawn again", stacklevel=2)
@@ -161,10 +168,30 @@ def found_settings(job: Job, pipe: Pipeline, picture: Image) -> dict[str, Any]:
     return found | {name: getattr(pipe.defaults, name) for name in missing}
 
 
-def _given(argv: Sequence[str]) -> dict[str, Any]:
+def given_options(argv: Sequence[str]) -> dict[str, Any]:
     """Return the options that the command line gives, without the defaults."""
     given = vars(read(argv, unset=True))
     return {name: value for name, value in given.items() if value is not None and value != []}
+
+
+def _find_model(info: GenerationInfo, usual: str | None, folder: Path | None) -> str | None:
+    """Return the path of the model that a picture was drawn with, if the user's settings have it.
+
+    usual: the user's default model; folder: of models.
+    """
+    from ldm.images.generation_info import BUILT_IN, model_name
+
+    if info.model == BUILT_IN:
+        return None
+    if usual is not None and info.model in (None, model_name(usual)):
+        return usual
+    if info.model is None or folder is None:
+        return None
+    try:
+        found = find_model(info.model, folder)
+    except ArgumentError:
+        return None
+    return found if found is not None and Path(found).exists() else None
 
 
 def _from_info(info: GenerationInfo, path: Path) -> argparse.Namespace:
@@ -294,4 +321,4 @@ def _digest(name: str, file: str) -> str:
     from ldm.images.depth import load_depth
 
     load = {"mask": load_layer, "depth_map": load_depth}.get(name, load_image)
-    return digest(load(file))
+    return digest(load(picture_source(file)))

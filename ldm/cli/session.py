@@ -5,20 +5,18 @@ from __future__ import annotations
 import argparse
 import math
 import os
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import groupby
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ldm.adapters.lora_scale import Scale, TagScale
 from ldm.checkpoints.source import find_model
 from ldm.cli import observe
-from ldm.cli.common import FAILED, fail, notify, put
+from ldm.cli.common import FAILED, fail, notify
 from ldm.cli.fields import request_arguments
 from ldm.cli.grids import grid_columns, lay_out
 from ldm.cli.guidance_options import given_depth, given_pictures, masked, pass_strength
@@ -28,7 +26,9 @@ from ldm.cli.metadata import picture_texts
 from ldm.cli.observe import Watch
 from ldm.cli.options import model_arguments
 from ldm.cli.plots import Plot
-from ldm.cli.prompts_file import Line
+from ldm.cli.progress import showing
+from ldm.cli.prompts_file import Line, file_label
+from ldm.cli.rows import put_error, put_picture, write_picture
 from ldm.cli.sizes import image_size, size_advice
 from ldm.errors import LDMError
 from ldm.request import default_strength
@@ -38,9 +38,6 @@ if TYPE_CHECKING:
 
     from ldm.pipeline import Pipeline, Progress
     from ldm.refiner import Ensemble
-
-BAR = "{desc}{percentage:3.0f}%|{bar}| {n}/{total} [{elapsed}<{remaining}, {rate_inv_fmt}]"
-REFRESH = 10  # seconds between two lines of progress in a log file
 
 
 @dataclass
@@ -70,6 +67,7 @@ class Session:
         self.advise = cache(self.inform)  # the same advice for many batches is given once
         self.pictures: list[Image] = []  # for the one file that shows all
         self.steps = self.done = 0
+        self.each = 0.0  # seconds to draw a picture of the last batch
 
     @property
     def one_file(self) -> bool:
@@ -82,7 +80,9 @@ class Session:
         self.prepare()
         self.loaded = time.monotonic()
         self.drop_bad_lines()
+        began = self.loaded
         for batch, drawn, watch in self.draw_all():
+            self.each, began = (time.monotonic() - began) / len(batch), time.monotonic()
             self.steps += watch.steps
             self.done += len(batch)
             if self.one_file:
@@ -176,8 +176,8 @@ class Session:
         """Report an error in a line of ``--prompts``, and continue; raise any other error."""
         if not line.number:
             raise error
-        self.work.bad.append(f"{self.arguments.prompts}:{line.number}: {error}")
-        fail(self.work.bad[-1], FAILED)
+        self.work.bad.append(f"{file_label(self.arguments.prompts)}:{line.number}: {error}")
+        complain(self.work.bad[-1], self.arguments.json)
 
     # Drawing
 
@@ -200,29 +200,15 @@ class Session:
 
     def draw(self, batch: list[Job]) -> tuple[list[Image], Watch]:
         """Draw a batch, with progress on stderr; return its pictures and their observer."""
-        from tqdm import tqdm
-
         own = batch[0].line.arguments
         # Raises an error for what cannot be drawn.
         stream = open_stream(self.pipe, batch, own, self.refiner)
         if advice := size_advice(self.pipe, own):
             self.advise(advice)
         total = self.announce(batch, own)
-        terminal = sys.stderr.isatty()
-        with (
-            observe.watching(self.pipe, own) as watch,
-            tqdm(
-                total=total,
-                unit="step",
-                bar_format=BAR,
-                leave=not terminal,
-                mininterval=0.1 if terminal else REFRESH,
-                delay=0 if terminal else REFRESH,
-                disable=own.quiet,
-            ) as bar,
-        ):
+        with observe.watching(self.pipe, own) as watch, showing(total, own.quiet) as show:
             for progress in stream:
-                bar.update(progress.step - bar.n)
+                show(progress.step)
                 watch(progress)
         assert progress.output is not None and isinstance(progress.output.images, list)
         drawn = progress.output.images
@@ -256,10 +242,13 @@ class Session:
             if arguments.skip_existing and os.path.lexists(job.path):
                 continue  # of a batch in which another is missing
             texts = picture_texts(self.pipe, job, picture, batch)
-            write_picture(picture, job.path, texts, arguments.force)
+            force, named = arguments.force, not arguments.json
+            write_picture(picture, job.path, texts, force, named)
             paths = observe.beside(job.path, arguments)
             for name, shown, options in watch.files(index + arguments.replay[1], picture):
-                write_picture(shown, paths[name], texts, arguments.force, **options)
+                write_picture(shown, paths[name], texts, force, named, **options)
+            if arguments.json:
+                put_picture(job, paths, self.each, texts[1])
 
     def save_sheet(self) -> None:
         """Save all pictures on one."""
@@ -267,7 +256,10 @@ class Session:
         whole, columns = lay_out(pictures, jobs, self.arguments, self.plot)
         shape = f"{columns}x{math.ceil(len(pictures) / columns)}"
         texts = picture_texts(self.pipe, jobs[0], pictures[0], grid=shape, plot=self.plot)
-        write_picture(whole, jobs[0].path, texts, self.arguments.force)
+        named = not self.arguments.json
+        write_picture(whole, jobs[0].path, texts, self.arguments.force, named)
+        if self.arguments.json:
+            put_picture(jobs[0], {}, time.monotonic() - self.loaded, texts[1])
 
     def report(self) -> None:
         """Print how long it took. Raises LDMError if lines were not drawn."""
@@ -279,7 +271,15 @@ class Session:
             f" ({drawing / max(self.steps, 1):.2g} s/step)"
         )
         if bad := self.work.bad:
-            raise LDMError(f"{len(bad)} of the lines of {self.arguments.prompts} were not drawn")
+            file = file_label(self.arguments.prompts)
+            raise LDMError(f"{len(bad)} of the lines of {file} were not drawn")
+
+
+def complain(message: str, in_json: bool) -> None:
+    """Report what is wrong with one of many lines."""
+    fail(message, FAILED)
+    if in_json:
+        put_error(message, FAILED)
 
 
 def load_model(arguments: argparse.Namespace) -> Pipeline:
@@ -351,21 +351,3 @@ def run_levels(pipe: Pipeline, arguments: argparse.Namespace) -> tuple[int, int]
         masked=masked(arguments),
     )
     return len(levels), start
-
-
-def write_picture(
-    picture: Image,
-    path: Path,
-    texts: tuple[str, dict[str, Any]],
-    overwrite: bool,
-    **options: Any,
-) -> None:
-    """Write a picture, then its name on stdout: a line of exactly the bytes of the name."""
-    from ldm.images import save_image
-
-    parameters, settings = texts
-    save_image(picture, path, parameters, overwrite, settings, **options)
-    try:
-        put(os.fsencode(path) + b"\n")
-    except LDMError as error:
-        raise LDMError(f"stopped after {path}: {error}") from None

@@ -11,18 +11,19 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 
 from ldm import __version__
-from ldm.cli.common import EXIT_CODES, Parser, check_counts, notify, run
+from ldm.cli.common import EXIT_CODES, check_counts, notify, run
+from ldm.cli.parsing import Parser
+from ldm.cli.processes import share_threads
 
 
-def parser() -> Parser:
+def parser(prog: str = "ldm-train") -> Parser:
     """Build the parser of the command's arguments."""
     parser = Parser(
-        prog="ldm-train",
+        prog=prog,
         description="Train a part of the model. "
         "To resume a stopped run, give the same command again; "
         "Ctrl-C stops it after a step, with a checkpoint.",
         epilog=EXIT_CODES,
-        allow_abbrev=False,
     )
     parser.add_argument(
         "--config",
@@ -65,8 +66,7 @@ def run_training(arguments: argparse.Namespace) -> None:
     from ldm.training.memory import describe_run
     from ldm.training.recipes import build_recipe
 
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
+    share_threads(arguments.threads)
     config = read_config(arguments.config, arguments.set)
     torch.manual_seed(config.seed)  # for the initial weights
     recipe = build_recipe(config)
@@ -113,9 +113,9 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
-    arguments = parser().parse_args(argv)
+def main(argv: Sequence[str] | None = None, prog: str = "ldm-train") -> int:
+    """Entry point; returns the exit code. prog: what the user called it."""
+    arguments = parser(prog).parse_args(argv)
     return run(lambda: run_training(arguments), debug=arguments.debug)
 
 

@@ -3,6 +3,7 @@
 from ldm.images.files import (
     check_output,
     digest,
+    encode_image,
     image_grid,
     load_image,
     load_layer,
@@ -17,6 +18,7 @@ from ldm.images.files import (
 __all__ = [
     "check_output",
     "digest",
+    "encode_image",
     "image_grid",
     "load_image",
     "load_layer",

@@ -116,15 +116,11 @@ def save_image(
     file_format = ANIMATIONS[path.suffix.lower()]
     temporary = path.with_name(f".ldm-{secrets.token_hex(8)}.part")
     try:
-        options = QUALITY.get(file_format, {}) | options
-        if parameters is not None:
-            options |= embed(parameters, file_format, settings)
         # Into memory first: straight to a file, Pillow takes a write cut short by a full disk for
         # a whole one.
-        content = io.BytesIO()
-        image.save(content, file_format, **options)
+        content = encode_image(image, file_format, parameters, settings, **options)
         with temporary.open("xb") as file:
-            file.write(content.getbuffer())
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         if overwrite:
@@ -138,6 +134,22 @@ def save_image(
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def encode_image(
+    image: Image.Image,
+    file_format: str = "PNG",
+    parameters: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> bytes:
+    """Return the content of the file that ``save_image`` writes, in one of Pillow's formats."""
+    options = QUALITY.get(file_format, {}) | options
+    if parameters is not None:
+        options |= embed(parameters, file_format, settings)
+    content = io.BytesIO()
+    image.save(content, file_format, **options)
+    return content.getvalue()
 
 
 def to_tensor(images: Image.Image | Sequence[Image.Image]) -> "torch.Tensor":

@@ -10,9 +10,14 @@ NAME_BYTES = 100  # of the prompt in a file's name; file systems allow 255 for a
 
 def picture_name(prompt: str, seed: int | str | None) -> str:
     """Return the name of a picture's file without ending: "a-red-car-7"."""
-    words = "".join(c if c.isalnum() else " " for c in prompt.lower()).split()
-    short = "-".join(words).encode()[:NAME_BYTES].decode(errors="ignore").strip("-")
-    return "-".join([short or "picture", *([] if seed is None else [str(seed)])])
+    return "-".join([slug(prompt), *([] if seed is None else [str(seed)])])
+
+
+def slug(text: str, most: int = NAME_BYTES) -> str:
+    """Return a text as a part of a name: letters, digits and dashes, up to ``most`` bytes."""
+    words = "".join(c if c.isalnum() else " " for c in text.lower()).split()
+    short = "-".join(words).encode()[:most].decode(errors="ignore").strip("-")
+    return short or "picture"
 
 
 def free_names(path: Path) -> Iterator[Path]:

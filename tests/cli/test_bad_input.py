@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 import ldm.loading.folder
 import ldm.pipeline
-from ldm.cli.common import FAILED, INTERRUPTED, USAGE
+from ldm.cli.common import CLOSED, FAILED, INTERRUPTED, USAGE
 from ldm.cli.generate import main
 from ldm.images import load_image
 from ldm.unet import UNet
@@ -79,7 +79,10 @@ def command(
         (["--strength", "-0.1", "-i", "x.png"], "strength is -0.1"),
         (["--strength", "nan", "-i", "x.png"], "strength is nan"),
         (["--strength", "0.5"], "--strength says how much of an --image to redraw"),
-        (["--strength", "much", "-i", "x.png"], "argument --strength: invalid float value: 'much'"),
+        (
+            ["--strength", "much", "-i", "x.png"],
+            "invalid float value: 'much'",
+        ),
         (["--steps", "0"], "--num-inference-steps is 0; it must be at least 1"),
         (["--steps", "-3"], "--num-inference-steps is -3"),
         (["--steps", "2.5"], "invalid int value: '2.5'"),
@@ -91,19 +94,19 @@ def command(
         (["--seed", "-2"], "--seed is -2; it must be in [0, 2^63 - 2], or -1 for a random one"),
         (["--seed", str(2**63)], "--seed is 9223372036854775808"),
         (["--seed", str(2**63 - 3), "--num-images", "4"], "it must be in [0, 2^63 - 5]"),
-        (["--seed", "1e5"], "argument --seed: invalid int value: '1e5'"),
+        (["--seed", "1e5"], "argument -s/--seed: invalid int value: '1e5'"),
         (["--sampler", "magic"], "sampler is 'magic'; expected one of ddpm, ddim"),
         (["--sampler", "eular"], "sampler is 'eular'; did you mean 'euler'"),
         (["--schedule", "caras"], "schedule is 'caras'; did you mean 'karras'"),
         (["--sampler", "pndm_karras"], "schedule 'karras' does not suit sampler 'pndm'"),
         (["--dtype", "int8"], "invalid choice: 'int8'"),
         (["--model", ""], "argument -m/--model: it is empty; give a value, or leave the option"),
-        (["--image", ""], "argument -i/--image: it is empty"),
+        (["--image", ""], "argument -i/--image/--init-img: it is empty"),
         (["--output", ""], "argument -o/--output: it is empty"),
         (["--device", ""], "argument --device: it is empty"),
-        (["--magic"], "unrecognized arguments: --magic; ldm-generate --help"),
+        (["--magic"], "unrecognized arguments: --magic"),
         (["--num-inf", "3"], "unrecognized arguments: --num-inf"),
-        (["--seed"], "argument --seed: expected one argument"),
+        (["--seed"], "argument -s/--seed: expected one argument"),
     ],
 )
 def test_arguments_that_are_refused_before_anything_is_loaded(
@@ -201,16 +204,13 @@ def test_read_only_folder(
         (["-o", "a.png"], "a.png"),
         (["-o", "a.png", "--num-images", "3"], "a-3.png"),
         (["-o", "a.png", "--num-images", "3", "--grid"], "a.png"),
-        (["--seed", "5"], "a-car-5.png"),
-        (["--seed", "5", "--num-images", "3"], "a-car-7.png"),
-        (["--seed", "5", "--num-images", "3", "--grid"], "a-car-5.png"),
     ],
 )
 @pytest.mark.parametrize("kind", ["file", "broken link"])
 def test_nothing_is_overwritten(
     command: Command, monkeypatch: pytest.MonkeyPatch, argv: list[str], there: str, kind: str
 ) -> None:
-    """Found out before the model is loaded, default names too."""
+    """Found out before the model is loaded."""
     monkeypatch.delattr(ldm.pipeline.Pipeline, "from_pretrained")
     if kind == "file":
         Path(there).write_text("mine")
@@ -294,10 +294,12 @@ def test_standard_output_that_cannot_be_written(
         assert names() == ["a-1.png", "a-2.png"]
     else:
         stdout.close()  # as Python does in the end; it must not fail
-        assert code == FAILED
+        assert code == (FAILED if kind == "full" else CLOSED)
         assert names() == ["a-1.png"]
-        err = capsys.readouterr().err.splitlines()
-        assert err[-1].startswith("error: stopped after a-1.png: standard output cannot be written")
+        errors = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+        assert (errors == []) == (kind == "nobody reads")
+        stopped = "error: stopped after a-1.png: standard output cannot be written"
+        assert all(line.startswith(stopped) for line in errors)
 
 
 def test_closed_standard_error(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -257,7 +257,7 @@ def test_sizes_of_a_plot(command: Command) -> None:
         (["--x", "model=a,b"], "--x is 'model=a,b'; expected NAME=VALUE"),
         (["--x", "dtype=float32"], "--x is 'dtype=float32'; expected NAME=VALUE"),
         (["--x", "steps="], "--x is 'steps='; give at least one value"),
-        (["--x", "steps=1,,2"], "--x: argument -s/--num-inference-steps/--steps: invalid int"),
+        (["--x", "steps=1,,2"], "--x: argument --num-inference-steps/--steps: invalid int"),
         (["--x", "steps=1,many"], "invalid int value: 'many'"),
         (["--x", "sampler=ddim,magic"], "sampler is 'magic'; expected one of"),
         (["--x", 'prompt="a,b'], "the values are no list; write a value with a comma"),
@@ -282,7 +282,7 @@ def test_refused_before_the_model_is_loaded(
 ) -> None:
     monkeypatch.delattr(Pipeline, "from_pretrained")
     if message == "values":
-        message = "--x: argument --seed: invalid int value: ''"
+        message = "--x: argument -s/--seed: invalid int value: ''"
     names, (told,) = command("a", *argv, code=USAGE)
     assert names == []
     assert message in told
@@ -292,12 +292,15 @@ def test_refused_before_the_model_is_loaded(
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--save-steps"], "the strip of --save-steps would have "),
-        (["--animation", "webp"], "the animation would have 51 frames of 64x64 = 208,896 pixels"),
+        (["a", "--save-steps"], "the strip of --save-steps would have "),
+        (
+            ["a", "--animation", "webp"],
+            "the animation would have 51 frames of 64x64 = 208,896 pix",
+        ),
         (["--explain", "b c d e f g h i j"], "the words of --explain would have "),
         (["--explain", "b c d AND e f g AND [h|i|j]"], "the words of --explain would have "),
         (["--explain", "b c", "--hires-scale", "2"], "the words of --explain would have "),
-        (["--grid", "--num-images", "30"], "the sheet would have "),
+        (["a", "--grid", "--num-images", "30"], "the sheet would have "),
         (["--x", "guidance_scale=" + "1," * 30 + "1"], "the sheet would have "),
         (["--x", "steps=1,100000"], "num_inference_steps is 100000; it must be at least 1 and fit"),
         (["--x", "eta=0,3", "--sampler", "ddim"], "eta is 3.0; it must be in [0, 1]"),

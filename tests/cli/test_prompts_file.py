@@ -252,7 +252,7 @@ BAD = [
     ('{"prompt": "a", "guidance_interval": [5, 1]}', "guidance_interval is 5.0 to 1.0"),
     ('{"prompt": "a", "outpaint": [8, 8]}', "it is '8,8'; give one number of pixels, or four"),
     ('{"prompt": "a", "outpaint": 8}', "--outpaint says what to do with an --image"),
-    ('{"prompt": "a", "image": ""}', "-i/--image: it is empty"),
+    ('{"prompt": "a", "image": ""}', "-i/--image/--init-img: it is empty"),
     ('{"prompt": "a", "image": 3}', "image is 3; expected a text"),
     ('{"prompt": "a", "hires_strength": 0.3}', "--hires-strength is of the second pass"),
     ('{"prompt": "a", "hires_scale": 99}', "hires_scale is 99.0; it must be in [1, 8]"),
@@ -297,13 +297,16 @@ def test_a_bad_line_in_a_batch(command: Command, pipe: Pipeline) -> None:
 
 
 def test_files_that_are_there_already(command: Command) -> None:
+    """Names that a line gives are refused; those made from prompts give way."""
     Path("b-2.png").write_text("")
+    Path("own.png").write_text("")
     lines = [{"prompt": "a"}, {"prompt": "b"}, {"prompt": "A", "seed": 1}, {"prompt": "c"}]
+    lines += [{"prompt": "d", "output": "own.png"}, {"prompt": "e", "output": "c-4.png"}]
     code, out, errors = command(lines, "--seed", "1")
-    assert (code, out) == (1, ["a-1.png", "c-4.png"])
-    assert "p.txt:2: b-2.png already exists" in errors[0]
-    assert "p.txt:3: a-1.png is what line 1 is saved as; give this line an output" in errors[1]
-    assert Path("b-2.png").read_text() == ""
+    assert (code, out) == (1, ["a-1.png", "b-2-2.png", "a-1-2.png", "c-4.png"])
+    assert "p.txt:5: own.png already exists" in errors[0]
+    assert "p.txt:6: c-4.png is what line 4 is saved as; give this line an output" in errors[1]
+    assert Path("b-2.png").read_text() == Path("own.png").read_text() == ""
 
 
 @pytest.mark.parametrize(

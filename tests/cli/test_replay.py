@@ -69,7 +69,7 @@ SETS = {
         *["-W", "72", "-H", "48"],
     ],
     "dtype": [
-        *["--seed", "0", "--sampler", "ddim", "--eta", "0.7", "--dtype", "bfloat16"],
+        *["", "--seed", "0", "--sampler", "ddim", "--eta", "0.7", "--dtype", "bfloat16"],
         *["--prediction-type", "v_prediction"],
     ],
     "image": ["-x y", "-i", "start.png", "--strength", "0.55", "--steps", "6"],

@@ -61,7 +61,9 @@ def test_a_stopped_run_goes_on(folder: Path, whole: dict[str, bytes]) -> None:
     assert files() == kept
     assert run(folder, "--seed", "3", "--skip-existing") == 0
     assert files() == kept
-    assert run(folder, "--seed", "3") == 1  # without it, nothing is overwritten
+    assert run(folder, "--seed", "3") == 0  # without it, nothing is overwritten
+    assert len(files()) == 14
+    assert {name: content for name, content in files().items() if name in kept} == kept
 
 
 @pytest.mark.parametrize("options", [[], ["--seed", "3", "--force"], ["--force"]])

@@ -29,7 +29,8 @@ from typing import Any
 import torch
 
 from ldm.cli.allocator import OPT_OUT
-from ldm.cli.common import EXIT_CODES, Parser, notify, run
+from ldm.cli.common import EXIT_CODES, notify, run
+from ldm.cli.parsing import Parser
 from ldm.errors import LDMError
 from tools.bench import cuda, loops, networks, processes, race, samplers, training
 
@@ -122,7 +123,6 @@ def main() -> int:
         prog="python -m tools.bench",
         description=__doc__.splitlines()[0],
         epilog=EXIT_CODES,
-        allow_abbrev=False,
     )
     add = parser.add_argument
     names = SECTIONS | MORE | cuda.SECTIONS

@@ -30,7 +30,8 @@ from torch import Tensor
 
 from ldm.checkpoints.folder import load_component
 from ldm.checkpoints.source import find_model
-from ldm.cli.common import EXIT_CODES, Parser, check_counts, run
+from ldm.cli.common import EXIT_CODES, check_counts, run
+from ldm.cli.parsing import Parser
 from ldm.errors import ArgumentError
 from ldm.fast import adapt_to_cpu
 from ldm.images import save_image
@@ -256,7 +257,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
 def shared_parser(description: str) -> Parser:
     """Build a parser with the options that ``evaluate_modes.py`` has, too."""
-    parser = Parser(description=description, epilog=EXIT_CODES, allow_abbrev=False)
+    parser = Parser(description=description, epilog=EXIT_CODES)
     add = parser.add_argument
     add("--data", type=Path, default=Path("data/icons"), help="data set (default: data/icons)")
     add("--model", help="a diffusers folder or a hub id (default: the built-in model)")

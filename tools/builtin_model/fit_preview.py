@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ldm.cli.common import EXIT_CODES, Parser, run
+from ldm.cli.common import EXIT_CODES, run
+from ldm.cli.parsing import Parser
 from ldm.config import write_json
 from ldm.pipeline import Pipeline
 from ldm.techniques.preview import LinearPreview, fit, r_squared, shrink

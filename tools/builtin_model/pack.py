@@ -15,7 +15,8 @@ import sys
 import tarfile
 from pathlib import Path
 
-from ldm.cli.common import EXIT_CODES, Parser
+from ldm.cli.common import EXIT_CODES
+from ldm.cli.parsing import Parser
 from tools.building import build_whole
 from tools.builtin_model.icons.sources import EMOJIBASE, SETS, BuildError, Package, fetch
 from tools.packages import fetch_wheel, read_file

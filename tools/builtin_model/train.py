@@ -29,7 +29,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ldm.checkpoints.folder import load_component
-from ldm.cli.common import EXIT_CODES, Parser, check_counts, notify, run
+from ldm.cli.common import EXIT_CODES, check_counts, notify, run
+from ldm.cli.parsing import Parser
 from ldm.cli.train import stopping
 from ldm.clip import CLIPTextEncoder
 from ldm.config import SchedulerConfig, UNetConfig, read_json, write_json
@@ -366,7 +367,6 @@ def parser() -> Parser:
         prog="python -m tools.builtin_model.train",
         description=__doc__.splitlines()[0],
         epilog=EXIT_CODES,
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("--minutes", type=float, required=True, help="length of the run, all of it included")

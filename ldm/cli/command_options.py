@@ -1,0 +1,267 @@
+"""The options of ``ldm generate`` that are not about one picture: models, files, speed."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ldm.checkpoints.prediction import KNOWN_PREDICTIONS
+from ldm.cli.common import put, run
+from ldm.cli.fields import filled
+from ldm.cli.guidance_options import Fast
+from ldm.samplers.names import listing
+
+Add = Callable[..., argparse.Action]
+Groups = Mapping[str, argparse._ArgumentGroup]
+
+
+def add_output(add: Add) -> None:
+    """Add the option for the files to write."""
+    add(
+        *("-o", "--output"),
+        type=filled,
+        metavar="PATH",
+        help=".png, .jpg or .webp; numbered if there are several. A folder, such as out/, for "
+        "files named after the prompt and the seed (default: here); a template, such as "
+        "out/{prompt}-{seed}.png; - for stdout",
+    )
+
+
+def add_model(add: Add) -> None:
+    """Add the option for the model, and the ones for what changes it most."""
+    add(
+        *("-m", "--model"),
+        type=filled,
+        metavar="PATH",
+        help="a diffusers folder, a single file, a hub id or a name in --model-dir (default: the "
+        "built-in model)",
+    )
+
+
+def add_refiner(add: Add) -> None:
+    """Add the option for a model that draws the last steps."""
+    add(
+        "--refiner",
+        type=filled,
+        metavar="PATH",
+        help="a second model that draws the last steps, from --refiner-start on, such as SDXL's "
+        "refiner; both stay in memory, and LoRAs are put onto the first",
+    )
+
+
+def add_many(group: argparse._ArgumentGroup) -> None:
+    """Add the options for many pictures, and for all of them on one."""
+    add = group.add_argument
+    add(
+        "--prompts",
+        type=filled,
+        metavar="FILE",
+        help="a file of texts, one a line; or of JSON, one object a line with the prompt and other "
+        "arguments; - for stdin",
+    )
+    add(
+        "--batch-size",
+        type=int,
+        default=8,
+        metavar="N",
+        help="pictures drawn at once; does not change them (default: 8)",
+    )
+    add(
+        "--processes",
+        type=int,
+        default=1,
+        metavar="N",
+        help="draw in N processes of this machine, which share the pictures and the processor's "
+        "cores (default: 1)",
+    )
+    add(
+        "--skip-existing",
+        action="store_true",
+        help="draw only what is missing: a run that was stopped goes on (needs --seed)",
+    )
+    add("--grid", action="store_true", help="save one picture with all of them side by side")
+    for option, direction in (("--x", "columns"), ("--y", "rows")):
+        add(
+            option,
+            type=filled,
+            metavar="NAME=V,V",
+            help=f"save one picture of many, with these values of an argument as {direction}, "
+            'such as "guidance_scale=2,4,8" or "sampler=ddim,euler"; all have the same seed',
+        )
+    add("--no-labels", action="store_true", help="write no words on --grid, --x and --y")
+
+
+def add_files(group: argparse._ArgumentGroup) -> None:
+    """Add the options for files that are read again, and for files beside a picture."""
+    add = group.add_argument
+    add(
+        "--from",
+        dest="from_file",
+        type=filled,
+        metavar="PICTURE",
+        help="draw a picture again with the arguments that its file holds, ldm's or A1111's; "
+        "others that you give go before them",
+    )
+    add("--force", action="store_true", help="overwrite files that exist")
+    add(
+        "--save-steps",
+        action="store_true",
+        help="save a strip of the picture at up to 10 steps beside it",
+    )
+    add(
+        "--animation",
+        choices=("webp", "png", "gif"),
+        help="save an animation of the steps beside the picture, in rough colours",
+    )
+    add(
+        "--preview-vae",
+        type=filled,
+        metavar="PATH",
+        help="a TAESD, as a folder or a file, that draws the frames of --animation in full detail",
+    )
+    add(
+        "--explain",
+        action="store_true",
+        help="save where each word of the text looked, beside the picture",
+    )
+    add(
+        "--json",
+        action="store_true",
+        help="print a line of JSON for each picture instead of its file's name: path, seed, "
+        "prompt, seconds, settings; and one for each error",
+    )
+
+
+def add_speed(group: argparse._ArgumentGroup) -> None:
+    """Add the options that trade fidelity, memory or the time to start for speed."""
+    add = group.add_argument
+    add("--device", type=filled, help="cpu, cuda, cuda:1, ... (default: CUDA if it is available)")
+    add(
+        *("-t", "--threads"),
+        type=int,
+        metavar="N",
+        help="CPU threads (default: one a core, divided among the processes of this machine)",
+    )
+    add(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="number format (default: chosen by the device)",
+    )
+    add(
+        "--fast",
+        action=Fast,
+        nargs=0,
+        help="another picture, sooner: --guidance-interval 0.28,5.42 --deep-cache 3, and --int8 "
+        "where that gains; what follows on the line overrules it",
+    )
+    add(
+        "--optimize",
+        action=argparse.BooleanOptionalAction,
+        help="compute faster, with the same results but for rounding (default: yes on a CPU, no "
+        "on CUDA, where it was never measured)",
+    )
+    add(
+        "--compile",
+        action="store_true",
+        help="compile the model's blocks first, by torch.compile: for many pictures",
+    )
+    add(
+        "--offload",
+        action="store_true",
+        help="keep only the part that computes in the GPU's memory: slower, in less of it",
+    )
+    add(
+        "--int8",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="compute in 8-bit integers on a CPU: another picture, faster but for bfloat16 where "
+        "the processor has AMX",
+    )
+
+
+def add_lora(add: Add) -> None:
+    """Add the option for LoRAs."""
+    add(
+        "--lora",
+        action="append",
+        default=[],
+        type=filled,
+        metavar="FILE[:SCALE]",
+        help="a LoRA to put onto the model; may be repeated. FILE:TE:UNET scales it by TE in the "
+        "text encoder, by UNET in the U-Net",
+    )
+
+
+def add_loading(add: Add) -> None:
+    """Add the options for loading a model, the same for every command that loads one."""
+    add(
+        "--model-dir",
+        type=Path,
+        metavar="DIR",
+        help="where --model NAME looks for NAME.safetensors, another file of that name or a "
+        "folder (default: only here)",
+    )
+    add(
+        "--vae",
+        type=filled,
+        metavar="PATH",
+        help="a folder or file of another VAE to use, or of a TAESD",
+    )
+    add(
+        "--text-encoder",
+        action="append",
+        default=[],
+        type=filled,
+        metavar="PATH",
+        help="a folder or file of a text encoder to use, also for a file that lacks it; may be "
+        "repeated",
+    )
+    add(
+        "--partial-lora",
+        action="store_true",
+        help="use a LoRA file of which only some keys fit the model, and say what is left out",
+    )
+    add(
+        "--ema",
+        action="store_true",
+        help="take the averaged copy of the U-Net's weights that a full training checkpoint holds",
+    )
+    add("--variant", type=filled, help='such as "fp16": which of a folder\'s files to prefer')
+    add(
+        "--prediction-type",
+        choices=KNOWN_PREDICTIONS,
+        help="what the U-Net predicts (default: as the model says)",
+    )
+
+
+def add_adapters(add: Add) -> None:
+    """Add the options for LoRAs and words that prompts name."""
+    add(
+        *("--lora-dir", "--lora-model-dir"),
+        type=Path,
+        default=Path(),
+        metavar="DIR",
+        help="where <lora:name:0.8> in a prompt, or <lora:name:TE:UNET>, looks for "
+        "name.safetensors (default: here)",
+    )
+    add(
+        "--embedding",
+        action="append",
+        default=[],
+        type=filled,
+        metavar="FILE",
+        help="a textual inversion, used by its word in prompts; may be repeated",
+    )
+
+
+class ListSamplers(argparse.Action):
+    """The option ``--list-samplers``, which prints them and exits, as ``--version`` does."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, nargs=0)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        """Print to stdout; exit code 0."""
+        parser.exit(run(lambda: put(f"{listing()}\n".encode()), debug=False))
