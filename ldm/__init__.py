@@ -12,7 +12,7 @@ Output, Progress    what a call returns, and what ``Pipeline.stream`` yields
 Request             every argument of a picture, documented once
 read_info           how a picture was made, from its file: a GenerationInfo
 load_image          a file as an RGB image; image_grid lays several side by side
-UNet, AutoencoderKL, CLIPTextEncoder, DDPMScheduler     the parts
+UNet, AutoencoderKL, AutoencoderTiny, CLIPTextEncoder, DDPMScheduler     the parts
 LDMError            base of ArgumentError, CheckpointError and ImageError
 
 Importing the package touches no disk, no network and no GPU; heavy modules load when first used.

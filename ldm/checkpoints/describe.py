@@ -182,7 +182,8 @@ def describe_unet(header: Header, path: Path, beside: Beside | None) -> Rows:
         return []
     whole = {f"{UNET}{name}" if "." in name else name: info for name, info in infos.items()}
     rows = describe_model(Header(whole, header.metadata), path, None, beside)
-    return [("kind", "U-Net"), ("for", rows[0][1]), *rows[1:]]
+    weights = ("weights", amount(header.tensors.values()))
+    return [("kind", "U-Net"), ("for", rows[0][1]), weights, *rows[1:]]
 
 
 def base_of(header: Header, lora: bool = False) -> str:
@@ -228,7 +229,8 @@ def describe_model(
     except CheckpointError as error:
         return describe_unsupported(header, str(error).removeprefix(str(path)).lstrip(": "))
     prefixes = {"unet": UNET, "vae": VAE} | {text.part: text.prefix for text in family.texts}
-    rows: Rows = [("kind", family_name(family.unet)), *describe_layers(family.unet)]
+    name = family_name(family.unet) or family.name
+    rows: Rows = [("kind", name), *describe_layers(family.unet)]
     for part, prefix in prefixes.items():
         infos = [info for name, info in header.tensors.items() if name.startswith(prefix)]
         option = "--vae" if part == "vae" else "--text-encoder"
