@@ -100,7 +100,7 @@ def __getattr__(name: str) -> object:
     if name in MODULE_OF:
         return getattr(import_module(MODULE_OF[name]), NAME_IN_MODULE.get(name, name))
     if not name.startswith("_"):
-        from ldm.diffusers_habits import find, message
+        from ldm.config.diffusers_habits import find, message
 
         if (habit := find("import", name)) is not None:
             raise ImportError(message(habit, name))

@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+from ldm.config.arguments import takes
 from ldm.errors import ArgumentError
 from ldm.images.inputs import check_size
+from ldm.output.record import with_records
 from ldm.pipeline import Pipeline, Progress
-from ldm.record import with_records
-from ldm.request import EMBEDDINGS, LargeRequest, takes
+from ldm.request import EMBEDDINGS, LargeRequest
 
 
 def hires_size(

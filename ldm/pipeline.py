@@ -17,15 +17,18 @@ from typing import Literal, cast
 import torch
 from torch import Tensor
 
-from ldm import latents, run
+from ldm import latents, preparation, run
 from ldm.adapters.lora import Lora
 from ldm.adapters.lora_scale import Scale
 from ldm.checkpoints.source import check_paths, find_model
-from ldm.diffusers_calls import as_tuple, call_back, check_inputs
-from ldm.diffusers_habits import accepts_habits
-from ldm.diffusers_methods import DiffusersMethods, lora_path
+from ldm.config.arguments import takes
+from ldm.config.diffusers_habits import accepts_habits
 from ldm.errors import ArgumentError
 from ldm.fast.optimize import Optimized, check_optimize, optimize, undo
+from ldm.interface.diffusers_calls import as_tuple, call_back, check_inputs
+from ldm.interface.diffusers_methods import DiffusersMethods, lora_path
+from ldm.interface.progress_bar import show_progress
+from ldm.interface.summary import summarize
 from ldm.latents import Pixels
 from ldm.loading.devices import choose_device, choose_dtype
 from ldm.loading.folder import load_folder, save_folder
@@ -34,11 +37,9 @@ from ldm.loading.single_file import load_file, replace_parts
 from ldm.loading.vae import load_preview_vae
 from ldm.loading.write_file import save_file
 from ldm.output import Output
-from ldm.progress_bar import show_progress
-from ldm.request import CallRequest, Request, takes
+from ldm.request import CallRequest, Request
 from ldm.run import Progress
 from ldm.samplers import Choice, Pair
-from ldm.summary import summarize
 from ldm.techniques.attention_maps import AttentionMaps, watch_attention
 
 __all__ = ["Output", "Pipeline", "Progress"]
@@ -80,7 +81,7 @@ class Pipeline(DiffusersMethods):
         prediction_type: "epsilon", "v_prediction" or "sample"; None as in the model's config.
         ema: take the averaged copy of the U-Net's weights that full training checkpoints hold.
         int8: as in ``optimize``, which is called then.
-        Habits of diffusers are accepted, such as ``torch_dtype`` (see ``ldm.diffusers_habits``).
+        Habits of diffusers are accepted, such as ``torch_dtype``: ``ldm.config.diffusers_habits``.
         Raises CheckpointError for a model that is missing, broken or not supported.
         """
         texts = [text_encoder] if isinstance(text_encoder, str | Path) else text_encoder or ()
@@ -328,7 +329,7 @@ class Pipeline(DiffusersMethods):
 
     def choose_sampler(self, sampler: str | None, schedule: str | None = None) -> Choice:
         """Return the sampler and schedule for names as in ``stream``; None is the model's own."""
-        return run.choose_sampler(self, sampler, schedule)
+        return preparation.choose_sampler(self, sampler, schedule)
 
     def schedule(
         self,
@@ -345,4 +346,4 @@ class Pipeline(DiffusersMethods):
         says that only a part of it is drawn. Raises ArgumentError for numbers that do not work.
         """
         choice = self.choose_sampler(sampler, schedule)
-        return run.plan_levels(self, choice, num_inference_steps, strength, masked)
+        return preparation.plan_levels(self, choice, num_inference_steps, strength, masked)

@@ -20,20 +20,13 @@ import torch
 from torch import Tensor
 
 from ldm.config import VAEConfig
+from ldm.config.arguments import takes
 from ldm.errors import ArgumentError, CheckpointError
 from ldm.loading.model import Model
-from ldm.request import RefinedRequest, takes
-from ldm.run import (
-    Output,
-    Progress,
-    Run,
-    Start,
-    encode_start,
-    finish,
-    make_start,
-    prepare,
-    steps_of,
-)
+from ldm.output import Output
+from ldm.preparation import Run, prepare
+from ldm.request import RefinedRequest
+from ldm.run import Progress, Start, encode_start, finish, make_start, steps_of
 
 
 class Ensemble:

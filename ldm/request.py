@@ -11,16 +11,14 @@ a picture's file are derived from the same fields. To add an argument, add it he
 from __future__ import annotations
 
 import dataclasses
-import functools
-import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any
 
+from ldm.config.arguments import about, argument
 from ldm.config.settings import check_values, choice, within
-from ldm.diffusers_habits import translate
 from ldm.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -32,12 +30,6 @@ if TYPE_CHECKING:
 else:  # what reads them checks them: no heavy package is imported here
     Generator = Picture = Tensor = Any
 
-P = ParamSpec("P")
-M = TypeVar("M")  # a model
-Q = TypeVar("Q", bound="Request")
-R = TypeVar("R")
-
-SAME: Any = object()
 STRENGTH, MASKED_STRENGTH = 0.8, 1.0  # of image-to-image, and of inpainting
 MAX_BLUR = 256  # pixels
 EMBEDDINGS = {
@@ -46,48 +38,6 @@ EMBEDDINGS = {
     "pooled_prompt_embeds": "b, P",
     "negative_pooled_prompt_embeds": "b, P",
 }
-
-
-@dataclass(frozen=True)
-class Argument:
-    """The documentation of an argument, and its names.
-
-    Attributes:
-        help: one line; ``{default}`` stands for the default.
-        options: of ``ldm-generate``; () for an argument of Python only.
-        command_default: of the option, if it differs from Python's default.
-        metavar: stands for the value in the help.
-        group: the heading that the option stands under in the help.
-        label: of the setting in the text that A1111's web UI writes into pictures; "" for none.
-        axis: of an X/Y plot in that text; "" is the name itself.
-        recorded: when it is written into a picture's settings: "always", if it was "changed" from
-            its default, in "another" form (the prompt with its LoRAs, the digest of an image), or
-            "never", as it does not change the picture.
-        command_offset: what the command line and files count more than Python does.
-    """
-
-    help: str
-    options: tuple[str, ...] = ()
-    command_default: Any = SAME
-    metavar: str | None = None
-    group: str = ""
-    label: str = ""
-    axis: str = ""
-    recorded: Literal["always", "changed", "another", "never"] = "changed"
-    command_offset: int = 0
-
-
-def argument(default: Any, help: str, *options: str, kind: str = "", **names: Any) -> Any:
-    """Make a field of a ``Request``.
-
-    default: the value, or a field of ``within`` or ``choice``. kind: its type, as errors call it.
-    names: further ones of ``Argument``.
-    """
-    field = default
-    if not isinstance(field, dataclasses.Field):
-        field = dataclasses.field(default=default)
-    about = {"argument": Argument(help, options, **names), "kind": kind}
-    return dataclasses.field(default=field.default, metadata={**field.metadata, **about})
 
 
 @dataclass(frozen=True, eq=False)
@@ -599,80 +549,11 @@ def default_strength(masked: bool, edits: bool = False) -> float:
     return MASKED_STRENGTH if masked or edits else STRENGTH
 
 
-def about(field: dataclasses.Field[Any]) -> Argument:
-    """Return the documentation and the names of a field."""
-    return field.metadata["argument"]
-
-
-def signature(cls: type[Request], function: Callable[..., Any]) -> inspect.Signature:
-    """Return the signature of a function of (model, request) that takes the request's fields."""
-    kinds = inspect.Parameter
-    model, *_ = inspect.signature(function).parameters.values()
-    fields = [
-        kinds(
-            field.name,
-            kinds.KEYWORD_ONLY if field.kw_only else kinds.POSITIONAL_OR_KEYWORD,
-            default=field.default,
-            annotation=field.type,
-        )
-        for field in dataclasses.fields(cls)
-    ]
-    model = model.replace(kind=kinds.POSITIONAL_ONLY)
-    returns = inspect.signature(function).return_annotation
-    return inspect.Signature([model, *fields], return_annotation=returns)
-
-
-def takes(
-    request: Callable[P, Q],
-) -> Callable[[Callable[[M, Q], R]], Callable[Concatenate[M, P], R]]:
-    """Have a function of (model, request) take the request's fields one by one.
-
-    @takes(Request)
-    def draw(model: Model, request: Request) -> Output: ...
-
-    draw(model, "a red car", seed=1)
-
-    Type checkers and editors see all fields with their types, ``inspect.signature`` too.
-    """
-    assert isinstance(request, type)
-
-    def decorate(function: Callable[[M, Q], R]) -> Callable[Concatenate[M, P], R]:
-        @functools.wraps(function)
-        def call(model: M, /, *args: P.args, **kwargs: P.kwargs) -> R:
-            return function(model, request(*args, **read_arguments(request, function, kwargs)))
-
-        call.__signature__ = signature(request, function)  # type: ignore[attr-defined]
-        lines = [f"    {field.name}: {about(field).help}" for field in dataclasses.fields(request)]
-        call.__doc__ = "\n".join([function.__doc__ or "", "Args:", *lines])
-        return call
-
-    return decorate
-
-
 OFFSETS = {  # argument → what the command line and files count more than Python
     field.name: about(field).command_offset
     for field in dataclasses.fields(Request)
     if about(field).command_offset
 }
-
-
-def read_arguments(
-    cls: type[Request], function: Callable[..., Any], given: Mapping[str, Any]
-) -> Any:
-    """Return keyword arguments as a request names them; None is every argument's default.
-
-    Habits of diffusers are translated. Raises UnknownArgumentError for a name that is none.
-    """
-    fields = {field.name: field for field in dataclasses.fields(cls)}
-    options = {
-        option.lstrip("-").replace("-", "_"): name
-        for name, field in fields.items()
-        for option in about(field).options
-    }
-    name = "pipe" if function.__name__ == "__call__" else function.__name__
-    found = translate("call", name, given, fields, options)
-    # Without a prompt, but for embeddings, the request is refused: it is no empty picture.
-    return {name: value for name, value in found.items() if value is not None or name == "prompt"}
 
 
 ARGUMENTS = tuple(field.name for field in dataclasses.fields(Request))

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 # From the bottom up. A module or package imports from lower layers, and from itself.
 LAYERS = [
     {"_moved", "errors"},
-    {"config", "diffusers_habits", "layers"},
+    {"config", "layers"},
     {"request"},
     {"checkpoints", "clip", "scheduler", "taesd", "unet", "vae"},
     {"fast", "guidance", "likelihood", "samplers", "text"},
@@ -27,9 +27,10 @@ LAYERS = [
     {"adapters", "techniques"},
     {"latents"},
     {"loading"},
-    {"output", "record"},
+    {"output"},
+    {"preparation"},
     {"run"},
-    {"diffusers_calls", "diffusers_methods", "progress_bar", "summary"},
+    {"interface"},
     {"pipeline"},
     {"hires", "refiner"},
     {"training"},  # above the pipeline, since a run draws samples as its users will

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 import ldm
-from ldm import progress_bar
 from ldm.errors import ArgumentError
+from ldm.interface import progress_bar
 from ldm.pipeline import Pipeline
 
 SHORT: dict[str, Any] = {"num_inference_steps": 2, "seed": 1}

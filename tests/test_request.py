@@ -18,6 +18,7 @@ from ldm.cli import fields as cli
 from ldm.cli import plots, prompts_file
 from ldm.cli.options import defaults, parser, read
 from ldm.cli.replay import AROUND, IN_ANOTHER_FORM, as_options, given_settings
+from ldm.config.arguments import about
 from ldm.errors import ArgumentError
 from ldm.hires import hires_fix
 from ldm.images.generation_info import NUMBERS, GenerationInfo, from_settings
@@ -31,7 +32,6 @@ from ldm.request import (
     LargeRequest,
     RefinedRequest,
     Request,
-    about,
     default_strength,
 )
 

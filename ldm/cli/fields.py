@@ -11,7 +11,8 @@ from dataclasses import Field
 from typing import Any
 
 from ldm.cli import help
-from ldm.request import ALL_FIELDS, SAME, about
+from ldm.config.arguments import SAME, about
+from ldm.request import ALL_FIELDS
 
 
 def filled(text: str) -> str:

@@ -27,7 +27,7 @@ def picture_texts(
 ) -> tuple[str, dict[str, Any]]:
     """Describe how a picture was made: in A1111's text form, and exactly in all settings."""
     from ldm.images.generation_text import generation_text
-    from ldm.record import drawn_on
+    from ldm.output.record import drawn_on
 
     place = (len(batch), batch.index(job)) if len(batch) > 1 else job.line.arguments.replay
     info = replace(info_of(job, pipe, picture), batch=place, grid=grid)

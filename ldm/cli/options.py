@@ -25,8 +25,9 @@ from ldm.cli.fields import EVERYDAY, FIELDS, GROUPS, add_field
 from ldm.cli.guidance_options import check_steering
 from ldm.cli.help import add_help
 from ldm.cli.parsing import Checker
+from ldm.config.arguments import about
 from ldm.errors import ArgumentError
-from ldm.request import RefinedRequest, about
+from ldm.request import RefinedRequest
 from ldm.samplers import read_names, start_index
 from ldm.samplers.loop import MAX_SEED
 

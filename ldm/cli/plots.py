@@ -15,8 +15,8 @@ from typing import Any
 from ldm.cli.common import random_seed
 from ldm.cli.fields import ALIASES, FIELDS, FILES, NEGATED, SWITCHES, recorded
 from ldm.cli.options import MAX_PICTURES, check_arguments, parser
+from ldm.config.arguments import about
 from ldm.errors import ArgumentError
-from ldm.request import about
 
 ON_OFF = {"on": True, "off": False}
 AXIS_NAMES = [name for name in FIELDS if name not in {*FILES, *recorded("never")}]  # of axes

@@ -113,7 +113,7 @@ def with_file(
 def info_of(job: Job, pipe: Pipeline, picture: Image) -> GenerationInfo:
     """Return the settings that a picture's file records if it was drawn alone."""
     from ldm.images.generation_info import GenerationInfo, model_name
-    from ldm.record import unusual_optimize
+    from ldm.output.record import unusual_optimize
 
     arguments = job.line.arguments
     settings = sorted((given_settings(arguments) | found_settings(job, pipe, picture)).items())

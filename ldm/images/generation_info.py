@@ -16,12 +16,13 @@ from typing import Any
 
 from PIL.Image import Image
 
+from ldm.config.arguments import about
 from ldm.errors import ArgumentError, ImageError
 from ldm.images.files import read_texts
 from ldm.images.metadata import NEGATIVE, PROMPT, parse_parameters
 from ldm.images.programs import read_labels
 from ldm.images.text_fields import OURS, settings_of
-from ldm.request import OFFSETS, RefinedRequest, about
+from ldm.request import OFFSETS, RefinedRequest
 from ldm.samplers import SAMPLERS, read_names
 from ldm.samplers.names import find_sampler, find_schedule
 

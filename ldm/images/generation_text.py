@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ldm.config.arguments import about
 from ldm.images.generation_info import GenerationInfo
 from ldm.images.metadata import format_parameters
-from ldm.request import ALL_FIELDS, LargeRequest, about
+from ldm.request import ALL_FIELDS, LargeRequest
 from ldm.samplers import SAMPLERS, SCHEDULES
 
 LABELS = {name: about(field).label for name, field in ALL_FIELDS.items()}

@@ -6,7 +6,7 @@ from torch import nn
 
 from ldm.errors import LDMError
 from ldm.loading.model import Model
-from ldm.run import choose_sampler
+from ldm.preparation import choose_sampler
 
 FAMILIES = {  # widths of the text encoders → family
     (768,): "Stable Diffusion 1.x",

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ldm.adapters.lora_scale import Scale
-from ldm.diffusers_habits import find, is_off, message
+from ldm.config.diffusers_habits import find, is_off, message
 from ldm.errors import ArgumentError, UnknownAttributeError
 from ldm.loading.devices import DTYPE_BY_NAME, choose_device, choose_dtype, vae_dtype
 from ldm.loading.model import Model

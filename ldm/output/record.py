@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ldm import __version__
+from ldm.config.arguments import about
 from ldm.images.depth import load_depth, to_pictures
 from ldm.images.files import digest, load_image, load_layer
 from ldm.images.generation_info import LARGEST_BATCH, GenerationInfo
@@ -18,7 +19,7 @@ from ldm.images.inputs import read_pictures
 from ldm.images.picture import Picture
 from ldm.loading.model import Model
 from ldm.loading.tasks import image_strength
-from ldm.request import ALL_FIELDS, EMBEDDINGS, LargeRequest, Request, about
+from ldm.request import ALL_FIELDS, EMBEDDINGS, LargeRequest, Request
 from ldm.samplers import Choice
 from ldm.text.conditioning import negative_for_each
 from ldm.text.lora_tags import Tag, write_tag

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 import ldm
-from ldm.diffusers_habits import TABLE, find, markdown
+from ldm.config.diffusers_habits import TABLE, find, markdown
 from ldm.errors import ArgumentError, UnknownArgumentError, UnknownAttributeError
 from ldm.pipeline import Pipeline
 from tests.helpers.families import for_task
@@ -352,3 +352,9 @@ def test_loras(pipe: Pipeline, tmp_path: Path) -> None:
 def test_find() -> None:
     assert find("call", "magic") is None
     assert find("from_pretrained", "torch_dtype").to == "dtype"  # type: ignore[union-attr]
+
+
+def test_the_documentation_has_the_table() -> None:
+    """``python -c "from ldm.config.diffusers_habits import markdown; print(markdown())"``."""
+    readme = Path(ldm.__file__).with_name("interface") / "README.md"
+    assert markdown() in readme.read_text(encoding="utf-8")

@@ -52,7 +52,8 @@ def row(names: str, here: str, kind: Any = "error", to: str = "") -> Habit:
 
 
 NO_CHECKER = "there is no safety checker"
-NOT_HERE = "it is not there"
+NOT_HERE = "ldm does not have it"
+NOTHING = "nothing needs to be done here"
 SIZES = "SDXL reads the size of the picture, uncropped; it cannot be set"
 LORAS = "weights of LoRAs are changed in place: load_lora_weights(path, scale=0.8)"
 MEMORY = "attention needs little memory here without it"
@@ -85,7 +86,9 @@ TABLE: dict[Place, tuple[Habit, ...]] = {
     ),
     "call": (
         row("prompt negative_prompt image mask_image strength height width", "the same", "works"),
-        row("num_inference_steps guidance_scale guidance_rescale eta generator", "same", "works"),
+        row(
+            "num_inference_steps guidance_scale guidance_rescale eta generator", "the same", "works"
+        ),
         row("latents num_images_per_prompt output_type return_dict", "the same", "works"),
         row("clip_skip", "the same (`--clip-skip` counts as A1111: one more)", "works"),
         row("prompt_embeds negative_prompt_embeds", "the same", "works"),
@@ -103,7 +106,7 @@ TABLE: dict[Place, tuple[Habit, ...]] = {
         row("original_size target_size crops_coords_top_left", SIZES),
         row("negative_original_size negative_target_size negative_crops_coords_top_left", SIZES),
         row("aesthetic_score negative_aesthetic_score", "the refiner reads 6 and 2.5, the usual"),
-        row("denoising_start denoising_end", "draw whole pictures, or refine with strength="),
+        row("denoising_start denoising_end", "the same; latents have unit scale", "works"),
         row("padding_mask_crop", "crop the image and the mask", "off"),
         row("masked_image_latents", "give image= and mask_image="),
         row("init_image", "`image`", "renamed", "image"),
@@ -131,7 +134,9 @@ TABLE: dict[Place, tuple[Habit, ...]] = {
         row("enable_vae_slicing disable_vae_slicing", VAE_MEMORY, "ignored"),
         row("enable_vae_tiling disable_vae_tiling", VAE_MEMORY, "ignored"),
         row("upcast_vae", "a VAE that overflows is computed in float32 anyway", "ignored"),
-        row("maybe_free_model_hooks fuse_qkv_projections unfuse_qkv_projections", "-", "ignored"),
+        row(
+            "maybe_free_model_hooks fuse_qkv_projections unfuse_qkv_projections", NOTHING, "ignored"
+        ),
         row("enable_freeu disable_freeu", f"FreeU: {NOT_HERE}"),
         row("enable_lora disable_lora", "set_adapters(names) uses these, set_adapters([]) none"),
         row("set_lora_device", "LoRAs are in the weights, on the model's device"),
