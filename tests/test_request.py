@@ -202,7 +202,10 @@ def test_every_argument_does_something(name: str) -> None:
     package = Path(ldm.__file__).parent
     read = {
         node.attr
-        for file in ("run.py", "hires.py", "refiner.py", "request.py", "cli/guidance_options.py")
+        for file in (
+            *("preparation.py", "run.py", "hires.py", "refiner.py", "request.py"),
+            "cli/guidance_options.py",
+        )
         for node in ast.walk(ast.parse((package / file).read_text(encoding="utf-8")))
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
     }
