@@ -1,4 +1,4 @@
-.PHONY: install hooks test lint format docs data draw ci
+.PHONY: install hooks test lint format docs pictures data draw ci
 
 install:  ## this checkout, with what the tests and the data builders need
 	pip install -e ".[test,train]"
@@ -21,6 +21,9 @@ format:
 
 docs:  ## the API reference, from the docstrings: build/api/index.html
 	python -m tools.api_reference --output build/api
+
+pictures:  ## the pictures of the documentation, drawn by the built-in model
+	python -m tools.readme_pictures
 
 data: data/icons data/text  ## what the built-in model is trained on
 

@@ -30,10 +30,13 @@ REAL = [
     "mask_blur",
     "strength",
     "guidance_scale",
+    "image_guidance_scale",
     "guidance_rescale",
     "variation_strength",
     "eta",
     "classifier_scale",
+    "denoising_start",
+    "denoising_end",
 ]
 PAIR = ["guidance_interval"]
 

@@ -16,7 +16,8 @@ import warnings
 from pathlib import Path
 from types import ModuleType
 
-from ldm.cli.common import EXIT_CODES, Parser, run
+from ldm.cli.common import EXIT_CODES, run
+from ldm.cli.parsing import Parser
 from ldm.errors import ArgumentError
 
 
@@ -83,6 +84,7 @@ def write(folder: Path, package: str = "ldm") -> int:
         # pdoc finds the modules below a package by itself, unless that has __all__.
         warnings.filterwarnings("ignore", message="The module specification")
         warnings.filterwarnings("ignore", message="Cannot determine .*_is_param")  # PyTorch's own
+        warnings.filterwarnings("ignore", message=".* annotation .* for (PIL|torch)\\.")
         try:
             pdoc.pdoc(*pages, "!.*__main__", output_directory=folder)
         except UserWarning as warning:

@@ -34,6 +34,7 @@ from tools.builtin_model.evaluation import frechet
 STEPS, BATCH, LEARNING_RATE = 1000, 128, 2e-3
 SHIFT = 1 / 16  # of the side, that real digits are moved by, at most, to learn from
 COLUMNS = 10  # digits of a class in the grid
+SETTINGS = ("num_inference_steps", "guidance_scale", "classifier_scale")  # of a report
 
 
 def reader(channels: int, size: int, classes: int) -> nn.Sequential:
@@ -178,13 +179,11 @@ def measure(arguments: argparse.Namespace) -> None:
     drawn = to_tensor([picture.convert("RGB") for picture in pictures])
     channels = data.pixels(data.train[:1]).shape[1]
     drawn = drawn.mean(1, keepdim=True) if channels == 1 else drawn
-    given = {key: getattr(arguments, key) for key in vars(pipe.defaults)}
+    used = {key: getattr(pipe.defaults, key) for key in SETTINGS}
+    used |= {key: value for key in SETTINGS if (value := getattr(arguments, key)) is not None}
     report: dict[str, Any] = {
         "model": str(arguments.model),
-        **{
-            key: default if given[key] is None else given[key]
-            for key, default in vars(pipe.defaults).items()
-        },
+        **used,
         "reader_on_real": real,
         "count_per_class": arguments.count,
         "seconds_per_picture": seconds,

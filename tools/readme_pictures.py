@@ -3,9 +3,10 @@
     python -m tools.readme_pictures
 
 `grid.webp` (many prompts), `colours.webp` (one object, many colours), `styles.webp` (one object,
-all styles), `sketch.png` with `image_to_image.webp` (what becomes of it) and `steps.webp` (the
-model's guess of the picture as the noise goes). The prompts and seeds are fixed, so the same model
-draws the same pictures.
+all styles), `sketch.png` with `image_to_image.webp` (what becomes of it), `mask.png` with
+`techniques.webp` (inpainting, two passes, a tile) and `steps.webp` (the model's guess of the
+picture while the noise is removed). The prompts and seeds are fixed, so the same model draws the
+same pictures; `tests/tools/test_readme_pictures.py` compares them with the committed ones.
 """
 
 import sys
@@ -16,7 +17,9 @@ from PIL import Image, ImageDraw
 from ldm.cli.common import EXIT_CODES, run
 from ldm.cli.parsing import Parser
 from ldm.errors import ArgumentError
+from ldm.hires import hires_fix
 from ldm.images import image_grid, save_image, to_pil
+from ldm.images.sheets import sheet
 from ldm.pipeline import Pipeline
 from tools.builtin_model.evaluation.sheet import tile
 from tools.builtin_model.icons.captions import STYLES, the_thing
@@ -29,38 +32,41 @@ GRID = [  # prompt, seed
     ("a red car", 1),
     ("a yellow bus", 2),
     ("a rocket", 3),
-    ("an orange bicycle", 1),
+    ("an orange bicycle", 3),
     ("a green apple", 1),
     ("a pizza", 1),
     ("an owl", 1),
     ("a brown dog", 1),
-    ("a blue fish", 1),
+    ("a blue fish", 9),
     ("a purple butterfly", 1),
     ("a red mushroom", 1),
     ("a pink flower", 1),
-    ("a purple cat", 1),
-    ("a house on a blue background", 1),
-    ("a smiling face", 1),
+    ("a purple cat", 9),
+    ("a house on a blue background", 5),
+    ("a smiling face", 7),
     ("a guitar", 1),
     ("a green frog on a yellow background", 1),
-    ("a cup of coffee", 1),
+    ("a cup of coffee", 2),
     ("a red car and a green tree", 1),
-    ("a cat next to a house", 1),
+    ("a cat next to a house", 10),
     ("a yellow star above a red heart", 1),
-    ("a blue fish and an orange umbrella", 1),
+    ("a blue fish and an orange umbrella", 5),
     ("a dog to the left of a pizza", 1),
-    ("a banana and a strawberry", 1),
+    ("a banana and a strawberry", 8),
     ("two red apples", 1),
     ("three blue birds", 1),
     ("four yellow stars on purple", 1),
     ("three rockets", 1),
     ("a small tree on the left", 1),
-    ("a tiny red balloon at the top right", 1),
+    ("a tiny red balloon at the top right", 5),
 ]
 COLOURS = ["red", "orange", "yellow", "green", "blue", "purple", "black", "white"]
 COLOURED, COLOURED_SEED = "car", 1
 STYLED, STYLED_SEED = "a cake", 2
 SKETCHED, SKETCH_SEED, STRENGTHS = "a red house", 1, [0.5, 0.8]
+INPAINTED, INPAINT_SEED = "a yellow house", 5
+ENLARGED, ENLARGE_SEED, ENLARGE_SCALE = "a pizza", 1, 1.5
+TILED, TILE_SEED = "flowers", 1
 STEPPED, STEPS_SEED, STEPS_SHOWN = "a red apple", 1, 6
 
 
@@ -72,6 +78,14 @@ def sketch(side: int) -> Image.Image:
     draw.polygon([(x * unit, y * unit) for x, y in ((2, 8), (8, 2), (14, 8))], fill="#7a4a2b")
     draw.rectangle([n * unit for n in (3, 8, 13, 14)], fill="#d9362e")
     draw.rectangle([n * unit for n in (7, 10, 9, 14)], fill="#5a3420")
+    return picture
+
+
+def mask(side: int) -> Image.Image:
+    """Draw the wall of the house in white on black, L (side, side)."""
+    picture = Image.new("L", (side, side))
+    unit = side / 16
+    ImageDraw.Draw(picture).rectangle([n * unit for n in (3, 8, 13, 14)], fill="white")
     return picture
 
 
@@ -96,6 +110,22 @@ def image_to_image(pipe: Pipeline, start: Image.Image) -> Image.Image:
     return image_grid(tiles, len(tiles))
 
 
+def techniques(pipe: Pipeline, start: Image.Image, wall: Image.Image) -> Image.Image:
+    """Return a picture with a part drawn anew, one of two passes, and a tile laid four times."""
+    house = pipe(INPAINTED, image=start, mask_image=wall, seed=INPAINT_SEED).images[0]
+    *_, last = hires_fix(pipe, ENLARGED, seed=ENLARGE_SEED, hires_scale=ENLARGE_SCALE)
+    assert last.output is not None
+    large = last.output.images[0]
+    one = pipe(TILED, seed=TILE_SEED, tiling=True).images[0]
+    tiles = Image.new("RGB", (2 * one.width, 2 * one.height))
+    for x in (0, one.width):
+        for y in (0, one.height):
+            tiles.paste(one, (x, y))
+    pictures = [house, large, tiles.resize(large.size, Image.Resampling.LANCZOS)]
+    labels = [f"{INPAINTED}: --mask", f"{ENLARGED}: --hires-scale", f"{TILED}: --tiling"]
+    return sheet(pictures, len(pictures), labels)
+
+
 def steps(pipe: Pipeline) -> Image.Image:
     """Return the guess of the clean picture at STEPS_SHOWN of the steps, the result last."""
     guesses = list(pipe.stream(STEPPED, seed=STEPS_SEED, output_type="latent"))
@@ -111,20 +141,26 @@ def steps(pipe: Pipeline) -> Image.Image:
     return image_grid(tiles, len(tiles))
 
 
-def draw(model: str | None, folder: Path) -> None:
-    """Draw and write everything. Raises ArgumentError where the files are too large for a clone."""
+def draw(model: str | None) -> dict[str, Image.Image]:
+    """Draw everything; return the pictures by the names of their files."""
     pipe = Pipeline.from_pretrained(model, dtype="float32")
-    start = sketch(128)
+    start, wall = sketch(128), mask(128)
     coloured = [the_thing(f"{colour} {COLOURED}", bare=False) for colour in COLOURS]
     styled = [f"{STYLED}, {style}" for style in STYLES.values()]
-    pictures = {
+    return {
         "grid.webp": grid(pipe),
         "colours.webp": side_by_side(pipe, coloured, COLOURED_SEED),
         "styles.webp": side_by_side(pipe, styled, STYLED_SEED),
         "image_to_image.webp": image_to_image(pipe, start),
+        "techniques.webp": techniques(pipe, start, wall),
         "steps.webp": steps(pipe),
         "sketch.png": start,
+        "mask.png": wall,
     }
+
+
+def write(pictures: dict[str, Image.Image], folder: Path) -> None:
+    """Write the files. Raises ArgumentError if they are too large for a clone."""
     folder.mkdir(parents=True, exist_ok=True)
     total = 0
     for name, picture in pictures.items():
@@ -143,7 +179,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=FOLDER, help=f"default: {FOLDER}")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     arguments = parser.parse_args(argv)
-    return run(lambda: draw(arguments.model, arguments.output), arguments.debug)
+    return run(lambda: write(draw(arguments.model), arguments.output), arguments.debug)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,12 @@ from ldm.cli.options import defaults
 from ldm.cli.replay import AROUND, IN_ANOTHER_FORM, as_options
 from ldm.errors import ImageError
 from ldm.images.files import read_texts
-from ldm.images.generation_info import BUILT_IN, GenerationInfo, read_generation_info
+from ldm.images.generation_info import (
+    BUILT_IN,
+    GenerationInfo,
+    read_generation_info,
+    shifted,
+)
 from ldm.images.text_fields import OURS, settings_of
 
 SIGNATURES = (b"\x89PNG\r\n", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"\0\0\1\0")
@@ -63,7 +68,7 @@ def setting_rows(info: GenerationInfo) -> Rows:
 
 def changed(info: GenerationInfo) -> dict[str, Any]:
     """Return the settings that are not our defaults, the everyday ones first."""
-    settings = info.arguments | info.loading
+    settings = shifted(info.arguments, 1) | info.loading  # as the options count
     first = ("prompt", "negative_prompt", *EVERYDAY)
     order = [*(name for name in first if name in settings), *settings]
     usual = defaults()
