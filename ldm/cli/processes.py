@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Sequence
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from ldm.cli.common import check_counts, random_seed
 from ldm.cli.streams import OWN_INPUT, read_stdin
 from ldm.errors import ArgumentError, LDMError
 
+if TYPE_CHECKING:
+    import subprocess
+
 MOST = 256
+PATIENCE = 30  # seconds for a process to finish its step and stop
 
 
 def share_threads(threads: int | None) -> None:
@@ -39,6 +44,17 @@ def check_processes(arguments: argparse.Namespace) -> None:
         for name in ("grid", "x", "y"):
             if getattr(arguments, name):
                 raise ArgumentError(f"--{name} needs all pictures in one process; leave it out")
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """Wait for a process that was asked to stop; end it if it does not."""
+    from subprocess import TimeoutExpired
+
+    try:
+        process.wait(PATIENCE)
+    except TimeoutExpired:
+        process.terminate()
+        process.wait()
 
 
 def launch(
@@ -82,10 +98,10 @@ def launch(
                 )
             codes = [process.wait() for process in running]
         except BaseException:
+            for process in running:  # as Ctrl-C does: they remove what is half-written
+                process.send_signal(signal.SIGINT)
             for process in running:
-                process.terminate()
-            for process in running:
-                process.wait()
+                stop(process)
             raise
         finally:
             for file in opened:

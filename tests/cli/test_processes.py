@@ -84,7 +84,12 @@ def test_a_stop_stops_all(folder: Path, tmp_path: Path) -> None:
     Path(tmp_path, "p.txt").write_text("\n".join(f"thing {i}" for i in range(2000)))
     argv = ["--prompts", "p.txt", "--processes", "2", "--seed", "1", "--steps", "1", "-o", "x/"]
     with subprocess.Popen(
-        command(folder, *argv), cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE
+        command(folder, *argv),
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        # A shell's job in the background ignores it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     ) as process:
         assert process.stdout and process.stdout.readline()  # drawing has begun
         process.send_signal(signal.SIGINT)
