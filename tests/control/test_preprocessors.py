@@ -211,6 +211,14 @@ def test_outlines_of_a_filled_shape_lie_on_its_edge() -> None:
         assert place.any()
 
 
+@pytest.mark.parametrize("side", [512, 2048])
+def test_outlines_have_the_same_share_of_every_size(side: int) -> None:
+    image = Image.new("RGB", (side, side), "white")
+    image.paste("red", (side // 2, 0, side, side))
+    width = (values(scribble(image))[side // 4] > 0).sum() / side
+    assert width == pytest.approx(0.02, abs=0.003)
+
+
 def test_outlines_are_neither_of_specks_nor_of_texture() -> None:
     image = Image.new("RGB", (512, 512), "white")
     pen = ImageDraw.Draw(image)

@@ -11,11 +11,12 @@ from collections.abc import Callable
 from PIL.Image import Image
 
 from ldm.control.preprocessors.canny import canny
+from ldm.control.preprocessors.grey import grey
 from ldm.control.preprocessors.inpaint import inpaint, make_inpaint_condition
 from ldm.control.preprocessors.lineart import lineart
 from ldm.control.preprocessors.scribble import scribble
 from ldm.control.preprocessors.softedge import softedge
-from ldm.control.preprocessors.tile import grey, tile
+from ldm.control.preprocessors.tile import tile
 
 PREPROCESSORS: dict[str, Callable[..., Image]] = {
     "canny": canny,

@@ -32,7 +32,7 @@ def scribble(
     or filled shapes, the longer outlines are drawn.
 
     thickness: of the strokes, in percent of the shorter side; those of a drawing are only widened.
-        0 leaves them, and draws outlines one pixel wide.
+        0 leaves them, and draws outlines as thin as they are found.
     contrast: of strokes against the ground, or of outlines, in levels of 255, at least.
     Raises ArgumentError for parameters out of range, and as ``read_rgb``.
     """
@@ -40,7 +40,7 @@ def scribble(
     pixels = read_rgb(image, contrast=True)
     strokes = find_strokes(pixels, contrast)
     if strokes is None:
-        mask, width = outlines(pixels, contrast), 1.0
+        mask, width = outlines(pixels, contrast), max(1.0, min(pixels.shape[:2]) / SIDE)
         found = "outlines of a picture" if mask.any() else "found no outlines; lower its contrast"
     else:
         mask, width = strokes.mask, stroke_width(strokes.mask)

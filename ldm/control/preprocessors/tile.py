@@ -1,13 +1,12 @@
-"""A picture without its details, and one without its colours."""
+"""A picture without its details."""
 
 from __future__ import annotations
 
 from typing import Annotated
 
-import numpy as np
 from PIL import Image
 
-from ldm.control.preprocessors.arrays import read_rgb, to_image
+from ldm.control.preprocessors.arrays import read_rgb
 from ldm.control.preprocessors.parameters import check_parameters
 
 
@@ -24,11 +23,3 @@ def tile(image: Image.Image, factor: Annotated[float, "[1, 64]"] = 4.0) -> Image
     size = (max(1, round(whole.width / factor)), max(1, round(whole.height / factor)))
     small = whole.resize(size, Image.Resampling.BOX)
     return small.resize(whole.size, Image.Resampling.BICUBIC)
-
-
-def grey(image: Image.Image) -> Image.Image:
-    """Draw the luma (ITU-R BT.601), as ControlNets that colour pictures expect.
-
-    Raises ArgumentError as ``read_rgb``.
-    """
-    return to_image(np.asarray(Image.fromarray(read_rgb(image)).convert("L")))
