@@ -215,8 +215,8 @@ def test_outlines_of_a_filled_shape_lie_on_its_edge() -> None:
 def test_outlines_have_the_same_share_of_every_size(side: int) -> None:
     image = Image.new("RGB", (side, side), "white")
     image.paste("red", (side // 2, 0, side, side))
-    width = (values(scribble(image))[side // 4] > 0).sum() / side
-    assert width == pytest.approx(0.02, abs=0.003)
+    width = (values(scribble(image, thickness=1))[side // 4] > 0).sum() / side
+    assert width == pytest.approx(0.01, abs=0.001)
 
 
 def test_outlines_are_neither_of_specks_nor_of_texture() -> None:
