@@ -24,7 +24,7 @@ LAYERS = [
     {"checkpoints", "clip", "scheduler", "taesd", "unet", "vae"},
     {"fast", "guidance", "likelihood", "samplers", "text"},
     {"classes", "denoiser", "images"},  # images reads the samplers' names from files
-    {"adapters", "techniques"},
+    {"adapters", "control", "techniques"},
     {"latents"},
     {"loading"},
     {"output"},
@@ -43,7 +43,12 @@ SAMPLERS_IMPORT = {"ldm.errors", "ldm.scheduler.Level"}
 # ldm is written from scratch: these are what the tests compare it with.
 REFERENCES = {"diffusers", "transformers"}
 # Where the import has another name than the package.
-PACKAGE_OF = {"PIL": "pillow", "sklearn": "scikit_learn"}
+PACKAGE_OF = {
+    "PIL": "pillow",
+    "cv2": "opencv_python_headless",
+    "skimage": "scikit_image",
+    "sklearn": "scikit_learn",
+}
 
 
 def imports(path: Path, root: Path) -> Iterator[tuple[int, bool, str, str]]:
@@ -181,6 +186,7 @@ def test_every_imported_package_is_declared() -> None:
     [
         ("ldm", {"torch", "numpy", "PIL", "tokenizers", "huggingface_hub"}),
         ("ldm.images", {"torch"}),
+        ("ldm.control.source", {"torch"}),
         ("ldm.config", {"torch", "numpy"}),
         ("ldm.request", {"torch", "numpy", "PIL"}),
         ("ldm.text.tokenizer", {"torch", "numpy", "transformers"}),

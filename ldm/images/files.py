@@ -24,6 +24,9 @@ from ldm.images.text_fields import embed, parameters_of, settings_of, text_field
 if TYPE_CHECKING:  # reading and writing files must not wait for torch
     import torch
 
+# Of one picture to draw; more is a slip of the finger.
+MAX_SIDE, MAX_PIXELS = 8192, 4096 * 4096
+
 
 def load_image(source: str | Path | Image.Image) -> Image.Image:
     """Load a file or PIL image of any kind as a new RGB image, 8 bits per channel.

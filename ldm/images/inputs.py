@@ -14,10 +14,7 @@ from torch import Tensor
 
 from ldm.errors import ArgumentError
 from ldm.images.arrays import array_pictures, is_array
-from ldm.images.files import load_image, stretch, to_tensor
-
-# Of one picture; more is a slip of the finger.
-MAX_SIDE, MAX_PIXELS = 8192, 4096 * 4096
+from ldm.images.files import MAX_PIXELS, MAX_SIDE, load_image, stretch, to_tensor
 
 File = str | Path | Image
 Picture = File | ndarray[Any, Any] | Tensor

@@ -1,0 +1,1 @@
+"""Pictures that steer what is drawn: edges, scribbles, line art, …, made of pictures."""
