@@ -84,7 +84,7 @@ def write(folder: Path, package: str = "ldm") -> int:
         # pdoc finds the modules below a package by itself, unless that has __all__.
         warnings.filterwarnings("ignore", message="The module specification")
         warnings.filterwarnings("ignore", message="Cannot determine .*_is_param")  # PyTorch's own
-        warnings.filterwarnings("ignore", message=".*IPython")  # Pillow's own
+        warnings.filterwarnings("ignore", message=r".*(IPython|ImagingCore)")  # Pillow's own
         try:
             pdoc.pdoc(*pages, "!.*__main__", output_directory=folder)
         except UserWarning as warning:
