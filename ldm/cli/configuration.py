@@ -35,10 +35,11 @@ MOST_BYTES = 1 << 20
 # Options that are decisions of a single command.
 NOT_HERE = {
     *("prompt", NAMED, "prompts", "from_file", "force", "list_samplers", "version", "x", "y"),
-    "replay",
+    *("replay", "templates", "all"),
 }
 LISTS = ("lora", "embedding", "text_encoder")
-FILES = ("model", "vae", "lora_dir", "model_dir", "image", "mask")  # "~" is the user's folder
+# "~" in them is the user's folder.
+FILES = ("model", "vae", "lora_dir", "model_dir", "image", "mask", "wildcards")
 ON_OFF = {"1": True, "true": True, "yes": True, "on": True}
 ON_OFF |= {"0": False, "false": False, "no": False, "off": False}
 
@@ -138,7 +139,7 @@ def find_option(key: str, origin: str) -> str:
 
 def read_value(name: str, value: Any, key: str, origin: str) -> Any:
     """Read a value as its option would. Raises ArgumentError if it is of a wrong kind."""
-    if isinstance(switch_default(name), bool) or name == "optimize":
+    if isinstance(switch_default(name), bool) or name in ("optimize", "choices"):
         switch = ON_OFF.get(value.lower()) if isinstance(value, str) else value
         if not isinstance(switch, bool):
             raise ArgumentError(f"{origin}: {key} is {value!r}; expected true or false")

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
-from ldm.cli import observe, streams
+from ldm.cli import choices, observe, streams
 from ldm.cli.common import USAGE, importing_torch, notify, run
 from ldm.cli.configuration import Setting, listing, merged, read_settings, with_origin
 from ldm.cli.guidance_options import (
@@ -33,12 +33,14 @@ def generate(arguments: argparse.Namespace, argv: Sequence[str], has_prompt: boo
     """Check the arguments, load the model, draw in batches, save each picture when it is done."""
     read_given.cache_clear()
     read_given_depth.cache_clear()
+    choices.forget()
     arguments.model = find_model(arguments.model, arguments.model_dir)
     check_prompt(arguments, has_prompt)
     streams.check_streams(arguments)
     uses_stdin = bool(streams.stdin_readers(arguments))
     texts = arguments.prompt
     arguments.prompt = [streams.read_prompt() if t == streams.STREAM else t for t in texts]
+    choices.prepare_choices(arguments)
     observe.check_single_pictures(arguments)
     check_processes(arguments)
     work = plan_work(arguments)

@@ -6,6 +6,8 @@ import argparse
 import math
 from typing import TYPE_CHECKING
 
+from ldm.cli.choices import reads_choices
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -34,7 +36,9 @@ def lay_out(
         return sheet(pictures, columns, column_titles=tops, row_titles=lefts), columns
     several = len(arguments.prompt) > 1
     if several and arguments.num_images > 1:
-        labels = [f"seed {job.seed}" for job in jobs]
+        drawn = reads_choices(arguments) and not arguments.all
+        labels = [job.prompt if drawn else f"seed {job.seed}" for job in jobs]
         return sheet(pictures, columns, labels, row_titles=arguments.prompt), columns
+    several |= any(job.template for job in jobs)
     labels = [job.prompt if several else f"seed {job.seed}" for job in jobs]
     return sheet(pictures, columns, labels), columns

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ldm.adapters.lora_scale import TagScale
+from ldm.cli.choices import drawn_text
 from ldm.cli.common import random_seed
 from ldm.cli.guidance_options import given_depth, given_pictures
 from ldm.cli.loras import LoraUse, find_lora, lora_option, lora_tag
@@ -20,21 +21,24 @@ from ldm.cli.prompts_file import Line, file_label, read_lines
 from ldm.cli.streams import STREAM
 from ldm.errors import ArgumentError, ImageError, LDMError
 from ldm.text.lora_tags import refuse_tags, split_tags
+from ldm.text.wildcards import MOST_CHARACTERS
 
-OWN = {"prompt", "seed", "num_images", "output"}  # arguments that may differ within a batch
+# Arguments that may differ within a batch.
+OWN = {"prompt", "seed", "num_images", "output", "choices", "all", "templates"}
 
 
 @dataclass(frozen=True)
 class Job:
     """One picture to draw."""
 
-    prompt: str  # as it was typed, and a tag for every --lora
+    prompt: str  # as it was typed or drawn, and a tag for every --lora
     seed: int
     path: Path
     text: str  # the prompt without the LoRAs that it names
     loras: tuple[LoraUse, ...]
     line: Line  # with its arguments
     variation_seed: int | None = None
+    template: str | None = None  # with choices, from which the prompt was drawn
 
     def follows(self, other: Job) -> bool:
         """Whether one run may draw both: the next seed, and all else alike."""
@@ -60,7 +64,7 @@ def plan_jobs(arguments: argparse.Namespace) -> tuple[list[Job], list[str]]:
         check_output(arguments.output, overwrite=True)
     first = random_seed() if arguments.seed == -1 else arguments.seed
     if arguments.prompts is not None:
-        jobs, bad = plan_lines(list(read_lines(arguments.prompts, arguments)), first, arguments)
+        jobs, bad = plan_lines(checked_lines(arguments), first, arguments)
     else:
         numbered = len(arguments.prompt) * arguments.num_images > 1 and not arguments.grid
         jobs, bad = plan_line(Line(0, arguments), first, 0, 1 if numbered else None), []
@@ -74,13 +78,27 @@ def plan_jobs(arguments: argparse.Namespace) -> tuple[list[Job], list[str]]:
     return jobs, bad
 
 
+def checked_lines(arguments: argparse.Namespace) -> list[Line]:
+    """Read the lines of ``--prompts``. Raises ArgumentError for too many pictures."""
+    lines, pictures, letters = [], 0, 0
+    for line in read_lines(arguments.prompts, arguments):
+        lines.append(line)
+        pictures += count(line)
+        letters += sum(map(len, line.arguments.prompt))
+        if pictures > MAX_PICTURES or letters > MOST_CHARACTERS:
+            path = file_label(arguments.prompts)
+            raise ArgumentError(
+                f"{path} asks for more than {MAX_PICTURES} pictures, or has prompts of more than "
+                f"{MOST_CHARACTERS:,} characters; split it"
+            )
+    return lines
+
+
 def plan_lines(
     lines: list[Line], first: int, arguments: argparse.Namespace
 ) -> tuple[list[Job], list[str]]:
     """Plan as ``plan_jobs``. A bad line has a seed, too: correcting it changes no other picture."""
     path = file_label(arguments.prompts)
-    if sum(line.arguments.num_images for line in lines) > MAX_PICTURES:
-        raise ArgumentError(f"{path} asks for more than {MAX_PICTURES} pictures; split it")
     jobs: list[Job] = []
     bad: list[str] = []
     taken: dict[Path, int] = {}  # which line a file is of
@@ -93,7 +111,7 @@ def plan_lines(
         elif own.variation_strength and "variation_seed" in line.given:
             before = 0
         if "output" in line.given:
-            number = 1 if own.num_images > 1 else None
+            number = 1 if count(line) > 1 else None
         try:
             if line.error is not None:
                 raise line.error
@@ -105,10 +123,15 @@ def plan_lines(
         else:
             taken |= {job.path: line.number for job in mine}
             jobs += mine
-        done += own.num_images
+        done += count(line)
     if not jobs:
         raise LDMError("; ".join([f"{path} has no line to draw", *bad]))
     return jobs, bad
+
+
+def count(line: Line) -> int:
+    """Count the pictures of a line."""
+    return len(line.arguments.prompt) * line.arguments.num_images
 
 
 def plan_line(line: Line, first: int, before: int, number: int | None, place: int = 1) -> list[Job]:
@@ -122,16 +145,19 @@ def plan_line(line: Line, first: int, before: int, number: int | None, place: in
     refuse_tags(arguments.negative_prompt or "", "negative prompt")
     jobs = []
     for i, prompt in enumerate(p for p in arguments.prompt for _ in range(arguments.num_images)):
-        text, tags = split_tags(prompt)
         seed, variation_seed = first + before + i, None
         if arguments.variation_strength:  # as in A1111, that seed counts up
             seed, variation_seed = first, arguments.variation_seed + before + i
         name = seed if variation_seed is None else f"{seed}-{variation_seed}"
+        counts = seed if variation_seed is None else variation_seed
+        drawn, template = drawn_text(arguments, prompt, counts)
+        text, tags = split_tags(drawn)
         own_number = None if number is None else number + i
         path = file_name(arguments, text, name, own_number, place + i)
         named = [(find_lora(tag.name, arguments.lora_dir), TagScale(*tag[1:])) for tag in tags]
-        whole = " ".join([prompt, *tags_of_all])
-        jobs.append(Job(whole, seed, path, text, (*always, *named), line, variation_seed))
+        whole = " ".join([drawn, *tags_of_all])
+        loras = (*always, *named)
+        jobs.append(Job(whole, seed, path, text, loras, line, variation_seed, template))
     return jobs
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ldm import __version__
+from ldm.cli.choices import add_choices
 from ldm.cli.command_options import (
     ListSamplers,
     add_adapters,
@@ -80,6 +81,7 @@ def parser() -> Checker:
     add_loading(groups["model"].add_argument)
     add_adapters(groups["model"].add_argument)
     add_many(groups["many"])
+    add_choices(groups["many"])
     add_files(groups["files"])
     add_speed(groups["speed"])
     add = groups["other"].add_argument
@@ -88,6 +90,7 @@ def parser() -> Checker:
     add("--version", action="version", version=f"ldm {__version__}", help="print it, and exit")
     add_help(parser, groups["other"])
     parser.set_defaults(replay=(1, 0))  # (size, index) of the batch to draw a picture in
+    parser.set_defaults(templates={})  # of --all: what each text was drawn from
     return parser
 
 

@@ -54,6 +54,7 @@ def setting_rows(info: GenerationInfo) -> Rows:
     """Return a row for each setting."""
     named = {
         "model": info.model,
+        "template": info.template,
         "VAE": info.vae,
         "text encoders": ", ".join(info.text_encoders),
         "embeddings": ", ".join(info.embeddings),

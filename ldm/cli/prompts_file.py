@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ldm.cli.choices import prepare_choices, reads_choices
 from ldm.cli.fields import ALIASES, FIELDS, FILES, LISTS, NEGATED, SWITCHES
 from ldm.cli.options import check_arguments, parser
 from ldm.cli.streams import STREAM, read_stdin
 from ldm.errors import ArgumentError, LDMError
 
-KEYS = (*FIELDS, "output")  # keys of a line; other arguments are for the whole command
+CHOICES = ("choices", "all")
+KEYS = (*FIELDS, "output", *CHOICES)  # keys of a line; other arguments are for the whole command
 TEXTS = ("prompt", "output", *FILES)
 
 
@@ -45,7 +48,8 @@ def read_lines(path: str, arguments: argparse.Namespace) -> Iterator[Line]:
         raise LDMError(f"{path} cannot be read ({error.strerror}); give a text file") from None
     rows = content.removeprefix(b"\xef\xbb\xbf").splitlines()
     filled = [(number, row.strip()) for number, row in enumerate(rows, 1) if row.strip()]
-    in_json = path.endswith(".jsonl") or (bool(filled) and filled[0][1].startswith(b"{"))
+    begin = rb"\{\s*[\"}]" if reads_choices(arguments) else rb"\{"  # {red|blue} is no JSON
+    in_json = path.endswith(".jsonl") or (bool(filled) and bool(re.match(begin, filled[0][1])))
     for number, row in filled:
         if not in_json and row.startswith(b"#"):
             continue
@@ -92,7 +96,7 @@ def _names(given: dict[str, Any]) -> dict[str, Any]:
 def _value(key: str, name: str, value: Any) -> str | int | float | bool:
     """Convert a value to its command-line form. Raises ArgumentError for one of another kind."""
     found = f"{key} is {json.dumps(value)}"
-    if name in SWITCHES:
+    if name in SWITCHES or name in CHOICES:
         if not isinstance(value, bool):
             raise ArgumentError(f"{found}; expected true or false")
         return value != (key in NEGATED)
@@ -111,8 +115,8 @@ def _is_number(value: object) -> bool:
 
 def _merge(given: dict[str, Any], arguments: argparse.Namespace) -> argparse.Namespace:
     """Merge a line's arguments into the command line's."""
-    switches = {name: given[name] for name in SWITCHES if name in given}
-    rest = [name for name in given if name not in ("prompt", *SWITCHES)]
+    switches = {name: given[name] for name in (*SWITCHES, *CHOICES) if name in given}
+    rest = [name for name in given if name not in ("prompt", *switches)]
     argv = [f"--{name.replace('_', '-')}={given[name]}" for name in rest]
     # A value that the namespace has already stays unless the line sets it.
     before = argparse.Namespace(**vars(arguments) | {"prompt": [], "prompts": None})
@@ -123,5 +127,6 @@ def _merge(given: dict[str, Any], arguments: argparse.Namespace) -> argparse.Nam
     merged = argparse.Namespace(**vars(merged) | switches | {"prompt": [given["prompt"]]})
     if "strength" not in given and merged.image is None:
         merged.strength = None  # the command line's is for the lines that have an image
+    prepare_choices(merged)
     check_arguments(merged)
     return merged

@@ -54,6 +54,9 @@ AROUND = recorded("never") | {
     "processes",
     "threads",
     "model_dir",
+    "choices",
+    "wildcards",
+    "all",
 }
 # … and those that a file records in another form.
 IN_ANOTHER_FORM = recorded("another") | {
@@ -95,6 +98,10 @@ def with_file(
     if "model" not in given:
         merged.model = _find_model(info, (settings or {}).get("model"), merged.model_dir)
     merged.replay = info.batch if SAME_PICTURE.issuperset(given) else (1, 0)
+    if "prompt" not in given:
+        merged.templates = {info.arguments.get("prompt", ""): info.template}
+        if not {"choices", "wildcards", "all"} & given.keys():  # its text is drawn already
+            merged.choices = False
     if info.grid:
         warnings.warn(f"{path} shows several pictures; the first is drawn again", stacklevel=2)
     if merged.optimize is None:
@@ -128,12 +135,13 @@ def info_of(job: Job, pipe: Pipeline, picture: Image) -> GenerationInfo:
         text_encoders=tuple(model_name(file) for file in arguments.text_encoder),
         images={name: _digest(name, file) for name, file in files.items()},
         optimize=unusual_optimize(pipe),
+        template=job.template,
     )
 
 
 def given_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the options that a picture's file records, in JSON's types."""
-    left_out = AROUND | IN_ANOTHER_FORM | {"replay"}
+    left_out = AROUND | IN_ANOTHER_FORM | {"replay", "templates"}
     if arguments.image is None:
         left_out |= {"strength"}
     left_out |= {name for name in recorded("changed") if getattr(arguments, name) == DEFAULTS[name]}

@@ -69,6 +69,8 @@ def put_picture(
     }
     if job.variation_seed is not None:
         row["variation_seed"] = job.variation_seed
+    if job.template is not None:
+        row["template"] = job.template
     if others:
         row["files"] = {name: str(path) for name, path in others.items()}
     with_context(job.path, json.dumps(row).encode() + b"\n")

@@ -6,6 +6,7 @@ import argparse
 import re
 from pathlib import Path
 
+from ldm.cli.choices import LOOKS_LIKE, reads_choices
 from ldm.config.json import read_json
 from ldm.errors import ArgumentError
 
@@ -59,6 +60,12 @@ def advice(arguments: argparse.Namespace) -> list[str]:
         option = OPTION_OF.get(Path(text).suffix.lower()) if NAME.fullmatch(text) else None
         if option:
             lines.append(f"{text!r} is drawn as a text; to read the file give it with {option}")
+    if not reads_choices(arguments) and not arguments.from_file:
+        lines += [
+            f"{text[:60]!r} is drawn as it stands; --choices reads it as choices"
+            for text in prompts
+            if LOOKS_LIKE.search(text)
+        ][:1]
     scale = arguments.guidance_scale
     if arguments.negative_prompt and scale is not None and scale <= 1:
         lines.append(

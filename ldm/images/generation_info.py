@@ -64,6 +64,7 @@ class GenerationInfo:
         missing: arguments of Python that no file holds, such as "latents": without them, another
             picture is drawn.
         optimize: as ``Pipeline.optimize`` was called, if not as the command calls it.
+        template: with choices, from which the prompt was drawn (``ldm.text.wildcards``).
         grid: what the file shows if it holds several pictures; the first one is described here.
     """
 
@@ -80,6 +81,7 @@ class GenerationInfo:
     grid: str | None = None
     missing: tuple[str, ...] = ()
     optimize: bool | None = None
+    template: str | None = None
 
     def settings(self, version: str, drawn: Mapping[str, str]) -> dict[str, Any]:
         """Return what ``images.save_image`` writes; ``drawn`` describes the machine."""
@@ -165,6 +167,7 @@ def from_settings(settings: Mapping[str, Any]) -> GenerationInfo:
         grid=get("grid", str, None),
         missing=tuple(map(str, get("missing", list, []))),
         optimize=get("optimize", bool, None),
+        template=get("template", str, None),
     )
 
 

@@ -27,6 +27,7 @@ def generation_text(
             **special_settings(info),
             "RNG": "CPU",
             "Grid": info.grid,
+            "Template": info.template,
             **(more or {}),
             "Version": f"ldm {version}",
         }
