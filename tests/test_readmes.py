@@ -87,11 +87,16 @@ def check_options(command: str) -> None:
     words = command.split()
     if words[:2] == ["python", "-m"]:
         words = [f"{sys.executable} -m {words[2]}", *words[3:]]
-    elif words and words[0].startswith("ldm-"):
-        words = [f"{sys.executable} -m ldm.cli.{words[0][4:]}", *words[1:]]
+    elif words[:1] == ["ldm"]:
+        words = [f"{sys.executable} -m ldm {words[1]}", *words[2:]]
     else:
         return
-    shown = subprocess.run([*words[0].split(), "--help"], capture_output=True, text=True, cwd=ROOT)
+    shown = subprocess.run(
+        [*words[0].split(), "--help-all" if "generate" in words[0] else "--help"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
     assert shown.returncode == 0, shown.stderr
     for word in words[1:]:
         if word.startswith("--"):

@@ -67,6 +67,19 @@ def resolve(kind: type) -> None:
     for member in vars(kind).values():
         if hasattr(member, "__signature__") and hasattr(member, "__wrapped__"):
             del member.__wrapped__
+            member.__signature__ = evaluated(member.__signature__)
+
+
+def evaluated(signature: inspect.Signature) -> inspect.Signature:
+    """Read the types of a request's fields with the names that ``ldm.request`` knows."""
+    known = vars(sys.modules["ldm.request"])
+    parameters = [
+        parameter.replace(annotation=eval(parameter.annotation, known))
+        if isinstance(parameter.annotation, str)
+        else parameter
+        for parameter in signature.parameters.values()
+    ]
+    return signature.replace(parameters=parameters)
 
 
 def write(folder: Path, package: str = "ldm") -> int:
@@ -84,7 +97,8 @@ def write(folder: Path, package: str = "ldm") -> int:
         # pdoc finds the modules below a package by itself, unless that has __all__.
         warnings.filterwarnings("ignore", message="The module specification")
         warnings.filterwarnings("ignore", message="Cannot determine .*_is_param")  # PyTorch's own
-        warnings.filterwarnings("ignore", message=r".*(IPython|ImagingCore)")  # Pillow's own
+        # Types of Pillow's own members, some of them inherited.
+        warnings.filterwarnings("ignore", message=r".*(PIL[.]|IPython|ImagingCore|ImagePalette)")
         try:
             pdoc.pdoc(*pages, "!.*__main__", output_directory=folder)
         except UserWarning as warning:

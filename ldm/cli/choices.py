@@ -65,7 +65,9 @@ def prepare_choices(arguments: argparse.Namespace) -> None:
             parse(prompt, arguments.wildcards)
         return
     if arguments.x or arguments.y:
-        raise ArgumentError("--all draws a picture of each text, --x and --y one plot; leave either out")
+        raise ArgumentError(
+            "--all draws a picture of each text, --x and --y one plot; leave either out"
+        )
     every = {prompt: combinations(prompt, known) for prompt in dict.fromkeys(arguments.prompt)}
     arguments.templates = {text: prompt for prompt, texts in every.items() for text in texts}
     arguments.prompt = [text for prompt in arguments.prompt for text in every[prompt]]

@@ -9,8 +9,8 @@ Choices nest, also in lines of files. ``[a|b]`` and ``(a:1.2)`` in them keep A11
 backslash stays in the text: A1111's grammar (``ldm.text.grammar``) drops it later.
 
 The package dynamicprompts (0.31.0) is not used: of a prompt such as "100% red" or "a $5 note" it
-raises a ParseException, of "number #1 car" it draws "number ", 40 nested braces and a wildcard that contains itself end in a
-RecursionError, ``{x|[a|b]}`` is split inside the bracket, an unknown wildcard is drawn as words,
+raises a ParseException, of "number #1 car" it draws "number ", 40 nested braces and a wildcard that
+contains itself end in a RecursionError, ``{x|[a|b]}`` is split inside the bracket, an unknown wildcard is drawn as words,
 links out of the folder are followed, and after a pick from ``{2$$1::a|2::b|1::c}`` the weights can
 move to other options. Here parsing is linear, and depth, length and combinations are bounded.
 """
@@ -30,7 +30,7 @@ from ldm.text.wildcard_files import WildcardFolder
 
 MOST_CHARACTERS = 50_000_000  # of all combinations
 MOST_OPTIONS = 200_000  # of all wildcards in use
-Source: TypeAlias = "Wildcards | Mapping[str, Sequence[str]] | str | Path"
+Source: TypeAlias = "Wildcards | Mapping[str, Sequence[str]] | str | Path | None"
 # No two repeats in a row may take the same characters, so that matching takes linear time.
 TOKEN = re.compile(
     r"(?P<text>\\.|<\s*(?:lora|lyco)\b[^<>{}]{0,1000}>)"
@@ -43,7 +43,7 @@ TOKEN = re.compile(
 )
 
 
-def expand(text: str, seed: int, wildcards: Source | None = None) -> str:
+def expand(text: str, seed: int, wildcards: Source = None) -> str:
     """Draw one text of a template; the same seed always draws the same one.
 
     wildcards: a folder of text files (one option a line), or the options by name. Raises
@@ -52,7 +52,7 @@ def expand(text: str, seed: int, wildcards: Source | None = None) -> str:
     return Wildcards.of(wildcards).parse(text).draw(Random(seed))
 
 
-def combinations(text: str, wildcards: Source | None = None) -> list[str]:
+def combinations(text: str, wildcards: Source = None) -> list[str]:
     """Return all different texts of a template; what stands first in it changes last.
 
     Weights have no effect, except that an option of weight 0 is left out. Raises ArgumentError as
@@ -78,7 +78,7 @@ class Wildcards:
         self.count = 0  # of the options in use
 
     @classmethod
-    def of(cls, source: Source | None) -> Wildcards:
+    def of(cls, source: Source) -> Wildcards:
         """Return the wildcards of a folder or a mapping."""
         if isinstance(source, str | Path):
             return cls(WildcardFolder(source))
