@@ -44,7 +44,7 @@ def named(paths: list[Path]) -> list[str]:
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder to work in, which looks like the repository's root."""
-    for name in ("ldm", "tools", "configs", "weights"):
+    for name in ("tools", "configs", "weights"):
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")

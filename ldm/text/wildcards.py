@@ -9,10 +9,11 @@ Choices nest, also in lines of files. ``[a|b]`` and ``(a:1.2)`` in them keep A11
 backslash stays in the text: A1111's grammar (``ldm.text.grammar``) drops it later.
 
 The package dynamicprompts (0.31.0) is not used: of a prompt such as "100% red" or "a $5 note" it
-raises a ParseException, of "number #1 car" it draws "number ", 40 nested braces and a wildcard that
-contains itself end in a RecursionError, ``{x|[a|b]}`` is split inside the bracket, an unknown wildcard is drawn as words,
-links out of the folder are followed, and after a pick from ``{2$$1::a|2::b|1::c}`` the weights can
-move to other options. Here parsing is linear, and depth, length and combinations are bounded.
+raises a ParseException, of "number #1 car" it draws "number ", 40 nested braces and a wildcard
+that contains itself end in a RecursionError, ``{x|[a|b]}`` is split inside the bracket, an unknown
+wildcard is drawn as words, links out of the folder are followed, and after a pick from
+``{2$$1::a|2::b|1::c}`` the weights can move to other options. Here parsing is linear, and depth,
+length and combinations are bounded.
 """
 
 from __future__ import annotations
