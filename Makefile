@@ -8,7 +8,7 @@ hooks: install  ## check every commit
 	pre-commit install
 
 test:  ## everything, on all cores: one thread in each process
-	pytest -n auto --dist worksteal
+	pytest
 
 lint:
 	ruff check .
