@@ -13,7 +13,7 @@ from ldm import __version__
 from ldm.checkpoints.assets import asset_path
 from ldm.checkpoints.describe import describe
 from ldm.checkpoints.notes import Rows
-from ldm.cli.common import EXIT_CODES, put, run
+from ldm.cli.common import EXIT_CODES, FAILED, fail, put, run
 from ldm.cli.model_folder import find_model
 from ldm.cli.parsing import Parser
 from ldm.errors import ArgumentError, CheckpointError, LDMError
@@ -64,13 +64,28 @@ def info(arguments: argparse.Namespace) -> None:
         from ldm.cli.vocabulary import summary
 
         print_rows([*describe(asset_path("weights")), *summary()])
+    failed = 0
     for i, name in enumerate(arguments.path):
-        path = find_path(name, arguments.model_dir)
-        rows = describe_any(path)
-        if arguments.hash and path.is_file():
-            rows.append(("sha256", sha256(path)))
-        put(b"\n" * (i > 0))
-        print_rows(rows)
+        try:
+            rows = rows_of(find_path(name, arguments.model_dir), arguments.hash)
+        except LDMError as error:
+            if len(arguments.path) == 1:
+                raise
+            failed += 1
+            fail(str(error), FAILED)
+        else:
+            put(b"\n" * (i > 0))
+            print_rows(rows)
+    if failed:
+        raise LDMError(f"{failed} of {len(arguments.path)} could not be read")
+
+
+def rows_of(path: Path, with_hash: bool) -> Rows:
+    """Describe a path, with its SHA-256 if that is asked for and it is a file."""
+    rows = describe_any(path)
+    if with_hash and path.is_file():
+        rows.append(("sha256", sha256(path)))
+    return rows
 
 
 def print_rows(rows: Rows) -> None:

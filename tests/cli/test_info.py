@@ -170,3 +170,15 @@ def test_likely_slips(
     warned = [row for row in capsys.readouterr().err.splitlines() if "warning" in row]
     assert len(warned) == (message is not None)
     assert message is None or message in warned[0]
+
+
+def test_one_bad_file_does_not_hide_the_others(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, picture: Image.Image
+) -> None:
+    """What can be read is described; what cannot is named, and the command fails."""
+    (tmp_path / "a.safetensors").write_bytes(b"")
+    picture.save(tmp_path / "b.png")
+    assert info.main([str(tmp_path / "a.safetensors"), str(tmp_path / "b.png")]) == 1
+    said = capsys.readouterr()
+    assert "b.png, PNG" in said.out
+    assert "a.safetensors is truncated" in said.err and "1 of 2 could not be read" in said.err
