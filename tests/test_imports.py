@@ -24,7 +24,7 @@ LAYERS = [
     {"checkpoints", "clip", "scheduler", "taesd", "unet", "vae"},
     {"fast", "guidance", "likelihood", "samplers", "text"},
     {"classes", "denoiser", "images"},  # images reads the samplers' names from files
-    {"adapters", "techniques"},
+    {"adapters", "control", "techniques"},
     {"latents"},
     {"loading"},
     {"output"},

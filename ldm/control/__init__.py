@@ -1,0 +1,1 @@
+"""Control: pictures that steer what is drawn, beside the text."""
