@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ldm.cli import fields
 from ldm.cli.allocator import OPT_OUT
 from ldm.cli.fields import ALIASES, SWITCHES
 from ldm.cli.options import NAMED, defaults, parser
@@ -37,8 +38,9 @@ NOT_HERE = {
     *("prompt", NAMED, "prompts", "from_file", "force", "list_samplers", "version", "x", "y"),
     "replay",
 }
-LISTS = ("lora", "embedding", "text_encoder")
-FILES = ("model", "vae", "lora_dir", "model_dir", "image", "mask")  # "~" is the user's folder
+LISTS = ("lora", "embedding", "text_encoder", "controlnet", "control_image")
+# "~" is the user's folder.
+FILES = ("model", "vae", "lora_dir", "model_dir", "image", "mask", "control_image", "controlnet")
 ON_OFF = {"1": True, "true": True, "yes": True, "on": True}
 ON_OFF |= {"0": False, "false": False, "no": False, "off": False}
 
@@ -143,7 +145,7 @@ def read_value(name: str, value: Any, key: str, origin: str) -> Any:
         if not isinstance(switch, bool):
             raise ArgumentError(f"{origin}: {key} is {value!r}; expected true or false")
         return switch
-    if isinstance(value, list) and name in ("guidance_interval", "outpaint"):
+    if isinstance(value, list) and name in fields.LISTS:
         value = ",".join(map(str, value))
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise ArgumentError(f"{origin}: {key} is {value!r:.60}; expected a text or a number")

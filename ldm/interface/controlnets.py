@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from ldm.checkpoints.source import check_paths
-from ldm.control.controlnet import ControlNet
 from ldm.errors import ArgumentError
 from ldm.fast import adapt_to_cpu
-from ldm.images.generation_info import model_name
+from ldm.images.generation_info import controlnet_name
 from ldm.loading.controlnet import check_latents, load_controlnet
 from ldm.loading.model import Model
 
@@ -32,8 +31,7 @@ class ControlNets(Model):
         """
         check_paths({"controlnet": [path]})
         path = Path(path).expanduser()
-        own = path.parent if path.stem.startswith(ControlNet.weight_stem) else path
-        label = model_name(own)
+        label = controlnet_name(path)
         if name is None:
             names = chain([label], (f"{label}-{number}" for number in count(2)))
             name = next(each for each in names if each not in self.controlnets)
