@@ -41,7 +41,11 @@ def interval(text: str) -> tuple[float, ...]:
 
 def numbers(text: str) -> float | tuple[float, ...]:
     """Read "0.5", or "0.5,1" of several things."""
-    values = tuple(float(part) for part in text.split(","))
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        hint = "give a number, or one for each: 0.5,1"
+        raise argparse.ArgumentTypeError(f"it is {text!r:.40}; {hint}") from None
     return values if len(values) > 1 else values[0]
 
 

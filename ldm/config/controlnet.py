@@ -42,9 +42,9 @@ class ControlNetConfig(UNetConfig):
     )
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if self.cross_attention_dim is None:
             raise CheckpointError("cross_attention_dim is None; a ControlNet reads a text")
+        super().__post_init__()
         check_choice(
             "mid_block_type", self.mid_block_type, ("UNetMidBlock2DCrossAttn", "UNetMidBlock2D")
         )

@@ -26,7 +26,8 @@ def read_hints(networks: Mapping[str, ControlNet], request: Request) -> list[Row
     Raises ArgumentError for a number of pictures that does not fit the networks, ImageError for
     what cannot be read.
     """
-    scales = per_network("controlnet_conditioning_scale", request, len(networks))
+    scale = request.controlnet_conditioning_scale
+    scales = per_network("controlnet_conditioning_scale", scale, len(networks))
     if request.control_image is None:
         if any(scales):
             raise ArgumentError(
@@ -49,8 +50,12 @@ def control_uses(
     Raises ArgumentError for pictures of another number of channels, for values that are not
     numbers, and for a range without steps.
     """
-    names = ("controlnet_conditioning_scale", "control_guidance_start", "control_guidance_end")
-    values = [per_network(name, request, len(networks)) for name in names]
+    given = {
+        "controlnet_conditioning_scale": request.controlnet_conditioning_scale,
+        "control_guidance_start": request.control_guidance_start,
+        "control_guidance_end": request.control_guidance_end,
+    }
+    values = [per_network(name, value, len(networks)) for name, value in given.items()]
     uses = []
     for network, hint, scale, start, end in zip(networks.values(), hints, *values, strict=True):
         if start >= end:
@@ -71,10 +76,9 @@ def refuse_unused(request: Request) -> None:
             raise ArgumentError(f"{name} is of a ControlNet, and none is loaded: {LOAD}")
 
 
-def per_network(name: str, request: Request, count: int) -> list[float]:
+def per_network(name: str, value: float | Sequence[float], count: int) -> list[float]:
     """Return an argument's value for each of ``count`` networks."""
-    value: Any = getattr(request, name)
-    if not isinstance(value, list | tuple):
+    if not isinstance(value, Sequence):
         return [float(value)] * count
     if len(value) != count:
         raise ArgumentError(

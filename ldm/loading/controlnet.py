@@ -123,13 +123,13 @@ def check_kind(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
     for name, pattern in OTHERS:
         if re.search(pattern, names, re.MULTILINE):
             raise CheckpointError(f"{path} is {article(name)}; {UNSUPPORTED}")
-    if any(name.removeprefix(CONTROL) in (THEIRS, OURS) for name in shapes):
+    kind = find_adapter(names)
+    if kind is None and any(name.removeprefix(CONTROL) in (THEIRS, OURS) for name in shapes):
         return
     if f"{UNET}input_blocks.0.0.weight" in shapes:
         raise CheckpointError(
             f"{path} is a model, not a ControlNet; give it as the model: --model FILE"
         )
-    kind = find_adapter(names)
     if kind is None and (loras := describe_kinds(group(plain_names(shapes))[0])):
         raise CheckpointError(f"{path} is a {loras[0]}, not a ControlNet; give it as --lora FILE")
     if kind is None and is_embedding(shapes):
