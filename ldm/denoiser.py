@@ -24,8 +24,9 @@ from ldm.unet import Residuals, UNet
 Listener = Callable[[list[tuple[int, str] | None]], None]
 
 
-# (x of each row, t, the call, the step) → what is added to the U-Net's activations; None: nothing.
-Steering = Callable[[Tensor, Tensor, "UNetCall", int], Residuals | None]
+# (x of each row, t, the call, the step, whether the finest alone is read) → what is added to the
+# U-Net's activations; None: nothing.
+Steering = Callable[[Tensor, Tensor, "UNetCall", int, bool], Residuals | None]
 
 
 class Denoiser:
@@ -132,8 +133,9 @@ class Denoiser:
             if self.listener is not None:
                 self.listener(call.texts)
             if self.control is not None:
+                short = isinstance(self.unet, DeepCache) and self.unet.reads_finest(mine, **options)
                 latents = mine[:, : x.shape[1]]
-                options["residuals"] = self.control(latents, t, call, step)
+                options["residuals"] = self.control(latents, t, call, step, short)
             outputs.append(self.unet(mine, t, **options))
         if len(outputs) == 1:
             return outputs[0]

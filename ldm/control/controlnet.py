@@ -8,6 +8,7 @@ U-Net's own. Modules are named as in diffusers' ``ControlNetModel``.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import pairwise
 
 import torch
@@ -90,18 +91,31 @@ class ControlNet(UNetEncoder):
             temb = self.embed(t, pooled, time_ids, None, class_labels, dtype=x.dtype)
         middle, skips = self.encode(x, temb, context, hint)
         layers = (*self.controlnet_down_blocks, self.controlnet_mid_block)
-        found = [layer(y) for layer, y in zip(layers, (*skips, middle), strict=True)]
+        return self.pooled(layer(y) for layer, y in zip(layers, (*skips, middle), strict=True))
+
+    def finest(self, x: Tensor, hint: Tensor) -> list[Tensor]:
+        """Return the first of what ``forward`` does alone, which next to nothing is computed for.
+
+        It depends neither on the time nor on the text.
+        """
+        return self.pooled([self.controlnet_down_blocks[0](self.conv_in(x) + hint)])
+
+    def pooled(self, found: Iterable[Tensor]) -> list[Tensor]:
+        """Return the means over all pixels, (B, C, 1, 1), if that is what it adds."""
         if self.config.global_pool_conditions:
             return [y.mean(dim=(2, 3), keepdim=True) for y in found]
-        return found
+        return list(found)
 
 
-def scaled(found: list[Tensor], scale: float, guess_mode: bool = False) -> list[Tensor]:
+def scaled(
+    found: list[Tensor], scale: float, guess_mode: bool = False, count: int | None = None
+) -> list[Tensor]:
     """Multiply by a scale; in guess mode, the finer the weaker: by 0.1 … 1 in equal ratios.
 
+    count: how many there are, if these are only the finest.
     Source: the authors' code of guess mode (lllyasviel/ControlNet), as diffusers has it.
     """
     if guess_mode:
-        factors = (torch.logspace(WEAKEST, 0, len(found)) * scale).tolist()
-        return [y * factor for y, factor in zip(found, factors, strict=True)]
+        factors = (torch.logspace(WEAKEST, 0, count or len(found)) * scale).tolist()
+        return [y * factor for y, factor in zip(found, factors, strict=count is None)]
     return found if scale == 1 else [y * scale for y in found]

@@ -55,23 +55,29 @@ class Control:
         self._hints: dict[int, Tensor] = {}  # features of each use's picture
 
     @torch.no_grad()
-    def __call__(self, x: Tensor, t: Tensor, call: UNetCall, step: int) -> Residuals | None:
+    def __call__(
+        self, x: Tensor, t: Tensor, call: UNetCall, step: int, short: bool = False
+    ) -> Residuals | None:
         """Return the sum of what the ControlNets of a step give for the rows of a call, or None.
 
         x: (rows, C, h, w), the latents of each row; t: (rows,); step: from 1.
+        short: compute only what is added to the finest skip connection (see
+            ``ldm.fast.deepcache``).
         """
         total: list[Tensor] | None = None
         for index, use in enumerate(self.uses):
             if not use.covers(step, self.steps):
                 continue
-            found = self._compute(index, use, x, t, call)
+            found = self._compute(index, use, x, t, call, short)
             if found is not None:
                 pairs = zip(total or found, found, strict=True)
                 total = found if total is None else [a + b for a, b in pairs]
-        return None if total is None else Residuals(total[:-1], total[-1])
+        if total is None:
+            return None
+        return Residuals(total, None) if short else Residuals(total[:-1], total[-1])
 
     def _compute(
-        self, index: int, use: ControlUse, x: Tensor, t: Tensor, call: UNetCall
+        self, index: int, use: ControlUse, x: Tensor, t: Tensor, call: UNetCall, short: bool
     ) -> list[Tensor] | None:
         pooled = use.network.config.global_pool_conditions
         pictures, inputs = call.pictures, call.inputs
@@ -86,8 +92,11 @@ class Control:
         hint = self._hint(index, use, x.device)
         if len(hint) > 1:
             hint = hint[pictures]
-        found = (use.call or use.network)(x, t, hint=hint, **inputs)
-        found = scaled(found, use.scale, self.guess_mode and not pooled)
+        if short:
+            found, count = use.network.finest(x, hint), len(use.network.skip_channels) + 1
+        else:
+            found, count = (use.call or use.network)(x, t, hint=hint, **inputs), None
+        found = scaled(found, use.scale, self.guess_mode and not pooled, count)
         return [spread(y, rows, len(call.texts)) for y in found] if some else found
 
     def _choose(self, call: UNetCall, guided: list[int]) -> tuple[Tensor, dict[str, Tensor]]:

@@ -75,6 +75,13 @@ class DeepCache:
         """As ``UNet.parameters``."""
         return self.unet.parameters()
 
+    def reads_finest(
+        self, x: Tensor, context: Tensor | None = None, class_labels: Tensor | None = None, **_: Any
+    ) -> bool:
+        """Whether the next call with these reads the skip connection of conv_in alone."""
+        known = any(one.fit(x, context, class_labels) for one in self.features)
+        return known and self.branch == 0 and self.every > 1
+
     def __call__(
         self,
         x: Tensor,

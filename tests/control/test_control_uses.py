@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ldm.control.controlnet import ControlNet, ControlNetConditioningEmbedding
+from ldm.control.controlnet import ControlNet, ControlNetConditioningEmbedding, scaled
 from ldm.errors import ArgumentError, CheckpointError, LDMError
 from ldm.hires import hires_fix
 from ldm.pipeline import Pipeline
@@ -155,6 +155,21 @@ def test_deep_cache_of_one_step_is_exact_and_short_steps_are_steered(pipe: Pipel
     late = {"deep_cache": 4, "control_guidance_start": 0.5}
     plain = drawn(pipe, controlnet_conditioning_scale=0.0, deep_cache=4)
     assert difference(drawn(pipe, control_image=hint(), **late), plain) > 1e-3
+
+
+@pytest.mark.parametrize("guess_mode", [False, True])
+def test_the_finest_alone_is_the_first_of_all(pipe: Pipeline, guess_mode: bool) -> None:
+    network = pipe.controlnets["net0"]
+    x, features = torch.randn(2, 4, 5, 9), network.embed_hint(torch.rand(1, 3, 40, 72))
+    whole = network(x, torch.tensor([5.0, 5.0]), torch.randn(2, 77, 32), features)
+    (first,) = scaled(network.finest(x, features), 0.5, guess_mode, len(whole))
+    assert torch.equal(first, scaled(whole, 0.5, guess_mode)[0])
+
+
+def test_short_steps_cost_next_to_nothing(pipe: Pipeline) -> None:
+    calls = Calls(pipe.controlnets["net0"])
+    drawn(pipe, control_image=hint(), deep_cache=3)
+    assert (calls.steps, calls.hints) == (2, 1)
 
 
 def test_tiles_and_embeddings_and_copies(pipe: Pipeline) -> None:
