@@ -150,7 +150,8 @@ def describe_tensors(
     if f"{UNET}input_blocks.0.0.weight" in shapes:
         return describe_model(header, path, global_step, beside)
     if adapter := find_adapter(names):
-        return [("kind", adapter.name), ("for", base_of(header)), weights]
+        more = hint_rows(shapes) if adapter.name == "Control-LoRA" else []
+        return [("kind", adapter.name), ("for", base_of(header)), weights, *more]
     if kinds := adapter_kinds(header):
         return describe_lora(header, kinds)
     if is_embedding(shapes):

@@ -8,6 +8,8 @@ from itertools import chain, count
 from pathlib import Path
 from typing import TypeVar
 
+from torch import Tensor
+
 from ldm.checkpoints.source import check_paths
 from ldm.errors import ArgumentError
 from ldm.fast import adapt_to_cpu
@@ -40,12 +42,27 @@ class ControlNets(Model):
                 f"there is a ControlNet {name!r} already; give another name, or unload that"
             )
         dtype = next(self.unet.parameters()).dtype
-        network = load_controlnet(path, self.unet.config, dtype, self.device)
+        network = load_controlnet(path, self.unet.config, dtype, self.device, self._plain_weights)
         check_latents(path, network.config, self.vae.config.latent_channels, self.vae.config.scale)
         with self.plain():
             self.controlnets[name] = adapt_to_cpu(network)
         self.origin.controlnets[name] = label
         return name
+
+    def _plain_weights(self) -> dict[str, Tensor]:
+        """Return the U-Net's weights as they are without LoRAs."""
+        if not self.loras.loaded:
+            return self.unet.state_dict()
+        scales = {name: dict(lora.scales) for name, lora in self.loras.loaded.items()}
+        self.loras.set_scales({})
+        state = self.unet.state_dict()
+        weights = {
+            name: value.clone()
+            for name, value in state.items()
+            if not name.startswith("up_blocks.")
+        }
+        self.loras.set_scales(scales)
+        return weights
 
     def unload_controlnet(self, name: str) -> None:
         """Remove a ControlNet. Raises ArgumentError for a name that is not loaded."""

@@ -7,10 +7,11 @@ under "control_model." or bare, also within a whole checkpoint. Source: Zhang et
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ldm.checkpoints.deferred import Stored
 from ldm.checkpoints.family import FAMILIES, UNET, read_family
@@ -25,6 +26,7 @@ from ldm.config import ControlNetConfig, UNetConfig, read_json
 from ldm.config.controlnet import CLASS
 from ldm.control.controlnet import ControlNet
 from ldm.errors import CheckpointError
+from ldm.loading.control_lora import MARK, read_control_lora
 
 THEIRS, OURS = "input_hint_block.0.weight", "controlnet_cond_embedding.conv_in.weight"
 TEXT_KEY = re.compile(r"transformer_blocks\.0\.attn2\.to_k\.weight$")
@@ -47,10 +49,15 @@ UNSUPPORTED = "only ControlNets of Stable Diffusion 1.x, 2.x and XL are supporte
 
 
 def load_controlnet(
-    path: Path, unet: UNetConfig, dtype: torch.dtype | None, device: torch.device
+    path: Path,
+    unet: UNetConfig,
+    dtype: torch.dtype | None,
+    device: torch.device,
+    base: Callable[[], Mapping[str, Tensor]] | None = None,
 ) -> ControlNet:
     """Load a ControlNet for a model with such a U-Net.
 
+    base: gives the U-Net's own weights, which a Control-LoRA changes.
     Raises CheckpointError for a file or a folder that is missing, broken or of another kind, and
     for a ControlNet of another family, by name.
     """
@@ -64,7 +71,18 @@ def load_controlnet(
         module = empty(ControlNet, ControlNetConfig.from_dict(config))
         fill(module, to_ours(read_weights(path), module.state_dict()), path, dtype, device)
         return module
-    return read_controlnet(path, read_checkpoint(path).tensors, unet, dtype, device)
+    tensors = read_checkpoint(path).tensors
+    if MARK in tensors and base is not None:
+        first = tuple(tensors[THEIRS].shape) if THEIRS in tensors else ()
+        shapes = {name: tuple(value.shape) for name, value in tensors.items()}
+        layers = hint_layers(shapes)
+        if len(first) != 4 or not layers:
+            raise CheckpointError(f"{path} is a Control-LoRA without {THEIRS}; {UNSUPPORTED}")
+        own = ControlNetConfig.like(
+            unet, conditioning_channels=first[1], conditioning_embedding_out_channels=layers
+        )
+        return read_control_lora(path, tensors, own, base(), dtype, device)
+    return read_controlnet(path, tensors, unet, dtype, device)
 
 
 def load_controlnet_folder(

@@ -270,6 +270,36 @@ def test_another_family_is_named(tiny: Any, tmp_path: Path) -> None:
     assert "layers_per_block (1, 1); this model's U-Net has (2, 2)" in other
 
 
+def test_control_lora(tiny: Any, tmp_path: Path) -> None:
+    """W = W₀ + B A of the base's weight, whole tensors in its place, by Stability's names."""
+    network, unet_config = tiny
+    base = randomize(UNet(unet_config), 8)
+    plain = {name: value.clone() for name, value in base.state_dict().items()}
+    rename, want, tensors = controlnet_names(network.config), {}, {loading.MARK: torch.zeros(0)}
+    for index, (name, value) in enumerate(network.state_dict().items()):
+        place = rename(name).name
+        want[name] = plain.get(name, value)
+        if name not in plain or index % 5 == 0:
+            tensors[place], want[name] = value, value
+        if name.endswith(".weight") and name in plain and value.ndim > 1 and index % 3:
+            up, down = torch.randn(value.shape[0], 2), torch.randn(2, *value.shape[1:])
+            stem = place.removesuffix(".weight")
+            tensors |= {f"{stem}.up": up.reshape(*up.shape, *[1] * (value.ndim - 2))}
+            tensors |= {f"{stem}.down": down}
+            want[name] = want[name] + torch.einsum("or,r...->o...", up, down)
+    path = tmp_path / "control-lora.safetensors"
+    save_file(tensors, path)
+    found = load_controlnet(path, unet_config, None, torch.device("cpu"), base.state_dict)
+    assert sum(name.endswith(".up") for name in tensors) > 5
+    for name, value in found.state_dict().items():
+        assert (value - want[name]).abs().max() <= 1e-6
+    base.conv_in.weight.zero_()  # as a LoRA changes it: the copy stays
+    assert torch.equal(found.conv_in.weight, want["conv_in.weight"])
+    save_file(tensors | {"input_blocks.9.0.op.up": torch.zeros(2, 2)}, path)
+    with pytest.raises(CheckpointError, match=r"op\.up and 0 more tensors that fit no layer"):
+        load_controlnet(path, unet_config, None, torch.device("cpu"), base.state_dict)
+
+
 def test_broken_files(tiny: Any, tmp_path: Path) -> None:
     network, unet = tiny
     path = tmp_path / "net.safetensors"
