@@ -7,7 +7,7 @@ the output again, and lets ``ldm.guidance`` combine it into one prediction.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,10 +18,15 @@ from ldm.guidance import Guidance
 from ldm.samplers import Denoised
 from ldm.scheduler import DDPMScheduler, Level
 from ldm.text.conditioning import Conditioning, Prompted, Script
-from ldm.unet import UNet
+from ldm.unet import Residuals, UNet
 
 # Called before each U-Net call with (picture, text) per row; None for negative prompts.
 Listener = Callable[[list[tuple[int, str] | None]], None]
+
+
+# (x of each row, t, the call, the step, whether the finest alone is read) → what is added to the
+# U-Net's activations; None: nothing.
+Steering = Callable[[Tensor, Tensor, "UNetCall", int, bool], Residuals | None]
 
 
 class Denoiser:
@@ -37,6 +42,7 @@ class Denoiser:
         known: Tensor | None = None,
         embedded_scale: float | None = None,
         listener: Listener | None = None,
+        control: Steering | None = None,
         device: torch.device | None = None,
         steps_done: int = 0,
     ) -> None:
@@ -48,11 +54,13 @@ class Denoiser:
         embedded_scale: the guidance scale, for networks that read it as an input (Meng et al. 2023,
             "On Distillation of Guided Diffusion Models"; LCM); ``guidance`` then combines nothing.
         listener: such as ``ldm.techniques.attention_maps.AttentionMaps.set_rows``.
+        control: such as ``ldm.control.steering.Control``.
         device: where the U-Net computes; None takes that of its parameters.
         steps_done: how many steps another model has run before, for prompts that change.
         """
         self.unet, self.scheduler, self.guidance = unet, scheduler, guidance
         self.known, self.embedded_scale, self.listener = known, embedded_scale, listener
+        self.control = control
         self.steps_done = steps_done
         first = next(unet.parameters())
         self.dtype, self.device = first.dtype, device or first.device
@@ -116,7 +124,7 @@ class Denoiser:
             mine = inputs.to(self.device, self.dtype)[call.pictures]
             if call.bare:
                 mine[call.bare, x.shape[1] :] = 0
-            options = dict(call.inputs)
+            options: dict[str, Any] = dict(call.inputs)
             if self.embedded_scale is not None:
                 options["guidance_scale"] = torch.full(
                     (len(mine),), self.embedded_scale, device=mine.device
@@ -124,6 +132,10 @@ class Denoiser:
             t = torch.full((len(mine),), level.t, device=mine.device)
             if self.listener is not None:
                 self.listener(call.texts)
+            if self.control is not None:
+                short = isinstance(self.unet, DeepCache) and self.unet.reads_finest(mine, **options)
+                latents = mine[:, : x.shape[1]]
+                options["residuals"] = self.control(latents, t, call, step, short)
             outputs.append(self.unet(mine, t, **options))
         if len(outputs) == 1:
             return outputs[0]

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from ldm.config.arguments import takes
+from ldm.control.hints import expand_hints, hint_size, read_hints
 from ldm.errors import ArgumentError
 from ldm.images.inputs import check_size
 from ldm.output.record import with_records
@@ -60,11 +61,16 @@ def hires_fix(pipe: Pipeline, request: LargeRequest) -> Iterator[Progress]:
         if value is not None:
             raise ArgumentError(f"{name} and two passes do not go together; leave one out")
     pipe.need_encoder()  # of the second pass
+    if pipe.controlnets:  # whose picture decides the size of the first pass, unless it is given
+        found = hint_size(read_hints(pipe.controlnets, request)) or pipe.default_size()
+        factor = pipe.vae.config.scale
+        height, width = (side // factor * factor for side in found)
+        request = replace(request, height=request.height or height, width=request.width or width)
     size = hires_size(pipe, request.height, request.width, request.hires_scale)
     steps, skipped = pipe.schedule(
         request.num_inference_steps, request.hires_strength, request.sampler, request.schedule
     )
-    each = prompt_each(request)
+    each = prompt_each(request, len(pipe.controlnets))
     first = draw(pipe, replace(each, output_type="pil"))
     return passes(pipe, each, first, size, len(steps) - skipped)
 
@@ -104,8 +110,11 @@ def passes(
         yield replace(later, step=done, steps=progress.steps + later.steps)
 
 
-def prompt_each(request: LargeRequest) -> LargeRequest:
-    """Return the request with a prompt for each picture, as the second pass has one for each."""
+def prompt_each(request: LargeRequest, controlnets: int = 0) -> LargeRequest:
+    """Return the request with a prompt for each picture, as the second pass has one for each.
+
+    controlnets: how many read pictures.
+    """
     repeats = range(request.repeats)
     negative = request.negative_prompt
     if negative is not None and not isinstance(negative, str):
@@ -121,6 +130,7 @@ def prompt_each(request: LargeRequest) -> LargeRequest:
         prompt=prompts,
         negative_prompt=negative,
         num_images_per_prompt=1,
+        control_image=expand_hints(request, controlnets) if controlnets else request.control_image,
         **embeddings,
     )
 

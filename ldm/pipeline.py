@@ -67,6 +67,7 @@ class Pipeline(DiffusersMethods):
         token: str | None = None,
         local_files_only: bool = False,
         int8: bool = False,
+        controlnet: str | Path | Sequence[str | Path] | None = None,
     ) -> Pipeline:
         """Load a model: None is the built-in one, else a folder, a single file or a hub id.
 
@@ -81,10 +82,15 @@ class Pipeline(DiffusersMethods):
         prediction_type: "epsilon", "v_prediction" or "sample"; None as in the model's config.
         ema: take the averaged copy of the U-Net's weights that full training checkpoints hold.
         int8: as in ``optimize``, which is called then.
+        controlnet: folders or files of ControlNets, as of ``load_controlnet``.
         Habits of diffusers are accepted, such as ``torch_dtype``: ``ldm.config.diffusers_habits``.
         Raises CheckpointError for a model that is missing, broken or not supported.
         """
         texts = [text_encoder] if isinstance(text_encoder, str | Path) else text_encoder or ()
+        controls = [controlnet] if isinstance(controlnet, str | Path) else controlnet or ()
+        if not isinstance(controls, Sequence):
+            controls = [controlnet]  # which is an error
+        check_paths({"controlnet": controls})
         check_paths({"model": [model], "vae": [vae], "text_encoder": texts})
         path = find_model(
             model,
@@ -122,6 +128,8 @@ class Pipeline(DiffusersMethods):
             origin.loading["dtype"] = str(pipe.dtype).removeprefix("torch.")
         if preview_vae is not None:
             pipe.load_preview_vae(preview_vae)
+        for each in controls:
+            pipe.load_controlnet(each)
         return pipe.optimize(int8=True) if int8 else pipe
 
     from_single_file = from_pretrained
@@ -252,7 +260,7 @@ class Pipeline(DiffusersMethods):
         """
         if on:
             check_optimize(self.device, compile, offload, int8)
-        undo(self.optimized, (self.unet, self.vae))
+        undo(self.optimized, (self.unet, self.vae, *self.controlnets.values()))
         self.optimized = Optimized()
         if on:
             encoders = [model.encoder for model in self.text_models]
@@ -261,6 +269,7 @@ class Pipeline(DiffusersMethods):
                 self.unet,
                 self.vae,
                 others,
+                self.controlnets,
                 self.device,
                 compile=compile,
                 offload=offload,

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from ldm.classes.guidance import with_classifier
+from ldm.control.hints import control_uses, hint_size, read_hints, refuse_unused
+from ldm.control.steering import ControlUse
 from ldm.errors import ArgumentError
 from ldm.fast.deepcache import DeepCache
 from ldm.fast.time_cache import expect_times
@@ -98,6 +100,7 @@ class Run:
     noise: Noise
     prompted: list[Prompted]  # of each picture
     cache: DeepCache | None
+    controls: list[ControlUse]
 
     def tiled(self, function: Callable[P, T], *modules: torch.nn.Module) -> Callable[P, T]:
         """Wrap ``function``: if tiles are drawn, the modules' convolutions wrap around."""
@@ -136,10 +139,17 @@ def prepare(model: Model, request: Request) -> Run:
         image_scale(model, request.image_guidance_scale),
     )
     schedule = make_schedule(model, request)
-    canvas = read_canvas(model, request)
+    hints = []
+    if model.controlnets:
+        hints = read_hints(model.controlnets, request)
+    else:
+        refuse_unused(request)
+    canvas = read_canvas(model, request, hint_size(hints))
+    controls = control_uses(model.controlnets, request, hints, (canvas.height, canvas.width))
     noise = make_noise(model, request, canvas)
     prompted, labels = make_conditioning(model, request, schedule, canvas, scale > 1)
-    expect_times(model.unet, [start.t for start, _ in schedule.run])
+    for network in (model.unet, *model.controlnets.values()):
+        expect_times(network, [start.t for start, _ in schedule.run])
     cache = None
     if (request.deep_cache, request.deep_cache_branch) != (1, 0):
         cache = DeepCache(model.unet, request.deep_cache, request.deep_cache_branch)
@@ -151,7 +161,7 @@ def prepare(model: Model, request: Request) -> Run:
         model.defaults.classifier_scale,
         (canvas.height, canvas.width),
     )
-    return Run(model, request, scale, guidance, schedule, canvas, noise, prompted, cache)
+    return Run(model, request, scale, guidance, schedule, canvas, noise, prompted, cache, controls)
 
 
 def choose_sampler(model: Model, sampler: str | None, schedule: str | None = None) -> Choice:
@@ -208,12 +218,18 @@ def count_steps(steps: list[Pair], fraction: float, train_steps: int) -> int:
     return sum(level.t >= cutoff for level, _ in steps)
 
 
-def read_canvas(model: Model, request: Request) -> Canvas:
-    """Load the image and the mask, if given, at the size to draw."""
+def read_canvas(model: Model, request: Request, hint: tuple[int, int] | None = None) -> Canvas:
+    """Load the image and the mask, if given, at the size to draw.
+
+    hint: the (height, width) of a ControlNet's picture, which decides if nothing else does.
+    """
     texts, repeats = len(request.prompts), request.repeats
     pictures = read_pictures(request.image, "image", texts, repeats)
     handed = None if request.denoising_start is None else request.latents
     own = model.default_size() if handed is None else latents_size(model, handed)
+    if hint is not None and handed is None:
+        factor = model.vae.config.scale
+        own = (hint[0] // factor * factor, hint[1] // factor * factor)
     size = fit_size(request.height, request.width, pictures, own, model.vae.config.scale)
     if pictures is None:
         return Canvas(*size)

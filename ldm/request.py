@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from torch import Generator, Tensor
 
     Picture = str | Path | Image | ndarray[Any, Any] | Tensor
+    Hint = Picture | Sequence[Picture]  # of one ControlNet
 else:  # what reads them checks them: no heavy package is imported here
-    Generator = Picture = Tensor = Any
+    Generator = Picture = Hint = Tensor = Any
 
 STRENGTH, MASKED_STRENGTH = 0.8, 1.0  # of image-to-image, and of inpainting
 MAX_BLUR = 256  # pixels
@@ -60,6 +61,18 @@ class Request:
             else they are encoded and decoded by the VAE, as in diffusers.
         depth_map: of the image, near is bright, for models that draw to a depth: one for all
             prompts, or one for each; pictures, or a tensor (B, H, W) as in diffusers.
+        control_image: what ControlNets that are loaded read, such as edges or a depth map, prepared
+            as each network was trained: for one ControlNet, a picture for all prompts or one for
+            each; for several, a list of these, in the order of loading, or, as in diffusers, for
+            each prompt a list of pictures. They are stretched to the size to draw. A tensor (3, H,
+            W) or (B, 3, H, W) of floats in [0, 1] is taken as it is; -1 marks what an inpainting
+            ControlNet fills in.
+        controlnet_conditioning_scale: factor of what a ControlNet adds; one for all, or a list; 0
+            switches it off, and costs nothing.
+        control_guidance_start, control_guidance_end: in [0, 1], fractions of the run's steps
+            between which it is used; one for all, or a list.
+        guess_mode: whether ControlNets see the prompt's rows alone, not the negative prompt's, and
+            add less to finer levels; works also without a prompt, with a guidance_scale of 3 to 5.
         strength: in [0, 1], how much of the image is redrawn: ``min(int(steps·strength), steps)``
             steps run, but at least one (with LCM's models all of them, from a lower level of
             noise); 0 returns the image. None is 0.8, and 1 with a mask and for edits.
@@ -173,6 +186,47 @@ class Request:
         metavar="FILE",
         group="image",
         recorded="another",
+    )
+    control_image: Hint | Sequence[Hint] | None = argument(
+        None,
+        "the picture that a --controlnet reads; may be repeated, in the same order",
+        "--control-image",
+        metavar="FILE",
+        group="control",
+        recorded="another",
+    )
+    controlnet_conditioning_scale: float | list[float] | tuple[float, ...] = argument(
+        within("(-inf, inf)", 1.0, "a number, 0 (off) to 2 as a rule"),
+        "how much a --controlnet steers, 0 to 2 as a rule; one for all, or S,S (default: "
+        "{default:g}, or as --controlnet PATH:SCALE says)",
+        *("--controlnet-conditioning-scale", "--control-scale"),
+        command_default=None,
+        kind="a number, or a list of them",
+        metavar="S",
+        group="control",
+    )
+    control_guidance_start: float | list[float] | tuple[float, ...] = argument(
+        within("[0, 1]", 0.0, "in [0, 1]"),
+        "where in the run a --controlnet begins to steer, 0 to 1; one for all, or F,F (default: "
+        "{default:g})",
+        *("--control-guidance-start", "--control-start"),
+        kind="a number, or a list of them",
+        metavar="F",
+        group="control",
+    )
+    control_guidance_end: float | list[float] | tuple[float, ...] = argument(
+        within("[0, 1]", 1.0, "in [0, 1]"),
+        "where in the run it stops, 0 to 1; one for all, or F,F (default: {default:g})",
+        *("--control-guidance-end", "--control-end"),
+        kind="a number, or a list of them",
+        metavar="F",
+        group="control",
+    )
+    guess_mode: bool = argument(
+        False,
+        "let a --controlnet see the prompt's half of guidance alone, and steer coarse levels most",
+        "--guess-mode",
+        group="control",
     )
     paste_back: bool = argument(
         True,
@@ -549,6 +603,10 @@ def default_strength(masked: bool, edits: bool = False) -> float:
     return MASKED_STRENGTH if masked or edits else STRENGTH
 
 
+# What ControlNets alone read.
+CONTROL = tuple(
+    field.name for field in dataclasses.fields(Request) if about(field).group == "control"
+)
 OFFSETS = {  # argument → what the command line and files count more than Python
     field.name: about(field).command_offset
     for field in dataclasses.fields(Request)

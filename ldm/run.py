@@ -13,11 +13,12 @@ models without an autoencoder, in that of the pixels (Ho et al. 2020).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from ldm.control.steering import Control
 from ldm.denoiser import Denoiser
 from ldm.fast.deepcache import DeepCache
 from ldm.fast.graphs import Graphs
@@ -92,7 +93,7 @@ def steps_of(run: Run, start: Start | None = None) -> Iterator[Progress]:
         last = progress.step == progress.steps
         # Only at the ends: on a GPU every check of values makes the CPU wait.
         if (index == 0 or last) and not x0.isfinite().all():
-            raise nonfinite_error(model.parts)
+            raise nonfinite_error(model.parts | model.controlnets)
         if last:
             progress.output = finish(run, x)
         yield progress
@@ -113,10 +114,25 @@ def make_denoiser(run: Run, known: Tensor | None) -> Callable[[Tensor, Level, in
         known=known,
         embedded_scale=run.scale if reads_scale else None,
         listener=model.listener,
+        control=make_control(run),
         device=model.device,
         steps_done=run.schedule.done,
     )
-    return run.tiled(denoiser, *filter(None, (model.unet, model.classifier)))
+    networks = (model.unet, model.classifier, *model.controlnets.values())
+    return run.tiled(denoiser, *filter(None, networks))
+
+
+def make_control(run: Run) -> Control | None:
+    """Return what ControlNets add to the U-Net; None without one that is used."""
+    if not any(use.scale for use in run.controls):
+        return None
+    graphs = run.model.optimized.control_graphs
+    recorded = (
+        {} if run.request.tiling else {recording.unet: recording for recording in graphs.values()}
+    )
+    uses = [replace(use, call=recorded.get(use.network)) for use in run.controls]
+    dtype = next(run.model.unet.parameters()).dtype
+    return Control(uses, len(run.schedule.run), run.request.guess_mode, dtype)
 
 
 def choose_unet(run: Run) -> UNet | DeepCache | Graphs:

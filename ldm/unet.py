@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from itertools import zip_longest
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -187,17 +188,25 @@ def way_down(config: BlocksConfig) -> tuple[nn.ModuleList, list[int]]:
     return blocks, skips
 
 
-class UNet(nn.Module):
-    """diffusers' ``UNet2DConditionModel`` and, without text, ``UNet2DModel``: by ``UNetConfig``."""
+class Residuals(NamedTuple):
+    """What a ControlNet adds to a U-Net's activations (Zhang et al. 2023, section 3.2)."""
 
-    config_class = UNetConfig
-    weight_stem = "diffusion_pytorch_model"
+    skips: list[Tensor]  # for conv_in and what each level pushes, finest first
+    middle: Tensor | None  # for the middle's output
+
+
+class UNetEncoder(nn.Module):
+    """The half of a U-Net that reads: time and other conditions, the way down, the middle.
+
+    ControlNets are copies of it (``ldm.control.controlnet``).
+    """
+
     mid_block: UNetMidBlock | None
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
         self.config = config
-        widths, last = config.block_out_channels, config.levels - 1
+        widths = config.block_out_channels
         temb_channels = 4 * widths[0]
         self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
         self.time_embedding = TimestepEmbedding(widths[0], temb_channels, config.time_cond_proj_dim)
@@ -210,65 +219,26 @@ class UNet(nn.Module):
         added_width = config.projection_class_embeddings_input_dim
         if config.addition_embed_type and added_width is not None:  # UNetConfig needs both
             self.add_embedding = TimestepEmbedding(added_width, temb_channels)
-
-        self.down_blocks, skips = way_down(config)
+        self.down_blocks, self.skip_channels = way_down(config)
         middle = None if config.mid_block_type is None else UNetMidBlock(config)
         self.register_module("mid_block", middle)
-        self.up_blocks = nn.ModuleList()
-        previous = widths[-1]
-        for level in reversed(range(config.levels)):
-            width = widths[level]
-            before = [
-                (previous if layer == 0 else width) + skips.pop()
-                for layer in range(config.layers[level] + 1)
-            ]
-            kind, depths = config.up_block_types[last - level], config.up_depths[last - level]
-            block = UNetBlock(config, level, kind, before, depths)
-            if level > 0:
-                block.upsamplers.append(upsampler(config, level))
-            self.up_blocks.append(block)
-            previous = width
 
-        self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, widths[0], config.norm_eps)
-        self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
+    def encode(
+        self, x: Tensor, temb: Tensor, context: Tensor | None, hint: Tensor | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Return the middle's output, and the skip connections, finest first.
 
-    def forward(
-        self,
-        x: Tensor,
-        t: Tensor,
-        context: Tensor | None = None,
-        pooled: Tensor | None = None,
-        time_ids: Tensor | None = None,
-        guidance_scale: Tensor | None = None,
-        class_labels: Tensor | None = None,
-        temb: Tensor | None = None,
-    ) -> Tensor:
-        """Predict ε, x₀ or v, whichever the network was trained for.
-
-        x: noisy latents or pixels (B, in_channels, h, w) at unit variance; t: times (B,) in
-        [0, 1000); context: text states (B, tokens, cross_attention_dim), if it reads a text.
-        Returns (B, out_channels, h, w).
-        SDXL also needs pooled, the text's one state (B, P), and time_ids (B, 5 or 6): sizes in
-        pixels (Podell et al. 2023, section 2.2). LCM needs the guidance_scale (B,) to imitate.
-        A class-conditional model needs class_labels: (B,) int64 in [0, num_class_embeds), by
-        class_embed_type "timestep" (B,) numbers, "identity" (B, 4 · first width) embeddings.
-        temb is the result of ``embed`` for all these except x and context, if it is known already.
-        Raises ArgumentError for an input that is missing, or that the model does not read.
+        hint: (1 or B, first width, h, w), a ControlNet's features of its picture, or None.
         """
-        config = self.config
-        check_given("context", context, config.cross_attention_dim is not None)
-        check_given("class_labels", class_labels, config.class_conditional)
-        if temb is None:
-            temb = self.embed(t, pooled, time_ids, guidance_scale, class_labels, dtype=x.dtype)
-        x = self.conv_in(2 * x - 1 if config.center_input_sample else x)
+        x = self.conv_in(2 * x - 1 if self.config.center_input_sample else x)
+        if hint is not None:
+            x = x + hint
         skips = [x]
         for block in self.down_blocks:
             x = block(x, temb, context, skips, going_up=False)
         if self.mid_block is not None:
             x = self.mid_block(x, temb, context)
-        for block in self.up_blocks:
-            x = block(x, temb, context, skips, going_up=True)
-        return self.conv_out(F.silu(self.conv_norm_out(x)))
+        return x, skips
 
     def embed(
         self,
@@ -314,6 +284,73 @@ class UNet(nn.Module):
             added = torch.cat([text, sizes.view(len(text), -1).to(dtype)], dim=-1)
             temb = temb + self.add_embedding(added)
         return F.silu(temb)
+
+
+class UNet(UNetEncoder):
+    """diffusers' ``UNet2DConditionModel`` and, without text, ``UNet2DModel``: by ``UNetConfig``."""
+
+    config_class = UNetConfig
+    weight_stem = "diffusion_pytorch_model"
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__(config)
+        widths, last = config.block_out_channels, config.levels - 1
+        skips = list(self.skip_channels)
+        self.up_blocks = nn.ModuleList()
+        previous = widths[-1]
+        for level in reversed(range(config.levels)):
+            width = widths[level]
+            before = [
+                (previous if layer == 0 else width) + skips.pop()
+                for layer in range(config.layers[level] + 1)
+            ]
+            kind, depths = config.up_block_types[last - level], config.up_depths[last - level]
+            block = UNetBlock(config, level, kind, before, depths)
+            if level > 0:
+                block.upsamplers.append(upsampler(config, level))
+            self.up_blocks.append(block)
+            previous = width
+
+        self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, widths[0], config.norm_eps)
+        self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
+
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        context: Tensor | None = None,
+        pooled: Tensor | None = None,
+        time_ids: Tensor | None = None,
+        guidance_scale: Tensor | None = None,
+        class_labels: Tensor | None = None,
+        temb: Tensor | None = None,
+        residuals: Residuals | None = None,
+    ) -> Tensor:
+        """Predict ε, x₀ or v, whichever the network was trained for.
+
+        x: noisy latents or pixels (B, in_channels, h, w) at unit variance; t: times (B,) in
+        [0, 1000); context: text states (B, tokens, cross_attention_dim), if it reads a text.
+        Returns (B, out_channels, h, w).
+        SDXL also needs pooled, the text's one state (B, P), and time_ids (B, 5 or 6): sizes in
+        pixels (Podell et al. 2023, section 2.2). LCM needs the guidance_scale (B,) to imitate.
+        A class-conditional model needs class_labels: (B,) int64 in [0, num_class_embeds), by
+        class_embed_type "timestep" (B,) numbers, "identity" (B, 4 · first width) embeddings.
+        temb is the result of ``embed`` for all these except x and context, if it is known already.
+        residuals are added to the skip connections and to the middle's output.
+        Raises ArgumentError for an input that is missing, or that the model does not read.
+        """
+        config = self.config
+        check_given("context", context, config.cross_attention_dim is not None)
+        check_given("class_labels", class_labels, config.class_conditional)
+        if temb is None:
+            temb = self.embed(t, pooled, time_ids, guidance_scale, class_labels, dtype=x.dtype)
+        x, skips = self.encode(x, temb, context)
+        if residuals is not None:
+            skips = [skip + more for skip, more in zip(skips, residuals.skips, strict=True)]
+            x = x if residuals.middle is None else x + residuals.middle
+        for block in self.up_blocks:
+            x = block(x, temb, context, skips, going_up=True)
+        return self.conv_out(F.silu(self.conv_norm_out(x)))
 
 
 def required(name: str, value: Tensor | None) -> Tensor:

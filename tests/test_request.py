@@ -28,6 +28,7 @@ from ldm.refiner import Ensemble
 from ldm.request import (
     ALL_FIELDS,
     ARGUMENTS,
+    CONTROL,
     CallRequest,
     LargeRequest,
     RefinedRequest,
@@ -55,6 +56,7 @@ NO_PLOT_AXIS = {
     "image": "its file may have another size than the next one",
     "mask_image": "as image",
     "depth_map": "as image",
+    "control_image": "as image",
     "num_images_per_prompt": "a plot draws one picture for each pair",
 }
 NOT_IN_SETTINGS = {
@@ -62,12 +64,15 @@ NOT_IN_SETTINGS = {
     "image": "its digest stands there",
     "mask_image": "as image",
     "depth_map": "as image",
+    "control_image": "as image",
     "num_images_per_prompt": "each picture is told alone",
 }
 NO_LABEL = {  # A1111 writes nothing of the kind, or nothing that says all
     "image": "not in the file",
     "mask_image": "not in the file",
     "depth_map": "not in the file",
+    "control_image": "not in the file",
+    **dict.fromkeys(CONTROL[1:], "stands in ControlNet 0, …"),
     "paste_back": "A1111 always pastes",
     "height": "stands in Size",
     "width": "stands in Size",
@@ -159,6 +164,7 @@ OTHER = {  # a value that is not the default, as it is typed
     "str": "x",
     "str | Sequence[str]": "x",
     "tuple[float, float]": "0.25,5.0",
+    "float | list[float] | tuple[float, ...]": "0.25,0.75",
     "tuple[int, int, int, int]": "8,0,8,0",
 }
 
@@ -204,7 +210,7 @@ def test_every_argument_does_something(name: str) -> None:
         node.attr
         for file in (
             *("preparation.py", "run.py", "hires.py", "refiner.py", "request.py"),
-            "cli/guidance_options.py",
+            *("control/hints.py", "cli/guidance_options.py"),
         )
         for node in ast.walk(ast.parse((package / file).read_text(encoding="utf-8")))
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)

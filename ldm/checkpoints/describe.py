@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.checkpoints.backbones import find_backbone, is_backbone
+from ldm.checkpoints.describe_control import hint_rows
 from ldm.checkpoints.distilled import distilled_name, original_names, structure_of
 from ldm.checkpoints.family import (
     FAMILIES,
@@ -149,7 +150,8 @@ def describe_tensors(
     if f"{UNET}input_blocks.0.0.weight" in shapes:
         return describe_model(header, path, global_step, beside)
     if adapter := find_adapter(names):
-        return [("kind", adapter.name), ("for", base_of(header)), weights]
+        more = hint_rows(shapes) if adapter.name == "Control-LoRA" else []
+        return [("kind", adapter.name), ("for", base_of(header)), weights, *more]
     if kinds := adapter_kinds(header):
         return describe_lora(header, kinds)
     if is_embedding(shapes):
@@ -169,7 +171,8 @@ def describe_tensors(
             rows = [("kind", f"model of {other.name} (not supported)")]
         elif other.name in ("ControlNet", "U-Net", "motion module"):
             rows.append(("for", base_of(header)))
-        return [*rows, weights]
+        more = hint_rows(shapes) if other.name == "ControlNet" else []
+        return [*rows, weights, *more]
     return [("kind", UNKNOWN), weights]
 
 

@@ -56,6 +56,7 @@ OTHERS = (
               r"|^model\.diffusion_model\.(?:input|output)_blocks\."),
 )  # fmt: skip
 ADVICE = {
+    **dict.fromkeys(("ControlNet", "Control-LoRA"), "give it beside one: --controlnet FILE"),
     "VAE": "give it beside one: --vae FILE",
     "TAESD": "give it beside one: --vae FILE, or --preview-vae FILE",
     "U-Net": "give it with its other parts: a folder with model_index.json, or a whole single file",
@@ -75,7 +76,7 @@ def find_adapter(names: str) -> Kind | None:
             continue
         if name == "SparseCtrl" and "motion_modules." not in names:
             continue
-        return Kind(name, UNSUPPORTED)
+        return Kind(name, ADVICE.get(name, UNSUPPORTED))
     return None
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # the names alone need no PyTorch
     from torch import Tensor
 
     from ldm.checkpoints.deferred import Stored
+    from ldm.config import ControlNetConfig
 
 
 class Place(NamedTuple):
@@ -53,6 +54,7 @@ UNET_ENDS = {
     "conv_norm_out": "out.0",
     "conv_out": "out.2",
 }
+CONTROL = "control_model."  # before the names of a ControlNet
 VAE_ATTENTION = {
     "group_norm": "norm",
     "to_q": "q",
@@ -112,6 +114,26 @@ def unet_names(layers: Sequence[int], attention_up: Iterable[bool]) -> Rename:
                 return Place(f"middle_block.1.{rest}")
             return Place(f"middle_block.{2 * int(index)}.{_replaced(rest, RESNET)}")
         return Place(_replaced(key, UNET_ENDS))
+
+    return rename
+
+
+def controlnet_names(config: ControlNetConfig) -> Rename:
+    """Map the names of a ControlNet (lllyasviel/ControlNet, cldm.py)."""
+    unet = unet_names(config.layers, ())
+    last = 2 * len(config.conditioning_embedding_out_channels)
+
+    def rename(key: str) -> Place:
+        if found := re.match(r"controlnet_down_blocks\.(\d+)\.(.+)", key):
+            return Place(f"zero_convs.{found[1]}.0.{found[2]}")
+        if key.startswith("controlnet_mid_block."):
+            return Place(key.replace("controlnet_mid_block", "middle_block_out.0"))
+        if found := re.match(r"controlnet_cond_embedding\.blocks\.(\d+)\.(.+)", key):
+            return Place(f"input_hint_block.{2 * int(found[1]) + 2}.{found[2]}")
+        if found := re.match(r"controlnet_cond_embedding\.(conv_in|conv_out)\.(.+)", key):
+            number = 0 if found[1] == "conv_in" else 2 * last - 2
+            return Place(f"input_hint_block.{number}.{found[2]}")
+        return unet(key)
 
     return rename
 

@@ -51,6 +51,18 @@ def add_refiner(add: Add) -> None:
     )
 
 
+def add_controlnet(add: Add) -> None:
+    """Add the option for ControlNets."""
+    add(
+        "--controlnet",
+        action="append",
+        default=[],
+        type=filled,
+        metavar="PATH[:SCALE]",
+        help="a ControlNet, as a folder or a file, that steers by --control-image; may be repeated",
+    )
+
+
 def add_many(group: argparse._ArgumentGroup) -> None:
     """Add the options for many pictures, and for all of them on one."""
     add = group.add_argument

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ldm.cli import fields
 from ldm.cli.allocator import OPT_OUT
 from ldm.cli.fields import ALIASES, SWITCHES
 from ldm.cli.options import NAMED, defaults, parser
@@ -37,9 +38,12 @@ NOT_HERE = {
     *("prompt", NAMED, "prompts", "from_file", "force", "list_samplers", "version", "x", "y"),
     *("replay", "templates", "all"),
 }
-LISTS = ("lora", "embedding", "text_encoder")
+LISTS = ("lora", "embedding", "text_encoder", "controlnet", "control_image")
 # "~" in them is the user's folder.
-FILES = ("model", "vae", "lora_dir", "model_dir", "image", "mask", "wildcards")
+FILES = (
+    *("model", "vae", "lora_dir", "model_dir", "image", "mask", "wildcards"),
+    *("control_image", "controlnet"),
+)
 ON_OFF = {"1": True, "true": True, "yes": True, "on": True}
 ON_OFF |= {"0": False, "false": False, "no": False, "off": False}
 
@@ -144,7 +148,7 @@ def read_value(name: str, value: Any, key: str, origin: str) -> Any:
         if not isinstance(switch, bool):
             raise ArgumentError(f"{origin}: {key} is {value!r}; expected true or false")
         return switch
-    if isinstance(value, list) and name in ("guidance_interval", "outpaint"):
+    if isinstance(value, list) and name in fields.LISTS:
         value = ",".join(map(str, value))
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise ArgumentError(f"{origin}: {key} is {value!r:.60}; expected a text or a number")

@@ -39,8 +39,20 @@ def interval(text: str) -> tuple[float, ...]:
     return values
 
 
+def numbers(text: str) -> float | tuple[float, ...]:
+    """Read "0.5", or "0.5,1" of several things."""
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        hint = "give a number, or one for each: 0.5,1"
+        raise argparse.ArgumentTypeError(f"it is {text!r:.40}; {hint}") from None
+    return values if len(values) > 1 else values[0]
+
+
 SWITCH, FILE = "bool", "Picture | Sequence[Picture]"
 MAP = f"{FILE} | Tensor"
+HINTS = "Hint | Sequence[Hint]"  # an option that may be repeated
+NUMBERS = "float | list[float] | tuple[float, ...]"
 # A field's type, without None → how to read the option.
 READERS: dict[str, Callable[[str], Any]] = {
     "int": int,
@@ -52,11 +64,14 @@ READERS: dict[str, Callable[[str], Any]] = {
     "tuple[int, int, int, int]": margins,
     FILE: filled,
     MAP: filled,
+    HINTS: filled,
+    NUMBERS: numbers,
 }
 GROUPS = {  # a field's group, and those of other options → heading in the help
     "everyday": help.EVERYDAY,
     "text": "text",
     "image": "starting from an image",
+    "control": "steering by a picture",
     "size": "larger pictures",
     "sampling": "sampling",
     "guidance": "guidance",
@@ -97,8 +112,9 @@ def default_of(field: Field[Any]) -> Any:
 FIELDS = {option_name(field): field for field in ALL_FIELDS.values() if about(field).options}
 DEFAULTS = {name: default_of(field) for name, field in FIELDS.items()}
 SWITCHES = frozenset(name for name, field in FIELDS.items() if kind(field) == SWITCH)
-FILES = tuple(name for name, field in FIELDS.items() if kind(field) in (FILE, MAP))
-LISTS = frozenset(name for name, field in FIELDS.items() if kind(field).startswith("tuple"))
+FILES = tuple(name for name, field in FIELDS.items() if kind(field) in (FILE, MAP, HINTS))
+REPEATED = frozenset(name for name, field in FIELDS.items() if kind(field) == HINTS)
+LISTS = frozenset(name for name, field in FIELDS.items() if "tuple[" in kind(field)) - {"seed"}
 # Other accepted names → the option's.
 ALIASES = {
     alias: name
@@ -147,6 +163,7 @@ def add_field(group: argparse._ArgumentGroup, name: str) -> None:
     else:
         reader, metavar = READERS[kind(field)], names.metavar
         store: Any = NegativePrompt if name == "negative_prompt" else "store"
+        store = "append" if name in REPEATED else store
         add(
             *names.options,
             dest=name,

@@ -11,6 +11,7 @@ from typing import NoReturn
 from ldm.cli import choices, observe, streams
 from ldm.cli.common import USAGE, importing_torch, notify, run
 from ldm.cli.configuration import Setting, listing, merged, read_settings, with_origin
+from ldm.cli.controlnets import given_controls, move_scales, read_given_controls
 from ldm.cli.guidance_options import (
     given_depth,
     given_pictures,
@@ -33,6 +34,7 @@ def generate(arguments: argparse.Namespace, argv: Sequence[str], has_prompt: boo
     """Check the arguments, load the model, draw in batches, save each picture when it is done."""
     read_given.cache_clear()
     read_given_depth.cache_clear()
+    read_given_controls.cache_clear()
     choices.forget()
     arguments.model = find_model(arguments.model, arguments.model_dir)
     check_prompt(arguments, has_prompt)
@@ -41,6 +43,7 @@ def generate(arguments: argparse.Namespace, argv: Sequence[str], has_prompt: boo
     texts = arguments.prompt
     arguments.prompt = [streams.read_prompt() if t == streams.STREAM else t for t in texts]
     choices.prepare_choices(arguments)
+    move_scales(arguments)
     observe.check_single_pictures(arguments)
     check_processes(arguments)
     work = plan_work(arguments)
@@ -49,6 +52,7 @@ def generate(arguments: argparse.Namespace, argv: Sequence[str], has_prompt: boo
         # Before PyTorch is imported: a wrong file is an error at once.
         given_pictures(arguments)
         given_depth(arguments)
+        given_controls(arguments)
     if rank == 0 and world == 1 and not arguments.quiet:
         for line in [*advice(arguments), *advice_on_words(arguments, work.jobs)]:
             warnings.warn(line, stacklevel=1)

@@ -12,6 +12,7 @@ from ldm.cli.choices import add_choices
 from ldm.cli.command_options import (
     ListSamplers,
     add_adapters,
+    add_controlnet,
     add_files,
     add_loading,
     add_lora,
@@ -22,6 +23,7 @@ from ldm.cli.command_options import (
     add_speed,
 )
 from ldm.cli.common import EXIT_CODES, check_counts
+from ldm.cli.controlnets import check_control
 from ldm.cli.fields import EVERYDAY, FIELDS, GROUPS, add_field
 from ldm.cli.guidance_options import check_steering
 from ldm.cli.help import add_help
@@ -71,6 +73,7 @@ def parser() -> Checker:
         add_field(everyday, name)
     add_model(everyday.add_argument)
     add_lora(everyday.add_argument)
+    add_controlnet(groups["control"].add_argument)
     for name, field in FIELDS.items():
         if name not in ("prompt", *EVERYDAY):
             add_field(groups[about(field).group], name)
@@ -153,6 +156,7 @@ def check_arguments(arguments: argparse.Namespace) -> None:
     if arguments.prompts is not None:  # each line is checked with its own arguments
         return
     check_steering(arguments)
+    check_control(arguments)
     if arguments.strength is not None:
         if arguments.image is None:
             raise ArgumentError("--strength says how much of an --image to redraw; give that, too")

@@ -58,6 +58,7 @@ def setting_rows(info: GenerationInfo) -> Rows:
         "VAE": info.vae,
         "text encoders": ", ".join(info.text_encoders),
         "embeddings": ", ".join(info.embeddings),
+        "ControlNets": ", ".join(info.controlnets),
         "images": ", ".join(info.images),
         "grid": info.grid,
         "not done here": ", ".join(info.notes),
@@ -100,8 +101,11 @@ def command(info: GenerationInfo) -> str:
         argv += ["--embedding", name]
     for name in info.text_encoders:
         argv += ["--text-encoder", name]
+    for name in info.controlnets:
+        argv += ["--controlnet", name, "--control-image", "FILE"]
     for name in info.images:
-        argv += [f"--{name.removesuffix('_image')}", "FILE"]
+        if name != "control_image":
+            argv += [f"--{name.removesuffix('_image').replace('_', '-')}", "FILE"]
     for name, value in settings.items():
         if name in defaults() and name not in AROUND | IN_ANOTHER_FORM:
             argv += as_options(name, value)

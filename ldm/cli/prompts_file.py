@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.cli.choices import prepare_choices, reads_choices
-from ldm.cli.fields import ALIASES, FIELDS, FILES, LISTS, NEGATED, SWITCHES
+from ldm.cli.fields import ALIASES, FIELDS, FILES, LISTS, NEGATED, REPEATED, SWITCHES
 from ldm.cli.options import check_arguments, parser
 from ldm.cli.streams import STREAM, read_stdin
 from ldm.errors import ArgumentError, LDMError
@@ -93,7 +93,7 @@ def _names(given: dict[str, Any]) -> dict[str, Any]:
     return own
 
 
-def _value(key: str, name: str, value: Any) -> str | int | float | bool:
+def _value(key: str, name: str, value: Any) -> str | int | float | bool | list[str]:
     """Convert a value to its command-line form. Raises ArgumentError for one of another kind."""
     found = f"{key} is {json.dumps(value)}"
     if name in SWITCHES or name in CHOICES:
@@ -102,6 +102,10 @@ def _value(key: str, name: str, value: Any) -> str | int | float | bool:
         return value != (key in NEGATED)
     if name in LISTS and isinstance(value, list) and all(map(_is_number, value)):
         return ",".join(map(str, value))
+    if name in REPEATED and isinstance(value, list):
+        if value and all(isinstance(part, str) and part and "\0" not in part for part in value):
+            return value
+        raise ArgumentError(f"{found}; expected a text, or a list of texts")
     if not isinstance(value, str) and not _is_number(value):
         raise ArgumentError(f"{found}; expected a text or a number")
     if name in TEXTS and (not isinstance(value, str) or "\0" in value):
@@ -117,9 +121,15 @@ def _merge(given: dict[str, Any], arguments: argparse.Namespace) -> argparse.Nam
     """Merge a line's arguments into the command line's."""
     switches = {name: given[name] for name in (*SWITCHES, *CHOICES) if name in given}
     rest = [name for name in given if name not in ("prompt", *switches)]
-    argv = [f"--{name.replace('_', '-')}={given[name]}" for name in rest]
+    argv = [
+        f"--{name.replace('_', '-')}={part}"
+        for name in rest
+        for part in (given[name] if isinstance(given[name], list) else [given[name]])
+    ]
     # A value that the namespace has already stays unless the line sets it.
     before = argparse.Namespace(**vars(arguments) | {"prompt": [], "prompts": None})
+    for name in REPEATED & set(given):  # what the command line gives is not added to
+        setattr(before, name, None)
     try:
         merged = parser().parse_args(argv, before)
     except ArgumentError as error:

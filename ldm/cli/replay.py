@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ldm.cli.controlnets import has_scale, split_scale
 from ldm.cli.fields import DEFAULTS, FILES, from_option, recorded, to_option
 from ldm.cli.model_folder import find_model
 from ldm.cli.options import NAMED, defaults, parser, read
@@ -60,7 +61,7 @@ AROUND = recorded("never") | {
 }
 # … and those that a file records in another form.
 IN_ANOTHER_FORM = recorded("another") | {
-    *("model", "refiner", "vae", "text_encoder", "lora", "embedding")
+    *("model", "refiner", "vae", "text_encoder", "lora", "embedding", "controlnet")
 }
 # Any other option changes the picture, so that its place in a batch does not matter any more.
 SAME_PICTURE = AROUND - {"num_images", "batch_size", "grid", "x", "y"} | {
@@ -70,6 +71,7 @@ SAME_PICTURE = AROUND - {"num_images", "batch_size", "grid", "x", "y"} | {
     "vae",
     "text_encoder",
     "embedding",
+    "controlnet",
 }
 
 
@@ -97,6 +99,8 @@ def with_file(
     merged = argparse.Namespace(**vars(_from_info(info, path)) | around | given)
     if "model" not in given:
         merged.model = _find_model(info, (settings or {}).get("model"), merged.model_dir)
+    if has_scale(given.get("controlnet", [])) and "controlnet_conditioning_scale" not in given:
+        merged.controlnet_conditioning_scale = None  # those behind the paths
     merged.replay = info.batch if SAME_PICTURE.issuperset(given) else (1, 0)
     if "prompt" not in given:
         merged.templates = {info.arguments.get("prompt", ""): info.template}
@@ -133,6 +137,7 @@ def info_of(job: Job, pipe: Pipeline, picture: Image) -> GenerationInfo:
         vae=model_name(arguments.vae) if arguments.vae else None,
         embeddings=tuple(Path(file).stem for file in arguments.embedding),
         text_encoders=tuple(model_name(file) for file in arguments.text_encoder),
+        controlnets=tuple(pipe.origin.controlnets.values()),
         images={name: _digest(name, file) for name, file in files.items()},
         optimize=unusual_optimize(pipe),
         template=job.template,
@@ -267,7 +272,7 @@ def _check_missing(info: GenerationInfo, given: dict[str, Any], path: Path) -> N
 
 def _check_inputs(info: GenerationInfo, arguments: argparse.Namespace, path: Path) -> None:
     """Compare model, VAE, embeddings and images with those that the picture was drawn with."""
-    from ldm.images.generation_info import BUILT_IN, model_name
+    from ldm.images.generation_info import BUILT_IN, controlnet_name, model_name
 
     used = model_name(arguments.model)
     if info.model is None:
@@ -284,13 +289,20 @@ def _check_inputs(info: GenerationInfo, arguments: argparse.Namespace, path: Pat
         raise ArgumentError(
             f"{path} was drawn with the refiner {info.refiner!r}; say with --refiner where it is"
         )
+    if len(info.controlnets) > len(arguments.controlnet):
+        shown = " and ".join(map(repr, info.controlnets))
+        raise ArgumentError(
+            f"{path} was drawn with the ControlNet {shown}; say with --controlnet where it is"
+        )
     wanted = {
+        "--controlnet": info.controlnets,
         "--refiner": info.refiner and [info.refiner],
         "--vae": info.vae and [info.vae],
         "--text-encoder": info.text_encoders,
         "--embedding": info.embeddings,
     }
     files = {
+        "--controlnet": [controlnet_name(split_scale(text)[0]) for text in arguments.controlnet],
         "--refiner": [arguments.refiner] if arguments.refiner else [],
         "--vae": [arguments.vae] if arguments.vae else [],
         "--text-encoder": arguments.text_encoder,
@@ -323,8 +335,10 @@ def _check_images(info: GenerationInfo, arguments: argparse.Namespace, path: Pat
             )
 
 
-def _digest(name: str, file: str) -> str:
-    """Return the digest of an input picture; a mask's counts its transparency, too."""
+def _digest(name: str, file: str | list[str]) -> str:
+    """Return the digest of an input picture, or of several; a mask's counts its transparency."""
+    if isinstance(file, list):
+        return ",".join(_digest(name, each) for each in file)
     from ldm.images import digest, load_image, load_layer
     from ldm.images.depth import load_depth
 

@@ -17,6 +17,7 @@ from ldm.adapters.lora_scale import Scale, TagScale
 from ldm.checkpoints.source import find_model
 from ldm.cli import observe
 from ldm.cli.common import FAILED, fail, notify
+from ldm.cli.controlnets import given_controls
 from ldm.cli.fields import request_arguments
 from ldm.cli.grids import grid_columns, lay_out
 from ldm.cli.guidance_options import given_depth, given_pictures, masked, pass_strength
@@ -108,6 +109,8 @@ class Session:
             refiner = load_refiner(arguments)
             self.refiner = Ensemble(pipe, refiner)
             refiner.optimize(faster or any(ways.values()), **ways)
+        for path in arguments.controlnet:
+            pipe.load_controlnet(path)
         pipe.optimize(faster or any(ways.values()), **ways)
         for embedding in arguments.embedding:
             self.inform(f"{embedding}: use it as {pipe.load_textual_inversion(embedding)}")
@@ -118,6 +121,9 @@ class Session:
         for line in dict.fromkeys(job.line for job in self.work.jobs):
             own = line.arguments
             image, _ = given_pictures(own)
+            controls = given_controls(own)
+            if image is None and controls:
+                own.width, own.height = image_size(pipe, controls[0], own)
             if image is not None:
                 own.width, own.height = image_size(pipe, image, own)
                 if own.strength is None:
@@ -333,12 +339,14 @@ def open_stream(
     else:
         options["variation_seed"] = batch[0].variation_seed - index
     texts = [job.text for job in batch for _ in range(size)]
+    controls = given_controls(arguments)
     if arguments.hires_scale is not None:
-        return hires_fix(pipe, texts, **options)
+        return hires_fix(pipe, texts, control_image=controls, **options)
     image, mask = given_pictures(arguments)
     depth = given_depth(arguments)
     drawer = pipe if refiner is None else refiner
-    return drawer.stream(texts, image=image, mask_image=mask, depth_map=depth, **options)
+    options |= {"image": image, "mask_image": mask, "depth_map": depth}
+    return drawer.stream(texts, control_image=controls, **options)
 
 
 def run_levels(pipe: Pipeline, arguments: argparse.Namespace) -> tuple[int, int]:

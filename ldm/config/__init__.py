@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ldm.config.blocks import BlocksConfig
     from ldm.config.classifier import ClassifierConfig
     from ldm.config.clip import CLIPTextConfig
+    from ldm.config.controlnet import ControlNetConfig
     from ldm.config.json import read_json, write_json
     from ldm.config.scheduler import SchedulerConfig
     from ldm.config.taesd import TAESDConfig
@@ -24,6 +25,7 @@ MODULE_OF_NAME = {
     "CLIPTextConfig": "ldm.config.clip",
     "ClassifierConfig": "ldm.config.classifier",
     "Config": "ldm.config.base",
+    "ControlNetConfig": "ldm.config.controlnet",
     "SchedulerConfig": "ldm.config.scheduler",
     "TAESDConfig": "ldm.config.taesd",
     "UNetConfig": "ldm.config.unet",
@@ -37,6 +39,7 @@ __all__ = [
     "CLIPTextConfig",
     "ClassifierConfig",
     "Config",
+    "ControlNetConfig",
     "SchedulerConfig",
     "TAESDConfig",
     "UNetConfig",

@@ -82,7 +82,8 @@ TABLE: dict[Place, tuple[Habit, ...]] = {
         row("image_size num_in_channels", "the weights say what the model is"),
         row("upcast_attention", "numbers that overflow are computed in float32", "ignored"),
         row("scheduler_type", "give sampler= when you draw"),
-        row("controlnet adapter", NOT_HERE),
+        row("controlnet", "the same, of folders and files: a path, or a list of paths", "works"),
+        row("adapter", f"T2I-Adapters: {NOT_HERE}"),
     ),
     "call": (
         row("prompt negative_prompt image mask_image strength height width", "the same", "works"),
@@ -111,11 +112,21 @@ TABLE: dict[Place, tuple[Habit, ...]] = {
         row("masked_image_latents", "give image= and mask_image="),
         row("init_image", "`image`", "renamed", "image"),
         row("ip_adapter_image ip_adapter_image_embeds", f"IP-Adapters: {NOT_HERE}", "off"),
-        row("control_image controlnet_conditioning_scale", f"ControlNets: {NOT_HERE}"),
-        row("guess_mode control_guidance_start control_guidance_end", f"ControlNets: {NOT_HERE}"),
+        row(
+            "control_image controlnet_conditioning_scale",
+            "the same; text-to-image, too, calls the picture control_image, and the scale is 1",
+            "works",
+        ),
+        row(
+            "guess_mode control_guidance_start control_guidance_end",
+            "the same; a step of Heun and of PNDM counts once",
+            "works",
+        ),
+        row("control_mode", "ControlNet-Union is not supported"),
     ),
     "pipe": (
         row("to device dtype components unet vae text_encoder tokenizer", "the same", "works"),
+        row("controlnet", "pipe.controlnets, by name; load_controlnet, unload_controlnet"),
         row("save_pretrained load_textual_inversion", "the same, of files", "works"),
         row("set_progress_bar_config", "the same; or progress_bar=False when you draw", "works"),
         row("load_lora_weights unload_lora_weights", "the same, of files", "works"),
@@ -175,7 +186,14 @@ TABLE: dict[Place, tuple[Habit, ...]] = {
             "LCMScheduler",
             "give sampler= and schedule= when you draw: pipe(…, sampler='dpmpp_2m')",
         ),
-        row("ControlNetModel T2IAdapter MotionAdapter StableDiffusionControlNetPipeline", NOT_HERE),
+        row(
+            "ControlNetModel MultiControlNetModel StableDiffusionControlNetPipeline "
+            "StableDiffusionControlNetImg2ImgPipeline StableDiffusionControlNetInpaintPipeline "
+            "StableDiffusionXLControlNetPipeline StableDiffusionXLControlNetImg2ImgPipeline "
+            "StableDiffusionXLControlNetInpaintPipeline",
+            "Pipeline.from_pretrained(base, controlnet=path), or pipe.load_controlnet(path)",
+        ),
+        row("T2IAdapter MotionAdapter", NOT_HERE),
     ),
 }
 

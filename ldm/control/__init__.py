@@ -1,1 +1,1 @@
-"""Pictures that steer what is drawn: edges, scribbles, line art, …, made of pictures."""
+"""Pictures that steer what is drawn, beside the text: ControlNets, and what prepares pictures."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ldm.errors import ArgumentError
 from ldm.fast.replace import M, with_state_of
 from ldm.layers import ResnetBlock
-from ldm.unet import UNet, UNetBlock
+from ldm.unet import Residuals, UNet, UNetBlock
 
 
 class Features(NamedTuple):
@@ -49,7 +49,7 @@ class DeepCache:
             raise ArgumentError(
                 f"deep_cache_branch is {branch}; this model has branches 0 to {layers - 1}"
             )
-        self.unet, self.config, self.every = unet, unet.config, every
+        self.unet, self.config, self.every, self.branch = unet, unet.config, every, branch
         self.steps = 0
         self.features: list[Features] = []  # of each call of the last whole step
         first, last = cast(UNetBlock, unet.down_blocks[0]), cast(UNetBlock, unet.up_blocks[-1])
@@ -75,22 +75,32 @@ class DeepCache:
         """As ``UNet.parameters``."""
         return self.unet.parameters()
 
+    def reads_finest(
+        self, x: Tensor, context: Tensor | None = None, class_labels: Tensor | None = None, **_: Any
+    ) -> bool:
+        """Whether the next call with these reads the skip connection of conv_in alone."""
+        known = any(one.fit(x, context, class_labels) for one in self.features)
+        return known and self.branch == 0 and self.every > 1
+
     def __call__(
         self,
         x: Tensor,
         t: Tensor,
         context: Tensor | None = None,
         class_labels: Tensor | None = None,
-        **conditioning: Tensor | None,
+        residuals: Residuals | None = None,
+        **conditioning: Any,
     ) -> Tensor:
         """As ``UNet.forward``. A call with other tensors than before is computed whole."""
         conditioning |= {"context": context, "class_labels": class_labels}
         if self.every == 1:
-            return self.unet(x, t, **conditioning)
+            return self.unet(x, t, residuals=residuals, **conditioning)
         for known in self.features:
             if known.fit(x, context, class_labels):
                 self.middle.x = known.deep
-                return self.short(x, t, **conditioning)
+                if residuals is not None:  # of the fine layers; the deep features have theirs
+                    residuals = Residuals(residuals.skips[: self.branch + 1], None)
+                return self.short(x, t, residuals=residuals, **conditioning)
 
         def remember(_: nn.Module, inputs: tuple[Any, ...]) -> None:
             deep = inputs[0][:, : self.deep].clone()  # the other channels are the skip connection
@@ -98,7 +108,7 @@ class DeepCache:
 
         handle = self.entry.register_forward_pre_hook(remember)
         try:
-            return self.unet(x, t, **conditioning)
+            return self.unet(x, t, residuals=residuals, **conditioning)
         finally:
             handle.remove()
 

@@ -16,7 +16,7 @@ from ldm.fast.replace import Replacement, replace_children
 from ldm.fast.strips import StripDecoder
 from ldm.fast.time_cache import TimeCache, cache_of
 from ldm.layers import GEGLU, Attention
-from ldm.unet import UNet
+from ldm.unet import UNetEncoder
 from ldm.vae import Decoder
 
 REPLACEMENTS: dict[type[nn.Module], type[Replacement]] = {
@@ -32,7 +32,7 @@ REPLACEMENTS: dict[type[nn.Module], type[Replacement]] = {
 
 def speed_up(model: nn.Module) -> None:
     """Replace each layer that has a fast kind; twice does no harm."""
-    if isinstance(model, UNet) and cache_of(model) is None:
+    if isinstance(model, UNetEncoder) and cache_of(model) is None:
         TimeCache(model)
     for module in list(model.modules()):
         if type(module) is GEGLU:
@@ -47,7 +47,7 @@ def _fast(layer: nn.Module) -> nn.Module:
 
 def slow_down(model: nn.Module) -> None:
     """Restore the plain layers, with their present weights."""
-    cache = cache_of(model) if isinstance(model, UNet) else None
+    cache = cache_of(model) if isinstance(model, UNetEncoder) else None
     if cache is not None:
         cache.handle.remove()
     replace_children(model, _plain)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -14,7 +14,7 @@ from ldm.fast.graphs import Graphs
 from ldm.fast.install import slow_down, speed_up
 from ldm.fast.int8 import quantize
 from ldm.fast.offload import Offload
-from ldm.unet import UNet
+from ldm.unet import UNet, UNetEncoder
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Optimized:
     """How parts compute now.
 
     Attributes:
-        graphs: the recorded steps, on CUDA.
+        graphs: the recorded steps, on CUDA. control_graphs: those of ControlNets, by name.
         offload: what keeps parts off the GPU.
         int8: whether the U-Net computes in 8 bits.
         compile: whether the blocks are compiled.
@@ -30,6 +30,7 @@ class Optimized:
     """
 
     graphs: Graphs | None = None
+    control_graphs: Mapping[str, Graphs] = field(default_factory=dict)
     offload: Offload | None = None
     int8: bool = False
     compile: bool = False
@@ -59,6 +60,7 @@ def optimize(
     unet: UNet,
     vae: nn.Module,
     others: Sequence[nn.Module],
+    controlnets: Mapping[str, UNetEncoder],
     device: torch.device,
     *,
     compile: bool = False,
@@ -67,9 +69,9 @@ def optimize(
 ) -> Optimized:
     """Make parts, which are as they were loaded, compute faster; see ``Pipeline.optimize``.
 
-    others: parts that only ``offload`` is for.
+    others: parts that only ``offload`` is for. ``int8`` is for the U-Net alone.
     """
-    for part in (unet, vae):
+    for part in (unet, vae, *controlnets.values()):
         if compile:
             compile_regions(part)
         elif device.type == "cpu":
@@ -80,7 +82,9 @@ def optimize(
     if int8:
         quantize(unet)
     if offload:
-        away = Offload([unet, vae, *others], device)
+        away = Offload([unet, vae, *controlnets.values(), *others], device)
         return Optimized(offload=away, int8=int8, compile=compile, on=True)
-    graphs = Graphs(unet) if device.type == "cuda" else None
-    return Optimized(graphs, int8=int8, compile=compile, on=True)
+    if device.type != "cuda":
+        return Optimized(int8=int8, compile=compile, on=True)
+    recorded = {name: Graphs(network) for name, network in controlnets.items()}
+    return Optimized(Graphs(unet), recorded, int8=int8, compile=compile, on=True)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ldm.fast.cache import Caching, marks, same_marks
 from ldm.fast.packed import PackedLinear
 from ldm.layers import ResnetBlock
-from ldm.unet import UNet
+from ldm.unet import UNetEncoder
 
 
 class TimeEmbeddings(NamedTuple):
@@ -38,7 +38,7 @@ class TimeCache(Caching):
 
     cached: TimeEmbeddings | None = None
 
-    def __init__(self, unet: UNet) -> None:
+    def __init__(self, unet: UNetEncoder) -> None:
         """Register the hook, and replace the projections of the time in the residual blocks."""
         self.handle = unet.register_forward_pre_hook(self, with_kwargs=True)
         for block in list(unet.modules()):
@@ -46,7 +46,7 @@ class TimeCache(Caching):
                 block.time_emb_proj = TimeLinear.of(block.time_emb_proj)
                 block.time_emb_proj.cache = self
 
-    def fill(self, unet: UNet, times: list[float]) -> None:
+    def fill(self, unet: UNetEncoder, times: list[float]) -> None:
         """Compute what depends on these times alone; nothing if it depends on more."""
         config = unet.config
         self.cached = None
@@ -67,7 +67,7 @@ class TimeCache(Caching):
                 )
 
     def __call__(
-        self, unet: UNet, arguments: tuple[Any, ...], keywords: dict[str, Any]
+        self, unet: UNetEncoder, arguments: tuple[Any, ...], keywords: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Add ``temb`` to the arguments of ``UNet.forward``, if all rows have one known time."""
         known = self.cached
@@ -102,21 +102,21 @@ class TimeLinear(Caching, PackedLinear):
         return super().forward(x)
 
 
-def embedding_layers(unet: UNet) -> tuple[nn.Linear, nn.Linear]:
+def embedding_layers(unet: UNetEncoder) -> tuple[nn.Linear, nn.Linear]:
     """Return those that read the time."""
     return unet.time_embedding.linear_1, unet.time_embedding.linear_2
 
 
 def cache_of(unet: nn.Module) -> TimeCache | None:
-    """Return the time cache of a network, if it is a U-Net that has one."""
-    if not isinstance(unet, UNet):
+    """Return the time cache of a network, if it is a U-Net or a ControlNet that has one."""
+    if not isinstance(unet, UNetEncoder):
         return None
     first = next(each for each in unet.modules() if isinstance(each, ResnetBlock)).time_emb_proj
     return first.cache if isinstance(first, TimeLinear) else None
 
 
 @torch.no_grad()
-def expect_times(unet: UNet, times: list[float]) -> None:
+def expect_times(unet: UNetEncoder, times: list[float]) -> None:
     """Prepare a U-Net for the times of a run, if it has a time cache."""
     if cache := cache_of(unet):
         cache.fill(unet, times)

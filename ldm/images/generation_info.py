@@ -18,6 +18,7 @@ from PIL.Image import Image
 
 from ldm.config.arguments import about
 from ldm.errors import ArgumentError, ImageError
+from ldm.images import control_text
 from ldm.images.files import read_texts
 from ldm.images.metadata import NEGATIVE, PROMPT, parse_parameters
 from ldm.images.programs import read_labels
@@ -74,6 +75,7 @@ class GenerationInfo:
     refiner: str | None = None
     vae: str | None = None
     embeddings: tuple[str, ...] = ()
+    controlnets: tuple[str, ...] = ()  # names of files or folders, in the order of loading
     text_encoders: tuple[str, ...] = ()  # names of files, that took the place of the model's
     images: dict[str, str] = field(default_factory=dict)
     batch: tuple[int, int] = (1, 0)
@@ -154,6 +156,8 @@ def from_settings(settings: Mapping[str, Any]) -> GenerationInfo:
     arguments = shifted(get("arguments", dict, {}), -1)
     if "guidance_interval" in arguments:
         arguments["guidance_interval"] = _pair(arguments["guidance_interval"])
+    for name in set(control_text.NAMES) & set(arguments):
+        arguments[name] = _numbers(name, arguments[name])
     return GenerationInfo(
         arguments=arguments,
         loading=get("loading", dict, {}),
@@ -162,6 +166,7 @@ def from_settings(settings: Mapping[str, Any]) -> GenerationInfo:
         vae=get("vae", str, None),
         embeddings=tuple(map(str, get("embeddings", list, []))),
         text_encoders=tuple(map(str, get("text_encoders", list, []))),
+        controlnets=tuple(map(str, get("controlnets", list, []))),
         images={name: str(digest) for name, digest in get("images", dict, {}).items()},
         batch=tuple(batch),
         grid=get("grid", str, None),
@@ -201,6 +206,9 @@ def from_labels(labels: Mapping[str, str]) -> GenerationInfo:
     sampler, unknown = _sampler(settings)
     arguments |= strength | sampler
     notes += unknown
+    controls, networks, undone = control_text.take_controls(settings)
+    arguments |= controls
+    notes += undone
     eta = arguments.get("eta")
     if eta and not SAMPLERS[arguments.get("sampler", "ddim")].eta:
         notes.append(f"Eta {arguments.pop('eta')}")
@@ -212,7 +220,8 @@ def from_labels(labels: Mapping[str, str]) -> GenerationInfo:
         model=_file_name(settings.get("Model", "")) or _file_name(settings.get("Unet", "")),
         refiner=refiner,
         vae=_file_name(settings.get("VAE", "")),
-        images={"image": ""} if strength else {},
+        controlnets=networks,
+        images=({"image": ""} if strength else {}) | ({"control_image": ""} if networks else {}),
         notes=_notes(notes, settings),
         grid=grid,
     )
@@ -247,6 +256,13 @@ def model_name(path: str | Path | None) -> str:
         return BUILT_IN
     resolved = Path(path).expanduser().resolve()
     return resolved.stem if resolved.is_file() else resolved.name
+
+
+def controlnet_name(path: str | Path) -> str:
+    """Name a ControlNet for metadata: a file of diffusers' usual name by its folder."""
+    path = Path(path)
+    usual = path.stem.startswith("diffusion_pytorch_model")
+    return model_name(path.resolve().parent if usual else path)
 
 
 def _unset(text: str) -> bool:
@@ -330,6 +346,15 @@ def _pair(text: object) -> tuple[float, ...]:
             f"its setting guidance_interval is {text!r:.60}; expected two numbers"
         ) from None
     return low, high
+
+
+def _numbers(name: str, value: object) -> float | tuple[float, ...]:
+    """Read "0.5" or "0.5,1"."""
+    try:
+        found = tuple(float(part) for part in str(value).split(","))
+    except ValueError:
+        raise ValueError(f"its setting {name} is {value!r:.60}; expected numbers") from None
+    return found if len(found) > 1 else found[0]
 
 
 def _number(name: str, text: str, convert: Callable[[str], int | float]) -> int | float:

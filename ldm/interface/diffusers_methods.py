@@ -16,8 +16,8 @@ from torch import nn
 from ldm.adapters.lora_scale import Scale
 from ldm.config.diffusers_habits import find, is_off, message
 from ldm.errors import ArgumentError, UnknownAttributeError
+from ldm.interface.controlnets import ControlNets
 from ldm.loading.devices import DTYPE_BY_NAME, choose_device, choose_dtype, vae_dtype
-from ldm.loading.model import Model
 from ldm.samplers.names import find_sampler
 from ldm.scheduler import DDPMScheduler
 
@@ -26,7 +26,7 @@ PARTS = {"unet", "vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenize
 LORA_FILE = "pytorch_lora_weights.safetensors"  # diffusers' own name
 
 
-class DiffusersMethods(Model):
+class DiffusersMethods(ControlNets):
     """A model with diffusers' methods.
 
     Attributes:
@@ -84,6 +84,7 @@ class DiffusersMethods(Model):
             (self.unet, dtype), (self.classifier, dtype), (self.vae, kind),
             (self.text_encoder, dtype), (self.text_encoder_2, dtype),
         ]  # fmt: skip
+        parts += [(network, dtype) for network in self.controlnets.values()]
         for part, own in parts:
             if part is not None:
                 part.to(device, own)
@@ -92,17 +93,6 @@ class DiffusersMethods(Model):
             offload = before.offload is not None and device.type != "cpu"
             self.optimize(True, compile=before.compile, offload=offload, int8=before.int8)
         self.loras.set_scales(scales)
-
-    def optimize(
-        self: T,
-        on: bool = True,
-        *,
-        compile: bool = False,
-        offload: bool = False,
-        int8: bool = False,
-    ) -> T:
-        """See ``Pipeline.optimize``."""
-        raise NotImplementedError
 
     def enable_model_cpu_offload(
         self, gpu_id: int | None = None, device: str | torch.device = "cuda"

@@ -55,6 +55,7 @@ def load_folder(
 
     Raises CheckpointError for a folder that is broken or not supported.
     """
+    check_no_controlnet(folder)
     index = read_json(folder / "model_index.json")
     kind = str(index.get("_class_name"))
     if kind not in PIPELINES | PIXEL_PIPELINES:
@@ -106,6 +107,17 @@ def load_folder(
             parts[f"tokenizer{end}"] = CLIPTokenizer.from_pretrained(folder / f"tokenizer{end}")
     zeros = bool(index.get("force_zeros_for_empty_prompt", False))
     return parts | {"force_zeros_for_empty_prompt": zeros}
+
+
+def check_no_controlnet(folder: Path) -> None:
+    """Raise CheckpointError for the folder of a ControlNet alone."""
+    path = folder / "config.json"
+    if (folder / "model_index.json").exists() or not path.is_file():
+        return
+    if "ControlNet" in str(read_json(path).get("_class_name")):
+        raise CheckpointError(
+            f"{folder} is a ControlNet, not a model; give it beside one: --controlnet {folder}"
+        )
 
 
 def has_part(index: dict[str, Any], part: str) -> bool:

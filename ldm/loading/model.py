@@ -16,6 +16,7 @@ from ldm.clip import CLIPTextEncoder
 from ldm.config import SchedulerConfig
 from ldm.config.generation import Defaults
 from ldm.config.tasks import task_of
+from ldm.control.controlnet import ControlNet
 from ldm.denoiser import Listener
 from ldm.errors import ArgumentError
 from ldm.fast import adapt_to_cpu
@@ -51,6 +52,7 @@ class Model:
         classes: of a model without text; None for a model with text.
         defaults: values of arguments that a request leaves out.
         inversions, loras: the adapters on the parts.
+        controlnets: what steers the U-Net by pictures, by name, in the order of loading.
         preview_vae: what decodes previews, in the place of rough colours.
         optimized: how the parts compute faster.
         origin: what it was loaded from.
@@ -130,6 +132,7 @@ class Model:
             names_of(unet.config),
             self.inversions,
         )
+        self.controlnets: dict[str, ControlNet] = {}
         self.preview_vae: AutoencoderTiny | None = None
         self.optimized = Optimized()
         self.listener: Listener | None = None

@@ -11,6 +11,7 @@ import torch
 
 from ldm import __version__
 from ldm.config.arguments import about
+from ldm.control.hints import read_rows, split_sources
 from ldm.images.depth import load_depth, to_pictures
 from ldm.images.files import digest, load_image, load_layer
 from ldm.images.generation_info import LARGEST_BATCH, GenerationInfo
@@ -62,12 +63,13 @@ def records(
     """Describe how each picture of a request was made."""
     prompts = request.prompts
     negatives = negative_for_each(request.negative_prompt, prompts)
-    given = {name: digests(request, argument) for name, argument in FILES.items()}
+    given = {name: digests(request, argument, model) for name, argument in FILES.items()}
     tags, exact_tags = lora_tags(model)
     shared = shared_arguments(model, request, choice)
     missing = [name for name in NOT_IN_FILES if getattr(request, name) is not None]
     missing += [name for name in NO_OPTION if getattr(request, name) != getattr(Request, name)]
     missing += [] if exact_tags else ["set_adapters"]
+    missing += ["a tensor as control_image"] if "" in given["control_image"] else []
     found = []
     for i, (picture, seed) in enumerate(zip(pictures, seeds, strict=True)):
         text = prompts[i // request.repeats]
@@ -96,6 +98,7 @@ def records(
                 vae=model.origin.vae,
                 embeddings=tuple(model.origin.embeddings),
                 text_encoders=model.origin.text_encoders,
+                controlnets=tuple(model.origin.controlnets.values()),
                 images=inputs,
                 batch=place_in_batch(request, i, own.get("variation_seed", seed)),
                 missing=tuple([*missing, *(["generator"] if seed is None else [])]),
@@ -116,7 +119,7 @@ def shared_arguments(model: Model, request: Request, choice: Choice) -> dict[str
         if about(field).options and field.name not in left_out
     }
     found = {
-        name: ",".join(map(repr, value)) if isinstance(value, tuple) else value
+        name: ",".join(map(repr, value)) if isinstance(value, list | tuple) else value
         for name, value in found.items()
         if is_recorded(name, value)
     }
@@ -144,14 +147,34 @@ def place_in_batch(request: Request, index: int, seed: int | None) -> tuple[int,
     return request.count, min(index, seed)
 
 
-def digests(request: Request, name: str) -> list[str]:
-    """Return the digest of each picture of an argument; [] without one."""
+def digests(request: Request, name: str, model: Model) -> list[str]:
+    """Return the digest of each picture of an argument; [] without one.
+
+    Those of several ControlNets are joined; "" is that of a tensor, which no file holds.
+    """
     given = getattr(request, name)
+    if name == "control_image":
+        return control_digests(request, len(model.controlnets))
     if name == "depth_map":
         given = to_pictures(given)
     load = LOADERS.get(name, load_image)
     pictures = read_pictures(given, name, len(request.prompts), 1, load)
     return [digest(picture) for picture in pictures or ()]
+
+
+def control_digests(request: Request, count: int) -> list[str]:
+    """Return the joined digests of what ``count`` ControlNets read for each prompt, or for all."""
+    if request.control_image is None or not count:
+        return []
+    prompts = len(request.prompts)
+    every = [read_rows(one, prompts) for one in split_sources(request.control_image, count)]
+    if any(isinstance(rows, torch.Tensor) for rows in every):
+        return [""]
+    most = max(map(len, every))
+    return [
+        ",".join(digest(rows[i if len(rows) > 1 else 0]) for rows in every)  # type: ignore[arg-type]
+        for i in range(most)
+    ]
 
 
 def lora_tags(model: Model) -> tuple[list[str], bool]:
@@ -179,5 +202,8 @@ def drawn_on(model: Model) -> dict[str, str]:
     return {"device": model.device.type, "dtype": dtype, "torch": torch.__version__}
 
 
-FILES = {"image": "image", "mask": "mask_image", "depth_map": "depth_map"}  # option: argument
+FILES = {  # option: argument
+    "image": "image", "mask": "mask_image", "depth_map": "depth_map",
+    "control_image": "control_image",
+}  # fmt: skip
 LOADERS = {"mask_image": load_layer, "depth_map": load_depth}

@@ -1,0 +1,98 @@
+"""ControlNets of a pipeline: loaded beside the model, and removed."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from itertools import chain, count
+from pathlib import Path
+from typing import TypeVar
+
+from torch import Tensor
+
+from ldm.checkpoints.source import check_paths
+from ldm.errors import ArgumentError
+from ldm.fast import adapt_to_cpu
+from ldm.images.generation_info import controlnet_name
+from ldm.loading.controlnet import check_latents, load_controlnet
+from ldm.loading.model import Model
+
+T = TypeVar("T", bound="ControlNets")
+
+
+class ControlNets(Model):
+    """A model with ControlNets."""
+
+    def load_controlnet(self, path: str | Path, name: str | None = None) -> str:
+        """Load a ControlNet, which steers by ``control_image``; return its name.
+
+        path: a diffusers folder, or a file of diffusers' or the authors' names. name: None is the
+        file's, or the folder's if the file has diffusers' usual one. Several add up, in the order
+        of loading. The model itself does not change.
+        Raises CheckpointError for what does not fit the model, ArgumentError for a name in use.
+        """
+        check_paths({"controlnet": [path]})
+        path = Path(path).expanduser()
+        label = controlnet_name(path)
+        if name is None:
+            names = chain([label], (f"{label}-{number}" for number in count(2)))
+            name = next(each for each in names if each not in self.controlnets)
+        elif name in self.controlnets:
+            raise ArgumentError(
+                f"there is a ControlNet {name!r} already; give another name, or unload that"
+            )
+        dtype = next(self.unet.parameters()).dtype
+        network = load_controlnet(path, self.unet.config, dtype, self.device, self._plain_weights)
+        check_latents(path, network.config, self.vae.config.latent_channels, self.vae.config.scale)
+        with self.plain():
+            self.controlnets[name] = adapt_to_cpu(network)
+        self.origin.controlnets[name] = label
+        return name
+
+    def _plain_weights(self) -> dict[str, Tensor]:
+        """Return the U-Net's weights as they are without LoRAs."""
+        if not self.loras.loaded:
+            return self.unet.state_dict()
+        scales = {name: dict(lora.scales) for name, lora in self.loras.loaded.items()}
+        self.loras.set_scales({})
+        state = self.unet.state_dict()
+        weights = {
+            name: value.clone()
+            for name, value in state.items()
+            if not name.startswith("up_blocks.")
+        }
+        self.loras.set_scales(scales)
+        return weights
+
+    def unload_controlnet(self, name: str) -> None:
+        """Remove a ControlNet. Raises ArgumentError for a name that is not loaded."""
+        if name not in self.controlnets:
+            known = ", ".join(self.controlnets) or "none"
+            raise ArgumentError(f"no ControlNet named {name!r} is loaded; there are: {known}")
+        with self.plain():
+            del self.controlnets[name]
+        del self.origin.controlnets[name]
+
+    @contextlib.contextmanager
+    def plain(self) -> Iterator[None]:
+        """Take what ``optimize`` installed off inside, and put it on again."""
+        before = self.optimized
+        if before.on:
+            self.optimize(False)
+        try:
+            yield
+        finally:
+            if before.on:
+                offload = before.offload is not None
+                self.optimize(compile=before.compile, offload=offload, int8=before.int8)
+
+    def optimize(
+        self: T,
+        on: bool = True,
+        *,
+        compile: bool = False,
+        offload: bool = False,
+        int8: bool = False,
+    ) -> T:
+        """See ``Pipeline.optimize``."""
+        raise NotImplementedError

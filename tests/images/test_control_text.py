@@ -1,0 +1,59 @@
+"""ControlNets in the web UI's text: what its extension writes, of several versions."""
+
+from __future__ import annotations
+
+import pytest
+
+from ldm.images.generation_info import from_text
+
+HEAD = "a cat\nSteps: 20, Sampler: Euler a, CFG scale: 7, RNG: CPU, Seed: 1, Size: 512x512, "
+NEW = (
+    'ControlNet 0: "Module: canny, Model: control_v11p_sd15_canny [d14c016b], Weight: 0.8, Resize '
+    "Mode: Crop and Resize, Low Vram: False, Processor Res: 512, Threshold A: 100, Threshold B: "
+    "200, Guidance Start: 0, Guidance End: 0.6, Pixel Perfect: True, Control Mode: ControlNet is "
+    'more important, Hr Option: Both, Save Detected Map: True", Version: v1.7.0'
+)
+TWO = (
+    'ControlNet 0: "Module: none, Model: edges [0123456789], Weight: 1, Guidance Start: 0, '
+    'Guidance End: 1, Control Mode: Balanced", ControlNet 1: "Module: None, Model: depth, '
+    'Weight: 0.5, Guidance Start: 0.1, Guidance End: 1, Control Mode: My prompt is more important"'
+)
+OLD = (
+    'ControlNet 0: "preprocessor: none, model: control_sd15_depth [fef5e48e], weight: 0.7, '
+    "starting/ending: (0.1, 0.9), resize mode: Crop and Resize, pixel perfect: False, "
+    'control mode: Balanced, preprocessor params: (512, -1, -1)"'
+)
+
+
+def test_one_of_a_new_version() -> None:
+    info = from_text(HEAD + NEW)
+    assert info.controlnets == ("control_v11p_sd15_canny",)
+    assert info.arguments["controlnet_conditioning_scale"] == 0.8
+    assert info.arguments["control_guidance_end"] == 0.6
+    assert "control_guidance_start" not in info.arguments
+    assert info.arguments["guess_mode"] is True
+    assert info.images == {"control_image": ""}
+    assert any("ControlNet 0 Module canny" in note for note in info.notes)
+
+
+def test_two() -> None:
+    info = from_text(HEAD + TWO)
+    assert info.controlnets == ("edges", "depth")
+    assert info.arguments["controlnet_conditioning_scale"] == (1.0, 0.5)
+    assert info.arguments["control_guidance_start"] == (0.0, 0.1)
+    assert "guess_mode" not in info.arguments
+    assert info.notes == ("ControlNet 1 Control Mode My prompt is more important",)
+
+
+def test_an_old_version() -> None:
+    info = from_text(HEAD + OLD)
+    assert info.controlnets == ("control_sd15_depth",)
+    assert info.arguments["controlnet_conditioning_scale"] == 0.7
+    assert info.arguments["control_guidance_start"] == 0.1
+    assert info.arguments["control_guidance_end"] == 0.9
+    assert info.notes == ()
+
+
+def test_a_weight_that_is_no_number() -> None:
+    with pytest.raises(ValueError, match="its ControlNet 0 has the weight 'much'; expected a num"):
+        from_text(HEAD + 'ControlNet 0: "Model: x, Weight: much, Control Mode: Balanced"')
