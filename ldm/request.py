@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from torch import Generator, Tensor
 
     Picture = str | Path | Image | ndarray[Any, Any] | Tensor
-    Hint = Picture | Sequence[Picture]  # of one ControlNet
+    Pictures = Picture | Sequence[Picture]  # of one ControlNet
 else:  # what reads them checks them: no heavy package is imported here
-    Generator = Picture = Hint = Tensor = Any
+    Generator = Picture = Pictures = Tensor = Any
 
 STRENGTH, MASKED_STRENGTH = 0.8, 1.0  # of image-to-image, and of inpainting
 MAX_BLUR = 256  # pixels
@@ -187,7 +187,7 @@ class Request:
         group="image",
         recorded="another",
     )
-    control_image: Hint | Sequence[Hint] | None = argument(
+    control_image: Pictures | Sequence[Pictures] | None = argument(
         None,
         "the picture that a --controlnet reads; may be repeated, in the same order",
         "--control-image",

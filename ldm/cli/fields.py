@@ -51,7 +51,7 @@ def numbers(text: str) -> float | tuple[float, ...]:
 
 SWITCH, FILE = "bool", "Picture | Sequence[Picture]"
 MAP = f"{FILE} | Tensor"
-HINTS = "Hint | Sequence[Hint]"  # an option that may be repeated
+HINTS = "Pictures | Sequence[Pictures]"  # an option that may be repeated
 NUMBERS = "float | list[float] | tuple[float, ...]"
 # A field's type, without None → how to read the option.
 READERS: dict[str, Callable[[str], Any]] = {

@@ -31,6 +31,8 @@ def summarize(model: Model) -> str:
     }
     if used := [name for name, lora in model.loras.loaded.items() if lora.active]:
         rows["LoRAs"] = ", ".join(used)
+    if model.controlnets:
+        rows["ControlNets"] = ", ".join(model.controlnets)
     if words := list(model.inversions.loaded):
         rows["words"] = ", ".join(words)
     return "\n".join([f"{type(model).__name__}(", *(f"  {k}: {v}" for k, v in rows.items()), ")"])
