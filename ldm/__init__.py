@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from ldm.unet import UNet
     from ldm.vae import AutoencoderKL
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _moved.install()
 
