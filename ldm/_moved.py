@@ -1,14 +1,14 @@
 """Old names of modules, which work for one release: importing one warns with the new name.
 
-Delete this file, its two lines in ``ldm/__init__.py`` and tests/test_moved.py with the release
-after 0.1.
+Delete this file, its lines in ``ldm/__init__.py`` and ``ldm/loading``, and tests/test_moved.py with
+the release after 0.2.
 """
 
 from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -74,6 +74,19 @@ class OldNames(Loader):
             return value
 
         module.__getattr__ = get  # type: ignore[method-assign]  # PEP 562
+
+
+def names_of_module(package: str, places: Mapping[str, str]) -> Callable[[str], object]:
+    """Make the ``__getattr__`` of a package that was a module; ``places``: name → module now."""
+
+    def get(name: str) -> object:
+        if name not in places:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        message = f"{package}.{name} is now {places[name]}.{name}"
+        warnings.warn(message, DeprecationWarning, stacklevel=2)
+        return getattr(import_module(places[name]), name)
+
+    return get
 
 
 def install() -> None:

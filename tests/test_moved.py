@@ -44,3 +44,13 @@ def test_other_names_are_not_found() -> None:
         import_module("ldm.no_such")
     with pytest.raises(ImportError, match="no_such"):
         exec("from ldm.recipe import no_such", {})
+
+
+def test_names_of_a_module_that_is_a_package_now() -> None:
+    with pytest.warns(
+        DeprecationWarning, match=r"ldm\.loading\.names_of is now ldm\.loading\.sing"
+    ):
+        from ldm.loading import names_of
+    assert callable(names_of)
+    with pytest.raises(ImportError, match="no_such"):
+        exec("from ldm.loading import no_such", {})

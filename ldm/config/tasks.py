@@ -10,7 +10,7 @@ Task = Literal["text", "inpaint", "edit", "depth"]
 TASK_NAMES: dict[Task, str] = {
     "text": "text to image",
     "inpaint": "inpainting",
-    "edit": "edits by instruction (instruct-pix2pix)",
+    "edit": "instruct-pix2pix, 8 channels: edits by instruction",
     "depth": "depth to image",
 }
 

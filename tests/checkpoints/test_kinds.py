@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +15,7 @@ from ldm.checkpoints.notes import LONGEST, clean, notes
 from ldm.errors import CheckpointError
 from tests.helpers.original_layouts import clip, layout, open_clip, unet, vae
 from tests.helpers.sparse import write_sparse
+from tests.helpers.timing import info_seconds
 
 Shapes = Mapping[str, tuple[int, ...]]
 TEXT = "transformer_blocks.0.attn2.to_k.weight"
@@ -220,8 +219,8 @@ def test_unets_of_other_tasks_are_refused_by_name(name: str) -> None:
 @pytest.mark.parametrize(
     ("family", "channels", "want"),
     [
-        ("sd1", 8, "Stable Diffusion 1.x, edits by instruction (instruct-pix2pix)"),
-        ("sdxl", 8, "Stable Diffusion XL, edits by instruction (instruct-pix2pix)"),
+        ("sd1", 8, "Stable Diffusion 1.x, instruct-pix2pix, 8 channels: edits by instruction"),
+        ("sdxl", 8, "Stable Diffusion XL, instruct-pix2pix, 8 channels: edits by instruction"),
         ("sd2", 5, "Stable Diffusion 2.x, depth to image"),
         ("sd1", 9, "Stable Diffusion 1.x, inpainting"),
     ],
@@ -305,20 +304,14 @@ def test_notes_cannot_steer_a_terminal_or_fill_it() -> None:
 
 
 def test_many_and_long_names_are_named_in_bounded_time() -> None:
-    started = time.monotonic()
+    started = time.process_time()
     rows({f"{'a.' * 100_000}{i}": (1,) for i in range(50)})
     rows({f"blocks.{i}.attn_" * 5: (1,) for i in range(100_000)})
-    assert time.monotonic() - started < 20
+    assert time.process_time() - started < 20
 
 
 def test_info_is_quick_and_needs_no_torch(tmp_path: Path) -> None:
-    """Of a file of full size; the interpreter's start is in it, a busy machine triples it."""
+    """Of a file of full size; the interpreter's start is in it."""
     path = write_sparse(tmp_path / "x.sft", layout("sdxl"))
-    code = "import sys; from ldm.cli.info import main; main(); assert 'torch' not in sys.modules"
-    times = []
-    for _ in range(3):
-        started = time.monotonic()
-        subprocess.run([sys.executable, "-c", code, str(path)], check=True, capture_output=True)
-        times.append(time.monotonic() - started)
-    assert min(times) < 0.9
+    assert info_seconds(path) < 0.6
     assert ("kind", "Stable Diffusion XL") in describe(path)
