@@ -68,7 +68,7 @@ FORMS = [a1111, a1111_safetensors, diffusers_form, diffusers_bin, onetrainer, fi
 @pytest.mark.parametrize("form", FORMS)
 def test_same_picture_as_diffusers(models: Any, tmp_path: Path, form: Any) -> None:
     ours, theirs = models("sd")
-    theirs = for_task(theirs, "text")
+    theirs = for_task(copy.deepcopy(theirs), "text")  # its config keeps the size with the words
     plain = draw(ours, PROMPT, seed=3, **ARGUMENTS)
     assert ours.load_textual_inversion(form(tmp_path)) == "<toy>"
     theirs.load_textual_inversion(vectors(3, 32), token="<toy>")
@@ -80,7 +80,6 @@ def test_same_picture_as_diffusers(models: Any, tmp_path: Path, form: Any) -> No
         with pytest.raises(ArgumentError, match="is loaded already"):
             ours.load_textual_inversion(form(tmp_path))
     finally:
-        theirs.unload_textual_inversion()
         ours.unload_textual_inversion()
     assert torch.equal(draw(ours, PROMPT, seed=3, **ARGUMENTS)[0], plain[0])
 
@@ -88,8 +87,7 @@ def test_same_picture_as_diffusers(models: Any, tmp_path: Path, form: Any) -> No
 @pytest.mark.parity
 def test_of_sdxl(models: Any, tmp_path: Path) -> None:
     ours, theirs = models("sdxl")
-    theirs = copy.deepcopy(theirs)  # it keeps the word
-    theirs = for_task(theirs, "text")
+    theirs = for_task(copy.deepcopy(theirs), "text")  # it keeps the word
     file = tmp_path / "toy.safetensors"
     save_file({"clip_l": vectors(2, 32), "clip_g": vectors(2, 48, 1)}, file)
     assert ours.load_textual_inversion(file, token="<toy>") == "<toy>"
@@ -112,7 +110,7 @@ def test_of_sdxl(models: Any, tmp_path: Path) -> None:
 def test_two_words_in_one_file(models: Any, tmp_path: Path, form: str) -> None:
     """The second has one vector, without a dimension for their number where the form allows."""
     ours, theirs = models("sd")
-    theirs = for_task(theirs, "text")
+    theirs = for_task(copy.deepcopy(theirs), "text")  # its config keeps the size with the words
     found = {"<toy>": vectors(3, 32), "<box>": vectors(1, 32, 1)[0]}
     file = tmp_path / f"words.{form}"
     if form == "safetensors":
@@ -136,7 +134,6 @@ def test_two_words_in_one_file(models: Any, tmp_path: Path, form: str) -> None:
         named = ours.load_textual_inversion(file, token=["zzone", "zztwo"])
         assert named == "zzone, zztwo" and len(ours.inversions.loaded) == 4
     finally:
-        theirs.unload_textual_inversion()
         ours.unload_textual_inversion()
 
 
