@@ -19,8 +19,6 @@ from typing import Any
 import torch
 from torch.serialization import safe_globals
 
-from ldm.checkpoints.pickle_header import RECORDS, refusal
-
 anything = ContextVar("anything", default=False)  # see ``weights_alone``
 
 
@@ -85,6 +83,8 @@ def read_pickle(path: Path) -> object:
                 source = file if misnamed else path
                 return torch.load(source, map_location="cpu", weights_only=True, mmap=mmap)
         except pickle.UnpicklingError as error:
+            from ldm.checkpoints.pickle_header import RECORDS, refusal
+
             # PyTorch names the first thing that it does not know.
             found = re.search(r"GLOBAL (\S+)( whose module)?", str(error))
             if not found:

@@ -13,8 +13,6 @@ from torch import Tensor
 
 from ldm.checkpoints.deferred import FLOAT8, Deferred, Stored, dense
 from ldm.checkpoints.formats import GGUF, SAFETENSORS, find_format
-from ldm.checkpoints.gguf_blocks import defer_tensors
-from ldm.checkpoints.gguf_header import read_gguf_header
 from ldm.checkpoints.header import Header, read_header
 from ldm.checkpoints.number_formats import check_range, float_format
 from ldm.checkpoints.pickles import read_pickle
@@ -125,6 +123,9 @@ def read_content(path: Path) -> tuple[object, dict[str, str]]:
     try:
         kind = find_format(path)
         if kind == GGUF:
+            from ldm.checkpoints.gguf_blocks import defer_tensors
+            from ldm.checkpoints.gguf_header import read_gguf_header
+
             gguf = read_gguf_header(path)
             return defer_tensors(path, gguf), gguf.metadata
         if kind == SAFETENSORS:

@@ -21,7 +21,6 @@ from ldm.errors import ArgumentError, ImageError
 from ldm.images import control_text
 from ldm.images.files import read_texts
 from ldm.images.metadata import NEGATIVE, PROMPT, parse_parameters
-from ldm.images.programs import read_labels
 from ldm.images.text_fields import OURS, settings_of
 from ldm.request import OFFSETS, RefinedRequest
 from ldm.samplers import SAMPLERS, read_names
@@ -105,6 +104,9 @@ def read_generation_info(path: str | Path | Image) -> GenerationInfo:
     Raises ImageError for a file without, for values of a wrong type, and for settings that cannot
     be read; then it names the program.
     """
+    # Only here: programs that only write pictures start without the readers of others' files.
+    from ldm.images.programs import read_labels
+
     texts = read_texts(path)
     try:
         settings = settings_of(texts)

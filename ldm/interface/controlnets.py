@@ -14,7 +14,6 @@ from ldm.checkpoints.source import check_paths
 from ldm.errors import ArgumentError
 from ldm.fast import adapt_to_cpu
 from ldm.images.generation_info import controlnet_name
-from ldm.loading.controlnet import check_latents, load_controlnet
 from ldm.loading.model import Model
 
 T = TypeVar("T", bound="ControlNets")
@@ -42,6 +41,8 @@ class ControlNets(Model):
                 f"there is a ControlNet {name!r} already; give another name, or unload that"
             )
         dtype = next(self.unet.parameters()).dtype
+        from ldm.loading.controlnet import check_latents, load_controlnet
+
         network = load_controlnet(path, self.unet.config, dtype, self.device, self._plain_weights)
         check_latents(path, network.config, self.vae.config.latent_channels, self.vae.config.scale)
         with self.plain():

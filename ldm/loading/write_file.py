@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from ldm.checkpoints.family import FAMILIES, UNET, VAE, Family, read_family
-from ldm.checkpoints.gguf_writer import write_gguf
 from ldm.checkpoints.number_formats import GGUF_TYPES, Q8_0
 from ldm.checkpoints.original import write_original
 from ldm.checkpoints.prediction import STATED_PREDICTION
@@ -79,6 +78,8 @@ def save_file(parts: dict[str, Any], path: Path, dtype: torch.dtype | str | None
     word = "v" if prediction == "v_prediction" else prediction
     metadata = {STATED_PREDICTION: word, "modelspec.predict_key": word}
     if gguf:
+        from ldm.checkpoints.gguf_writer import write_gguf
+
         write_gguf(tensors, path, dtype or Q8_0, ARCHITECTURES[family.id], metadata)
     else:
         write_tensors(tensors, path, metadata)
