@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ from ldm.cli.guidance_options import Fast
 from ldm.samplers.names import listing
 
 Add = Callable[..., argparse.Action]
-Groups = Mapping[str, argparse._ArgumentGroup]
 
 
 def add_output(add: Add) -> None:

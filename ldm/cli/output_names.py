@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import itertools
 import os
 import re
 import string
@@ -177,9 +176,10 @@ def free_name(path: Path, beside: Callable[[Path], list[Path]], taken: Container
 
     beside: all files of a picture, by its path.
     """
-    numbered = (path.with_stem(f"{path.stem}-{number}") for number in itertools.count(2))
+    from ldm.images.names import free_names
+
     return next(
         found
-        for found in itertools.chain([path], numbered)
+        for found in free_names(path)
         if found not in taken and not any(map(os.path.lexists, beside(found)))
     )

@@ -339,8 +339,7 @@ def _digest(name: str, file: str | list[str]) -> str:
     """Return the digest of an input picture, or of several; a mask's counts its transparency."""
     if isinstance(file, list):
         return ",".join(_digest(name, each) for each in file)
-    from ldm.images import digest, load_image, load_layer
-    from ldm.images.depth import load_depth
+    from ldm.images import digest
+    from ldm.images.generation_info import load_given
 
-    load = {"mask": load_layer, "depth_map": load_depth}.get(name, load_image)
-    return digest(load(picture_source(file)))
+    return digest(load_given(name, picture_source(file)))

@@ -55,7 +55,6 @@ NO_CHECKER = "there is no safety checker"
 NOT_HERE = "ldm does not have it"
 NOTHING = "nothing needs to be done here"
 SIZES = "SDXL reads the size of the picture, uncropped; it cannot be set"
-LORAS = "weights of LoRAs are changed in place: load_lora_weights(path, scale=0.8)"
 MEMORY = "attention needs little memory here without it"
 VAE_MEMORY = "pictures are decoded one at a time, and in strips if memory does not suffice"
 

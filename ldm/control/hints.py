@@ -36,7 +36,7 @@ def read_hints(networks: Mapping[str, ControlNet], request: Request) -> list[Row
             )
         return [None] * len(networks)
     sources = split_sources(request.control_image, len(networks))
-    return [read_rows(source, len(request.prompts)) for source in sources]
+    return [load_rows(source, len(request.prompts)) for source in sources]
 
 
 def control_uses(
@@ -113,7 +113,7 @@ def split_sources(source: Any, count: int) -> list[Any]:
     return list(source)
 
 
-def read_rows(source: Any, prompts: int) -> Rows:
+def load_rows(source: Any, prompts: int) -> Rows:
     """Read the pictures of one network: one for all prompts, or one for each."""
     is_list = isinstance(source, list | tuple)
     parts = list(source) if is_list else [source]
@@ -181,7 +181,7 @@ def expand_hints(request: Request, count: int) -> Any:
         return None
     every = []
     for source in split_sources(request.control_image, count):
-        rows = read_rows(source, len(request.prompts))
+        rows = load_rows(source, len(request.prompts))
         each = list(rows) * (len(request.prompts) if len(rows) == 1 else 1)
         every.append([row for row in each for _ in range(request.repeats)])
     return every[0] if count == 1 else [list(one) for one in zip(*every, strict=True)]

@@ -19,7 +19,8 @@ from PIL.Image import Image
 from ldm.config.arguments import about
 from ldm.errors import ArgumentError, ImageError
 from ldm.images import control_text
-from ldm.images.files import read_texts
+from ldm.images.depth import load_depth
+from ldm.images.files import load_image, load_layer, read_texts
 from ldm.images.metadata import NEGATIVE, PROMPT, parse_parameters
 from ldm.images.text_fields import OURS, settings_of
 from ldm.request import OFFSETS, RefinedRequest
@@ -93,6 +94,15 @@ class GenerationInfo:
         }
         found["arguments"] = shifted(self.arguments, 1)
         return {OURS: version} | found | {"drawn": dict(drawn)}
+
+
+def load_given(name: str, source: Any) -> Image:
+    """Load a picture as the digest of an option's picture counts it.
+
+    A mask keeps its transparency, and a depth map its own values. Raises ImageError as
+    ``load_image`` does.
+    """
+    return {"mask": load_layer, "depth_map": load_depth}.get(name, load_image)(source)
 
 
 def read_generation_info(path: str | Path | Image) -> GenerationInfo:

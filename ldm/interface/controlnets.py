@@ -40,9 +40,10 @@ class ControlNets(Model):
             raise ArgumentError(
                 f"there is a ControlNet {name!r} already; give another name, or unload that"
             )
-        dtype = next(self.unet.parameters()).dtype
+        # Only here: most pipelines never load one.
         from ldm.loading.controlnet import check_latents, load_controlnet
 
+        dtype = next(self.unet.parameters()).dtype
         network = load_controlnet(path, self.unet.config, dtype, self.device, self._plain_weights)
         check_latents(path, network.config, self.vae.config.latent_channels, self.vae.config.scale)
         with self.plain():
@@ -56,14 +57,14 @@ class ControlNets(Model):
             return self.unet.state_dict()
         scales = {name: dict(lora.scales) for name, lora in self.loras.loaded.items()}
         self.loras.set_scales({})
-        state = self.unet.state_dict()
-        weights = {
-            name: value.clone()
-            for name, value in state.items()
-            if not name.startswith("up_blocks.")
-        }
-        self.loras.set_scales(scales)
-        return weights
+        try:
+            return {
+                name: value.clone()
+                for name, value in self.unet.state_dict().items()
+                if not name.startswith("up_blocks.")
+            }
+        finally:
+            self.loras.set_scales(scales)
 
     def unload_controlnet(self, name: str) -> None:
         """Remove a ControlNet. Raises ArgumentError for a name that is not loaded."""

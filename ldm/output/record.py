@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +12,10 @@ import torch
 
 from ldm import __version__
 from ldm.config.arguments import about
-from ldm.control.hints import read_rows, split_sources
-from ldm.images.depth import load_depth, to_pictures
-from ldm.images.files import digest, load_image, load_layer
-from ldm.images.generation_info import LARGEST_BATCH, GenerationInfo
+from ldm.control.hints import load_rows, split_sources
+from ldm.images.depth import to_pictures
+from ldm.images.files import digest
+from ldm.images.generation_info import LARGEST_BATCH, GenerationInfo, load_given
 from ldm.images.generation_text import generation_text
 from ldm.images.inputs import read_pictures
 from ldm.images.picture import Picture
@@ -63,7 +64,7 @@ def records(
     """Describe how each picture of a request was made."""
     prompts = request.prompts
     negatives = negative_for_each(request.negative_prompt, prompts)
-    given = {name: digests(request, argument, model) for name, argument in FILES.items()}
+    given = {name: digests(request, name, model) for name in FILES}
     tags, exact_tags = lora_tags(model)
     shared = shared_arguments(model, request, choice)
     missing = [name for name in NOT_IN_FILES if getattr(request, name) is not None]
@@ -147,17 +148,18 @@ def place_in_batch(request: Request, index: int, seed: int | None) -> tuple[int,
     return request.count, min(index, seed)
 
 
-def digests(request: Request, name: str, model: Model) -> list[str]:
-    """Return the digest of each picture of an argument; [] without one.
+def digests(request: Request, option: str, model: Model) -> list[str]:
+    """Return the digest of each picture that an option would give; [] without one.
 
     Those of several ControlNets are joined; "" is that of a tensor, which no file holds.
     """
+    name = FILES[option]
     given = getattr(request, name)
     if name == "control_image":
         return control_digests(request, len(model.controlnets))
     if name == "depth_map":
         given = to_pictures(given)
-    load = LOADERS.get(name, load_image)
+    load = partial(load_given, option)
     pictures = read_pictures(given, name, len(request.prompts), 1, load)
     return [digest(picture) for picture in pictures or ()]
 
@@ -167,7 +169,7 @@ def control_digests(request: Request, count: int) -> list[str]:
     if request.control_image is None or not count:
         return []
     prompts = len(request.prompts)
-    every = [read_rows(one, prompts) for one in split_sources(request.control_image, count)]
+    every = [load_rows(one, prompts) for one in split_sources(request.control_image, count)]
     if any(isinstance(rows, torch.Tensor) for rows in every):
         return [""]
     most = max(map(len, every))
@@ -206,4 +208,3 @@ FILES = {  # option: argument
     "image": "image", "mask": "mask_image", "depth_map": "depth_map",
     "control_image": "control_image",
 }  # fmt: skip
-LOADERS = {"mask_image": load_layer, "depth_map": load_depth}
