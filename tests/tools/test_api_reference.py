@@ -26,6 +26,8 @@ def test_a_warning_is_an_error(tmp_path, monkeypatch):
     package.mkdir()
     (package / "__init__.py").write_text('__all__ = ["there"]\nthere: "Missing" = 1\n')
     monkeypatch.syspath_prepend(tmp_path)
+    import pdoc  # noqa: F401 - a package is not imported whole into a copy of sys.modules
+
     monkeypatch.setattr(sys, "modules", dict(sys.modules))
     with pytest.raises(ArgumentError, match="Missing"):
         api_reference.write(tmp_path / "pages", "broken")
