@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.config import ControlNetConfig
-from ldm.unet import UNetEncoder, required
+from ldm.unet import UNet, UNetEncoder, required
 
 WEAKEST = -1.0  # of guess mode: log₁₀ of the factor of the finest skip connection
 
@@ -33,6 +34,7 @@ class ControlNetConditioningEmbedding(nn.Module):
             self.blocks.append(nn.Conv2d(before, before, 3, padding=1))
             self.blocks.append(nn.Conv2d(before, width, 3, padding=1, stride=2))
         self.conv_out = nn.Conv2d(widths[-1], config.block_out_channels[0], 3, padding=1)
+        set_to_zero(self.conv_out)
 
     def forward(self, hint: Tensor) -> Tensor:
         x = F.silu(self.conv_in(hint))
@@ -57,8 +59,21 @@ class ControlNet(UNetEncoder):
         width = config.block_out_channels[-1]
         self.controlnet_mid_block = nn.Conv2d(width, width, 1)
         for layer in (*self.controlnet_down_blocks, self.controlnet_mid_block):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+            set_to_zero(layer)
+
+    @classmethod
+    def from_unet(cls, unet: UNet, **changes: Any) -> ControlNet:
+        """Make an untrained one that adds nothing yet: a copy of the U-Net's half (section 3.1).
+
+        changes: of its configuration, such as ``conditioning_channels``.
+        Raises CheckpointError for a U-Net without a text.
+        """
+        network = cls(ControlNetConfig.like(unet.config, **changes))
+        own = {*network.state_dict()}
+        network.load_state_dict(
+            {name: value for name, value in unet.state_dict().items() if name in own}, strict=False
+        )
+        return network
 
     def embed_hint(self, hint: Tensor) -> Tensor:
         """Return the features of pictures (b, channels, H, W) in [0, 1]: (b, width, h, w).
@@ -105,6 +120,13 @@ class ControlNet(UNetEncoder):
         if self.config.global_pool_conditions:
             return [y.mean(dim=(2, 3), keepdim=True) for y in found]
         return list(found)
+
+
+def set_to_zero(layer: nn.Conv2d) -> None:
+    """Make a convolution a "zero convolution": it learns, as its input is not 0 (eq. 2)."""
+    nn.init.zeros_(layer.weight)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
 
 
 def scaled(

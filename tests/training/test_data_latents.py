@@ -25,9 +25,10 @@ from ldm.training.batches import draw_times
 from ldm.training.config import TrainConfig
 from ldm.training.data import step_generator
 from ldm.training.data.buckets import bucket_sizes, nearest_bucket
+from ldm.training.objectives import check_zero_snr
 from ldm.training.recipes.cached_contexts import CachedContexts
 from ldm.training.recipes.cached_latents import CachedLatents
-from ldm.training.recipes.latent import LatentRecipe, check_zero_snr
+from ldm.training.recipes.latent import LatentRecipe
 from ldm.vae import AutoencoderKL
 
 SIZES = [(40, 40), (30, 61), (64, 33), (44, 40), (50, 90), (100, 48)]  # height, width
@@ -114,7 +115,8 @@ def test_a_batch_of_one_size(parts: Path, arrays: Path, tmp_path: Path) -> None:
     noise = torch.randn((8, 4, 8, 8), generator=generator)
     assert torch.equal(batch["noise"], noise)
     texts = ["" if d else f"no {i % 7}" for i, d in zip(rows.tolist(), dropped, strict=True)]
-    assert torch.equal(batch["ids"], torch.tensor(recipe.tokenizer(texts), dtype=torch.int32))
+    ids = torch.tensor(recipe.text_models[0].tokenizer(texts), dtype=torch.int32)
+    assert torch.equal(batch["ids"], ids[:, None])
     assert any(dropped) and not all(dropped)
     expected = encoded(recipe, rows)
     assert (batch["x0"] - expected).abs().max() < 0.03 * expected.abs().max()  # bf16 and float16
@@ -145,7 +147,7 @@ def test_contexts_are_kept_and_are_those_of_the_captions(
     plain.prepare(accelerator)
     ids = plain.batch(3, step_generator(1, 3))["ids"].long()
     with torch.no_grad():
-        expected = plain.text_encoder(ids).context
+        expected = plain.text_models[0].encoder(ids[:, 0]).context
     for _ in range(2):
         recipe = build(parts, arrays, tmp_path / "kept", keep_contexts=True)
         recipe.prepare(accelerator)
@@ -220,7 +222,7 @@ def test_buckets_batch_pictures_of_like_proportions(
     sizes = bucket_sizes(32, 8, 2.0)
     seen, rows_seen = {}, set()
     for step in range(40):
-        rows, x0 = recipe.latents.draw(4, step_generator(0, step))
+        rows, x0, _ = recipe.latents.draw(4, step_generator(0, step))
         rows_seen |= set(rows.tolist())
         size = (x0.shape[2] * 4, x0.shape[3] * 4)
         assert {sizes[nearest_bucket(SIZES[i % 6], sizes)] for i in rows.tolist()} == {size}
@@ -240,7 +242,7 @@ def test_mirrored_latents_are_those_of_mirrored_pictures(
 ) -> None:
     recipe = build(parts, photos, tmp_path, data={"size": 32, "flip": True})
     recipe.prepare(Accelerator(cpu=True))
-    rows, x0 = recipe.latents.draw(16, step_generator(0, 0))
+    rows, x0, _ = recipe.latents.draw(16, step_generator(0, 0))
     generator = step_generator(0, 0)
     torch.multinomial(torch.ones(18), 16, replacement=True, generator=generator)
     mirrored = torch.rand(16, generator=generator) < 0.5

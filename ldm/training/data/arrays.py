@@ -15,6 +15,8 @@ from ldm.training.data.pictures import Pictures
 class CaptionedImages(Pictures):
     """A folder with ``images.npy``, uint8 (N,H,W,3) or grey (N,H,W), and ``metadata.jsonl``.
 
+    Where ``options.image`` names another file, such as "control.npy", the pictures are its.
+
     There are N rows of metadata. A row has a ``split`` ("train" or another) and may have a
     ``caption``, a ``label`` and a ``weight``: how often it is drawn, relative to the others.
     """
@@ -25,7 +27,7 @@ class CaptionedImages(Pictures):
         folder, options = Path(folder), options or DataOptions()
         self.folder = folder
         self.rows = read_rows(folder / "metadata.jsonl")
-        self.images = read_array(folder / "images.npy")
+        self.images = read_array(folder / (options.image or "images.npy"))
         if len(self.rows) != len(self.images):
             raise ArgumentError(
                 f"{folder}: {len(self.images)} images but {len(self.rows)} rows of metadata; "

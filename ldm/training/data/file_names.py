@@ -5,7 +5,7 @@ from __future__ import annotations
 import ntpath
 import os
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ldm.errors import DataError
@@ -23,6 +23,14 @@ class FileNames:
         self.folder, self.known = folder, set(pictures)
         self.missing: list[tuple[str, Path]] = []  # the name, and the metadata file
         self.moved: dict[str, str] = {}  # picture → the absolute name that is read so
+        self.mentioned: set[str] = set()  # pictures that stand in any column
+
+    def mention(self, values: Iterable[object], source: Path) -> None:
+        """Note which pictures of the folder a row's values name, such as control pictures."""
+        inside = source.parent.relative_to(self.folder).as_posix()
+        texts = [value.replace("\\", "/") for value in values if isinstance(value, str)]
+        named = {posixpath.normpath(posixpath.join(inside, text)) for text in texts}
+        self.mentioned |= named & self.known
 
     def find(self, given: str, source: Path) -> str | None:
         """Return the file of a name: from the folder, or absolute; None, and noted, if missing.

@@ -218,7 +218,7 @@ def described(folder: Path, files: Listing, options: DataOptions) -> list[Folder
         raise DataError(
             f"{folder / (sources or files.metadata)[0]} has no rows; give each picture one"
         )
-    left_over = len(set(files.pictures) - {row.file for row in found})
+    left_over = len(set(files.pictures) - {row.file for row in found} - names.mentioned)
     if left_over:
         where = folder / sources[0] if sources else folder
         warnings.warn(f"{where} has no row for {left_over} pictures, left out", stacklevel=2)
@@ -240,9 +240,10 @@ def rows_of(folder: Path, source: str, names: FileNames, options: DataOptions) -
     keys = {key: None for row in rows for key in row}
     text = column(keys, options.text, TEXT, str(path))
     label = column(keys, options.label, LABEL, str(path))
-    file = next((key for key in FILE if key in keys), FILE[0])
+    file = column(keys, options.image, FILE, str(path)) or FILE[0]
     found = []
     for number, row in enumerate(rows):
+        names.mention(row.values(), path)
         given = row.get(file)
         if not isinstance(given, str):
             raise DataError(f"{path}, row {number} has no {FILE[0]}; give each row one")

@@ -15,6 +15,7 @@ RECIPES = {
     "autoencoder": "AutoencoderRecipe",
     "text": "TextRecipe",
     "latent": "LatentRecipe",
+    "controlnet": "ControlNetRecipe",
     "pixel": "PixelRecipe",
     "classifier": "ClassifierRecipe",
 }  # module of this package → its class

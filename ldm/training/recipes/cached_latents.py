@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -28,6 +29,14 @@ class SizeGroup:
     weights: Tensor  # how often each is drawn, relative to the others, (n,)
     places: Tensor  # of their latents in the file, (n,)
     latents: np.ndarray  # the file, float16 (N, 1 or 2 with mirrored ones, C, h, w)
+
+
+class Drawn(NamedTuple):
+    """Rows drawn for a batch."""
+
+    rows: Tensor  # their indices in the data set, (B,)
+    latents: Tensor  # float32 (B, C, h, w), all of one size
+    mirrored: Tensor  # whether the latents are those of the mirrored picture, bool (B,)
 
 
 class CachedLatents:
@@ -72,8 +81,8 @@ class CachedLatents:
         self.groups = self._training_groups()
         self.shares = torch.stack([group.weights.sum() for group in self.groups])
 
-    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Rows (count,) and their latents, float32 (count, C, h, w), all of one size.
+    def draw(self, count: int, generator: torch.Generator) -> Drawn:
+        """Draw rows, all of one size of pictures.
 
         Where there are several sizes, one is drawn first, in proportion to its pictures.
         """
@@ -86,7 +95,7 @@ class CachedLatents:
         if self.flip:
             mirrored = (torch.rand(count, generator=generator) < 0.5).long()
         x0 = group.latents[group.places[chosen].numpy(), mirrored.numpy()]
-        return group.rows[chosen], torch.from_numpy(x0).float()
+        return Drawn(group.rows[chosen], torch.from_numpy(x0).float(), mirrored.bool())
 
     def _belongs(self) -> dict[str, object]:
         return {
