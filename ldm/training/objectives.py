@@ -131,6 +131,20 @@ def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> T
     )
 
 
+def contrastive_loss(
+    pictures: Tensor, texts: Tensor, caption: Tensor, temperature: float
+) -> Tensor:
+    """CLIP's symmetric cross-entropy (Radford et al. 2021, figure 3) of states (B,E) each.
+
+    caption: (B,), the number of each row's caption; rows with the same one are equally right.
+    """
+    pictures, texts = F.normalize(pictures.float(), dim=-1), F.normalize(texts.float(), dim=-1)
+    logits = pictures @ texts.T / temperature
+    same = (caption[:, None] == caption).float()
+    right = same / same.sum(1, keepdim=True)
+    return (F.cross_entropy(logits, right) + F.cross_entropy(logits.T, right)) / 2
+
+
 def psnr(reconstruction: Tensor, x: Tensor) -> float:
     """Peak signal-to-noise ratio in dB of pictures in [-1, 1] (peak 2), taken over all at once."""
     error = (reconstruction.float().clamp(-1, 1) - x).square().mean()

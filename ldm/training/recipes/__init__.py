@@ -16,6 +16,7 @@ RECIPES = {
     "text": "TextRecipe",
     "latent": "LatentRecipe",
     "controlnet": "ControlNetRecipe",
+    "image_encoder": "ImageEncoderRecipe",
     "pixel": "PixelRecipe",
     "classifier": "ClassifierRecipe",
 }  # module of this package → its class
