@@ -18,9 +18,7 @@ from torch import Tensor, nn
 
 from ldm.config import UNetConfig
 from ldm.config.settings import within
-from ldm.config.tasks import TASK_NAMES
 from ldm.errors import ArgumentError
-from ldm.pipeline import Pipeline
 from ldm.scheduler import DDPMScheduler
 from ldm.text.conditioning import TextModel, time_ids
 from ldm.text.tokenizer import CLIPTokenizer
@@ -127,7 +125,7 @@ class CaptionedRecipe(Recipe[M]):
         return self.noised(self.latents.draw(self.config.batch_size, generator), generator)
 
     def noised(self, drawn: Drawn, generator: torch.Generator) -> dict[str, Tensor]:
-        """Return the batch of rows drawn: their captions, times and noise."""
+        """Return the batch of rows drawn: captions, which of them are dropped, times and noise."""
         options, x0 = self.captioned, drawn.latents
         count, caption = len(x0), self.caption[drawn.rows]
         dropped = torch.rand(count, generator=generator) < options.caption_dropout
@@ -136,7 +134,7 @@ class CaptionedRecipe(Recipe[M]):
         noise = torch.randn(x0.shape, generator=generator)
         if offset := options.offset_noise:
             noise += offset * torch.randn((*x0.shape[:2], 1, 1), generator=generator)
-        batch = {"x0": x0, "noise": noise, "t": t}
+        batch = {"x0": x0, "noise": noise, "t": t, "dropped": dropped}
         if options.keep_contexts:
             return batch | {"context": self.contexts.of(caption)}
         return batch | {"ids": self.tokens[caption]}
@@ -144,7 +142,8 @@ class CaptionedRecipe(Recipe[M]):
     def example(self, count: int) -> dict[str, Tensor]:
         height, width = (side // self.vae.config.scale for side in self.latents.sizes[0])
         x0 = torch.zeros(count, self.vae.config.latent_channels, height, width)
-        batch = {"x0": x0, "noise": x0, "t": torch.zeros(count, dtype=torch.int64)}
+        t, dropped = torch.zeros(count, dtype=torch.int64), torch.zeros(count, dtype=torch.bool)
+        batch = {"x0": x0, "noise": x0, "t": t, "dropped": dropped}
         ids = self._tokens([""] * count)
         if self.captioned.keep_contexts:
             width = self.text_models[0].encoder.config.hidden_size
@@ -229,21 +228,3 @@ def picture_sizes(data: Pictures, buckets: dict[str, Any] | None, multiple: int)
             "U-Net"
         )
     return bucket_sizes(side, step, buckets.get("max_ratio", 2.0))
-
-
-def load_base(name: str, what: str) -> tuple[Pipeline, AutoencoderKL]:
-    """Load the model that something is trained for, and its VAE: frozen, in float32, on the CPU.
-
-    what: is trained, for messages. Raises ArgumentError for a model that is not from text to
-    image in latents.
-    """
-    pipe = Pipeline.from_pretrained(name, dtype=torch.float32, device="cpu")
-    pipe.need_text(f"{what} is trained for models of the Stable Diffusion family")
-    if pipe.task != "text" or not isinstance(pipe.vae, AutoencoderKL):
-        raise ArgumentError(
-            f"options.base is {name}, a model for {TASK_NAMES[pipe.task]}; give one that draws "
-            "from a text alone, with a VAE of Stable Diffusion's kind"
-        )
-    for part in (pipe.unet, pipe.vae, *(model.encoder for model in pipe.text_models)):
-        part.requires_grad_(False)
-    return pipe, pipe.vae

@@ -8,7 +8,6 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor, nn
 
@@ -23,12 +22,8 @@ from ldm.training.config import TrainConfig
 from ldm.training.data import Pictures
 from ldm.training.data.crops import Size
 from ldm.training.recipes.cached_latents import Drawn
-from ldm.training.recipes.captioned import (
-    CaptionedOptions,
-    CaptionedRecipe,
-    captioned_pictures,
-    load_base,
-)
+from ldm.training.recipes.captioned import captioned_pictures
+from ldm.training.recipes.frozen_base import FrozenBaseOptions, FrozenBaseRecipe, mirror
 from ldm.training.warm_start import begin_with
 from ldm.unet import Residuals
 
@@ -36,10 +31,9 @@ NO_WEIGHTS = sorted(PREPROCESSORS.keys() - {"inpaint"})  # "inpaint" needs a mas
 
 
 @dataclass(kw_only=True)
-class ControlNetOptions(CaptionedOptions):
+class ControlNetOptions(FrozenBaseOptions):
     """The table ``[options]``. The control pictures are a column's, or made of the pictures."""
 
-    base: str  # the model: a folder, a file or a hub id, as ``ldm generate --model`` takes
     # Name of the column of the control pictures; in a folder of images.npy, of another such file.
     control: str | None = None
     # Names of ``ldm.control.preprocessors``, of which one is drawn for each picture of a batch.
@@ -75,7 +69,7 @@ class PictureReader(nn.Module):
         return self.network(x, t, hint=self.network.embed_hint(hint), **conditions)
 
 
-class ControlNetRecipe(CaptionedRecipe[PictureReader]):
+class ControlNetRecipe(FrozenBaseRecipe[PictureReader]):
     """Learns what to add to a frozen U-Net, so that it draws after control pictures.
 
     Raises ArgumentError for options that do not go together, CheckpointError for a base that
@@ -84,29 +78,21 @@ class ControlNetRecipe(CaptionedRecipe[PictureReader]):
 
     def __init__(self, config: TrainConfig) -> None:
         self.options = options = read_table(ControlNetOptions, config.options, "options.")
-        self.pipe, vae = load_base(options.base, "a ControlNet")
-        models, scheduler, unet = self.pipe.text_models, self.pipe.scheduler, self.pipe.unet
-        super().__init__(config, options, vae, models, scheduler, unet.config)
+        super().__init__(config, options, "a ControlNet")
         self.controls: Pictures | None = None
         if options.control:
             self.controls = control_pictures(self.data, config, options)
-        network = adapt_to_cpu(ControlNet.from_unet(unet, **config.model))
+        network = adapt_to_cpu(ControlNet.from_unet(self.pipe.unet, **config.model))
         begin_with(network, config.start)
         self.model = PictureReader(network)
 
-    def prepare(self, accelerator: Accelerator) -> None:
-        super().prepare(accelerator)
-        self.pipe.unet.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-
     def noised(self, drawn: Drawn, generator: torch.Generator) -> dict[str, Tensor]:
         batch = super().noised(drawn, generator)
-        scale = self.vae.config.scale
-        size = (scale * drawn.latents.shape[2], scale * drawn.latents.shape[3])
         names = self.options.preprocessors
         chosen = torch.randint(len(names) or 1, (len(drawn.rows),), generator=generator)
-        hints = self.hints(drawn.rows, size, [names[i] for i in chosen] if names else [])
-        hints[drawn.mirrored] = hints[drawn.mirrored].flip(-1)
-        return batch | {"hint": hints}
+        each = [names[i] for i in chosen] if names else []
+        hints = self.hints(drawn.rows, self.picture_size(drawn), each)
+        return batch | {"hint": mirror(hints, drawn)}
 
     def hints(self, rows: Tensor, size: Size, preprocessors: list[str]) -> Tensor:
         """Return the control pictures of rows, (B, 3, H, W) in [0, 1]; preprocessors: of each."""

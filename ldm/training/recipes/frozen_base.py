@@ -1,0 +1,79 @@
+"""What the recipes share that train something beside a model whose weights stay as they are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from ldm.config.tasks import TASK_NAMES
+from ldm.errors import ArgumentError
+from ldm.pipeline import Pipeline
+from ldm.training.config import TrainConfig
+from ldm.training.data.crops import Size
+from ldm.training.recipes.cached_latents import Drawn
+from ldm.training.recipes.captioned import CaptionedOptions, CaptionedRecipe
+from ldm.vae import AutoencoderKL
+
+M = TypeVar("M", bound=nn.Module)
+
+
+@dataclass(kw_only=True)
+class FrozenBaseOptions(CaptionedOptions):
+    """What the tables ``[options]`` of these recipes share."""
+
+    base: str  # the model: a folder, a file or a hub id, as ``ldm generate --model`` takes
+
+
+class FrozenBaseRecipe(CaptionedRecipe[M]):
+    """Learns what steers a frozen U-Net; the gradient passes through it.
+
+    Attributes:
+        pipe: the model, in float32.
+    """
+
+    def __init__(self, config: TrainConfig, options: FrozenBaseOptions, what: str) -> None:
+        """Load the base. what: is trained, for messages.
+
+        Raises ArgumentError for a base that draws from more than a text, CheckpointError for one
+        that cannot be loaded.
+        """
+        self.pipe, vae = load_base(options.base, what)
+        models, scheduler, unet = self.pipe.text_models, self.pipe.scheduler, self.pipe.unet
+        super().__init__(config, options, vae, models, scheduler, unet.config)
+
+    def prepare(self, accelerator: Accelerator) -> None:
+        super().prepare(accelerator)
+        unet: nn.Module = self.pipe.unet.to(accelerator.device)
+        unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def picture_size(self, drawn: Drawn) -> Size:
+        """Return the (height, width) in px of the pictures of rows drawn."""
+        height, width = (side * self.vae.config.scale for side in drawn.latents.shape[2:])
+        return height, width
+
+
+def mirror(pictures: Tensor, drawn: Drawn) -> Tensor:
+    """Mirror the pictures (B, C, H, W) of rows drawn where their latents are."""
+    return torch.where(drawn.mirrored[:, None, None, None], pictures.flip(-1), pictures)
+
+
+def load_base(name: str, what: str) -> tuple[Pipeline, AutoencoderKL]:
+    """Load the model that something is trained for, and its VAE: frozen, in float32, on the CPU.
+
+    what: is trained, for messages. Raises ArgumentError for a model that is not from text to
+    image in latents.
+    """
+    pipe = Pipeline.from_pretrained(name, dtype=torch.float32, device="cpu")
+    pipe.need_text(f"{what} is trained for models of the Stable Diffusion family")
+    if pipe.task != "text" or not isinstance(pipe.vae, AutoencoderKL):
+        raise ArgumentError(
+            f"options.base is {name}, a model for {TASK_NAMES[pipe.task]}; give one that draws "
+            "from a text alone, with a VAE of Stable Diffusion's kind"
+        )
+    for part in (pipe.unet, pipe.vae, *(model.encoder for model in pipe.text_models)):
+        part.requires_grad_(False)
+    return pipe, pipe.vae
