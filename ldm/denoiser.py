@@ -27,6 +27,8 @@ Listener = Callable[[list[tuple[int, str] | None]], None]
 # (x of each row, t, the call, the step, whether the finest alone is read) → what is added to the
 # U-Net's activations; None: nothing.
 Steering = Callable[[Tensor, Tensor, "UNetCall", int, bool], Residuals | None]
+# (the call, the step) → what is added on the U-Net's way down; [] for nothing.
+Features = Callable[["UNetCall", int], Sequence[Tensor]]
 
 
 class Denoiser:
@@ -43,6 +45,7 @@ class Denoiser:
         embedded_scale: float | None = None,
         listener: Listener | None = None,
         control: Steering | None = None,
+        features: Features | None = None,
         device: torch.device | None = None,
         steps_done: int = 0,
     ) -> None:
@@ -55,12 +58,13 @@ class Denoiser:
             "On Distillation of Guided Diffusion Models"; LCM); ``guidance`` then combines nothing.
         listener: such as ``ldm.techniques.attention_maps.AttentionMaps.set_rows``.
         control: such as ``ldm.control.steering.Control``.
+        features: such as ``ldm.control.features.AdapterFeatures``.
         device: where the U-Net computes; None takes that of its parameters.
         steps_done: how many steps another model has run before, for prompts that change.
         """
         self.unet, self.scheduler, self.guidance = unet, scheduler, guidance
         self.known, self.embedded_scale, self.listener = known, embedded_scale, listener
-        self.control = control
+        self.control, self.features = control, features
         self.steps_done = steps_done
         first = next(unet.parameters())
         self.dtype, self.device = first.dtype, device or first.device
@@ -136,6 +140,8 @@ class Denoiser:
                 short = isinstance(self.unet, DeepCache) and self.unet.reads_finest(mine, **options)
                 latents = mine[:, : x.shape[1]]
                 options["residuals"] = self.control(latents, t, call, step, short)
+            if self.features is not None:
+                options["features"] = self.features(call, step)
             outputs.append(self.unet(mine, t, **options))
         if len(outputs) == 1:
             return outputs[0]

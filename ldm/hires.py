@@ -11,11 +11,13 @@ from dataclasses import replace
 from typing import Any
 
 from ldm.config.arguments import takes
-from ldm.control.hints import expand_hints, hint_size, read_hints
+from ldm.config.picture_readers import T2I_ADAPTER
+from ldm.control.hints import expand_hints
 from ldm.errors import ArgumentError
 from ldm.images.inputs import check_size
 from ldm.output.record import with_records
 from ldm.pipeline import Pipeline, Progress
+from ldm.preparation import read_steering
 from ldm.request import EMBEDDINGS, LargeRequest
 
 
@@ -61,8 +63,9 @@ def hires_fix(pipe: Pipeline, request: LargeRequest) -> Iterator[Progress]:
         if value is not None:
             raise ArgumentError(f"{name} and two passes do not go together; leave one out")
     pipe.need_encoder()  # of the second pass
-    if pipe.controlnets:  # whose picture decides the size of the first pass, unless it is given
-        found = hint_size(read_hints(pipe.controlnets, request)) or pipe.default_size()
+    # The picture of a ControlNet or a T2I-Adapter decides the first pass's size unless it is given.
+    *_, found = read_steering(pipe, request)
+    if found is not None:
         factor = pipe.vae.config.scale
         height, width = (side // factor * factor for side in found)
         request = replace(request, height=request.height or height, width=request.width or width)
@@ -70,7 +73,7 @@ def hires_fix(pipe: Pipeline, request: LargeRequest) -> Iterator[Progress]:
     steps, skipped = pipe.schedule(
         request.num_inference_steps, request.hires_strength, request.sampler, request.schedule
     )
-    each = prompt_each(request, len(pipe.controlnets))
+    each = prompt_each(request, len(pipe.controlnets), len(pipe.t2i_adapters))
     first = draw(pipe, replace(each, output_type="pil"))
     return passes(pipe, each, first, size, len(steps) - skipped)
 
@@ -110,10 +113,10 @@ def passes(
         yield replace(later, step=done, steps=progress.steps + later.steps)
 
 
-def prompt_each(request: LargeRequest, controlnets: int = 0) -> LargeRequest:
+def prompt_each(request: LargeRequest, controlnets: int = 0, t2i_adapters: int = 0) -> LargeRequest:
     """Return the request with a prompt for each picture, as the second pass has one for each.
 
-    controlnets: how many read pictures.
+    controlnets, t2i_adapters: how many read pictures.
     """
     repeats = range(request.repeats)
     negative = request.negative_prompt
@@ -130,7 +133,8 @@ def prompt_each(request: LargeRequest, controlnets: int = 0) -> LargeRequest:
         prompt=prompts,
         negative_prompt=negative,
         num_images_per_prompt=1,
-        control_image=expand_hints(request, controlnets) if controlnets else request.control_image,
+        control_image=expand_hints(request, controlnets),
+        adapter_image=expand_hints(request, t2i_adapters, T2I_ADAPTER),
         **embeddings,
     )
 

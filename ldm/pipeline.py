@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -68,6 +68,7 @@ class Pipeline(DiffusersMethods):
         local_files_only: bool = False,
         int8: bool = False,
         controlnet: str | Path | Sequence[str | Path] | None = None,
+        adapter: str | Path | Sequence[str | Path] | None = None,
     ) -> Pipeline:
         """Load a model: None is the built-in one, else a folder, a single file or a hub id.
 
@@ -83,14 +84,13 @@ class Pipeline(DiffusersMethods):
         ema: take the averaged copy of the U-Net's weights that full training checkpoints hold.
         int8: as in ``optimize``, which is called then.
         controlnet: folders or files of ControlNets, as of ``load_controlnet``.
+        adapter: likewise of T2I-Adapters, as of ``load_t2i_adapter``.
         Habits of diffusers are accepted, such as ``torch_dtype``: ``ldm.config.diffusers_habits``.
         Raises CheckpointError for a model that is missing, broken or not supported.
         """
         texts = [text_encoder] if isinstance(text_encoder, str | Path) else text_encoder or ()
-        controls = [controlnet] if isinstance(controlnet, str | Path) else controlnet or ()
-        if not isinstance(controls, Sequence):
-            controls = [controlnet]  # which is an error
-        check_paths({"controlnet": controls})
+        controls, adapters = listed(controlnet), listed(adapter)
+        check_paths({"controlnet": controls, "adapter": adapters})
         check_paths({"model": [model], "vae": [vae], "text_encoder": texts})
         path = find_model(
             model,
@@ -130,6 +130,8 @@ class Pipeline(DiffusersMethods):
             pipe.load_preview_vae(preview_vae)
         for each in controls:
             pipe.load_controlnet(each)
+        for each in adapters:
+            pipe.load_t2i_adapter(each)
         return pipe.optimize(int8=True) if int8 else pipe
 
     from_single_file = from_pretrained
@@ -264,7 +266,7 @@ class Pipeline(DiffusersMethods):
         self.optimized = Optimized()
         if on:
             encoders = [model.encoder for model in self.text_models]
-            others = [*filter(None, [self.classifier]), *encoders]
+            others = [*filter(None, [self.classifier]), *encoders, *self.t2i_adapters.values()]
             self.optimized = optimize(
                 self.unet,
                 self.vae,
@@ -356,3 +358,10 @@ class Pipeline(DiffusersMethods):
         """
         choice = self.choose_sampler(sampler, schedule)
         return preparation.plan_levels(self, choice, num_inference_steps, strength, masked)
+
+
+def listed(paths: Any) -> Sequence[Any]:
+    """Return one path, several or none as a list; anything else is one, which is an error later."""
+    if paths is None:
+        return []
+    return paths if isinstance(paths, list | tuple) else [paths]

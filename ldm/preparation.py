@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from ldm.classes.guidance import with_classifier
-from ldm.control.hints import control_uses, hint_size, read_hints, refuse_unused
+from ldm.config.picture_readers import T2I_ADAPTER
+from ldm.control.features import AdapterUse, adapted_size, adapter_uses
+from ldm.control.hints import Rows, control_uses, hint_size, read_hints
 from ldm.control.steering import ControlUse
 from ldm.errors import ArgumentError
 from ldm.fast.deepcache import DeepCache
@@ -101,6 +103,7 @@ class Run:
     prompted: list[Prompted]  # of each picture
     cache: DeepCache | None
     controls: list[ControlUse]
+    adapters: list[AdapterUse]
 
     def tiled(self, function: Callable[P, T], *modules: torch.nn.Module) -> Callable[P, T]:
         """Wrap ``function``: if tiles are drawn, the modules' convolutions wrap around."""
@@ -139,13 +142,11 @@ def prepare(model: Model, request: Request) -> Run:
         image_scale(model, request.image_guidance_scale),
     )
     schedule = make_schedule(model, request)
-    hints = []
-    if model.controlnets:
-        hints = read_hints(model.controlnets, request)
-    else:
-        refuse_unused(request)
-    canvas = read_canvas(model, request, hint_size(hints))
-    controls = control_uses(model.controlnets, request, hints, (canvas.height, canvas.width))
+    hints, pictures, hinted = read_steering(model, request)
+    canvas = read_canvas(model, request, hinted)
+    size = (canvas.height, canvas.width)
+    controls = control_uses(model.controlnets, request, hints, size)
+    adapters = adapter_uses(model.t2i_adapters, request, pictures, size)
     noise = make_noise(model, request, canvas)
     prompted, labels = make_conditioning(model, request, schedule, canvas, scale > 1)
     for network in (model.unet, *model.controlnets.values()):
@@ -159,9 +160,34 @@ def prepare(model: Model, request: Request) -> Run:
         labels,
         request.classifier_scale,
         model.defaults.classifier_scale,
-        (canvas.height, canvas.width),
+        size,
     )
-    return Run(model, request, scale, guidance, schedule, canvas, noise, prompted, cache, controls)
+    return Run(
+        model,
+        request,
+        scale,
+        guidance,
+        schedule,
+        canvas,
+        noise,
+        prompted,
+        cache,
+        controls,
+        adapters,
+    )
+
+
+def read_steering(
+    model: Model, request: Request
+) -> tuple[list[Rows | None], list[Rows | None], tuple[int, int] | None]:
+    """Load what ControlNets and T2I-Adapters read, and the (height, width) that it asks for.
+
+    The size is None without a picture.
+    """
+    hints = read_hints(model.controlnets, request)
+    pictures = read_hints(model.t2i_adapters, request, T2I_ADAPTER)
+    size = hint_size(hints) or adapted_size(model.t2i_adapters, hint_size(pictures))
+    return hints, pictures, size
 
 
 def choose_sampler(model: Model, sampler: str | None, schedule: str | None = None) -> Choice:
@@ -221,7 +247,8 @@ def count_steps(steps: list[Pair], fraction: float, train_steps: int) -> int:
 def read_canvas(model: Model, request: Request, hint: tuple[int, int] | None = None) -> Canvas:
     """Load the image and the mask, if given, at the size to draw.
 
-    hint: the (height, width) of a ControlNet's picture, which decides if nothing else does.
+    hint: the (height, width) of what a ControlNet or a T2I-Adapter reads, which decides if nothing
+        else does.
     """
     texts, repeats = len(request.prompts), request.repeats
     pictures = read_pictures(request.image, "image", texts, repeats)

@@ -25,7 +25,7 @@ from ldm.errors import ArgumentError, CheckpointError
 from ldm.loading.model import Model
 from ldm.output import Output
 from ldm.preparation import Run, prepare
-from ldm.request import CONTROL, RefinedRequest
+from ldm.request import ADAPTER, CONTROL, RefinedRequest
 from ldm.run import Progress, Start, encode_start, finish, make_start, steps_of
 
 
@@ -50,7 +50,7 @@ class Ensemble:
 
         What the request leaves out, both take from the base: sampler, steps, guidance; also the
         base's VAE decodes. LoRAs and new words are those that each model has loaded; ControlNets
-        are of the base.
+        and T2I-Adapters are of the base.
         Raises ArgumentError for an argument that cannot work with either, at the call.
         """
         return stream(self, request)
@@ -72,7 +72,7 @@ def stream(models: Ensemble, request: RefinedRequest) -> Iterator[Progress]:
         denoising_start=where,
         latents=torch.empty(first.noise.shape),  # in the place of what the base will hand over
         output_type="latent",
-        **{name: getattr(RefinedRequest, name) for name in CONTROL},  # the base's
+        **{name: getattr(RefinedRequest, name) for name in CONTROL + ADAPTER},  # the base's
     )
     second = prepare(models.refiner, shared)
     # One sequence of noise: no draw of the first steps comes again.

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ldm.config.arguments import about, argument
+from ldm.config.picture_readers import CONTROLNET, T2I_ADAPTER, PictureReader
 from ldm.config.settings import check_values, choice, within
 from ldm.errors import ArgumentError
 
@@ -73,6 +74,12 @@ class Request:
             between which it is used; one for all, or a list.
         guess_mode: whether ControlNets see the prompt's rows alone, not the negative prompt's, and
             add less to finer levels; works also without a prompt, with a guidance_scale of 3 to 5.
+        adapter_image: what T2I-Adapters that are loaded read, in the forms of control_image, with
+            values in [0, 1]; diffusers calls it ``image``.
+        adapter_conditioning_scale: factor of what a T2I-Adapter adds; one for all, or a list; 0
+            switches it off. Several add up.
+        adapter_conditioning_factor: in [0, 1], the fraction of the run's steps, from the first, in
+            which it is used: ``int(steps·factor)``; one for all, or a list.
         strength: in [0, 1], how much of the image is redrawn: ``min(int(steps·strength), steps)``
             steps run, but at least one (with LCM's models all of them, from a lower level of
             noise); 0 returns the image. None is 0.8, and 1 with a mask and for edits.
@@ -227,6 +234,33 @@ class Request:
         "let a --controlnet see the prompt's half of guidance alone, and steer coarse levels most",
         "--guess-mode",
         group="control",
+    )
+    adapter_image: Pictures | Sequence[Pictures] | None = argument(
+        None,
+        "the picture that a --t2i-adapter reads; may be repeated, in the same order",
+        "--adapter-image",
+        metavar="FILE",
+        group="t2i_adapter",
+        recorded="another",
+    )
+    adapter_conditioning_scale: float | list[float] | tuple[float, ...] = argument(
+        within("(-inf, inf)", 1.0, "a number, 0 (off) to 2 as a rule"),
+        "how much a --t2i-adapter steers, 0 to 2 as a rule; one for all, or S,S (default: "
+        "{default:g}, or as --t2i-adapter PATH:SCALE says)",
+        *("--adapter-conditioning-scale", "--adapter-scale"),
+        command_default=None,
+        kind="a number, or a list of them",
+        metavar="S",
+        group="t2i_adapter",
+    )
+    adapter_conditioning_factor: float | list[float] | tuple[float, ...] = argument(
+        within("[0, 1]", 1.0, "in [0, 1]"),
+        "the fraction of the steps, from the first, in which a --t2i-adapter steers, 0 to 1; one "
+        "for all, or F,F (default: {default:g})",
+        *("--adapter-conditioning-factor", "--adapter-factor"),
+        kind="a number, or a list of them",
+        metavar="F",
+        group="t2i_adapter",
     )
     paste_back: bool = argument(
         True,
@@ -603,10 +637,14 @@ def default_strength(masked: bool, edits: bool = False) -> float:
     return MASKED_STRENGTH if masked or edits else STRENGTH
 
 
-# What ControlNets alone read.
-CONTROL = tuple(
-    field.name for field in dataclasses.fields(Request) if about(field).group == "control"
-)
+def arguments_of(kind: PictureReader) -> tuple[str, ...]:
+    """Return the names of the arguments that networks of a kind alone read: one group."""
+    fields = dataclasses.fields(Request)
+    group = next(about(field).group for field in fields if field.name == kind.image)
+    return tuple(field.name for field in fields if about(field).group == group)
+
+
+CONTROL, ADAPTER = arguments_of(CONTROLNET), arguments_of(T2I_ADAPTER)
 OFFSETS = {  # argument → what the command line and files count more than Python
     field.name: about(field).command_offset
     for field in dataclasses.fields(Request)

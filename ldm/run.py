@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ldm.control.features import AdapterFeatures
 from ldm.control.steering import Control
 from ldm.denoiser import Denoiser
 from ldm.fast.deepcache import DeepCache
@@ -93,7 +94,7 @@ def steps_of(run: Run, start: Start | None = None) -> Iterator[Progress]:
         last = progress.step == progress.steps
         # Only at the ends: on a GPU every check of values makes the CPU wait.
         if (index == 0 or last) and not x0.isfinite().all():
-            raise nonfinite_error(model.parts | model.controlnets)
+            raise nonfinite_error(model.parts | model.controlnets | model.t2i_adapters)
         if last:
             progress.output = finish(run, x)
         yield progress
@@ -115,11 +116,12 @@ def make_denoiser(run: Run, known: Tensor | None) -> Callable[[Tensor, Level, in
         embedded_scale=run.scale if reads_scale else None,
         listener=model.listener,
         control=make_control(run),
+        features=make_features(run),
         device=model.device,
         steps_done=run.schedule.done,
     )
-    networks = (model.unet, model.classifier, *model.controlnets.values())
-    return run.tiled(denoiser, *filter(None, networks))
+    steering = (*model.controlnets.values(), *model.t2i_adapters.values())
+    return run.tiled(denoiser, *filter(None, (model.unet, model.classifier, *steering)))
 
 
 def make_control(run: Run) -> Control | None:
@@ -133,6 +135,14 @@ def make_control(run: Run) -> Control | None:
     uses = [replace(use, call=recorded.get(use.network)) for use in run.controls]
     dtype = next(run.model.unet.parameters()).dtype
     return Control(uses, len(run.schedule.run), run.request.guess_mode, dtype)
+
+
+def make_features(run: Run) -> AdapterFeatures | None:
+    """Return what T2I-Adapters add to the U-Net; None without one that is used."""
+    if not any(use.scale for use in run.adapters):
+        return None
+    dtype = next(run.model.unet.parameters()).dtype
+    return AdapterFeatures(run.adapters, len(run.schedule.run), dtype)
 
 
 def choose_unet(run: Run) -> UNet | DeepCache | Graphs:

@@ -119,9 +119,19 @@ class UNetBlock(nn.Module):
         self.upsamplers = nn.ModuleList()
 
     def forward(
-        self, x: Tensor, temb: Tensor, context: Tensor | None, skips: list[Tensor], going_up: bool
+        self,
+        x: Tensor,
+        temb: Tensor,
+        context: Tensor | None,
+        skips: list[Tensor],
+        going_up: bool,
+        feature: Tensor | None = None,
     ) -> Tensor:
-        """Push results to ``skips`` on the way down; pop them from there on the way up."""
+        """Push results to ``skips`` on the way down; pop them from there on the way up.
+
+        feature: of a T2I-Adapter, added on the way down to the last result before the change of
+        resolution, of levels without attention to that after it, as in diffusers.
+        """
         for resnet, attention in zip_longest(self.resnets, self.attentions):
             if going_up:
                 x = torch.cat([x, skips.pop()], dim=1)
@@ -130,9 +140,13 @@ class UNetBlock(nn.Module):
                 x = apply_attention(attention, x, context)
             if not going_up:
                 skips.append(x)
+        if feature is not None and self.attentions:
+            x = skips[-1] = x + feature
         for sampler in self.downsamplers:
             x = sampler(x, temb) if isinstance(sampler, ResnetBlock) else sampler(x)
             skips.append(x)
+        if feature is not None and not self.attentions:
+            x = skips[-1] = x + feature
         for sampler in self.upsamplers:
             size = (skips[-1].shape[2], skips[-1].shape[3])  # odd sizes do not just double
             x = sampler(x, temb, size) if isinstance(sampler, ResnetBlock) else sampler(x, size)
@@ -224,20 +238,29 @@ class UNetEncoder(nn.Module):
         self.register_module("mid_block", middle)
 
     def encode(
-        self, x: Tensor, temb: Tensor, context: Tensor | None, hint: Tensor | None = None
+        self,
+        x: Tensor,
+        temb: Tensor,
+        context: Tensor | None,
+        hint: Tensor | None = None,
+        features: Sequence[Tensor] = (),
     ) -> tuple[Tensor, list[Tensor]]:
         """Return the middle's output, and the skip connections, finest first.
 
         hint: (1 or B, first width, h, w), a ControlNet's features of its picture, or None.
+        features: see ``UNet.forward``.
         """
         x = self.conv_in(2 * x - 1 if self.config.center_input_sample else x)
         if hint is not None:
             x = x + hint
         skips = [x]
-        for block in self.down_blocks:
-            x = block(x, temb, context, skips, going_up=False)
+        levels = len(self.down_blocks)
+        for block, feature in zip_longest(self.down_blocks, features[:levels]):
+            x = block(x, temb, context, skips, going_up=False, feature=feature)
         if self.mid_block is not None:
             x = self.mid_block(x, temb, context)
+            for feature in features[levels:]:
+                x = x + feature
         return x, skips
 
     def embed(
@@ -325,6 +348,7 @@ class UNet(UNetEncoder):
         class_labels: Tensor | None = None,
         temb: Tensor | None = None,
         residuals: Residuals | None = None,
+        features: Sequence[Tensor] = (),
     ) -> Tensor:
         """Predict ε, x₀ or v, whichever the network was trained for.
 
@@ -337,6 +361,8 @@ class UNet(UNetEncoder):
         class_embed_type "timestep" (B,) numbers, "identity" (B, 4 · first width) embeddings.
         temb is the result of ``embed`` for all these except x and context, if it is known already.
         residuals are added to the skip connections and to the middle's output.
+        features, each (1 or B, channels, h', w'), are added to the activations of the levels on the
+        way down, finest first, and one more to the middle's output (Mou et al. 2023, section 3.3).
         Raises ArgumentError for an input that is missing, or that the model does not read.
         """
         config = self.config
@@ -344,7 +370,7 @@ class UNet(UNetEncoder):
         check_given("class_labels", class_labels, config.class_conditional)
         if temb is None:
             temb = self.embed(t, pooled, time_ids, guidance_scale, class_labels, dtype=x.dtype)
-        x, skips = self.encode(x, temb, context)
+        x, skips = self.encode(x, temb, context, features=features)
         if residuals is not None:
             skips = [skip + more for skip, more in zip(skips, residuals.skips, strict=True)]
             x = x if residuals.middle is None else x + residuals.middle

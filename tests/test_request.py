@@ -19,6 +19,7 @@ from ldm.cli import plots, prompts_file
 from ldm.cli.options import defaults, parser, read
 from ldm.cli.replay import AROUND, IN_ANOTHER_FORM, as_options, given_settings
 from ldm.config.arguments import about
+from ldm.config.picture_readers import CONTROLNET, T2I_ADAPTER
 from ldm.errors import ArgumentError
 from ldm.hires import hires_fix
 from ldm.images.generation_info import NUMBERS, GenerationInfo, from_settings
@@ -26,6 +27,7 @@ from ldm.images.generation_text import common_settings, special_settings
 from ldm.pipeline import Pipeline
 from ldm.refiner import Ensemble
 from ldm.request import (
+    ADAPTER,
     ALL_FIELDS,
     ARGUMENTS,
     CONTROL,
@@ -57,6 +59,7 @@ NO_PLOT_AXIS = {
     "mask_image": "as image",
     "depth_map": "as image",
     "control_image": "as image",
+    "adapter_image": "as image",
     "num_images_per_prompt": "a plot draws one picture for each pair",
 }
 NOT_IN_SETTINGS = {
@@ -65,6 +68,7 @@ NOT_IN_SETTINGS = {
     "mask_image": "as image",
     "depth_map": "as image",
     "control_image": "as image",
+    "adapter_image": "as image",
     "num_images_per_prompt": "each picture is told alone",
 }
 NO_LABEL = {  # A1111 writes nothing of the kind, or nothing that says all
@@ -72,7 +76,8 @@ NO_LABEL = {  # A1111 writes nothing of the kind, or nothing that says all
     "mask_image": "not in the file",
     "depth_map": "not in the file",
     "control_image": "not in the file",
-    **dict.fromkeys(CONTROL[1:], "stands in ControlNet 0, …"),
+    "adapter_image": "not in the file",
+    **dict.fromkeys((*CONTROL[1:], *ADAPTER[1:]), "stands in ControlNet 0, …"),
     "paste_back": "A1111 always pastes",
     "height": "stands in Size",
     "width": "stands in Size",
@@ -210,11 +215,12 @@ def test_every_argument_does_something(name: str) -> None:
         node.attr
         for file in (
             *("preparation.py", "run.py", "hires.py", "refiner.py", "request.py"),
-            *("control/hints.py", "cli/guidance_options.py"),
+            *("control/hints.py", "control/features.py", "cli/guidance_options.py"),
         )
         for node in ast.walk(ast.parse((package / file).read_text(encoding="utf-8")))
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
     }
+    read |= {kind.image for kind in (CONTROLNET, T2I_ADAPTER)}  # by hints.py, whatever the kind
     assert name in read
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.checkpoints.backbones import find_backbone, is_backbone
-from ldm.checkpoints.describe_control import hint_rows
+from ldm.checkpoints.describe_control import adapter_rows, hint_rows
 from ldm.checkpoints.distilled import distilled_name, original_names, structure_of
 from ldm.checkpoints.family import (
     FAMILIES,
@@ -171,8 +171,8 @@ def describe_tensors(
             rows = [("kind", f"model of {other.name} (not supported)")]
         elif other.name in ("ControlNet", "U-Net", "motion module"):
             rows.append(("for", base_of(header)))
-        more = hint_rows(shapes) if other.name == "ControlNet" else []
-        return [*rows, weights, *more]
+        reader_rows = {"ControlNet": hint_rows, "T2I-Adapter": adapter_rows}.get(other.name)
+        return [*rows, weights, *(reader_rows(shapes) if reader_rows else [])]
     return [("kind", UNKNOWN), weights]
 
 

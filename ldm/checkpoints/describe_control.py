@@ -1,4 +1,4 @@
-"""Descriptions of ControlNets: what model they are for, and how they are used."""
+"""Descriptions of ControlNets and T2I-Adapters: what they are for, and how they are used."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ from ldm.checkpoints.family import FAMILIES, read_family
 from ldm.checkpoints.header import read_header
 from ldm.checkpoints.kinds import Shapes
 from ldm.checkpoints.notes import Rows
+from ldm.checkpoints.t2i_adapter import config_of, diffusers_names, family_names
 from ldm.config import read_json
 from ldm.config.controlnet import CLASS, ControlNetConfig
+from ldm.config.picture_readers import CONTROLNET, T2I_ADAPTER, PictureReader
+from ldm.config.t2i_adapter import CLASS as T2I_CLASS
+from ldm.config.t2i_adapter import T2IAdapterConfig
+from ldm.errors import CheckpointError
 
-USE = ("use", "--controlnet FILE --control-image PICTURE")
 FIRST = re.compile(r"(?:input_hint_block\.0|controlnet_cond_embedding\.conv_in)\.weight$")
 
 
@@ -21,27 +25,53 @@ def hint_rows(shapes: Shapes) -> Rows:
     found = next((shape for name, shape in shapes.items() if FIRST.search(name)), None)
     if found is None or len(found) != 4:
         return []
-    return [("reads", f"pictures of {found[1]} channels"), USE]
+    return use_rows(CONTROLNET, found[1])
 
 
-def is_controlnet_folder(folder: Path) -> bool:
-    """Whether a folder is a ControlNet's, as diffusers writes it."""
+def adapter_rows(shapes: Shapes) -> Rows:
+    """Say what a T2I-Adapter's file is for, what pictures it reads, and the options."""
+    names = diffusers_names(shapes)
+    try:
+        config = config_of(Path(), {names[name]: shape for name, shape in shapes.items()})
+    except CheckpointError:  # damaged, or none that is known: there is no more to say
+        return []
+    return [("for", family_names(config.places)), *use_rows(T2I_ADAPTER, config.in_channels)]
+
+
+def use_rows(kind: PictureReader, channels: int, place: str = "FILE") -> Rows:
+    """Say what a network reads, and with which options it is used."""
+    return [
+        ("reads", f"pictures of {channels} channels"),
+        ("use", f"{kind.flag} {place} {kind.image_flag} PICTURE"),
+    ]
+
+
+def find_reader(folder: Path) -> PictureReader | None:
+    """Return the kind of network that a folder, as diffusers writes it, holds alone."""
     path = folder / "config.json"
-    return path.is_file() and read_json(path).get("_class_name") == CLASS
+    name = read_json(path).get("_class_name") if path.is_file() else None
+    return {CLASS: CONTROLNET, T2I_CLASS: T2I_ADAPTER}.get(str(name))
 
 
-def describe_controlnet_folder(folder: Path) -> Rows:
-    """Describe the folder of a ControlNet. Raises CheckpointError for one that is broken."""
-    config = ControlNetConfig.from_file(folder / "config.json")
-    width = config.cross_attention_dim or 0
-    known = read_family(FAMILIES[width]).name if width in FAMILIES else f"texts of width {width}"
+def describe_reader_folder(folder: Path, kind: PictureReader) -> Rows:
+    """Describe the folder of a ControlNet or a T2I-Adapter.
+
+    Raises CheckpointError for one that is broken.
+    """
     counts = [
         sum(info.count for info in read_header(file).tensors.values())
         for file in sorted(folder.glob("*.safetensors"))[:1]
     ]
-    rows: Rows = [("folder", str(folder)), ("kind", "ControlNet"), ("for", known)]
+    rows: Rows = [("folder", str(folder)), ("kind", kind.name)]
+    weights = [("weights", f"{count / 1e6:.1f}M parameters") for count in counts]
+    if kind == T2I_ADAPTER:
+        adapter = T2IAdapterConfig.from_file(folder / "config.json")
+        rows.append(("for", family_names(adapter.places)))
+        return [*rows, *weights, *use_rows(kind, adapter.in_channels, "FOLDER")]
+    config = ControlNetConfig.from_file(folder / "config.json")
+    width = config.cross_attention_dim or 0
+    known = read_family(FAMILIES[width]).name if width in FAMILIES else f"texts of width {width}"
+    rows.append(("for", known))
     if config.global_pool_conditions:
         rows.append(("adds", "means over all pixels, to the prompt's rows"))
-    rows.append(("reads", f"pictures of {config.conditioning_channels} channels"))
-    rows += [("weights", f"{count / 1e6:.1f}M parameters") for count in counts]
-    return [*rows, (USE[0], USE[1].replace("FILE", "FOLDER", 1))]
+    return [*rows, *weights, *use_rows(kind, config.conditioning_channels, "FOLDER")]

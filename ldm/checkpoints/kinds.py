@@ -38,7 +38,7 @@ OTHERS = (
     ("ControlNet", r"(?:^|\.)(?:control_model|controlnet_cond_embedding|controlnet_down_blocks"
                    r"|controlnet_mid_block|input_hint_block|zero_convs|controlnet_blocks)\."),
     ("motion module", r"(?:motion_modules\.\d+\.temporal_transformer|\.temporal_attentions)\."),
-    ("T2I-Adapter", r"^(?:adapter\.)?body\.\d+\.(?:resnets\.\d+\.)?block[12]\."),
+    ("T2I-Adapter", r"^(?:adapter\.)?body\.\d+\.(?:(?:resnets|body)\.\d+\.)?block[12]\."),
     ("T2I-Adapter of styles", r"^transformer_layes\.|^style_embedding$"),
     ("TAESD", r"^(?:taesd_)?(?:encoder|decoder)\.(?:layers\.)?\d+\.(?:conv\.\d+\.)?(?:weight|bias)$"
               r"|^\d+\.conv\.\d+\.weight$"),
@@ -55,10 +55,15 @@ OTHERS = (
     ("U-Net", r"^(?:input_blocks|output_blocks|middle_block|down_blocks|up_blocks|mid_block)\."
               r"|^model\.diffusion_model\.(?:input|output)_blocks\."),
 )  # fmt: skip
-ADVICE = {
-    **dict.fromkeys(("ControlNet", "Control-LoRA"), "give it beside one: --controlnet FILE"),
-    "VAE": "give it beside one: --vae FILE",
-    "TAESD": "give it beside one: --vae FILE, or --preview-vae FILE",
+OPTIONS = {  # that take a kind
+    **dict.fromkeys(("ControlNet", "Control-LoRA"), "--controlnet FILE"),
+    "T2I-Adapter": "--t2i-adapter FILE",
+    "VAE": "--vae FILE",
+    "TAESD": "--vae FILE, or --preview-vae FILE",
+    "CLIP text encoder": "--text-encoder FILE",
+}
+ADVICE = {  # for what was given as a model
+    **{kind: f"give it beside one: {option}" for kind, option in OPTIONS.items()},
     "U-Net": "give it with its other parts: a folder with model_index.json, or a whole single file",
     "CLIP text encoder": "give it beside one that lacks it: --text-encoder FILE",
 }
@@ -91,6 +96,16 @@ def find_other(names: str) -> Kind | None:
         if re.search(pattern, names, re.MULTILINE):
             return Kind(name, ADVICE.get(name, UNSUPPORTED))
     return Kind(backbone, UNSUPPORTED) if backbone else None
+
+
+def of_other_option(shapes: Iterable[str]) -> tuple[str, str] | None:
+    """Return what a file is, and its option, if it is a model or a part that some option takes."""
+    names = listed(shapes)
+    if re.search(r"^model\.diffusion_model\.", names, re.MULTILINE):
+        return "a model", "--model FILE"
+    kind = find_adapter(names) or find_other(names)
+    option = OPTIONS.get(kind.name) if kind else None
+    return (article(kind.name), option) if kind and option else None
 
 
 def is_embedding(shapes: Shapes) -> bool:

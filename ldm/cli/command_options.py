@@ -11,6 +11,7 @@ from ldm.checkpoints.prediction import KNOWN_PREDICTIONS
 from ldm.cli.common import put, run
 from ldm.cli.fields import filled
 from ldm.cli.guidance_options import Fast
+from ldm.config.picture_readers import PictureReader
 from ldm.samplers.names import listing
 
 Add = Callable[..., argparse.Action]
@@ -50,15 +51,16 @@ def add_refiner(add: Add) -> None:
     )
 
 
-def add_controlnet(add: Add) -> None:
-    """Add the option for ControlNets."""
+def add_picture_reader(add: Add, kind: PictureReader) -> None:
+    """Add the option for ControlNets, or for T2I-Adapters."""
     add(
-        "--controlnet",
+        kind.flag,
         action="append",
         default=[],
         type=filled,
         metavar="PATH[:SCALE]",
-        help="a ControlNet, as a folder or a file, that steers by --control-image; may be repeated",
+        help=f"a {kind.name}, as a folder or a file, that steers by {kind.image_flag}; may be "
+        "repeated",
     )
 
 

@@ -11,7 +11,7 @@ from typing import NoReturn
 from ldm.cli import choices, observe, streams
 from ldm.cli.common import USAGE, importing_torch, notify, run
 from ldm.cli.configuration import Setting, listing, merged, read_settings, with_origin
-from ldm.cli.controlnets import given_controls, move_scales, read_given_controls
+from ldm.cli.controlnets import all_controls, move_scales, read_given_controls
 from ldm.cli.guidance_options import (
     given_depth,
     given_pictures,
@@ -52,7 +52,7 @@ def generate(arguments: argparse.Namespace, argv: Sequence[str], has_prompt: boo
         # Before PyTorch is imported: a wrong file is an error at once.
         given_pictures(arguments)
         given_depth(arguments)
-        given_controls(arguments)
+        all_controls(arguments)
     if rank == 0 and world == 1 and not arguments.quiet:
         for line in [*advice(arguments), *advice_on_words(arguments, work.jobs)]:
             warnings.warn(line, stacklevel=1)

@@ -12,7 +12,7 @@ from pathlib import Path
 from ldm import __version__
 from ldm.checkpoints.assets import asset_path
 from ldm.checkpoints.describe import describe
-from ldm.checkpoints.describe_control import describe_controlnet_folder, is_controlnet_folder
+from ldm.checkpoints.describe_control import describe_reader_folder, find_reader
 from ldm.checkpoints.notes import Rows
 from ldm.cli.common import EXIT_CODES, FAILED, fail, put, run
 from ldm.cli.model_folder import find_model
@@ -124,8 +124,8 @@ def find_path(name: str, folder: Path | None) -> Path:
 
 def describe_any(path: Path) -> Rows:
     """Describe a file or folder of any kind, row by row."""
-    if path.is_dir() and is_controlnet_folder(path):
-        return describe_controlnet_folder(path)
+    if path.is_dir() and (reader := find_reader(path)):
+        return describe_reader_folder(path, reader)
     if path.is_dir():
         return describe(path) if (path / "model_index.json").exists() else describe_others(path)
     if not path.is_file():

@@ -12,7 +12,7 @@ from pathlib import Path
 from ldm.adapters.lora_scale import TagScale
 from ldm.cli.choices import drawn_text
 from ldm.cli.common import random_seed
-from ldm.cli.controlnets import given_controls
+from ldm.cli.controlnets import all_controls
 from ldm.cli.guidance_options import given_depth, given_pictures
 from ldm.cli.loras import LoraUse, find_lora, lora_option, lora_tag
 from ldm.cli.observe import beside
@@ -118,7 +118,7 @@ def plan_lines(
                 raise line.error
             given_pictures(own)  # a wrong file is an error before PyTorch is imported
             given_depth(own)
-            given_controls(own)
+            all_controls(own)
             mine = settle(plan_line(line, seed, before, number, done + 1), taken)
         except LDMError as error:
             bad.append(f"{path}:{line.number}: {error}")

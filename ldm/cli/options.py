@@ -12,13 +12,13 @@ from ldm.cli.choices import add_choices
 from ldm.cli.command_options import (
     ListSamplers,
     add_adapters,
-    add_controlnet,
     add_files,
     add_loading,
     add_lora,
     add_many,
     add_model,
     add_output,
+    add_picture_reader,
     add_refiner,
     add_speed,
 )
@@ -29,6 +29,7 @@ from ldm.cli.guidance_options import check_steering
 from ldm.cli.help import add_help
 from ldm.cli.parsing import Checker
 from ldm.config.arguments import about
+from ldm.config.picture_readers import CONTROLNET, T2I_ADAPTER
 from ldm.errors import ArgumentError
 from ldm.request import RefinedRequest
 from ldm.samplers import read_names, start_index
@@ -73,7 +74,8 @@ def parser() -> Checker:
         add_field(everyday, name)
     add_model(everyday.add_argument)
     add_lora(everyday.add_argument)
-    add_controlnet(groups["control"].add_argument)
+    for group, kind in {"control": CONTROLNET, "t2i_adapter": T2I_ADAPTER}.items():
+        add_picture_reader(groups[group].add_argument, kind)
     for name, field in FIELDS.items():
         if name not in ("prompt", *EVERYDAY):
             add_field(groups[about(field).group], name)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.checkpoints.notes import Rows
+from ldm.cli.controlnets import KINDS
 from ldm.cli.fields import EVERYDAY
 from ldm.cli.options import defaults
 from ldm.cli.replay import AROUND, IN_ANOTHER_FORM, as_options
@@ -59,6 +60,7 @@ def setting_rows(info: GenerationInfo) -> Rows:
         "text encoders": ", ".join(info.text_encoders),
         "embeddings": ", ".join(info.embeddings),
         "ControlNets": ", ".join(info.controlnets),
+        "T2I-Adapters": ", ".join(info.t2i_adapters),
         "images": ", ".join(info.images),
         "grid": info.grid,
         "not done here": ", ".join(info.notes),
@@ -101,10 +103,11 @@ def command(info: GenerationInfo) -> str:
         argv += ["--embedding", name]
     for name in info.text_encoders:
         argv += ["--text-encoder", name]
-    for name in info.controlnets:
-        argv += ["--controlnet", name, "--control-image", "FILE"]
+    for kind in KINDS:
+        for name in getattr(info, f"{kind.option}s"):
+            argv += [kind.flag, name, kind.image_flag, "FILE"]
     for name in info.images:
-        if name != "control_image":
+        if name not in {kind.image for kind in KINDS}:
             argv += [f"--{name.removesuffix('_image').replace('_', '-')}", "FILE"]
     for name, value in settings.items():
         if name in defaults() and name not in AROUND | IN_ANOTHER_FORM:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldm.cli.controlnets import has_scale, split_scale
+from ldm.cli.controlnets import KINDS, has_scale, split_scale
 from ldm.cli.fields import DEFAULTS, FILES, from_option, recorded, to_option
 from ldm.cli.model_folder import find_model
 from ldm.cli.options import NAMED, defaults, parser, read
@@ -61,7 +61,7 @@ AROUND = recorded("never") | {
 }
 # … and those that a file records in another form.
 IN_ANOTHER_FORM = recorded("another") | {
-    *("model", "refiner", "vae", "text_encoder", "lora", "embedding", "controlnet")
+    *("model", "refiner", "vae", "text_encoder", "lora", "embedding", "controlnet", "t2i_adapter")
 }
 # Any other option changes the picture, so that its place in a batch does not matter any more.
 SAME_PICTURE = AROUND - {"num_images", "batch_size", "grid", "x", "y"} | {
@@ -72,6 +72,7 @@ SAME_PICTURE = AROUND - {"num_images", "batch_size", "grid", "x", "y"} | {
     "text_encoder",
     "embedding",
     "controlnet",
+    "t2i_adapter",
 }
 
 
@@ -99,8 +100,9 @@ def with_file(
     merged = argparse.Namespace(**vars(_from_info(info, path)) | around | given)
     if "model" not in given:
         merged.model = _find_model(info, (settings or {}).get("model"), merged.model_dir)
-    if has_scale(given.get("controlnet", [])) and "controlnet_conditioning_scale" not in given:
-        merged.controlnet_conditioning_scale = None  # those behind the paths
+    for kind in KINDS:
+        if has_scale(given.get(kind.option, []), kind) and kind.scale not in given:
+            setattr(merged, kind.scale, None)  # those behind the paths
     merged.replay = info.batch if SAME_PICTURE.issuperset(given) else (1, 0)
     if "prompt" not in given:
         merged.templates = {info.arguments.get("prompt", ""): info.template}
@@ -138,6 +140,7 @@ def info_of(job: Job, pipe: Pipeline, picture: Image) -> GenerationInfo:
         embeddings=tuple(Path(file).stem for file in arguments.embedding),
         text_encoders=tuple(model_name(file) for file in arguments.text_encoder),
         controlnets=tuple(pipe.origin.controlnets.values()),
+        t2i_adapters=tuple(pipe.origin.t2i_adapters.values()),
         images={name: _digest(name, file) for name, file in files.items()},
         optimize=unusual_optimize(pipe),
         template=job.template,
@@ -289,20 +292,28 @@ def _check_inputs(info: GenerationInfo, arguments: argparse.Namespace, path: Pat
         raise ArgumentError(
             f"{path} was drawn with the refiner {info.refiner!r}; say with --refiner where it is"
         )
-    if len(info.controlnets) > len(arguments.controlnet):
-        shown = " and ".join(map(repr, info.controlnets))
-        raise ArgumentError(
-            f"{path} was drawn with the ControlNet {shown}; say with --controlnet where it is"
-        )
+    steering = {kind: getattr(info, f"{kind.option}s") for kind in KINDS}
+    for kind, names in steering.items():
+        if len(names) > len(getattr(arguments, kind.option)):
+            shown = " and ".join(map(repr, names))
+            raise ArgumentError(
+                f"{path} was drawn with the {kind.name} {shown}; say with {kind.flag} where it is"
+            )
     wanted = {
-        "--controlnet": info.controlnets,
+        **{kind.flag: names for kind, names in steering.items()},
         "--refiner": info.refiner and [info.refiner],
         "--vae": info.vae and [info.vae],
         "--text-encoder": info.text_encoders,
         "--embedding": info.embeddings,
     }
     files = {
-        "--controlnet": [controlnet_name(split_scale(text)[0]) for text in arguments.controlnet],
+        **{
+            kind.flag: [
+                controlnet_name(split_scale(text, kind)[0])
+                for text in getattr(arguments, kind.option)
+            ]
+            for kind in KINDS
+        },
         "--refiner": [arguments.refiner] if arguments.refiner else [],
         "--vae": [arguments.vae] if arguments.vae else [],
         "--text-encoder": arguments.text_encoder,

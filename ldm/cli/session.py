@@ -17,7 +17,7 @@ from ldm.adapters.lora_scale import Scale, TagScale
 from ldm.checkpoints.source import find_model
 from ldm.cli import observe
 from ldm.cli.common import FAILED, fail, notify
-from ldm.cli.controlnets import given_controls
+from ldm.cli.controlnets import all_controls
 from ldm.cli.fields import request_arguments
 from ldm.cli.grids import grid_columns, lay_out
 from ldm.cli.guidance_options import given_depth, given_pictures, masked, pass_strength
@@ -111,6 +111,8 @@ class Session:
             refiner.optimize(faster or any(ways.values()), **ways)
         for path in arguments.controlnet:
             pipe.load_controlnet(path)
+        for path in arguments.t2i_adapter:
+            pipe.load_t2i_adapter(path)
         pipe.optimize(faster or any(ways.values()), **ways)
         for embedding in arguments.embedding:
             self.inform(f"{embedding}: use it as {pipe.load_textual_inversion(embedding)}")
@@ -121,7 +123,7 @@ class Session:
         for line in dict.fromkeys(job.line for job in self.work.jobs):
             own = line.arguments
             image, _ = given_pictures(own)
-            controls = given_controls(own)
+            controls = [each for every in all_controls(own).values() for each in every or ()]
             if image is None and controls:
                 own.width, own.height = image_size(pipe, controls[0], own)
             if image is not None:
@@ -339,14 +341,14 @@ def open_stream(
     else:
         options["variation_seed"] = batch[0].variation_seed - index
     texts = [job.text for job in batch for _ in range(size)]
-    controls = given_controls(arguments)
+    options |= all_controls(arguments)
     if arguments.hires_scale is not None:
-        return hires_fix(pipe, texts, control_image=controls, **options)
+        return hires_fix(pipe, texts, **options)
     image, mask = given_pictures(arguments)
     depth = given_depth(arguments)
     drawer = pipe if refiner is None else refiner
     options |= {"image": image, "mask_image": mask, "depth_map": depth}
-    return drawer.stream(texts, control_image=controls, **options)
+    return drawer.stream(texts, **options)
 
 
 def run_levels(pipe: Pipeline, arguments: argparse.Namespace) -> tuple[int, int]:

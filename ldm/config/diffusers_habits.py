@@ -82,7 +82,7 @@ TABLE: dict[Place, tuple[Habit, ...]] = {
         row("upcast_attention", "numbers that overflow are computed in float32", "ignored"),
         row("scheduler_type", "give sampler= when you draw"),
         row("controlnet", "the same, of folders and files: a path, or a list of paths", "works"),
-        row("adapter", f"T2I-Adapters: {NOT_HERE}"),
+        row("adapter", "the same, of T2I-Adapters' folders and files: a path or a list", "works"),
     ),
     "call": (
         row("prompt negative_prompt image mask_image strength height width", "the same", "works"),
@@ -122,10 +122,16 @@ TABLE: dict[Place, tuple[Habit, ...]] = {
             "works",
         ),
         row("control_mode", "ControlNet-Union is not supported"),
+        row(
+            "adapter_conditioning_scale adapter_conditioning_factor",
+            "the same; a T2I-Adapter's picture is adapter_image, which diffusers calls image",
+            "works",
+        ),
     ),
     "pipe": (
         row("to device dtype components unet vae text_encoder tokenizer", "the same", "works"),
         row("controlnet", "pipe.controlnets, by name; load_controlnet, unload_controlnet"),
+        row("adapter", "pipe.t2i_adapters, by name; load_t2i_adapter, unload_t2i_adapter"),
         row("save_pretrained load_textual_inversion", "the same, of files", "works"),
         row("set_progress_bar_config", "the same; or progress_bar=False when you draw", "works"),
         row("load_lora_weights unload_lora_weights", "the same, of files", "works"),
@@ -192,7 +198,12 @@ TABLE: dict[Place, tuple[Habit, ...]] = {
             "StableDiffusionXLControlNetInpaintPipeline",
             "Pipeline.from_pretrained(base, controlnet=path), or pipe.load_controlnet(path)",
         ),
-        row("T2IAdapter MotionAdapter", NOT_HERE),
+        row(
+            "T2IAdapter MultiAdapter StableDiffusionAdapterPipeline "
+            "StableDiffusionXLAdapterPipeline",
+            "Pipeline.from_pretrained(base, adapter=path), or pipe.load_t2i_adapter(path)",
+        ),
+        row("MotionAdapter", NOT_HERE),
     ),
 }
 

@@ -6,7 +6,7 @@ between neighbouring steps the coarse levels' output hardly changes. Not exact, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -89,12 +89,16 @@ class DeepCache:
         context: Tensor | None = None,
         class_labels: Tensor | None = None,
         residuals: Residuals | None = None,
+        features: Sequence[Tensor] = (),
         **conditioning: Any,
     ) -> Tensor:
-        """As ``UNet.forward``. A call with other tensors than before is computed whole."""
+        """As ``UNet.forward``. A call with other tensors than before is computed whole.
+
+        Short steps end before the finest level's feature is added; the deep ones hold it already.
+        """
         conditioning |= {"context": context, "class_labels": class_labels}
         if self.every == 1:
-            return self.unet(x, t, residuals=residuals, **conditioning)
+            return self.unet(x, t, residuals=residuals, features=features, **conditioning)
         for known in self.features:
             if known.fit(x, context, class_labels):
                 self.middle.x = known.deep
@@ -108,7 +112,7 @@ class DeepCache:
 
         handle = self.entry.register_forward_pre_hook(remember)
         try:
-            return self.unet(x, t, residuals=residuals, **conditioning)
+            return self.unet(x, t, residuals=residuals, features=features, **conditioning)
         finally:
             handle.remove()
 

@@ -8,7 +8,7 @@ results are bit-identical.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -20,7 +20,8 @@ from ldm.unet import Residuals, UNetEncoder
 MOST_RECORDINGS = 4
 WARM_UP = 3  # plain calls before recording, in which the libraries choose their kernels
 
-RESIDUAL = "residual "  # before the numbers of a ControlNet's residuals among the inputs
+# Before the numbers of a ControlNet's residuals and of a T2I-Adapter's features among the inputs.
+RESIDUAL, FEATURE = "residual ", "feature "
 
 Inputs = dict[str, Tensor]
 Output = Tensor | list[Tensor]
@@ -74,6 +75,7 @@ class Graphs:
         x: Tensor,
         t: Tensor,
         residuals: Residuals | None = None,
+        features: Sequence[Tensor] = (),
         **conditioning: Tensor | None,
     ) -> Any:
         """As the network's ``forward``, without gradients."""
@@ -83,6 +85,7 @@ class Graphs:
         if residuals is not None:
             every = [*residuals.skips, residuals.middle]
             given |= {f"{RESIDUAL}{i}": y for i, y in enumerate(every) if y is not None}
+        given |= {f"{FEATURE}{i}": y for i, y in enumerate(features)}
         kind = (
             *((name, y.shape, y.stride(), y.dtype, y.device) for name, y in given.items()),
             *(parameter.data_ptr() for parameter in self.unet.parameters()),
@@ -103,7 +106,12 @@ class Graphs:
     def _call(self, **inputs: Tensor) -> Output:
         """Call the network with such inputs."""
         found = [y for name, y in inputs.items() if name.startswith(RESIDUAL)]
-        plain = {name: y for name, y in inputs.items() if not name.startswith(RESIDUAL)}
-        if not found:
-            return self.unet(**plain)
-        return self.unet(**plain, residuals=Residuals(found[:-1], found[-1]))
+        features = [y for name, y in inputs.items() if name.startswith(FEATURE)]
+        options: dict[str, Any] = {
+            name: y for name, y in inputs.items() if not name.startswith((RESIDUAL, FEATURE))
+        }
+        if found:
+            options["residuals"] = Residuals(found[:-1], found[-1])
+        if features:
+            options["features"] = features
+        return self.unet(**options)

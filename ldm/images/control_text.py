@@ -1,5 +1,6 @@
-"""ControlNets in the text of A1111's web UI, as its extension sd-webui-controlnet writes them.
+"""ControlNets and T2I-Adapters in A1111's text, as its extension sd-webui-controlnet writes them.
 
+The extension knows both as units; a unit is a T2I-Adapter if its model is named so.
 ControlNet 0: "Module: canny, Model: control_v11p_sd15_canny [d14c016b], Weight: 1, …"
 """
 
@@ -7,35 +8,48 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-MOST = 16  # ControlNets of one picture
+from ldm.config.picture_readers import CONTROLNET, T2I_ADAPTER, PictureReader
+
+MOST = 16  # units of one picture
 UNIT = re.compile(r"controlnet (\d{1,2})", re.IGNORECASE)
 HASH = re.compile(r" *\[[0-9a-fA-F]{6,64}\]$")
 BALANCED, GUESS = "Balanced", "ControlNet is more important"  # control modes
 NAMES = ("controlnet_conditioning_scale", "control_guidance_start", "control_guidance_end")
+ADAPTER_NAMES = ("adapter_conditioning_scale", "", "adapter_conditioning_factor")  # no start
+PER_NETWORK = {*NAMES, *ADAPTER_NAMES} - {""}  # arguments with a value for each, or one for all
+IS_ADAPTER = re.compile(r"t2i[-_ ]?adapter", re.IGNORECASE)
+MARK = "t2iadapter_"  # before the name of a T2I-Adapter that does not say so
 LABELS = ("weight", "guidance start", "guidance end")  # of these
 DEFAULT = (1.0, 0.0, 1.0)
 
 
-def control_labels(arguments: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, str]:
-    """Return the settings of ControlNets of these names as the extension labels them."""
+def control_labels(
+    arguments: Mapping[str, Any], controlnets: tuple[str, ...], t2i_adapters: tuple[str, ...] = ()
+) -> dict[str, str]:
+    """Return the settings of ControlNets and T2I-Adapters of these names as units."""
+    mode = GUESS if arguments.get("guess_mode") else BALANCED
+    units = [(name, NAMES, i, mode) for i, name in enumerate(controlnets)]
+    for i, name in enumerate(t2i_adapters):
+        marked = name if IS_ADAPTER.search(name) else f"{MARK}{name}"
+        units.append((marked, ADAPTER_NAMES, i, BALANCED))
     found = {}
-    for index, name in enumerate(names):
+    for number, (name, names, index, own_mode) in enumerate(units):
         weight, start, end = (
             value_of(arguments.get(argument, default), index)
-            for argument, default in zip(NAMES, DEFAULT, strict=True)
+            for argument, default in zip(names, DEFAULT, strict=True)
         )
-        mode = GUESS if arguments.get("guess_mode") else BALANCED
-        found[f"ControlNet {index}"] = (
+        found[f"ControlNet {number}"] = (
             f"Module: None, Model: {name.replace(',', ' ')}, Weight: {weight}, Resize Mode: Just "
-            f"Resize, Guidance Start: {start}, Guidance End: {end}, Control Mode: {mode}"
+            f"Resize, Guidance Start: {start}, Guidance End: {end}, Control Mode: {own_mode}"
         )
     return found
 
 
 def value_of(value: Any, index: int) -> str:
-    """Write the number of one ControlNet, of one number for all, a list, or its text."""
+    """Write the number of one network, of one number for all, a list, or its text."""
     if isinstance(value, str):
         value = [float(part) for part in value.split(",")]
     if isinstance(value, list | tuple):
@@ -43,38 +57,65 @@ def value_of(value: Any, index: int) -> str:
     return repr(float(value)).removesuffix(".0")
 
 
-def take_controls(
-    settings: dict[str, str],
-) -> tuple[dict[str, Any], tuple[str, ...], list[str]]:
-    """Take the ControlNets out of a picture's settings.
+@dataclass
+class Units:
+    """What the units of a picture ask for.
 
-    Returns the arguments, the names of the networks, and what is not done here. Raises ValueError
-    for a value that is not a number.
+    Attributes:
+        arguments: of the request.
+        controlnets, t2i_adapters: names of the networks.
+        notes: what is not done here.
+    """
+
+    arguments: dict[str, Any] = field(default_factory=dict)
+    controlnets: tuple[str, ...] = ()
+    t2i_adapters: tuple[str, ...] = ()
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def images(self) -> dict[str, str]:
+        """Pictures that were given, without their digests."""
+        kinds = ((CONTROLNET, self.controlnets), (T2I_ADAPTER, self.t2i_adapters))
+        return {kind.image: "" for kind, names in kinds if names}
+
+
+def take_units(settings: dict[str, str]) -> Units:
+    """Take the units out of a picture's settings.
+
+    Raises ValueError for a value that is not a number.
     """
     labels = [label for label in settings if UNIT.fullmatch(label)][:MOST]
-    names: list[str] = []
-    rows: list[list[float]] = []
-    notes: list[str] = []
-    arguments: dict[str, Any] = {}
+    found = Units()
+    rows: dict[PictureReader, list[list[float]]] = {CONTROLNET: [], T2I_ADAPTER: []}
     for label in sorted(labels, key=lambda label: int(label.split()[1])):
         unit = read_unit(settings.pop(label))
-        names.append(HASH.sub("", unit.get("model", "")) or label)
-        rows.append(numbers(label, unit))
-        if unit.get("control mode", "").casefold() == GUESS.casefold():
-            arguments["guess_mode"] = True
-        elif "prompt is more" in unit.get("control mode", ""):
-            notes.append(f"{label} Control Mode {unit['control mode']}")
+        name = HASH.sub("", unit.get("model", "")) or label
+        kind = T2I_ADAPTER if IS_ADAPTER.search(name) else CONTROLNET
+        rows[kind].append(numbers(label, unit))
+        mode = unit.get("control mode", BALANCED)
+        if kind == CONTROLNET:
+            found.controlnets += (name,)
+            if mode.casefold() == GUESS.casefold():
+                found.arguments["guess_mode"] = True
+        else:
+            found.t2i_adapters += (name,)
+            if (start := rows[kind][-1][1]) > 0:
+                found.notes.append(f"{label} Guidance Start {start:g}")
+        if "prompt is more" in mode or (kind == T2I_ADAPTER and mode != BALANCED):
+            found.notes.append(f"{label} Control Mode {mode}")
         module = unit.get("module", unit.get("preprocessor", "none"))
         if module.casefold() not in ("none", ""):
-            notes.append(f"{label} Module {module} (give the picture that it made)")
-    for argument, default, values in zip(NAMES, DEFAULT, zip(*rows, strict=True), strict=False):
-        if any(value != default for value in values):
-            arguments[argument] = values if len(values) > 1 else values[0]
-    return arguments, tuple(names), notes
+            found.notes.append(f"{label} Module {module} (give the picture that it made)")
+    for kind, names in ((CONTROLNET, NAMES), (T2I_ADAPTER, ADAPTER_NAMES)):
+        columns = zip(names, DEFAULT, zip(*rows[kind], strict=True), strict=False)
+        for argument, default, values in columns:
+            if argument and any(value != default for value in values):
+                found.arguments[argument] = values if len(values) > 1 else values[0]
+    return found
 
 
 def read_unit(text: str) -> dict[str, str]:
-    """Read the "Name: value" pairs of one ControlNet; names in lower case."""
+    """Read the "Name: value" pairs of one unit; names in lower case."""
     parts = (part.partition(":") for part in re.split(r", (?=[\w /]+: ?)", text))
     return {name.strip().casefold(): value.strip() for name, colon, value in parts if colon}
 

@@ -76,6 +76,7 @@ class GenerationInfo:
     vae: str | None = None
     embeddings: tuple[str, ...] = ()
     controlnets: tuple[str, ...] = ()  # names of files or folders, in the order of loading
+    t2i_adapters: tuple[str, ...] = ()  # likewise
     text_encoders: tuple[str, ...] = ()  # names of files, that took the place of the model's
     images: dict[str, str] = field(default_factory=dict)
     batch: tuple[int, int] = (1, 0)
@@ -168,7 +169,7 @@ def from_settings(settings: Mapping[str, Any]) -> GenerationInfo:
     arguments = shifted(get("arguments", dict, {}), -1)
     if "guidance_interval" in arguments:
         arguments["guidance_interval"] = _pair(arguments["guidance_interval"])
-    for name in set(control_text.NAMES) & set(arguments):
+    for name in control_text.PER_NETWORK & set(arguments):
         arguments[name] = _numbers(name, arguments[name])
     return GenerationInfo(
         arguments=arguments,
@@ -179,6 +180,7 @@ def from_settings(settings: Mapping[str, Any]) -> GenerationInfo:
         embeddings=tuple(map(str, get("embeddings", list, []))),
         text_encoders=tuple(map(str, get("text_encoders", list, []))),
         controlnets=tuple(map(str, get("controlnets", list, []))),
+        t2i_adapters=tuple(map(str, get("t2i_adapters", list, []))),
         images={name: str(digest) for name, digest in get("images", dict, {}).items()},
         batch=tuple(batch),
         grid=get("grid", str, None),
@@ -218,9 +220,9 @@ def from_labels(labels: Mapping[str, str]) -> GenerationInfo:
     sampler, unknown = _sampler(settings)
     arguments |= strength | sampler
     notes += unknown
-    controls, networks, undone = control_text.take_controls(settings)
-    arguments |= controls
-    notes += undone
+    units = control_text.take_units(settings)
+    arguments |= units.arguments
+    notes += units.notes
     eta = arguments.get("eta")
     if eta and not SAMPLERS[arguments.get("sampler", "ddim")].eta:
         notes.append(f"Eta {arguments.pop('eta')}")
@@ -232,8 +234,9 @@ def from_labels(labels: Mapping[str, str]) -> GenerationInfo:
         model=_file_name(settings.get("Model", "")) or _file_name(settings.get("Unet", "")),
         refiner=refiner,
         vae=_file_name(settings.get("VAE", "")),
-        controlnets=networks,
-        images=({"image": ""} if strength else {}) | ({"control_image": ""} if networks else {}),
+        controlnets=units.controlnets,
+        t2i_adapters=units.t2i_adapters,
+        images=({"image": ""} if strength else {}) | units.images,
         notes=_notes(notes, settings),
         grid=grid,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import chain, count
 from pathlib import Path
 from typing import TypeVar
@@ -11,12 +11,37 @@ from typing import TypeVar
 from torch import Tensor
 
 from ldm.checkpoints.source import check_paths
+from ldm.config.picture_readers import CONTROLNET, PictureReader
 from ldm.errors import ArgumentError
 from ldm.fast import adapt_to_cpu
 from ldm.images.generation_info import controlnet_name
 from ldm.loading.model import Model
 
 T = TypeVar("T", bound="ControlNets")
+
+
+def choose_name(
+    name: str | None, label: str, loaded: Mapping[str, object], kind: PictureReader
+) -> str:
+    """Return the name of a new network: as given, else its label, numbered if that is in use.
+
+    Raises ArgumentError for a given name that is in use.
+    """
+    if name is None:
+        names = chain([label], (f"{label}-{number}" for number in count(2)))
+        return next(each for each in names if each not in loaded)
+    if name in loaded:
+        raise ArgumentError(
+            f"there is a {kind.name} {name!r} already; give another name, or unload that"
+        )
+    return name
+
+
+def check_loaded(name: str, loaded: Mapping[str, object], kind: PictureReader) -> None:
+    """Raise ArgumentError for the name of a network that is not loaded."""
+    if name not in loaded:
+        known = ", ".join(loaded) or "none"
+        raise ArgumentError(f"no {kind.name} named {name!r} is loaded; there are: {known}")
 
 
 class ControlNets(Model):
@@ -33,13 +58,7 @@ class ControlNets(Model):
         check_paths({"controlnet": [path]})
         path = Path(path).expanduser()
         label = controlnet_name(path)
-        if name is None:
-            names = chain([label], (f"{label}-{number}" for number in count(2)))
-            name = next(each for each in names if each not in self.controlnets)
-        elif name in self.controlnets:
-            raise ArgumentError(
-                f"there is a ControlNet {name!r} already; give another name, or unload that"
-            )
+        name = choose_name(name, label, self.controlnets, CONTROLNET)
         # Only here: most pipelines never load one.
         from ldm.loading.controlnet import check_latents, load_controlnet
 
@@ -68,9 +87,7 @@ class ControlNets(Model):
 
     def unload_controlnet(self, name: str) -> None:
         """Remove a ControlNet. Raises ArgumentError for a name that is not loaded."""
-        if name not in self.controlnets:
-            known = ", ".join(self.controlnets) or "none"
-            raise ArgumentError(f"no ControlNet named {name!r} is loaded; there are: {known}")
+        check_loaded(name, self.controlnets, CONTROLNET)
         with self.plain():
             del self.controlnets[name]
         del self.origin.controlnets[name]

@@ -14,19 +14,20 @@ import torch
 from torch import Tensor
 
 from ldm.checkpoints.deferred import Stored
-from ldm.checkpoints.family import FAMILIES, UNET, read_family
+from ldm.checkpoints.family import FAMILIES, read_family
 from ldm.checkpoints.folder import empty, fill, load_component, read_weights
-from ldm.checkpoints.kinds import article, find_adapter, find_other, is_embedding, listed
-from ldm.checkpoints.lora_first import plain_names
-from ldm.checkpoints.lora_kinds import describe_kinds, group
+from ldm.checkpoints.kinds import article, find_adapter, listed
 from ldm.checkpoints.names import to_ours
 from ldm.checkpoints.original import CONTROL, controlnet_names, left_over, read_original
 from ldm.checkpoints.tensors import read_checkpoint
 from ldm.config import ControlNetConfig, UNetConfig, read_json
 from ldm.config.controlnet import CLASS
+from ldm.config.picture_readers import CONTROLNET
+from ldm.config.t2i_adapter import CLASS as T2I_CLASS
 from ldm.control.controlnet import ControlNet
 from ldm.errors import CheckpointError
 from ldm.loading.control_lora import MARK, read_control_lora
+from ldm.loading.other_kinds import refuse_other
 
 THEIRS, OURS = "input_hint_block.0.weight", "controlnet_cond_embedding.conv_in.weight"
 TEXT_KEY = re.compile(r"transformer_blocks\.0\.attn2\.to_k\.weight$")
@@ -42,9 +43,7 @@ CLASSES = {
     "ControlNetUnionModel": "ControlNet-Union",
     "SparseControlNetModel": "SparseCtrl",
     "ControlNetXSAdapter": "ControlNet-XS",
-    "T2IAdapter": "T2I-Adapter",
 }
-WAYS = {"LoRA": "--lora FILE", "VAE": "--vae FILE", "CLIP text encoder": "--text-encoder FILE"}
 UNSUPPORTED = "only ControlNets of Stable Diffusion 1.x, 2.x and XL are supported"
 
 
@@ -97,6 +96,10 @@ def load_controlnet_folder(
             f"{folder} is a model without a ControlNet; give it as the model: --model FOLDER"
         )
     kind = str(read_json(folder / "config.json").get("_class_name"))
+    if kind == T2I_CLASS:
+        raise CheckpointError(
+            f"{folder} is a T2I-Adapter, not a ControlNet; give it as --t2i-adapter FOLDER"
+        )
     if kind != CLASS:
         raise CheckpointError(
             f"{folder / 'config.json'} is of {article(CLASSES.get(kind, kind))}; {UNSUPPORTED}"
@@ -141,26 +144,10 @@ def check_kind(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
     for name, pattern in OTHERS:
         if re.search(pattern, names, re.MULTILINE):
             raise CheckpointError(f"{path} is {article(name)}; {UNSUPPORTED}")
-    kind = find_adapter(names)
-    if kind is None and any(name.removeprefix(CONTROL) in (THEIRS, OURS) for name in shapes):
+    own = any(name.removeprefix(CONTROL) in (THEIRS, OURS) for name in shapes)
+    if own and find_adapter(names) is None:
         return
-    if f"{UNET}input_blocks.0.0.weight" in shapes:
-        raise CheckpointError(
-            f"{path} is a model, not a ControlNet; give it as the model: --model FILE"
-        )
-    if kind is None and (loras := describe_kinds(group(plain_names(shapes))[0])):
-        raise CheckpointError(f"{path} is a {loras[0]}, not a ControlNet; give it as --lora FILE")
-    if kind is None and is_embedding(shapes):
-        raise CheckpointError(
-            f"{path} is a textual inversion, not a ControlNet; give it as --embedding FILE"
-        )
-    kind = kind or find_other(names)
-    if kind is None:
-        shown = ", ".join(list(shapes)[:3]) or "nothing"
-        raise CheckpointError(f"{path} is not a ControlNet: it holds {shown}, …")
-    way = f"give it as {WAYS[kind.name]}" if kind.name in WAYS else UNSUPPORTED
-    what = f"{kind.name} of another model" if kind.name == "ControlNet" else kind.name
-    raise CheckpointError(f"{path} is {article(what)}, not a ControlNet of these models; {way}")
+    refuse_other(path, shapes, CONTROLNET, UNSUPPORTED)
 
 
 def config_of(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> ControlNetConfig:

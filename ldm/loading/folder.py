@@ -14,6 +14,7 @@ from ldm.classes.classifier import Classifier
 from ldm.clip import CLIPTextEncoder
 from ldm.config import SchedulerConfig, read_json, write_json
 from ldm.config.generation import Defaults
+from ldm.config.picture_readers import CONTROLNET, T2I_ADAPTER
 from ldm.config.tasks import task_of
 from ldm.errors import CheckpointError
 from ldm.latents import Pixels
@@ -55,7 +56,7 @@ def load_folder(
 
     Raises CheckpointError for a folder that is broken or not supported.
     """
-    check_no_controlnet(folder)
+    check_no_adapter(folder)
     index = read_json(folder / "model_index.json")
     kind = str(index.get("_class_name"))
     if kind not in PIPELINES | PIXEL_PIPELINES:
@@ -109,15 +110,17 @@ def load_folder(
     return parts | {"force_zeros_for_empty_prompt": zeros}
 
 
-def check_no_controlnet(folder: Path) -> None:
-    """Raise CheckpointError for the folder of a ControlNet alone."""
+def check_no_adapter(folder: Path) -> None:
+    """Raise CheckpointError for the folder of a ControlNet or a T2I-Adapter alone."""
     path = folder / "config.json"
     if (folder / "model_index.json").exists() or not path.is_file():
         return
-    if "ControlNet" in str(read_json(path).get("_class_name")):
-        raise CheckpointError(
-            f"{folder} is a ControlNet, not a model; give it beside one: --controlnet {folder}"
-        )
+    found = str(read_json(path).get("_class_name"))
+    for part, kind in (("ControlNet", CONTROLNET), ("T2IAdapter", T2I_ADAPTER)):
+        if part in found:
+            raise CheckpointError(
+                f"{folder} is a {kind.name}, not a model; give it beside one: {kind.flag} {folder}"
+            )
 
 
 def has_part(index: dict[str, Any], part: str) -> bool:

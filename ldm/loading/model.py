@@ -17,6 +17,7 @@ from ldm.config import SchedulerConfig
 from ldm.config.generation import Defaults
 from ldm.config.tasks import task_of
 from ldm.control.controlnet import ControlNet
+from ldm.control.t2i_adapter import T2IAdapter
 from ldm.denoiser import Listener
 from ldm.errors import ArgumentError
 from ldm.fast import adapt_to_cpu
@@ -52,7 +53,8 @@ class Model:
         classes: of a model without text; None for a model with text.
         defaults: values of arguments that a request leaves out.
         inversions, loras: the adapters on the parts.
-        controlnets: what steers the U-Net by pictures, by name, in the order of loading.
+        controlnets, t2i_adapters: what steers the U-Net by pictures, by name, in the order of
+            loading.
         preview_vae: what decodes previews, in the place of rough colours.
         optimized: how the parts compute faster.
         origin: what it was loaded from.
@@ -133,6 +135,7 @@ class Model:
             self.inversions,
         )
         self.controlnets: dict[str, ControlNet] = {}
+        self.t2i_adapters: dict[str, T2IAdapter] = {}
         self.preview_vae: AutoencoderTiny | None = None
         self.optimized = Optimized()
         self.listener: Listener | None = None

@@ -12,6 +12,7 @@ import torch
 
 from ldm import __version__
 from ldm.config.arguments import about
+from ldm.config.picture_readers import CONTROLNET, T2I_ADAPTER, PictureReader
 from ldm.control.hints import load_rows, split_sources
 from ldm.images.depth import to_pictures
 from ldm.images.files import digest
@@ -70,7 +71,8 @@ def records(
     missing = [name for name in NOT_IN_FILES if getattr(request, name) is not None]
     missing += [name for name in NO_OPTION if getattr(request, name) != getattr(Request, name)]
     missing += [] if exact_tags else ["set_adapters"]
-    missing += ["a tensor as control_image"] if "" in given["control_image"] else []
+    for kind in (CONTROLNET, T2I_ADAPTER):
+        missing += [f"a tensor as {kind.image}"] if "" in given[kind.image] else []
     found = []
     for i, (picture, seed) in enumerate(zip(pictures, seeds, strict=True)):
         text = prompts[i // request.repeats]
@@ -100,6 +102,7 @@ def records(
                 embeddings=tuple(model.origin.embeddings),
                 text_encoders=model.origin.text_encoders,
                 controlnets=tuple(model.origin.controlnets.values()),
+                t2i_adapters=tuple(model.origin.t2i_adapters.values()),
                 images=inputs,
                 batch=place_in_batch(request, i, own.get("variation_seed", seed)),
                 missing=tuple([*missing, *(["generator"] if seed is None else [])]),
@@ -151,12 +154,14 @@ def place_in_batch(request: Request, index: int, seed: int | None) -> tuple[int,
 def digests(request: Request, option: str, model: Model) -> list[str]:
     """Return the digest of each picture that an option would give; [] without one.
 
-    Those of several ControlNets are joined; "" is that of a tensor, which no file holds.
+    Those of several ControlNets, or T2I-Adapters, are joined; "" is that of a tensor, which no file
+    holds.
     """
     name = FILES[option]
     given = getattr(request, name)
-    if name == "control_image":
-        return control_digests(request, len(model.controlnets))
+    for kind, networks in ((CONTROLNET, model.controlnets), (T2I_ADAPTER, model.t2i_adapters)):
+        if name == kind.image:
+            return joined_digests(request, len(networks), kind)
     if name == "depth_map":
         given = to_pictures(given)
     load = partial(load_given, option)
@@ -164,12 +169,12 @@ def digests(request: Request, option: str, model: Model) -> list[str]:
     return [digest(picture) for picture in pictures or ()]
 
 
-def control_digests(request: Request, count: int) -> list[str]:
-    """Return the joined digests of what ``count`` ControlNets read for each prompt, or for all."""
-    if request.control_image is None or not count:
+def joined_digests(request: Request, count: int, kind: PictureReader) -> list[str]:
+    """Return the joined digests of what ``count`` networks read for each prompt, or for all."""
+    given, prompts = getattr(request, kind.image), len(request.prompts)
+    if given is None or not count:
         return []
-    prompts = len(request.prompts)
-    every = [load_rows(one, prompts) for one in split_sources(request.control_image, count)]
+    every = [load_rows(one, prompts, kind) for one in split_sources(given, count, kind)]
     if any(isinstance(rows, torch.Tensor) for rows in every):
         return [""]
     most = max(map(len, every))
@@ -206,5 +211,5 @@ def drawn_on(model: Model) -> dict[str, str]:
 
 FILES = {  # option: argument
     "image": "image", "mask": "mask_image", "depth_map": "depth_map",
-    "control_image": "control_image",
+    "control_image": "control_image", "adapter_image": "adapter_image",
 }  # fmt: skip

@@ -68,6 +68,10 @@ KINDS: dict[str, tuple[Shapes, str, str]] = {
         {"body.0.block1.weight": (8, 8, 3, 3), "conv_in.weight": (8, 192, 3, 3)},
         "T2I-Adapter", "is a T2I-Adapter",
     ),
+    "T2I-Adapter, original, light": (
+        {"body.0.body.0.block1.weight": (8, 8, 3, 3), "body.0.in_conv.weight": (8, 192, 1, 1)},
+        "T2I-Adapter", "is a T2I-Adapter",
+    ),
     "T2I-Adapter, diffusers": (
         {"adapter.body.0.resnets.0.block1.weight": (8, 8, 3, 3), "adapter.x": (8,)},
         "T2I-Adapter", "is a T2I-Adapter",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from ldm.images.control_text import control_labels, take_units
 from ldm.images.generation_info import from_text
 
 HEAD = "a cat\nSteps: 20, Sampler: Euler a, CFG scale: 7, RNG: CPU, Seed: 1, Size: 512x512, "
@@ -52,6 +53,45 @@ def test_an_old_version() -> None:
     assert info.arguments["control_guidance_start"] == 0.1
     assert info.arguments["control_guidance_end"] == 0.9
     assert info.notes == ()
+
+
+ADAPTER = (
+    'ControlNet 0: "Module: t2ia_sketch_pidi, Model: t2iadapter_sketch_sd14v1 [e5d4b846], Weight: '
+    '0.9, Guidance Start: 0.1, Guidance End: 0.7, Control Mode: Balanced", ControlNet 1: "Module: '
+    'None, Model: depth, Weight: 0.5, Guidance Start: 0, Guidance End: 1, Control Mode: Balanced", '
+    'ControlNet 2: "Module: None, Model: t2i-adapter_diffusers_xl_canny [bb0a8a4e], Weight: 1, '
+    'Guidance Start: 0, Guidance End: 1, Control Mode: ControlNet is more important"'
+)
+
+
+def test_t2i_adapters_are_units_named_so() -> None:
+    info = from_text(HEAD + ADAPTER)
+    assert info.controlnets == ("depth",)
+    assert info.t2i_adapters == ("t2iadapter_sketch_sd14v1", "t2i-adapter_diffusers_xl_canny")
+    assert info.arguments["controlnet_conditioning_scale"] == 0.5
+    assert info.arguments["adapter_conditioning_scale"] == (0.9, 1.0)
+    assert info.arguments["adapter_conditioning_factor"] == (0.7, 1.0)
+    assert "guess_mode" not in info.arguments
+    assert info.images == {"control_image": "", "adapter_image": ""}
+    start, module, mode = info.notes
+    assert start == "ControlNet 0 Guidance Start 0.1"
+    assert module.startswith("ControlNet 0 Module t2ia_sketch_pidi (give the picture")
+    assert mode == "ControlNet 2 Control Mode ControlNet is more important"
+
+
+def test_written_and_read_again() -> None:
+    arguments = {
+        "controlnet_conditioning_scale": 0.5, "guess_mode": True,
+        "adapter_conditioning_scale": "0.9,1.0", "adapter_conditioning_factor": 0.7,
+    }  # fmt: skip
+    labels = control_labels(arguments, ("depth",), ("t2iadapter_sketch", "my,edges"))
+    assert "Model: t2iadapter_my edges, Weight: 1, " in labels["ControlNet 2"]
+    units = take_units(dict(labels))
+    assert (units.controlnets, units.notes) == (("depth",), [])
+    assert units.t2i_adapters == ("t2iadapter_sketch", "t2iadapter_my edges")
+    assert units.arguments == arguments | {
+        "adapter_conditioning_scale": (0.9, 1.0), "adapter_conditioning_factor": (0.7, 0.7),
+    }  # fmt: skip
 
 
 def test_a_weight_that_is_no_number() -> None:
