@@ -61,8 +61,9 @@ def hires_fix(pipe: Pipeline, request: LargeRequest) -> Iterator[Progress]:
         if value is not None:
             raise ArgumentError(f"{name} and two passes do not go together; leave one out")
     pipe.need_encoder()  # of the second pass
-    if pipe.controlnets:  # whose picture decides the size of the first pass, unless it is given
-        found = hint_size(read_hints(pipe.controlnets, request)) or pipe.default_size()
+    networks = pipe.used_controlnets(request.control_image is not None)
+    if networks:  # whose picture decides the size of the first pass, unless it is given
+        found = hint_size(read_hints(networks, request)) or pipe.default_size()
         factor = pipe.vae.config.scale
         height, width = (side // factor * factor for side in found)
         request = replace(request, height=request.height or height, width=request.width or width)
@@ -70,7 +71,7 @@ def hires_fix(pipe: Pipeline, request: LargeRequest) -> Iterator[Progress]:
     steps, skipped = pipe.schedule(
         request.num_inference_steps, request.hires_strength, request.sampler, request.schedule
     )
-    each = prompt_each(request, len(pipe.controlnets))
+    each = prompt_each(request, len(networks))
     first = draw(pipe, replace(each, output_type="pil"))
     return passes(pipe, each, first, size, len(steps) - skipped)
 

@@ -140,15 +140,16 @@ def prepare(model: Model, request: Request) -> Run:
     )
     schedule = make_schedule(model, request)
     hints = []
-    if model.controlnets:
-        hints = read_hints(model.controlnets, request)
+    networks = model.used_controlnets(request.control_image is not None)
+    if networks:
+        hints = read_hints(networks, request)
     else:
         refuse_unused(request)
     canvas = read_canvas(model, request, hint_size(hints))
-    controls = control_uses(model.controlnets, request, hints, (canvas.height, canvas.width))
+    controls = control_uses(networks, request, hints, (canvas.height, canvas.width))
     noise = make_noise(model, request, canvas)
     prompted, labels = make_conditioning(model, request, schedule, canvas, scale > 1)
-    for network in (model.unet, *model.controlnets.values()):
+    for network in (model.unet, *networks.values()):
         expect_times(network, [start.t for start, _ in schedule.run])
     cache = None
     if (request.deep_cache, request.deep_cache_branch) != (1, 0):

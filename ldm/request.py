@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ldm.config.arguments import about, argument
 from ldm.config.settings import check_values, choice, within
@@ -27,7 +27,15 @@ if TYPE_CHECKING:
     from torch import Generator, Tensor
 
     Picture = str | Path | Image | ndarray[Any, Any] | Tensor
-    Pictures = Picture | Sequence[Picture]  # of one ControlNet
+
+    class Preprocessed(Protocol):
+        """``ldm.control.preprocessed.ControlSource``."""
+
+        @property
+        def original(self) -> Image: ...
+
+    Hint = Picture | Preprocessed
+    Pictures = Hint | Sequence[Hint]  # of one ControlNet
 else:  # what reads them checks them: no heavy package is imported here
     Generator = Picture = Pictures = Tensor = Any
 
@@ -64,7 +72,8 @@ class Request:
         control_image: what ControlNets that are loaded read, such as edges or a depth map, prepared
             as each network was trained: for one ControlNet, a picture for all prompts or one for
             each; for several, a list of these, in the order of loading, or, as in diffusers, for
-            each prompt a list of pictures. They are stretched to the size to draw. A tensor (3, H,
+            each prompt a list of pictures. They are stretched to the size to draw. What
+            ``ldm.control.source.read_control`` returns is preprocessed there. A tensor (3, H,
             W) or (B, 3, H, W) of floats in [0, 1] is taken as it is; -1 marks what an inpainting
             ControlNet fills in.
         controlnet_conditioning_scale: factor of what a ControlNet adds; one for all, or a list; 0

@@ -9,6 +9,7 @@ from typing import Any
 
 from ldm.checkpoints.prediction import KNOWN_PREDICTIONS
 from ldm.cli.common import put, run
+from ldm.cli.controlnets import preprocessed
 from ldm.cli.fields import filled
 from ldm.cli.guidance_options import Fast
 from ldm.samplers.names import listing
@@ -58,7 +59,23 @@ def add_controlnet(add: Add) -> None:
         default=[],
         type=filled,
         metavar="PATH[:SCALE]",
-        help="a ControlNet, as a folder or a file, that steers by --control-image; may be repeated",
+        help="a ControlNet, as a folder or a file, that steers by --control-image or --control; "
+        "may be repeated (default: the model's own, if its folder has one)",
+    )
+    add(
+        "--control",
+        dest="control_image",
+        action="append",
+        type=preprocessed,
+        metavar="NAME:FILE",
+        help="as --control-image, of a picture that is preprocessed: canny, softedge, scribble, "
+        "lineart, tile, grey or inpaint, with parameters if you like: canny,low=50:car.png",
+    )
+    add(
+        "--save-control",
+        type=filled,
+        metavar="PATH",
+        help="save what a --controlnet sees, at the size that is drawn; PATH as of --output",
     )
 
 

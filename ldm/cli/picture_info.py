@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shlex
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from ldm.checkpoints.notes import Rows
+from ldm.cli.controlnets import control_option
 from ldm.cli.fields import EVERYDAY
 from ldm.cli.options import defaults
 from ldm.cli.replay import AROUND, IN_ANOTHER_FORM, as_options
@@ -14,6 +16,7 @@ from ldm.errors import ImageError
 from ldm.images.files import read_texts
 from ldm.images.generation_info import (
     BUILT_IN,
+    OWN_CONTROLNET,
     GenerationInfo,
     read_generation_info,
     shifted,
@@ -59,6 +62,7 @@ def setting_rows(info: GenerationInfo) -> Rows:
         "text encoders": ", ".join(info.text_encoders),
         "embeddings": ", ".join(info.embeddings),
         "ControlNets": ", ".join(info.controlnets),
+        "preprocessors": ", ".join(filter(None, info.preprocessors)),
         "images": ", ".join(info.images),
         "grid": info.grid,
         "not done here": ", ".join(info.notes),
@@ -101,8 +105,9 @@ def command(info: GenerationInfo) -> str:
         argv += ["--embedding", name]
     for name in info.text_encoders:
         argv += ["--text-encoder", name]
-    for name in info.controlnets:
-        argv += ["--controlnet", name, "--control-image", "FILE"]
+    for name, label in zip_longest(info.controlnets, info.preprocessors):
+        argv += [] if name in (None, OWN_CONTROLNET) else ["--controlnet", name]
+        argv += control_option(label or "").split(" ")
     for name in info.images:
         if name != "control_image":
             argv += [f"--{name.removesuffix('_image').replace('_', '-')}", "FILE"]

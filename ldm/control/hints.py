@@ -11,12 +11,15 @@ from PIL.Image import Image
 from torch import Tensor
 
 from ldm.control.controlnet import ControlNet
+from ldm.control.preprocessed import ControlSource
 from ldm.control.steering import ControlUse
 from ldm.errors import ArgumentError
-from ldm.images.inputs import pictures_to_tensor, read_pictures
+from ldm.images.files import load_image
+from ldm.images.inputs import File, pictures_to_tensor, read_pictures
 from ldm.request import CONTROL, Request
 
-Rows = Tensor | list[Image]  # pictures of one ControlNet: one for all prompts, or one for each
+Hint = Image | ControlSource
+Rows = Tensor | list[Hint]  # pictures of one ControlNet: one for all prompts, or one for each
 LOAD = "load_controlnet(path), or --controlnet FILE"
 
 
@@ -119,9 +122,14 @@ def load_rows(source: Any, prompts: int) -> Rows:
     parts = list(source) if is_list else [source]
     if parts and all(torch.is_tensor(part) and part.is_floating_point() for part in parts):
         return read_tensor(parts, prompts)
-    pictures = read_pictures(source, "control_image", prompts, 1)
+    pictures = read_pictures(source, "control_image", prompts, 1, load_hint)  # type: ignore[arg-type]
     assert pictures is not None
-    return pictures
+    return [*pictures]
+
+
+def load_hint(source: File | ControlSource) -> Hint:
+    """Load a picture as RGB, or one to preprocess as it is."""
+    return source.loaded() if isinstance(source, ControlSource) else load_image(source)
 
 
 def read_tensor(parts: Sequence[Tensor], prompts: int) -> Tensor:
@@ -150,7 +158,8 @@ def hint_size(hints: Sequence[Rows | None]) -> tuple[int, int] | None:
         if isinstance(rows, Tensor):
             return rows.shape[2], rows.shape[3]
         if rows is not None:
-            return rows[0].height, rows[0].width
+            first = rows[0].original if isinstance(rows[0], ControlSource) else rows[0]
+            return first.height, first.width
     return None
 
 
@@ -162,7 +171,7 @@ def to_size(rows: Rows, size: tuple[int, int], channels: int, repeats: int) -> T
                 f"control_image is a picture of 3 channels, but this ControlNet reads {channels}; "
                 f"give a tensor (b, {channels}, H, W)"
             )
-        rows = pictures_to_tensor(rows, *size, channels) / 2 + 0.5
+        rows = torch.cat([picture_to_tensor(row, size, channels) for row in rows])
     elif rows.shape[1] != channels:
         raise ArgumentError(
             f"control_image has {rows.shape[1]} channels; this ControlNet reads {channels}"
@@ -170,6 +179,14 @@ def to_size(rows: Rows, size: tuple[int, int], channels: int, repeats: int) -> T
     elif rows.shape[2:] != size:
         rows = F.interpolate(rows, size)  # the nearest values: -1 stays a mark
     return rows if len(rows) == 1 else rows.repeat_interleave(repeats, dim=0)
+
+
+def picture_to_tensor(picture: Hint, size: tuple[int, int], channels: int) -> Tensor:
+    """Return one picture, preprocessed if it is to be: float32 (1, channels, H, W) in [0, 1]."""
+    found = picture.hint(size) if isinstance(picture, ControlSource) else picture
+    if isinstance(found, Tensor):
+        return found[:, :channels]
+    return pictures_to_tensor([found], *size, channels) / 2 + 0.5
 
 
 def expand_hints(request: Request, count: int) -> Any:

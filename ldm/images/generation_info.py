@@ -28,6 +28,7 @@ from ldm.samplers import SAMPLERS, read_names
 from ldm.samplers.names import find_sampler, find_schedule
 
 BUILT_IN = "ldm built-in"  # the model's name in a file
+OWN_CONTROLNET = "the model's own"  # name of the ControlNet in a model's folder
 LARGEST_BATCH = 1024
 LONGEST_PROMPT = 100_000  # characters
 LONGEST_NUMBER = 40
@@ -76,6 +77,7 @@ class GenerationInfo:
     vae: str | None = None
     embeddings: tuple[str, ...] = ()
     controlnets: tuple[str, ...] = ()  # names of files or folders, in the order of loading
+    preprocessors: tuple[str, ...] = ()  # of their pictures, "" for one as it is; () for none
     text_encoders: tuple[str, ...] = ()  # names of files, that took the place of the model's
     images: dict[str, str] = field(default_factory=dict)
     batch: tuple[int, int] = (1, 0)
@@ -179,6 +181,7 @@ def from_settings(settings: Mapping[str, Any]) -> GenerationInfo:
         embeddings=tuple(map(str, get("embeddings", list, []))),
         text_encoders=tuple(map(str, get("text_encoders", list, []))),
         controlnets=tuple(map(str, get("controlnets", list, []))),
+        preprocessors=tuple(map(str, get("preprocessors", list, []))),
         images={name: str(digest) for name, digest in get("images", dict, {}).items()},
         batch=tuple(batch),
         grid=get("grid", str, None),
@@ -218,9 +221,9 @@ def from_labels(labels: Mapping[str, str]) -> GenerationInfo:
     sampler, unknown = _sampler(settings)
     arguments |= strength | sampler
     notes += unknown
-    controls, networks, undone = control_text.take_controls(settings)
-    arguments |= controls
-    notes += undone
+    controls = control_text.take_controls(settings)
+    arguments |= controls.arguments
+    notes += controls.notes
     eta = arguments.get("eta")
     if eta and not SAMPLERS[arguments.get("sampler", "ddim")].eta:
         notes.append(f"Eta {arguments.pop('eta')}")
@@ -232,8 +235,10 @@ def from_labels(labels: Mapping[str, str]) -> GenerationInfo:
         model=_file_name(settings.get("Model", "")) or _file_name(settings.get("Unet", "")),
         refiner=refiner,
         vae=_file_name(settings.get("VAE", "")),
-        controlnets=networks,
-        images=({"image": ""} if strength else {}) | ({"control_image": ""} if networks else {}),
+        controlnets=controls.names,
+        preprocessors=controls.preprocessors,
+        images=({"image": ""} if strength else {})
+        | ({"control_image": ""} if controls.names else {}),
         notes=_notes(notes, settings),
         grid=grid,
     )

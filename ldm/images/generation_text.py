@@ -26,7 +26,7 @@ def generation_text(
         {
             **common_settings(info, size),
             **special_settings(info),
-            **control_labels(info.arguments, info.controlnets),
+            **control_labels(info.arguments, info.controlnets, info.preprocessors),
             "RNG": "CPU",
             "Grid": info.grid,
             "Template": info.template,

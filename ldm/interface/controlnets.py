@@ -13,7 +13,7 @@ from torch import Tensor
 from ldm.checkpoints.source import check_paths
 from ldm.errors import ArgumentError
 from ldm.fast import adapt_to_cpu
-from ldm.images.generation_info import controlnet_name
+from ldm.images.generation_info import OWN_CONTROLNET, controlnet_name
 from ldm.loading.model import Model
 
 T = TypeVar("T", bound="ControlNets")
@@ -50,6 +50,12 @@ class ControlNets(Model):
             self.controlnets[name] = adapt_to_cpu(network)
         self.origin.controlnets[name] = label
         return name
+
+    def load_own_controlnet(self) -> None:
+        """Load the ControlNet in the model's folder, unless it is loaded or there is none."""
+        if self.own_controlnet is not None and OWN_CONTROLNET not in self.controlnets:
+            self.load_controlnet(self.own_controlnet, OWN_CONTROLNET)
+            self.origin.controlnets[OWN_CONTROLNET] = OWN_CONTROLNET
 
     def _plain_weights(self) -> dict[str, Tensor]:
         """Return the U-Net's weights as they are without LoRAs."""

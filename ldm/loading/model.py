@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from ldm.denoiser import Listener
 from ldm.errors import ArgumentError
 from ldm.fast import adapt_to_cpu
 from ldm.fast.optimize import Optimized
+from ldm.images.generation_info import OWN_CONTROLNET
 from ldm.latents import Codec, Pixels
 from ldm.loading.compatibility import check_parts
 from ldm.loading.origin import Origin
@@ -53,6 +55,8 @@ class Model:
         defaults: values of arguments that a request leaves out.
         inversions, loras: the adapters on the parts.
         controlnets: what steers the U-Net by pictures, by name, in the order of loading.
+        own_controlnet: the folder of one that belongs to the model, or None; see
+            ``used_controlnets``.
         preview_vae: what decodes previews, in the place of rough colours.
         optimized: how the parts compute faster.
         origin: what it was loaded from.
@@ -133,6 +137,7 @@ class Model:
             self.inversions,
         )
         self.controlnets: dict[str, ControlNet] = {}
+        self.own_controlnet: Path | None = None
         self.preview_vae: AutoencoderTiny | None = None
         self.optimized = Optimized()
         self.listener: Listener | None = None
@@ -142,6 +147,22 @@ class Model:
     def parts(self) -> dict[str, Any]:
         """The arguments that make this model."""
         return {name: getattr(self, name) for name in MODEL_PARTS}
+
+    def used_controlnets(self, steered: bool) -> dict[str, ControlNet]:
+        """Return the ControlNets of a run: all that were loaded, else the model's own.
+
+        steered: whether control pictures are given. Only then the model's own is used, which is
+        loaded when it is first needed.
+        """
+        loaded = {name: each for name, each in self.controlnets.items() if name != OWN_CONTROLNET}
+        if loaded or not steered or self.own_controlnet is None:
+            return loaded
+        self.load_own_controlnet()
+        return {OWN_CONTROLNET: self.controlnets[OWN_CONTROLNET]}
+
+    def load_own_controlnet(self) -> None:
+        """See ``ldm.interface.controlnets``."""
+        raise NotImplementedError
 
     @property
     def text_models(self) -> list[TextModel]:

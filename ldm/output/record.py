@@ -12,7 +12,8 @@ import torch
 
 from ldm import __version__
 from ldm.config.arguments import about
-from ldm.control.hints import load_rows, split_sources
+from ldm.control.hints import Hint, load_rows, split_sources
+from ldm.control.preprocessed import ControlSource
 from ldm.images.depth import to_pictures
 from ldm.images.files import digest
 from ldm.images.generation_info import LARGEST_BATCH, GenerationInfo, load_given
@@ -65,6 +66,7 @@ def records(
     prompts = request.prompts
     negatives = negative_for_each(request.negative_prompt, prompts)
     given = {name: digests(request, name, model) for name in FILES}
+    networks = model.used_controlnets(request.control_image is not None)
     tags, exact_tags = lora_tags(model)
     shared = shared_arguments(model, request, choice)
     missing = [name for name in NOT_IN_FILES if getattr(request, name) is not None]
@@ -99,7 +101,8 @@ def records(
                 vae=model.origin.vae,
                 embeddings=tuple(model.origin.embeddings),
                 text_encoders=model.origin.text_encoders,
-                controlnets=tuple(model.origin.controlnets.values()),
+                controlnets=tuple(model.origin.controlnets[name] for name in networks),
+                preprocessors=preprocessors(request, len(networks), i // request.repeats),
                 images=inputs,
                 batch=place_in_batch(request, i, own.get("variation_seed", seed)),
                 missing=tuple([*missing, *(["generator"] if seed is None else [])]),
@@ -156,7 +159,7 @@ def digests(request: Request, option: str, model: Model) -> list[str]:
     name = FILES[option]
     given = getattr(request, name)
     if name == "control_image":
-        return control_digests(request, len(model.controlnets))
+        return control_digests(request, len(model.used_controlnets(given is not None)))
     if name == "depth_map":
         given = to_pictures(given)
     load = partial(load_given, option)
@@ -174,9 +177,26 @@ def control_digests(request: Request, count: int) -> list[str]:
         return [""]
     most = max(map(len, every))
     return [
-        ",".join(digest(rows[i if len(rows) > 1 else 0]) for rows in every)  # type: ignore[arg-type]
+        ",".join(hint_digest(rows[i if len(rows) > 1 else 0]) for rows in every)  # type: ignore[arg-type]
         for i in range(most)
     ]
+
+
+def hint_digest(hint: Hint) -> str:
+    """Return the digest of a control picture, before it is preprocessed."""
+    return digest(hint.original if isinstance(hint, ControlSource) else hint)
+
+
+def preprocessors(request: Request, count: int, prompt: int) -> tuple[str, ...]:
+    """Return the preprocessor of each ControlNet's picture for a prompt; () if there is none."""
+    if request.control_image is None or not count:
+        return ()
+    found = []
+    for source in split_sources(request.control_image, count):
+        rows = source if isinstance(source, list | tuple) else [source]
+        row = rows[prompt if len(rows) > 1 else 0]
+        found.append(row.label if isinstance(row, ControlSource) else "")
+    return tuple(found) if any(found) else ()
 
 
 def lora_tags(model: Model) -> tuple[list[str], bool]:
