@@ -6,11 +6,12 @@ second pass is image-to-image, which keeps the layout of the first.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 from ldm.config.arguments import takes
+from ldm.control.controlnet import ControlNet
 from ldm.control.hints import expand_hints, hint_size, read_hints
 from ldm.errors import ArgumentError
 from ldm.images.inputs import check_size
@@ -71,7 +72,7 @@ def hires_fix(pipe: Pipeline, request: LargeRequest) -> Iterator[Progress]:
     steps, skipped = pipe.schedule(
         request.num_inference_steps, request.hires_strength, request.sampler, request.schedule
     )
-    each = prompt_each(request, len(networks))
+    each = prompt_each(request, networks)
     first = draw(pipe, replace(each, output_type="pil"))
     return passes(pipe, each, first, size, len(steps) - skipped)
 
@@ -111,10 +112,12 @@ def passes(
         yield replace(later, step=done, steps=progress.steps + later.steps)
 
 
-def prompt_each(request: LargeRequest, controlnets: int = 0) -> LargeRequest:
+def prompt_each(
+    request: LargeRequest, controlnets: Mapping[str, ControlNet] | None = None
+) -> LargeRequest:
     """Return the request with a prompt for each picture, as the second pass has one for each.
 
-    controlnets: how many read pictures.
+    controlnets: those that read pictures.
     """
     repeats = range(request.repeats)
     negative = request.negative_prompt

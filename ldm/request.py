@@ -80,6 +80,11 @@ class Request:
             switches it off, and costs nothing.
         control_guidance_start, control_guidance_end: in [0, 1], fractions of the run's steps
             between which it is used; one for all, or a list.
+        control_mode: of ControlNet-Unions, what kind a picture is: its number as in diffusers, or a
+            name of ``ldm.config.controlnet_union.MODES``; None as it is preprocessed. One
+            ControlNet-Union takes a list of kinds, and in control_image a picture for each, whose
+            scales and ranges may be lists, too. Of several ControlNets, a list has one for each:
+            a kind, a list of kinds, or None for one that is no ControlNet-Union.
         guess_mode: whether ControlNets see the prompt's rows alone, not the negative prompt's, and
             add less to finer levels; works also without a prompt, with a guidance_scale of 3 to 5.
         strength: in [0, 1], how much of the image is redrawn: ``min(int(steps·strength), steps)``
@@ -229,6 +234,15 @@ class Request:
         *("--control-guidance-end", "--control-end"),
         kind="a number, or a list of them",
         metavar="F",
+        group="control",
+    )
+    control_mode: int | str | list[Any] | tuple[Any, ...] | None = argument(
+        None,
+        "what kind the picture of a ControlNet-Union is, such as canny; one for all, or M,M, none "
+        "for other ControlNets (default: as --control preprocesses)",
+        "--control-mode",
+        kind="a number or a name, or a list of them",
+        metavar="M",
         group="control",
     )
     guess_mode: bool = argument(

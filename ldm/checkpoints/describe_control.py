@@ -10,8 +10,12 @@ from ldm.checkpoints.header import read_header
 from ldm.checkpoints.kinds import Shapes
 from ldm.checkpoints.notes import Rows
 from ldm.config import read_json
-from ldm.config.controlnet import CLASS, ControlNetConfig
+from ldm.config.controlnet import ControlNetConfig
+from ldm.config.controlnet_union import MODES, ControlNetUnionConfig, listing
 
+CONFIGS: dict[str, type[ControlNetConfig]] = {
+    name: config for config in (ControlNetConfig, ControlNetUnionConfig) for name in config.CLASSES
+}
 USE = ("use", "--controlnet FILE --control-image PICTURE")
 FIRST = re.compile(r"(?:input_hint_block\.0|controlnet_cond_embedding\.conv_in)\.weight$")
 
@@ -27,21 +31,26 @@ def hint_rows(shapes: Shapes) -> Rows:
 def is_controlnet_folder(folder: Path) -> bool:
     """Whether a folder is a ControlNet's, as diffusers writes it."""
     path = folder / "config.json"
-    return path.is_file() and read_json(path).get("_class_name") == CLASS
+    return path.is_file() and read_json(path).get("_class_name") in CONFIGS
 
 
 def describe_controlnet_folder(folder: Path) -> Rows:
     """Describe the folder of a ControlNet. Raises CheckpointError for one that is broken."""
-    config = ControlNetConfig.from_file(folder / "config.json")
+    path = folder / "config.json"
+    config = CONFIGS[read_json(path)["_class_name"]].from_file(path)
+    union = isinstance(config, ControlNetUnionConfig)
     width = config.cross_attention_dim or 0
     known = read_family(FAMILIES[width]).name if width in FAMILIES else f"texts of width {width}"
     counts = [
         sum(info.count for info in read_header(file).tensors.values())
         for file in sorted(folder.glob("*.safetensors"))[:1]
     ]
-    rows: Rows = [("folder", str(folder)), ("kind", "ControlNet"), ("for", known)]
+    kind = "ControlNet-Union" if union else "ControlNet"
+    rows: Rows = [("folder", str(folder)), ("kind", kind), ("for", known)]
     if config.global_pool_conditions:
         rows.append(("adds", "means over all pixels, to the prompt's rows"))
     rows.append(("reads", f"pictures of {config.conditioning_channels} channels"))
+    if isinstance(config, ControlNetUnionConfig):
+        rows.append(("--control-mode", listing(MODES[: config.num_control_type])))
     rows += [("weights", f"{count / 1e6:.1f}M parameters") for count in counts]
     return [*rows, (USE[0], USE[1].replace("FILE", "FOLDER", 1))]

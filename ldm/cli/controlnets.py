@@ -100,12 +100,18 @@ def check_control(arguments: argparse.Namespace) -> None:
                 if given and isinstance(given[0], Preprocessed):
                     option = "control"
                 raise ArgumentError(f"--{option} is of a --controlnet; give that, too")
-    elif len(given) != count:
+    elif len(given) != pictures_of(arguments, count):
         own = "" if arguments.controlnet else " (the model's own)"
         raise ArgumentError(
             f"there {'is' if count == 1 else 'are'} {count} --controlnet{own} and {len(given)} "
             "--control-image; give one picture for each, in the same order"
         )
+
+
+def pictures_of(arguments: argparse.Namespace, count: int) -> int:
+    """Return how many pictures so many ControlNets read: one ControlNet-Union may read several."""
+    mode = arguments.control_mode
+    return len(mode) if count == 1 and isinstance(mode, tuple) else count
 
 
 def has_own_controlnet(model: str | None) -> bool:

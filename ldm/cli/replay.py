@@ -165,7 +165,7 @@ def given_settings(arguments: argparse.Namespace) -> dict[str, Any]:
         left_out |= {"strength"}
     left_out |= {name for name in recorded("changed") if getattr(arguments, name) == DEFAULTS[name]}
     return {
-        name: ",".join(map(repr, value)) if isinstance(value, tuple) else from_option(name, value)
+        name: ",".join(map(str, value)) if isinstance(value, tuple) else from_option(name, value)
         for name, value in vars(arguments).items()
         if value is not None and name not in left_out
     }
@@ -256,7 +256,7 @@ def as_options(name: str, value: object) -> list[str]:
             return []
         return [f"--no-{option}" if default else f"--{option}"]
     if isinstance(value, tuple):
-        value = ",".join(map(repr, value))
+        value = ",".join(map(str, value))
     return [f"--{option}={value!r}" if isinstance(value, float) else f"--{option}={value}"]
 
 

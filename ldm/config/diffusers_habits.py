@@ -121,7 +121,12 @@ TABLE: dict[Place, tuple[Habit, ...]] = {
             "the same; a step of Heun and of PNDM counts once",
             "works",
         ),
-        row("control_mode", "ControlNet-Union is not supported"),
+        row(
+            "control_mode",
+            "the same, of numbers or names; of several ControlNets one for each",
+            "works",
+        ),
+        row("control_type control_type_idx", "`control_mode`", "renamed", "control_mode"),
     ),
     "pipe": (
         row("to device dtype components unet vae text_encoder tokenizer", "the same", "works"),

@@ -39,6 +39,18 @@ class ControlUse:
         """Whether it is used at a step, from 1, of so many; compared as diffusers does."""
         return self.scale != 0 and (step - 1) / steps >= self.start and step / steps <= self.end
 
+    def factors(self, step: int, steps: int) -> tuple[float, ...]:
+        """Return what the picture's features depend on at a step, beside the picture."""
+        return ()
+
+    def embed(self, factors: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+        """Compute the features of the picture: (1 or B, width, h, w)."""
+        return self.network.embed_hint(self.hint.to(device, dtype))
+
+    def inputs(self, device: torch.device) -> dict[str, Tensor]:
+        """Return further inputs of the network."""
+        return {}
+
 
 class Control:
     """All ControlNets of a run: called for each U-Net call, it returns what is added there."""
@@ -52,7 +64,9 @@ class Control:
         """
         self.uses, self.steps, self.guess_mode, self.dtype = list(uses), steps, guess_mode, dtype
         self._chosen: tuple[UNetCall, Tensor, dict[str, Tensor]] | None = None  # of the last call
-        self._hints: dict[int, Tensor] = {}  # features of each use's picture
+        # Features of each use's picture, and the network's further inputs.
+        self._hints: dict[tuple[int, tuple[float, ...]], Tensor] = {}
+        self._inputs: dict[int, dict[str, Tensor]] = {}
 
     @torch.no_grad()
     def __call__(
@@ -68,7 +82,8 @@ class Control:
         for index, use in enumerate(self.uses):
             if not use.covers(step, self.steps):
                 continue
-            found = self._compute(index, use, x, t, call, short)
+            hint = self._hint(index, use, step, x.device)
+            found = self._compute(index, use, x, t, call, hint, short)
             if found is not None:
                 pairs = zip(total or found, found, strict=True)
                 total = found if total is None else [a + b for a, b in pairs]
@@ -77,7 +92,14 @@ class Control:
         return Residuals(total, None) if short else Residuals(total[:-1], total[-1])
 
     def _compute(
-        self, index: int, use: ControlUse, x: Tensor, t: Tensor, call: UNetCall, short: bool
+        self,
+        index: int,
+        use: ControlUse,
+        x: Tensor,
+        t: Tensor,
+        call: UNetCall,
+        hint: Tensor,
+        short: bool,
     ) -> list[Tensor] | None:
         pooled = use.network.config.global_pool_conditions
         pictures, inputs = call.pictures, call.inputs
@@ -89,12 +111,12 @@ class Control:
                 return None
             rows, inputs = self._choose(call, guided)
             x, t, pictures = x[rows], t[rows], pictures[rows]
-        hint = self._hint(index, use, x.device)
         if len(hint) > 1:
             hint = hint[pictures]
         if short:
             found, count = use.network.finest(x, hint), len(use.network.skip_channels) + 1
         else:
+            inputs = inputs | self._inputs[index]
             found, count = (use.call or use.network)(x, t, hint=hint, **inputs), None
         found = scaled(found, use.scale, self.guess_mode and not pooled, count)
         return [spread(y, rows, len(call.texts)) for y in found] if some else found
@@ -107,11 +129,12 @@ class Control:
             self._chosen = call, rows, chosen
         return self._chosen[1:]
 
-    def _hint(self, index: int, use: ControlUse, device: torch.device) -> Tensor:
-        if index not in self._hints:
-            picture = use.hint.to(device, self.dtype)
-            self._hints[index] = use.network.embed_hint(picture)
-        return self._hints[index]
+    def _hint(self, index: int, use: ControlUse, step: int, device: torch.device) -> Tensor:
+        factors = use.factors(step, self.steps)
+        if (index, factors) not in self._hints:
+            self._hints[index, factors] = use.embed(factors, device, self.dtype)
+            self._inputs[index] = use.inputs(device)
+        return self._hints[index, factors]
 
 
 def spread(y: Tensor, rows: Tensor, count: int) -> Tensor:

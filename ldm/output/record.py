@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,8 @@ import torch
 
 from ldm import __version__
 from ldm.config.arguments import about
-from ldm.control.hints import Hint, load_rows, split_sources
+from ldm.control.controlnet import ControlNet
+from ldm.control.hints import Hint, read_hints, split_pictures
 from ldm.control.preprocessed import ControlSource
 from ldm.images.depth import to_pictures
 from ldm.images.files import digest
@@ -72,6 +74,9 @@ def records(
     missing = [name for name in NOT_IN_FILES if getattr(request, name) is not None]
     missing += [name for name in NO_OPTION if getattr(request, name) != getattr(Request, name)]
     missing += [] if exact_tags else ["set_adapters"]
+    modes = request.control_mode
+    if isinstance(modes, list | tuple) and any(isinstance(one, list | tuple) for one in modes):
+        missing.append("control_mode")  # no option gives one network of several several pictures
     missing += ["a tensor as control_image"] if "" in given["control_image"] else []
     found = []
     for i, (picture, seed) in enumerate(zip(pictures, seeds, strict=True)):
@@ -102,7 +107,7 @@ def records(
                 embeddings=tuple(model.origin.embeddings),
                 text_encoders=model.origin.text_encoders,
                 controlnets=tuple(model.origin.controlnets[name] for name in networks),
-                preprocessors=preprocessors(request, len(networks), i // request.repeats),
+                preprocessors=preprocessors(request, networks, i // request.repeats),
                 images=inputs,
                 batch=place_in_batch(request, i, own.get("variation_seed", seed)),
                 missing=tuple([*missing, *(["generator"] if seed is None else [])]),
@@ -123,7 +128,7 @@ def shared_arguments(model: Model, request: Request, choice: Choice) -> dict[str
         if about(field).options and field.name not in left_out
     }
     found = {
-        name: ",".join(map(repr, value)) if isinstance(value, list | tuple) else value
+        name: ",".join(map(str, value)) if isinstance(value, list | tuple) else value
         for name, value in found.items()
         if is_recorded(name, value)
     }
@@ -159,7 +164,7 @@ def digests(request: Request, option: str, model: Model) -> list[str]:
     name = FILES[option]
     given = getattr(request, name)
     if name == "control_image":
-        return control_digests(request, len(model.used_controlnets(given is not None)))
+        return control_digests(request, model.used_controlnets(given is not None))
     if name == "depth_map":
         given = to_pictures(given)
     load = partial(load_given, option)
@@ -167,12 +172,11 @@ def digests(request: Request, option: str, model: Model) -> list[str]:
     return [digest(picture) for picture in pictures or ()]
 
 
-def control_digests(request: Request, count: int) -> list[str]:
-    """Return the joined digests of what ``count`` ControlNets read for each prompt, or for all."""
-    if request.control_image is None or not count:
+def control_digests(request: Request, networks: Mapping[str, ControlNet]) -> list[str]:
+    """Return the joined digests of what ControlNets read for each prompt, or for all."""
+    if request.control_image is None or not networks:
         return []
-    prompts = len(request.prompts)
-    every = [load_rows(one, prompts) for one in split_sources(request.control_image, count)]
+    every = [rows for one in read_hints(networks, request) if one for rows in one.rows]
     if any(isinstance(rows, torch.Tensor) for rows in every):
         return [""]
     most = max(map(len, every))
@@ -187,12 +191,14 @@ def hint_digest(hint: Hint) -> str:
     return digest(hint.original if isinstance(hint, ControlSource) else hint)
 
 
-def preprocessors(request: Request, count: int, prompt: int) -> tuple[str, ...]:
-    """Return the preprocessor of each ControlNet's picture for a prompt; () if there is none."""
-    if request.control_image is None or not count:
+def preprocessors(
+    request: Request, networks: Mapping[str, ControlNet], prompt: int
+) -> tuple[str, ...]:
+    """Return the preprocessor of each control picture for a prompt; () if there is none."""
+    if request.control_image is None or not networks:
         return ()
     found = []
-    for source in split_sources(request.control_image, count):
+    for source in chain.from_iterable(pair[0] for pair in split_pictures(networks, request)):
         rows = source if isinstance(source, list | tuple) else [source]
         row = rows[prompt if len(rows) > 1 else 0]
         found.append(row.label if isinstance(row, ControlSource) else "")

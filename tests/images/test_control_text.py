@@ -43,7 +43,7 @@ def test_one_of_a_new_version() -> None:
 def test_a_preprocessor_that_is_not_here() -> None:
     info = from_text(HEAD + NEW.replace("Module: canny", "Module: depth_midas"))
     assert info.preprocessors == ()
-    assert info.notes == ("ControlNet 0 Module depth_midas (give the picture that it made)",)
+    assert info.notes == ("ControlNet 0 Module depth_midas (give the picture that it ma",)
     with pytest.raises(ValueError, match="its Threshold A 'x'; expected a number"):
         from_text(HEAD + NEW.replace("Threshold A: 100", "Threshold A: x"))
 
