@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from ldm.config.arguments import takes
-from ldm.control.controlnet import ControlNet
+from ldm.control.control_lllite import Network
 from ldm.control.hints import expand_hints, hint_size, read_hints
 from ldm.errors import ArgumentError
 from ldm.images.inputs import check_size
@@ -113,7 +113,7 @@ def passes(
 
 
 def prompt_each(
-    request: LargeRequest, controlnets: Mapping[str, ControlNet] | None = None
+    request: LargeRequest, controlnets: Mapping[str, Network] | None = None
 ) -> LargeRequest:
     """Return the request with a prompt for each picture, as the second pass has one for each.
 

@@ -51,6 +51,7 @@ from ldm.text.conditioning import (
 )
 from ldm.text.embeddings import use_embeddings
 from ldm.text.lora_tags import refuse_tags
+from ldm.unet import UNetEncoder
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,7 +151,8 @@ def prepare(model: Model, request: Request) -> Run:
     noise = make_noise(model, request, canvas)
     prompted, labels = make_conditioning(model, request, schedule, canvas, scale > 1)
     for network in (model.unet, *networks.values()):
-        expect_times(network, [start.t for start, _ in schedule.run])
+        if isinstance(network, UNetEncoder):
+            expect_times(network, [start.t for start, _ in schedule.run])
     cache = None
     if (request.deep_cache, request.deep_cache_branch) != (1, 0):
         cache = DeepCache(model.unet, request.deep_cache, request.deep_cache_branch)

@@ -56,7 +56,9 @@ OTHERS = (
               r"|^model\.diffusion_model\.(?:input|output)_blocks\."),
 )  # fmt: skip
 ADVICE = {
-    **dict.fromkeys(("ControlNet", "Control-LoRA"), "give it beside one: --controlnet FILE"),
+    **dict.fromkeys(
+        ("ControlNet", "Control-LoRA", "ControlNet-LLLite"), "give it beside one: --controlnet FILE"
+    ),
     "VAE": "give it beside one: --vae FILE",
     "TAESD": "give it beside one: --vae FILE, or --preview-vae FILE",
     "U-Net": "give it with its other parts: a folder with model_index.json, or a whole single file",

@@ -11,7 +11,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from ldm.config.controlnet_union import PREPROCESSED, listing, read_mode
-from ldm.control.controlnet import ControlNet
+from ldm.control.control_lllite import ControlLLLite, Network, check_lllite_size
 from ldm.control.preprocessed import ControlSource
 from ldm.control.steering import ControlUse
 from ldm.control.union import ControlNetUnion
@@ -33,7 +33,7 @@ class Pictures(NamedTuple):
     modes: tuple[int, ...] = ()  # of a ControlNet-Union, the kind of each
 
 
-def read_hints(networks: Mapping[str, ControlNet], request: Request) -> list[Pictures | None]:
+def read_hints(networks: Mapping[str, Network], request: Request) -> list[Pictures | None]:
     """Load the pictures of each network, in order; None for one at scale 0 without pictures.
 
     Raises ArgumentError for a number of pictures that does not fit the networks, ImageError for
@@ -54,7 +54,7 @@ def read_hints(networks: Mapping[str, ControlNet], request: Request) -> list[Pic
 
 
 def control_uses(
-    networks: Mapping[str, ControlNet],
+    networks: Mapping[str, Network],
     request: Request,
     hints: Sequence[Pictures | None],
     size: tuple[int, int],
@@ -80,6 +80,8 @@ def control_uses(
                     f"control_guidance_start is {start:g} and control_guidance_end {end:g}; the "
                     "start must be less"
                 )
+            if isinstance(network, ControlLLLite) and scale:
+                check_lllite_size(network, size)
             if hint is not None:
                 channels = network.config.conditioning_channels
                 rows = to_size(hint.rows[index], size, channels, request.repeats)
@@ -104,7 +106,7 @@ def per_picture(
 
 
 def split_pictures(
-    networks: Mapping[str, ControlNet], request: Request
+    networks: Mapping[str, Network], request: Request
 ) -> list[tuple[list[Any], tuple[int, ...]]]:
     """Return for each network the sources of its pictures, and the kinds of a ControlNet-Union.
 
@@ -135,7 +137,7 @@ def split_pictures(
     return found
 
 
-def modes_of_each(mode: Any, networks: Mapping[str, ControlNet]) -> list[Any]:
+def modes_of_each(mode: Any, networks: Mapping[str, Network]) -> list[Any]:
     """Return the control_mode of each network: a kind, a list of kinds, or None.
 
     Raises ArgumentError for another number, and for one of a network that is no ControlNet-Union.
@@ -294,7 +296,7 @@ def picture_to_tensor(picture: Hint, size: tuple[int, int], channels: int) -> Te
     return pictures_to_tensor([found], *size, channels) / 2 + 0.5
 
 
-def expand_hints(request: Request, networks: Mapping[str, ControlNet]) -> Any:
+def expand_hints(request: Request, networks: Mapping[str, Network]) -> Any:
     """Return the pictures of the networks with one for each picture to draw.
 
     For a request with a prompt for each picture, in the form of diffusers: lists by prompts.

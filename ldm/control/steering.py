@@ -7,11 +7,13 @@ compute nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ldm.control.control_lllite import Addition, ControlLLLite, Network, additions
 from ldm.control.controlnet import ControlNet, scaled
 from ldm.denoiser import UNetCall
 from ldm.unet import Residuals
@@ -28,7 +30,7 @@ class ControlUse:
         call: computes in the network's place, such as its recording; None is the network.
     """
 
-    network: ControlNet
+    network: Network
     hint: Tensor
     scale: float = 1.0
     start: float = 0.0
@@ -45,6 +47,7 @@ class ControlUse:
 
     def embed(self, factors: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
         """Compute the features of the picture: (1 or B, width, h, w)."""
+        assert isinstance(self.network, ControlNet)
         return self.network.embed_hint(self.hint.to(device, dtype))
 
     def inputs(self, device: torch.device) -> dict[str, Tensor]:
@@ -67,6 +70,7 @@ class Control:
         # Features of each use's picture, and the network's further inputs.
         self._hints: dict[tuple[int, tuple[float, ...]], Tensor] = {}
         self._inputs: dict[int, dict[str, Tensor]] = {}
+        self._lllites: dict[int, dict[str, Tensor]] = {}  # likewise of ControlNet-LLLites
 
     @torch.no_grad()
     def __call__(
@@ -80,7 +84,7 @@ class Control:
         """
         total: list[Tensor] | None = None
         for index, use in enumerate(self.uses):
-            if not use.covers(step, self.steps):
+            if not use.covers(step, self.steps) or isinstance(use.network, ControlLLLite):
                 continue
             hint = self._hint(index, use, step, x.device)
             found = self._compute(index, use, x, t, call, hint, short)
@@ -90,6 +94,22 @@ class Control:
         if total is None:
             return None
         return Residuals(total, None) if short else Residuals(total[:-1], total[-1])
+
+    @torch.no_grad()
+    def around(self, call: UNetCall, step: int) -> AbstractContextManager[None]:
+        """Return the context of a U-Net call, in which ControlNet-LLLites change its layers."""
+        found = []
+        for index, use in enumerate(self.uses):
+            if isinstance(use.network, ControlLLLite) and use.covers(step, self.steps):
+                if index not in self._lllites:
+                    picture = use.hint.to(call.pictures.device, self.dtype)
+                    self._lllites[index] = use.network.embed_hint(picture)
+                shown = [use.scale * (t is not None or not self.guess_mode) for t in call.texts]
+                factors = torch.tensor(shown, dtype=self.dtype, device=call.pictures.device)
+                features = self._lllites[index]
+                rows = factors[:, None, None]
+                found.append(Addition(use.network, features, call.pictures, rows))
+        return additions(found) if found else nullcontext()
 
     def _compute(
         self,
@@ -101,6 +121,7 @@ class Control:
         hint: Tensor,
         short: bool,
     ) -> list[Tensor] | None:
+        assert isinstance(use.network, ControlNet)
         pooled = use.network.config.global_pool_conditions
         pictures, inputs = call.pictures, call.inputs
         guided = [row for row, text in enumerate(call.texts) if text is not None]

@@ -11,6 +11,7 @@ from typing import TypeVar
 from torch import Tensor
 
 from ldm.checkpoints.source import check_paths
+from ldm.control.control_lllite import ControlLLLite, check_lllite_ways
 from ldm.errors import ArgumentError
 from ldm.fast import adapt_to_cpu
 from ldm.images.generation_info import OWN_CONTROLNET, controlnet_name
@@ -25,7 +26,8 @@ class ControlNets(Model):
     def load_controlnet(self, path: str | Path, name: str | None = None) -> str:
         """Load a ControlNet, which steers by ``control_image``; return its name.
 
-        path: a diffusers folder, or a file of diffusers' or the authors' names. name: None is the
+        path: a diffusers folder, or a file of diffusers' or the authors' names, or a
+        ControlNet-LLLite's, which is put onto the U-Net's layers. name: None is the
         file's, or the folder's if the file has diffusers' usual one. Several add up, in the order
         of loading. The model itself does not change.
         Raises CheckpointError for what does not fit the model, ArgumentError for a name in use.
@@ -41,13 +43,23 @@ class ControlNets(Model):
                 f"there is a ControlNet {name!r} already; give another name, or unload that"
             )
         # Only here: most pipelines never load one.
+        from ldm.loading.control_lllite import is_control_lllite, load_control_lllite
         from ldm.loading.controlnet import check_latents, load_controlnet
 
-        dtype = next(self.unet.parameters()).dtype
-        network = load_controlnet(path, self.unet.config, dtype, self.device, self._plain_weights)
-        check_latents(path, network.config, self.vae.config.latent_channels, self.vae.config.scale)
-        with self.plain():
-            self.controlnets[name] = adapt_to_cpu(network)
+        dtype, latents = next(self.unet.parameters()).dtype, self.vae.config
+        if is_control_lllite(path):
+            check_lllite_ways(self.optimized.compile, self.optimized.offload is not None)
+            with self.plain():
+                lllite = load_control_lllite(path, self.unet, latents.scale, dtype, self.device)
+                lllite.attach(self.unet)
+                self.controlnets[name] = lllite
+        else:
+            network = load_controlnet(
+                path, self.unet.config, dtype, self.device, self._plain_weights
+            )
+            check_latents(path, network.config, latents.latent_channels, latents.scale)
+            with self.plain():
+                self.controlnets[name] = adapt_to_cpu(network)
         self.origin.controlnets[name] = label
         return name
 
@@ -78,7 +90,9 @@ class ControlNets(Model):
             known = ", ".join(self.controlnets) or "none"
             raise ArgumentError(f"no ControlNet named {name!r} is loaded; there are: {known}")
         with self.plain():
-            del self.controlnets[name]
+            network = self.controlnets.pop(name)
+            if isinstance(network, ControlLLLite):
+                network.detach()
         del self.origin.controlnets[name]
 
     @contextlib.contextmanager

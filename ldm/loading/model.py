@@ -17,7 +17,7 @@ from ldm.clip import CLIPTextEncoder
 from ldm.config import SchedulerConfig
 from ldm.config.generation import Defaults
 from ldm.config.tasks import task_of
-from ldm.control.controlnet import ControlNet
+from ldm.control.control_lllite import Network
 from ldm.denoiser import Listener
 from ldm.errors import ArgumentError
 from ldm.fast import adapt_to_cpu
@@ -136,7 +136,7 @@ class Model:
             names_of(unet.config),
             self.inversions,
         )
-        self.controlnets: dict[str, ControlNet] = {}
+        self.controlnets: dict[str, Network] = {}
         self.own_controlnet: Path | None = None
         self.preview_vae: AutoencoderTiny | None = None
         self.optimized = Optimized()
@@ -148,7 +148,7 @@ class Model:
         """The arguments that make this model."""
         return {name: getattr(self, name) for name in MODEL_PARTS}
 
-    def used_controlnets(self, steered: bool) -> dict[str, ControlNet]:
+    def used_controlnets(self, steered: bool) -> dict[str, Network]:
         """Return the ControlNets of a run: all that were loaded, else the model's own.
 
         steered: whether control pictures are given. Only then the model's own is used, which is

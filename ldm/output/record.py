@@ -13,7 +13,7 @@ import torch
 
 from ldm import __version__
 from ldm.config.arguments import about
-from ldm.control.controlnet import ControlNet
+from ldm.control.control_lllite import Network
 from ldm.control.hints import Hint, read_hints, split_pictures
 from ldm.control.preprocessed import ControlSource
 from ldm.images.depth import to_pictures
@@ -172,7 +172,7 @@ def digests(request: Request, option: str, model: Model) -> list[str]:
     return [digest(picture) for picture in pictures or ()]
 
 
-def control_digests(request: Request, networks: Mapping[str, ControlNet]) -> list[str]:
+def control_digests(request: Request, networks: Mapping[str, Network]) -> list[str]:
     """Return the joined digests of what ControlNets read for each prompt, or for all."""
     if request.control_image is None or not networks:
         return []
@@ -192,7 +192,7 @@ def hint_digest(hint: Hint) -> str:
 
 
 def preprocessors(
-    request: Request, networks: Mapping[str, ControlNet], prompt: int
+    request: Request, networks: Mapping[str, Network], prompt: int
 ) -> tuple[str, ...]:
     """Return the preprocessor of each control picture for a prompt; () if there is none."""
     if request.control_image is None or not networks:
