@@ -7,7 +7,8 @@ the output again, and lets ``ldm.guidance`` combine it into one prediction.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -24,11 +25,23 @@ from ldm.unet import Residuals, UNet
 Listener = Callable[[list[tuple[int, str] | None]], None]
 
 
-# (x of each row, t, the call, the step, whether the finest alone is read) → what is added to the
-# U-Net's activations; None: nothing.
-Steering = Callable[[Tensor, Tensor, "UNetCall", int, bool], Residuals | None]
 # (the call, the step) → what is added on the U-Net's way down; [] for nothing.
 Features = Callable[["UNetCall", int], Sequence[Tensor]]
+
+
+class Steering(Protocol):
+    """What steers the U-Net by pictures, such as ``ldm.control.steering.Control``."""
+
+    def __call__(
+        self, x: Tensor, t: Tensor, call: UNetCall, step: int, short: bool = False
+    ) -> Residuals | None:
+        """Return what is added to the U-Net's activations.
+
+        x: of each row; short: whether the finest skip connection alone is read.
+        """
+
+    def around(self, call: UNetCall, step: int) -> AbstractContextManager[None]:
+        """Return the context of the U-Net's call."""
 
 
 class Denoiser:
@@ -142,7 +155,8 @@ class Denoiser:
                 options["residuals"] = self.control(latents, t, call, step, short)
             if self.features is not None:
                 options["features"] = self.features(call, step)
-            outputs.append(self.unet(mine, t, **options))
+            with self.control.around(call, step) if self.control else nullcontext():
+                outputs.append(self.unet(mine, t, **options))
         if len(outputs) == 1:
             return outputs[0]
         order = torch.tensor([row for call in self._calls for row in call.rows])

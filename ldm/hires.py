@@ -73,7 +73,7 @@ def hires_fix(pipe: Pipeline, request: LargeRequest) -> Iterator[Progress]:
     steps, skipped = pipe.schedule(
         request.num_inference_steps, request.hires_strength, request.sampler, request.schedule
     )
-    each = prompt_each(request, len(pipe.controlnets), len(pipe.t2i_adapters))
+    each = prompt_each(pipe, request)
     first = draw(pipe, replace(each, output_type="pil"))
     return passes(pipe, each, first, size, len(steps) - skipped)
 
@@ -113,11 +113,8 @@ def passes(
         yield replace(later, step=done, steps=progress.steps + later.steps)
 
 
-def prompt_each(request: LargeRequest, controlnets: int = 0, t2i_adapters: int = 0) -> LargeRequest:
-    """Return the request with a prompt for each picture, as the second pass has one for each.
-
-    controlnets, t2i_adapters: how many read pictures.
-    """
+def prompt_each(pipe: Pipeline, request: LargeRequest) -> LargeRequest:
+    """Return the request with a prompt for each picture, as the second pass has one for each."""
     repeats = range(request.repeats)
     negative = request.negative_prompt
     if negative is not None and not isinstance(negative, str):
@@ -128,13 +125,14 @@ def prompt_each(request: LargeRequest, controlnets: int = 0, t2i_adapters: int =
         name: None if rows is None else rows.repeat_interleave(len(repeats), dim=0)
         for name, rows in given.items()
     }
+    controlnets = pipe.used_controlnets(request.control_image is not None)
     return replace(
         request,
         prompt=prompts,
         negative_prompt=negative,
         num_images_per_prompt=1,
         control_image=expand_hints(request, controlnets),
-        adapter_image=expand_hints(request, t2i_adapters, T2I_ADAPTER),
+        adapter_image=expand_hints(request, pipe.t2i_adapters, T2I_ADAPTER),
         **embeddings,
     )
 

@@ -20,9 +20,10 @@ from torch import Tensor
 from ldm import latents, preparation, run
 from ldm.adapters.lora import Lora
 from ldm.adapters.lora_scale import Scale
-from ldm.checkpoints.source import check_paths, find_model
+from ldm.checkpoints.source import check_paths, find_model, find_own_controlnet
 from ldm.config.arguments import takes
 from ldm.config.diffusers_habits import accepts_habits
+from ldm.control.control_lllite import ControlLLLite, check_lllite_ways
 from ldm.errors import ArgumentError
 from ldm.fast.optimize import Optimized, check_optimize, optimize, undo
 from ldm.interface.diffusers_calls import as_tuple, call_back, check_inputs
@@ -124,6 +125,7 @@ class Pipeline(DiffusersMethods):
             replace_parts(parts, path, other, encoders, device)
         pipe = cls(**parts)
         pipe.origin = origin
+        pipe.own_controlnet = find_own_controlnet(path)
         if dtype is None:  # "auto"
             origin.loading["dtype"] = str(pipe.dtype).removeprefix("torch.")
         if preview_vae is not None:
@@ -262,6 +264,8 @@ class Pipeline(DiffusersMethods):
         """
         if on:
             check_optimize(self.device, compile, offload, int8)
+            if any(isinstance(one, ControlLLLite) for one in self.controlnets.values()):
+                check_lllite_ways(compile, offload)
         undo(self.optimized, (self.unet, self.vae, *self.controlnets.values()))
         self.optimized = Optimized()
         if on:

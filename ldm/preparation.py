@@ -14,7 +14,7 @@ from torch import Tensor
 from ldm.classes.guidance import with_classifier
 from ldm.config.picture_readers import T2I_ADAPTER
 from ldm.control.features import AdapterUse, adapted_size, adapter_uses
-from ldm.control.hints import Rows, control_uses, hint_size, read_hints
+from ldm.control.hints import Pictures, control_uses, hint_size, read_hints
 from ldm.control.steering import ControlUse
 from ldm.errors import ArgumentError
 from ldm.fast.deepcache import DeepCache
@@ -53,6 +53,7 @@ from ldm.text.conditioning import (
 )
 from ldm.text.embeddings import use_embeddings
 from ldm.text.lora_tags import refuse_tags
+from ldm.unet import UNetEncoder
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,15 +143,17 @@ def prepare(model: Model, request: Request) -> Run:
         image_scale(model, request.image_guidance_scale),
     )
     schedule = make_schedule(model, request)
+    networks = model.used_controlnets(request.control_image is not None)
     hints, pictures, hinted = read_steering(model, request)
     canvas = read_canvas(model, request, hinted)
     size = (canvas.height, canvas.width)
-    controls = control_uses(model.controlnets, request, hints, size)
+    controls = control_uses(networks, request, hints, size)
     adapters = adapter_uses(model.t2i_adapters, request, pictures, size)
     noise = make_noise(model, request, canvas)
     prompted, labels = make_conditioning(model, request, schedule, canvas, scale > 1)
-    for network in (model.unet, *model.controlnets.values()):
-        expect_times(network, [start.t for start, _ in schedule.run])
+    for network in (model.unet, *networks.values()):
+        if isinstance(network, UNetEncoder):
+            expect_times(network, [start.t for start, _ in schedule.run])
     cache = None
     if (request.deep_cache, request.deep_cache_branch) != (1, 0):
         cache = DeepCache(model.unet, request.deep_cache, request.deep_cache_branch)
@@ -179,12 +182,13 @@ def prepare(model: Model, request: Request) -> Run:
 
 def read_steering(
     model: Model, request: Request
-) -> tuple[list[Rows | None], list[Rows | None], tuple[int, int] | None]:
+) -> tuple[list[Pictures | None], list[Pictures | None], tuple[int, int] | None]:
     """Load what ControlNets and T2I-Adapters read, and the (height, width) that it asks for.
 
     The size is None without a picture.
     """
-    hints = read_hints(model.controlnets, request)
+    networks = model.used_controlnets(request.control_image is not None)
+    hints = read_hints(networks, request)
     pictures = read_hints(model.t2i_adapters, request, T2I_ADAPTER)
     size = hint_size(hints) or adapted_size(model.t2i_adapters, hint_size(pictures))
     return hints, pictures, size

@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ldm.config.arguments import about, argument
 from ldm.config.picture_readers import CONTROLNET, T2I_ADAPTER, PictureReader
@@ -28,7 +28,15 @@ if TYPE_CHECKING:
     from torch import Generator, Tensor
 
     Picture = str | Path | Image | ndarray[Any, Any] | Tensor
-    Pictures = Picture | Sequence[Picture]  # of one ControlNet
+
+    class Preprocessed(Protocol):
+        """``ldm.control.preprocessed.ControlSource``."""
+
+        @property
+        def original(self) -> Image: ...
+
+    Hint = Picture | Preprocessed
+    Pictures = Hint | Sequence[Hint]  # of one ControlNet
 else:  # what reads them checks them: no heavy package is imported here
     Generator = Picture = Pictures = Tensor = Any
 
@@ -65,13 +73,19 @@ class Request:
         control_image: what ControlNets that are loaded read, such as edges or a depth map, prepared
             as each network was trained: for one ControlNet, a picture for all prompts or one for
             each; for several, a list of these, in the order of loading, or, as in diffusers, for
-            each prompt a list of pictures. They are stretched to the size to draw. A tensor (3, H,
+            each prompt a list of pictures. They are stretched to the size to draw. What
+            ``ldm.control.source.read_control`` returns is preprocessed there. A tensor (3, H,
             W) or (B, 3, H, W) of floats in [0, 1] is taken as it is; -1 marks what an inpainting
             ControlNet fills in.
         controlnet_conditioning_scale: factor of what a ControlNet adds; one for all, or a list; 0
             switches it off, and costs nothing.
         control_guidance_start, control_guidance_end: in [0, 1], fractions of the run's steps
             between which it is used; one for all, or a list.
+        control_mode: of ControlNet-Unions, what kind a picture is: its number as in diffusers, or a
+            name of ``ldm.config.controlnet_union.MODES``; None as it is preprocessed. One
+            ControlNet-Union takes a list of kinds, and in control_image a picture for each, whose
+            scales and ranges may be lists, too. Of several ControlNets, a list has one for each:
+            a kind, a list of kinds, or None for one that is no ControlNet-Union.
         guess_mode: whether ControlNets see the prompt's rows alone, not the negative prompt's, and
             add less to finer levels; works also without a prompt, with a guidance_scale of 3 to 5.
         adapter_image: what T2I-Adapters that are loaded read, in the forms of control_image, with
@@ -227,6 +241,15 @@ class Request:
         *("--control-guidance-end", "--control-end"),
         kind="a number, or a list of them",
         metavar="F",
+        group="control",
+    )
+    control_mode: int | str | list[Any] | tuple[Any, ...] | None = argument(
+        None,
+        "what kind the picture of a ControlNet-Union is, such as canny; one for all, or M,M, none "
+        "for other ControlNets (default: as --control preprocesses)",
+        "--control-mode",
+        kind="a number or a name, or a list of them",
+        metavar="M",
         group="control",
     )
     guess_mode: bool = argument(

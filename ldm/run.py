@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ldm.control.control_lllite import ControlLLLite
 from ldm.control.features import AdapterFeatures
 from ldm.control.steering import Control
 from ldm.denoiser import Denoiser
@@ -132,7 +133,12 @@ def make_control(run: Run) -> Control | None:
     recorded = (
         {} if run.request.tiling else {recording.unet: recording for recording in graphs.values()}
     )
-    uses = [replace(use, call=recorded.get(use.network)) for use in run.controls]
+    uses = [
+        use
+        if isinstance(use.network, ControlLLLite)
+        else replace(use, call=recorded.get(use.network))
+        for use in run.controls
+    ]
     dtype = next(run.model.unet.parameters()).dtype
     return Control(uses, len(run.schedule.run), run.request.guess_mode, dtype)
 
@@ -149,6 +155,7 @@ def choose_unet(run: Run) -> UNet | DeepCache | Graphs:
     """Return what computes the U-Net of a run."""
     # A recording does not include what changes the layers from step to step.
     plain = run.cache is None and not run.request.tiling and run.model.listener is None
+    plain = plain and not any(isinstance(use.network, ControlLLLite) for use in run.controls)
     return (run.model.optimized.graphs if plain else run.cache) or run.model.unet
 
 

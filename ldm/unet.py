@@ -272,10 +272,12 @@ class UNetEncoder(nn.Module):
         class_labels: Tensor | None,
         *,
         dtype: torch.dtype,
+        added: Tensor | None = None,
     ) -> Tensor:
         """Embed the time and all other conditions except the text: (B, 4 · first width).
 
-        The embedding is activated, as every residual block reads it. Arguments are ``forward``'s.
+        The embedding is activated, as every residual block reads it. Arguments are ``forward``'s;
+        added: (1 or B, 4 · first width), a further embedding, or None.
         Raises ArgumentError for one that is missing.
         """
         config = self.config
@@ -304,9 +306,9 @@ class UNetEncoder(nn.Module):
             text = required("pooled", pooled)
             numbers = required("time_ids", time_ids).flatten()
             sizes = sinusoidal(numbers, config.addition_time_embed_dim)
-            added = torch.cat([text, sizes.view(len(text), -1).to(dtype)], dim=-1)
-            temb = temb + self.add_embedding(added)
-        return F.silu(temb)
+            inputs = torch.cat([text, sizes.view(len(text), -1).to(dtype)], dim=-1)
+            temb = temb + self.add_embedding(inputs)
+        return F.silu(temb if added is None else temb + added)
 
 
 class UNet(UNetEncoder):

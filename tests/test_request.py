@@ -170,6 +170,7 @@ OTHER = {  # a value that is not the default, as it is typed
     "str | Sequence[str]": "x",
     "tuple[float, float]": "0.25,5.0",
     "float | list[float] | tuple[float, ...]": "0.25,0.75",
+    "int | str | list[Any] | tuple[Any, ...]": "canny,6",
     "tuple[int, int, int, int]": "8,0,8,0",
 }
 

@@ -11,12 +11,16 @@ from ldm.checkpoints.kinds import Shapes
 from ldm.checkpoints.notes import Rows
 from ldm.checkpoints.t2i_adapter import config_of, diffusers_names, family_names
 from ldm.config import read_json
-from ldm.config.controlnet import CLASS, ControlNetConfig
+from ldm.config.controlnet import ControlNetConfig
+from ldm.config.controlnet_union import MODES, ControlNetUnionConfig, listing
 from ldm.config.picture_readers import CONTROLNET, T2I_ADAPTER, PictureReader
 from ldm.config.t2i_adapter import CLASS as T2I_CLASS
 from ldm.config.t2i_adapter import T2IAdapterConfig
 from ldm.errors import CheckpointError
 
+CONFIGS: dict[str, type[ControlNetConfig]] = {
+    name: config for config in (ControlNetConfig, ControlNetUnionConfig) for name in config.CLASSES
+}
 FIRST = re.compile(r"(?:input_hint_block\.0|controlnet_cond_embedding\.conv_in)\.weight$")
 
 
@@ -50,7 +54,8 @@ def find_reader(folder: Path) -> PictureReader | None:
     """Return the kind of network that a folder, as diffusers writes it, holds alone."""
     path = folder / "config.json"
     name = read_json(path).get("_class_name") if path.is_file() else None
-    return {CLASS: CONTROLNET, T2I_CLASS: T2I_ADAPTER}.get(str(name))
+    kinds = {**dict.fromkeys(CONFIGS, CONTROLNET), T2I_CLASS: T2I_ADAPTER}
+    return kinds.get(str(name))
 
 
 def describe_reader_folder(folder: Path, kind: PictureReader) -> Rows:
@@ -58,20 +63,25 @@ def describe_reader_folder(folder: Path, kind: PictureReader) -> Rows:
 
     Raises CheckpointError for one that is broken.
     """
+    path = folder / "config.json"
     counts = [
         sum(info.count for info in read_header(file).tensors.values())
         for file in sorted(folder.glob("*.safetensors"))[:1]
     ]
-    rows: Rows = [("folder", str(folder)), ("kind", kind.name)]
     weights = [("weights", f"{count / 1e6:.1f}M parameters") for count in counts]
     if kind == T2I_ADAPTER:
-        adapter = T2IAdapterConfig.from_file(folder / "config.json")
+        adapter = T2IAdapterConfig.from_file(path)
+        rows: Rows = [("folder", str(folder)), ("kind", kind.name)]
         rows.append(("for", family_names(adapter.places)))
         return [*rows, *weights, *use_rows(kind, adapter.in_channels, "FOLDER")]
-    config = ControlNetConfig.from_file(folder / "config.json")
+    config = CONFIGS[read_json(path)["_class_name"]].from_file(path)
+    union = isinstance(config, ControlNetUnionConfig)
     width = config.cross_attention_dim or 0
     known = read_family(FAMILIES[width]).name if width in FAMILIES else f"texts of width {width}"
-    rows.append(("for", known))
+    name = "ControlNet-Union" if union else kind.name
+    rows = [("folder", str(folder)), ("kind", name), ("for", known)]
     if config.global_pool_conditions:
         rows.append(("adds", "means over all pixels, to the prompt's rows"))
+    if isinstance(config, ControlNetUnionConfig):
+        rows.append(("--control-mode", listing(MODES[: config.num_control_type])))
     return [*rows, *weights, *use_rows(kind, config.conditioning_channels, "FOLDER")]

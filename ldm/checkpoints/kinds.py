@@ -56,7 +56,7 @@ OTHERS = (
               r"|^model\.diffusion_model\.(?:input|output)_blocks\."),
 )  # fmt: skip
 OPTIONS = {  # that take a kind
-    **dict.fromkeys(("ControlNet", "Control-LoRA"), "--controlnet FILE"),
+    **dict.fromkeys(("ControlNet", "Control-LoRA", "ControlNet-LLLite"), "--controlnet FILE"),
     "T2I-Adapter": "--t2i-adapter FILE",
     "VAE": "--vae FILE",
     "TAESD": "--vae FILE, or --preview-vae FILE",

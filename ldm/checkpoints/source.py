@@ -84,6 +84,13 @@ def find_model(
     return _from_hub(str(model), cache_dir, revision, token, local_files_only, variant)
 
 
+def find_own_controlnet(model: Path) -> Path | None:
+    """Return the folder of the one ControlNet in a model's folder, if it has one."""
+    folder = model / "controlnet"
+    alone = not (model / "controlnet_1").exists()  # of several, none is the model's own
+    return folder if alone and (folder / "config.json").is_file() else None
+
+
 def _from_hub(
     repo: str,
     cache_dir: str | None,

@@ -9,9 +9,10 @@ from typing import Any
 
 from ldm.checkpoints.prediction import KNOWN_PREDICTIONS
 from ldm.cli.common import put, run
+from ldm.cli.controlnets import preprocessed
 from ldm.cli.fields import filled
 from ldm.cli.guidance_options import Fast
-from ldm.config.picture_readers import PictureReader
+from ldm.config.picture_readers import CONTROLNET, PictureReader
 from ldm.samplers.names import listing
 
 Add = Callable[..., argparse.Action]
@@ -53,6 +54,7 @@ def add_refiner(add: Add) -> None:
 
 def add_picture_reader(add: Add, kind: PictureReader) -> None:
     """Add the option for ControlNets, or for T2I-Adapters."""
+    own = "" if kind != CONTROLNET else " (default: the model's own, if its folder has one)"
     add(
         kind.flag,
         action="append",
@@ -60,7 +62,26 @@ def add_picture_reader(add: Add, kind: PictureReader) -> None:
         type=filled,
         metavar="PATH[:SCALE]",
         help=f"a {kind.name}, as a folder or a file, that steers by {kind.image_flag}; may be "
-        "repeated",
+        f"repeated{own}",
+    )
+
+
+def add_preprocessed(add: Add) -> None:
+    """Add the options for pictures that are preprocessed, and to see what networks see."""
+    add(
+        "--control",
+        dest="control_image",
+        action="append",
+        type=preprocessed,
+        metavar="NAME:FILE",
+        help="as --control-image, of a picture that is preprocessed: canny, softedge, scribble, "
+        "lineart, tile, grey or inpaint, with parameters if you like: canny,low=50:car.png",
+    )
+    add(
+        "--save-control",
+        type=filled,
+        metavar="PATH",
+        help="save what a --controlnet sees, at the size that is drawn; PATH as of --output",
     )
 
 

@@ -36,7 +36,7 @@ MOST_BYTES = 1 << 20
 # Options that are decisions of a single command.
 NOT_HERE = {
     *("prompt", NAMED, "prompts", "from_file", "force", "list_samplers", "version", "x", "y"),
-    *("replay", "templates", "all"),
+    *("replay", "templates", "all", "control", "save_control"),
 }
 LISTS = (
     *("lora", "embedding", "text_encoder", "controlnet", "control_image"),

@@ -49,9 +49,19 @@ def numbers(text: str) -> float | tuple[float, ...]:
     return values if len(values) > 1 else values[0]
 
 
+def modes(text: str) -> int | str | tuple[int | str, ...]:
+    """Read "canny", "3", or "canny,6" of several pictures."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(parts):
+        raise argparse.ArgumentTypeError(f"it is {text!r:.40}; give a kind, or several: canny,tile")
+    values = tuple(int(part) if part.isdecimal() else part for part in parts)
+    return values if len(values) > 1 else values[0]
+
+
 SWITCH, FILE = "bool", "Picture | Sequence[Picture]"
 MAP = f"{FILE} | Tensor"
 HINTS = "Pictures | Sequence[Pictures]"  # an option that may be repeated
+MODES = "int | str | list[Any] | tuple[Any, ...]"
 NUMBERS = "float | list[float] | tuple[float, ...]"
 # A field's type, without None → how to read the option.
 READERS: dict[str, Callable[[str], Any]] = {
@@ -66,6 +76,7 @@ READERS: dict[str, Callable[[str], Any]] = {
     MAP: filled,
     HINTS: filled,
     NUMBERS: numbers,
+    MODES: modes,
 }
 GROUPS = {  # a field's group, and those of other options → heading in the help
     "everyday": help.EVERYDAY,

@@ -25,6 +25,7 @@ from ldm.cli.plots import read_plot
 from ldm.cli.processes import check_processes, launch, share_threads
 from ldm.cli.replay import given_options, with_file
 from ldm.cli.rows import put_error
+from ldm.cli.save_control import plan_control_files
 from ldm.cli.session import Session, Work, complain, load_model
 from ldm.cli.slips import NO_PROMPT, advice, check_prompt
 from ldm.errors import ArgumentError
@@ -87,10 +88,12 @@ def plan_work(arguments: argparse.Namespace) -> Work:
     """Plan what to draw, in the order of drawing, without the share of other processes."""
     if plot := read_plot(arguments):  # which checks its cells
         jobs = [job for cell in plot.cells for job in plan_jobs(cell)[0]]
-        return Work(jobs, [[job] for job in jobs], [], plot)
+        batches: list[list[Job]] = [[job] for job in jobs]
+        return Work(jobs, batches, [], plot, plan_control_files(arguments, jobs))
     check_arguments(arguments)
     jobs, bad = plan_jobs(arguments)
-    return Work(jobs, my_share(jobs, arguments), bad)
+    controls = plan_control_files(arguments, jobs)
+    return Work(jobs, my_share(jobs, arguments), bad, None, controls)
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "ldm-generate") -> int:

@@ -19,6 +19,7 @@ from ldm.cli.command_options import (
     add_model,
     add_output,
     add_picture_reader,
+    add_preprocessed,
     add_refiner,
     add_speed,
 )
@@ -76,6 +77,7 @@ def parser() -> Checker:
     add_lora(everyday.add_argument)
     for group, kind in {"control": CONTROLNET, "t2i_adapter": T2I_ADAPTER}.items():
         add_picture_reader(groups[group].add_argument, kind)
+    add_preprocessed(groups["control"].add_argument)
     for name, field in FIELDS.items():
         if name not in ("prompt", *EVERYDAY):
             add_field(groups[about(field).group], name)

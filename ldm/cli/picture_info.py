@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import shlex
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from ldm.checkpoints.notes import Rows
-from ldm.cli.controlnets import KINDS
+from ldm.cli.controlnets import KINDS, control_option
 from ldm.cli.fields import EVERYDAY
 from ldm.cli.options import defaults
 from ldm.cli.replay import AROUND, IN_ANOTHER_FORM, as_options
+from ldm.config.picture_readers import T2I_ADAPTER
 from ldm.errors import ImageError
 from ldm.images.files import read_texts
 from ldm.images.generation_info import (
     BUILT_IN,
+    OWN_CONTROLNET,
     GenerationInfo,
     read_generation_info,
     shifted,
@@ -61,6 +64,7 @@ def setting_rows(info: GenerationInfo) -> Rows:
         "embeddings": ", ".join(info.embeddings),
         "ControlNets": ", ".join(info.controlnets),
         "T2I-Adapters": ", ".join(info.t2i_adapters),
+        "preprocessors": ", ".join(filter(None, info.preprocessors)),
         "images": ", ".join(info.images),
         "grid": info.grid,
         "not done here": ", ".join(info.notes),
@@ -103,9 +107,11 @@ def command(info: GenerationInfo) -> str:
         argv += ["--embedding", name]
     for name in info.text_encoders:
         argv += ["--text-encoder", name]
-    for kind in KINDS:
-        for name in getattr(info, f"{kind.option}s"):
-            argv += [kind.flag, name, kind.image_flag, "FILE"]
+    for name, label in zip_longest(info.controlnets, info.preprocessors):
+        argv += [] if name in (None, OWN_CONTROLNET) else ["--controlnet", name]
+        argv += control_option(label or "").split(" ")
+    for name in info.t2i_adapters:
+        argv += [T2I_ADAPTER.flag, name, T2I_ADAPTER.image_flag, "FILE"]
     for name in info.images:
         if name not in {kind.image for kind in KINDS}:
             argv += [f"--{name.removesuffix('_image').replace('_', '-')}", "FILE"]

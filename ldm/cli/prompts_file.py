@@ -17,8 +17,14 @@ from ldm.cli.streams import STREAM, read_stdin
 from ldm.errors import ArgumentError, LDMError
 
 CHOICES = ("choices", "all")
-KEYS = (*FIELDS, "output", *CHOICES)  # keys of a line; other arguments are for the whole command
-TEXTS = ("prompt", "output", *FILES)
+KEYS = (
+    *FIELDS,
+    "control",
+    "output",
+    *CHOICES,
+)  # keys of a line; other arguments are for the whole command
+TEXTS = ("prompt", "control", "output", *FILES)
+REPEATED_KEYS = REPEATED | {"control"}  # the latter stands for control_image, preprocessed
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +108,7 @@ def _value(key: str, name: str, value: Any) -> str | int | float | bool | list[s
         return value != (key in NEGATED)
     if name in LISTS and isinstance(value, list) and all(map(_is_number, value)):
         return ",".join(map(str, value))
-    if name in REPEATED and isinstance(value, list):
+    if name in REPEATED_KEYS and isinstance(value, list):
         if value and all(isinstance(part, str) and part and "\0" not in part for part in value):
             return value
         raise ArgumentError(f"{found}; expected a text, or a list of texts")
@@ -128,8 +134,8 @@ def _merge(given: dict[str, Any], arguments: argparse.Namespace) -> argparse.Nam
     ]
     # A value that the namespace has already stays unless the line sets it.
     before = argparse.Namespace(**vars(arguments) | {"prompt": [], "prompts": None})
-    for name in REPEATED & set(given):  # what the command line gives is not added to
-        setattr(before, name, None)
+    for name in REPEATED_KEYS & set(given):  # what the command line gives is not added to
+        setattr(before, "control_image" if name == "control" else name, None)
     try:
         merged = parser().parse_args(argv, before)
     except ArgumentError as error:

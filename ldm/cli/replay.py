@@ -8,7 +8,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldm.cli.controlnets import KINDS, has_scale, split_scale
+from ldm.cli.controlnets import (
+    KINDS,
+    Control,
+    Preprocessed,
+    control_option,
+    has_scale,
+    labels,
+    original,
+    read_given_control,
+    split_scale,
+)
 from ldm.cli.fields import DEFAULTS, FILES, from_option, recorded, to_option
 from ldm.cli.model_folder import find_model
 from ldm.cli.options import NAMED, defaults, parser, read
@@ -42,6 +52,7 @@ AROUND = recorded("never") | {
     "no_labels",
     "batch_size",
     "save_steps",
+    "save_control",
     "animation",
     "explain",
     "preview_vae",
@@ -139,7 +150,11 @@ def info_of(job: Job, pipe: Pipeline, picture: Image) -> GenerationInfo:
         vae=model_name(arguments.vae) if arguments.vae else None,
         embeddings=tuple(Path(file).stem for file in arguments.embedding),
         text_encoders=tuple(model_name(file) for file in arguments.text_encoder),
-        controlnets=tuple(pipe.origin.controlnets.values()),
+        controlnets=tuple(
+            pipe.origin.controlnets[name]
+            for name in pipe.used_controlnets(bool(arguments.control_image))
+        ),
+        preprocessors=labels(arguments),
         t2i_adapters=tuple(pipe.origin.t2i_adapters.values()),
         images={name: _digest(name, file) for name, file in files.items()},
         optimize=unusual_optimize(pipe),
@@ -154,7 +169,7 @@ def given_settings(arguments: argparse.Namespace) -> dict[str, Any]:
         left_out |= {"strength"}
     left_out |= {name for name in recorded("changed") if getattr(arguments, name) == DEFAULTS[name]}
     return {
-        name: ",".join(map(repr, value)) if isinstance(value, tuple) else from_option(name, value)
+        name: ",".join(map(str, value)) if isinstance(value, tuple) else from_option(name, value)
         for name, value in vars(arguments).items()
         if value is not None and name not in left_out
     }
@@ -245,7 +260,7 @@ def as_options(name: str, value: object) -> list[str]:
             return []
         return [f"--no-{option}" if default else f"--{option}"]
     if isinstance(value, tuple):
-        value = ",".join(map(repr, value))
+        value = ",".join(map(str, value))
     return [f"--{option}={value!r}" if isinstance(value, float) else f"--{option}={value}"]
 
 
@@ -275,7 +290,7 @@ def _check_missing(info: GenerationInfo, given: dict[str, Any], path: Path) -> N
 
 def _check_inputs(info: GenerationInfo, arguments: argparse.Namespace, path: Path) -> None:
     """Compare model, VAE, embeddings and images with those that the picture was drawn with."""
-    from ldm.images.generation_info import BUILT_IN, controlnet_name, model_name
+    from ldm.images.generation_info import BUILT_IN, OWN_CONTROLNET, controlnet_name, model_name
 
     used = model_name(arguments.model)
     if info.model is None:
@@ -292,15 +307,18 @@ def _check_inputs(info: GenerationInfo, arguments: argparse.Namespace, path: Pat
         raise ArgumentError(
             f"{path} was drawn with the refiner {info.refiner!r}; say with --refiner where it is"
         )
-    steering = {kind: getattr(info, f"{kind.option}s") for kind in KINDS}
-    for kind, names in steering.items():
-        if len(names) > len(getattr(arguments, kind.option)):
-            shown = " and ".join(map(repr, names))
+    steering = {
+        kind: [name for name in getattr(info, f"{kind.option}s") if name != OWN_CONTROLNET]
+        for kind in KINDS
+    }
+    for kind, drawn_with in steering.items():
+        if len(drawn_with) > len(getattr(arguments, kind.option)):
+            shown = " and ".join(map(repr, drawn_with))
             raise ArgumentError(
                 f"{path} was drawn with the {kind.name} {shown}; say with {kind.flag} where it is"
             )
     wanted = {
-        **{kind.flag: names for kind, names in steering.items()},
+        **{kind.flag: drawn_with for kind, drawn_with in steering.items()},
         "--refiner": info.refiner and [info.refiner],
         "--vae": info.vae and [info.vae],
         "--text-encoder": info.text_encoders,
@@ -334,23 +352,39 @@ def _check_images(info: GenerationInfo, arguments: argparse.Namespace, path: Pat
     """Raise ArgumentError for a missing image; warn of another than the file was drawn from."""
     for name, known in info.images.items():
         file, option = getattr(arguments, name, None), name.replace("_", "-")
+        if name == "control_image" and info.preprocessors:
+            option = " and ".join(map(control_option, info.preprocessors))[2:]
         if file is None:
             raise ArgumentError(
                 f"{path} was drawn from a picture that is not in it; give that with --{option}"
             )
+        if name == "control_image" and labels(arguments) != info.preprocessors:
+            wanted = info.preprocessors or [""] * len(file)
+            warnings.warn(
+                f"{path} was drawn with another preprocessor; for the same picture give "
+                + " and ".join(map(control_option, wanted)),
+                stacklevel=4,
+            )
         if known and _digest(name, file) != known:
             warnings.warn(
-                f"{path} was drawn from another --{option} than {file}, so the picture will be "
-                "another",
+                f"{path} was drawn from another --{option} than {shown(file)}, so the picture will "
+                "be another",
                 stacklevel=4,
             )
 
 
-def _digest(name: str, file: str | list[str]) -> str:
+def shown(file: str | list[Control]) -> str:
+    """Return the names of files for messages."""
+    return " and ".join(map(str, file)) if isinstance(file, list) else file
+
+
+def _digest(name: str, file: Control | list[Control]) -> str:
     """Return the digest of an input picture, or of several; a mask's counts its transparency."""
     if isinstance(file, list):
         return ",".join(_digest(name, each) for each in file)
     from ldm.images import digest
     from ldm.images.generation_info import load_given
 
+    if isinstance(file, Preprocessed):
+        return digest(original(read_given_control(file)))
     return digest(load_given(name, picture_source(file)))

@@ -8,20 +8,21 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
-from itertools import groupby
+from itertools import groupby, zip_longest
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ldm.adapters.lora_scale import Scale, TagScale
 from ldm.checkpoints.source import find_model
 from ldm.cli import observe
 from ldm.cli.common import FAILED, fail, notify
-from ldm.cli.controlnets import all_controls
+from ldm.cli.controlnets import all_controls, labels, original
 from ldm.cli.fields import request_arguments
 from ldm.cli.grids import grid_columns, lay_out
 from ldm.cli.guidance_options import given_depth, given_pictures, masked, pass_strength
-from ldm.cli.jobs import Job, group_jobs
+from ldm.cli.jobs import Job, group_jobs, rank_and_world_size
 from ldm.cli.loras import LoraUse
 from ldm.cli.metadata import picture_texts
 from ldm.cli.observe import Watch
@@ -30,6 +31,7 @@ from ldm.cli.plots import Plot
 from ldm.cli.progress import showing
 from ldm.cli.prompts_file import Line, file_label
 from ldm.cli.rows import put_error, put_picture, write_picture
+from ldm.cli.save_control import ControlFiles, file_names, save_control, seen
 from ldm.cli.sizes import image_size, size_advice
 from ldm.errors import LDMError
 from ldm.request import default_strength
@@ -48,12 +50,14 @@ class Work:
     Attributes:
         jobs: all pictures. batches: those that this process draws, as one run can draw them.
         bad: what is wrong with lines of ``--prompts``, which are left out.
+        controls: the files of ``--save-control``.
     """
 
     jobs: list[Job]
     batches: list[list[Job]]
     bad: list[str]
     plot: Plot | None = None
+    controls: ControlFiles = field(default_factory=dict)
 
 
 class Session:
@@ -67,6 +71,7 @@ class Session:
         self.inform: Callable[[str], None] = (lambda line: None) if arguments.quiet else notify
         self.advise = cache(self.inform)  # the same advice for many batches is given once
         self.pictures: list[Image] = []  # for the one file that shows all
+        self.shown: set[Path] = set()  # files of --save-control
         self.steps = self.done = 0
         self.each = 0.0  # seconds to draw a picture of the last batch
 
@@ -113,6 +118,9 @@ class Session:
             pipe.load_controlnet(path)
         for path in arguments.t2i_adapter:
             pipe.load_t2i_adapter(path)
+        steered = any(job.line.arguments.control_image for job in self.work.jobs)
+        if steered and not arguments.controlnet:
+            pipe.load_own_controlnet()
         pipe.optimize(faster or any(ways.values()), **ways)
         for embedding in arguments.embedding:
             self.inform(f"{embedding}: use it as {pipe.load_textual_inversion(embedding)}")
@@ -125,11 +133,24 @@ class Session:
             image, _ = given_pictures(own)
             controls = [each for every in all_controls(own).values() for each in every or ()]
             if image is None and controls:
-                own.width, own.height = image_size(pipe, controls[0], own)
+                own.width, own.height = image_size(pipe, original(controls[0]), own)
             if image is not None:
                 own.width, own.height = image_size(pipe, image, own)
                 if own.strength is None:
                     own.strength = default_strength(masked(own), pipe.edits)
+            self.show_controls(line)
+
+    def show_controls(self, line: Line) -> None:
+        """Report what preprocessors noticed, and save what ControlNets see, if it is asked for."""
+        own, paths = line.arguments, self.work.controls.get(line, [])
+        if not paths and not labels(own):
+            return
+        for picture, path in zip_longest(seen(self.pipe, own), paths):
+            if note := picture.info.get("note"):
+                self.advise(note)
+            if path is not None and path not in self.shown and rank_and_world_size()[0] == 0:
+                self.shown.add(path)
+                save_control(picture, path, self.arguments)
 
     def use_only(self, loras: Sequence[LoraUse]) -> None:
         """Use the LoRAs of a batch, and no others; one that is named twice counts twice."""
@@ -256,6 +277,7 @@ class Session:
             for name, shown, options in watch.files(index + arguments.replay[1], picture):
                 write_picture(shown, paths[name], texts, force, named, **options)
             if arguments.json:
+                paths |= file_names(self.work.controls.get(job.line, []))
                 put_picture(job, paths, self.each, texts[1])
 
     def save_sheet(self) -> None:
@@ -267,7 +289,8 @@ class Session:
         named = not self.arguments.json
         write_picture(whole, jobs[0].path, texts, self.arguments.force, named)
         if self.arguments.json:
-            put_picture(jobs[0], {}, time.monotonic() - self.loaded, texts[1])
+            paths = file_names(self.work.controls.get(jobs[0].line, []))
+            put_picture(jobs[0], paths, time.monotonic() - self.loaded, texts[1])
 
     def report(self) -> None:
         """Print how long it took. Raises LDMError if lines were not drawn."""

@@ -36,8 +36,15 @@ def check_streams(arguments: argparse.Namespace) -> None:
 def stdin_readers(arguments: argparse.Namespace) -> list[str]:
     """Return what is read from standard input."""
     names = ("prompts", "image", "mask")
-    return ["the prompt"] * arguments.prompt.count(STREAM) + [
-        f"--{name}" for name in names if getattr(arguments, name) == STREAM
+    controls = {
+        "--control-image" if one == STREAM else "--control"
+        for one in arguments.control_image or ()
+        if one == STREAM or str(one).endswith(f":{STREAM}")
+    }
+    return [
+        *["the prompt"] * arguments.prompt.count(STREAM),
+        *(f"--{name}" for name in names if getattr(arguments, name) == STREAM),
+        *sorted(controls),
     ]
 
 

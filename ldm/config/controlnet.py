@@ -20,6 +20,8 @@ class ControlNetConfig(UNetConfig):
     ``up_block_types`` mirror the way down; nothing is made of them.
     """
 
+    CLASSES: ClassVar[tuple[str, ...]] = (CLASS,)  # diffusers' name first, then others
+
     cross_attention_dim: int | None = 1280  # diffusers' default; published files state theirs
     conditioning_channels: int = 3  # of the picture that it reads
     conditioning_embedding_out_channels: tuple[int, ...] = (16, 32, 96, 256)
@@ -64,7 +66,8 @@ class ControlNetConfig(UNetConfig):
     @classmethod
     def from_dict(cls, values: dict[str, Any], source: str = "config") -> ControlNetConfig:
         """As ``Config.from_dict``, with the kinds of block on the way down alone."""
-        check_choice(f"{source}: _class_name", values.get("_class_name", CLASS), (CLASS,))
+        named = values.get("_class_name", cls.CLASSES[0])
+        check_choice(f"{source}: _class_name", named, cls.CLASSES)
         values = dict(values)
         down = values.get("down_block_types", cls.down_block_types)
         if isinstance(down, list | tuple):  # other values are an error below
@@ -81,13 +84,13 @@ class ControlNetConfig(UNetConfig):
     @classmethod
     def like(cls, unet: UNetConfig, **changes: Any) -> ControlNetConfig:
         """Return the configuration of a ControlNet for a U-Net."""
-        values = unet.to_dict() | {"_class_name": CLASS} | changes
+        values = unet.to_dict() | {"_class_name": cls.CLASSES[0]} | changes
         for name in cls.UNET_ONLY:
             values.pop(name, None)
         return cls.from_dict(values)
 
     def to_dict(self) -> dict[str, Any]:
-        values = {**super().to_dict(), "_class_name": CLASS}
+        values = {**super().to_dict(), "_class_name": self.CLASSES[0]}
         return {name: value for name, value in values.items() if name not in self.UNET_ONLY}
 
     @property

@@ -121,12 +121,17 @@ TABLE: dict[Place, tuple[Habit, ...]] = {
             "the same; a step of Heun and of PNDM counts once",
             "works",
         ),
-        row("control_mode", "ControlNet-Union is not supported"),
         row(
             "adapter_conditioning_scale adapter_conditioning_factor",
             "the same; a T2I-Adapter's picture is adapter_image, which diffusers calls image",
             "works",
         ),
+        row(
+            "control_mode",
+            "the same, of numbers or names; of several ControlNets one for each",
+            "works",
+        ),
+        row("control_type control_type_idx", "`control_mode`", "renamed", "control_mode"),
     ),
     "pipe": (
         row("to device dtype components unet vae text_encoder tokenizer", "the same", "works"),

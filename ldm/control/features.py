@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ldm.config.picture_readers import T2I_ADAPTER
-from ldm.control.hints import Rows, per_network, to_size
+from ldm.control.hints import Pictures, per_network, to_size
 from ldm.control.t2i_adapter import T2IAdapter
 from ldm.denoiser import UNetCall
 from ldm.request import Request
@@ -79,7 +79,7 @@ def sum_of(features: Sequence[Tensor | None]) -> Tensor:
 def adapter_uses(
     networks: Mapping[str, T2IAdapter],
     request: Request,
-    pictures: Sequence[Rows | None],
+    pictures: Sequence[Pictures | None],
     size: tuple[int, int],
 ) -> list[AdapterUse]:
     """Return how each network is used in a run at (height, width), with pictures of that size.
@@ -95,11 +95,11 @@ def adapter_uses(
         per_network(name, value, len(networks), T2I_ADAPTER) for name, value in given.items()
     )
     uses = []
-    for network, rows, scale, factor in zip(
+    for network, given_pictures, scale, factor in zip(
         networks.values(), pictures, scales, factors, strict=True
     ):
-        if rows is not None:
-            channels = network.config.in_channels
+        if given_pictures is not None:
+            (rows,), channels = given_pictures.rows, network.config.in_channels
             picture = to_size(rows, size, channels, request.repeats, T2I_ADAPTER)
             uses.append(AdapterUse(network, picture, scale, factor))
     return uses

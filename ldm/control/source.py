@@ -7,14 +7,11 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import NamedTuple
 
-from PIL.Image import Image
-
+from ldm.control.preprocessed import ControlSource
 from ldm.control.preprocessors import PREPROCESSORS
 from ldm.control.preprocessors.parameters import parse_parameter
 from ldm.errors import ArgumentError, did_you_mean
-from ldm.images.files import load_layer
 
 # Maps that only a network can make, by the names of ControlNet 1.1's preprocessors.
 BY_NETWORKS = {
@@ -28,21 +25,6 @@ SPELLINGS = {name: name for name in PREPROCESSORS} | {
     "gray": "grey", "edges": "canny", "soft_edge": "softedge", "line_art": "lineart",
     "sketch": "scribble", "inpainting": "inpaint", "blur": "tile",
 }  # fmt: skip
-
-
-class ControlSource(NamedTuple):
-    """A preprocessor's name, the file that it works on, and its parameters."""
-
-    name: str
-    path: Path
-    parameters: dict[str, int | float]
-
-    def picture(self) -> Image:
-        """Load the file, and preprocess it: RGB.
-
-        Raises ImageError for a file that cannot be read, ArgumentError as the preprocessor.
-        """
-        return PREPROCESSORS[self.name](load_layer(self.path), **self.parameters)
 
 
 def read_control(text: str) -> ControlSource:

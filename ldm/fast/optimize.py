@@ -60,7 +60,7 @@ def optimize(
     unet: UNet,
     vae: nn.Module,
     others: Sequence[nn.Module],
-    controlnets: Mapping[str, UNetEncoder],
+    controlnets: Mapping[str, nn.Module],
     device: torch.device,
     *,
     compile: bool = False,
@@ -86,5 +86,9 @@ def optimize(
         return Optimized(offload=away, int8=int8, compile=compile, on=True)
     if device.type != "cuda":
         return Optimized(int8=int8, compile=compile, on=True)
-    recorded = {name: Graphs(network) for name, network in controlnets.items()}
+    recorded = {
+        name: Graphs(network)
+        for name, network in controlnets.items()
+        if isinstance(network, UNetEncoder)
+    }
     return Optimized(Graphs(unet), recorded, int8=int8, compile=compile, on=True)

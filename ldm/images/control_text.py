@@ -24,12 +24,30 @@ IS_ADAPTER = re.compile(r"t2i[-_ ]?adapter", re.IGNORECASE)
 MARK = "t2iadapter_"  # before the name of a T2I-Adapter that does not say so
 LABELS = ("weight", "guidance start", "guidance end")  # of these
 DEFAULT = (1.0, 0.0, 1.0)
+THRESHOLDS = ("Threshold A", "Threshold B")
+# Preprocessors that the extension computes in the same way: its name, and (parameter, default) of
+# its thresholds. The others have the names that they have here.
+MODULES = {
+    "canny": ("canny", (("low", 100.0), ("high", 200.0))),
+    "lineart": (
+        "lineart_standard (from white bg & black line)",
+        (("sigma", 6.0), ("threshold", 8.0)),
+    ),
+    "tile": ("tile_resample", (("factor", 4.0),)),
+}
+OURS = {"softedge", "scribble", "grey", "inpaint"}
 
 
 def control_labels(
-    arguments: Mapping[str, Any], controlnets: tuple[str, ...], t2i_adapters: tuple[str, ...] = ()
+    arguments: Mapping[str, Any],
+    controlnets: tuple[str, ...],
+    t2i_adapters: tuple[str, ...] = (),
+    preprocessors: tuple[str, ...] = (),
 ) -> dict[str, str]:
-    """Return the settings of ControlNets and T2I-Adapters of these names as units."""
+    """Return the settings of ControlNets and T2I-Adapters of these names as units.
+
+    preprocessors: "canny,low=50" of each ControlNet's picture; () if there are none.
+    """
     mode = GUESS if arguments.get("guess_mode") else BALANCED
     units = [(name, NAMES, i, mode) for i, name in enumerate(controlnets)]
     for i, name in enumerate(t2i_adapters):
@@ -41,11 +59,45 @@ def control_labels(
             value_of(arguments.get(argument, default), index)
             for argument, default in zip(names, DEFAULT, strict=True)
         )
+        module, thresholds = module_of("".join(preprocessors[number : number + 1]))
         found[f"ControlNet {number}"] = (
-            f"Module: None, Model: {name.replace(',', ' ')}, Weight: {weight}, Resize Mode: Just "
-            f"Resize, Guidance Start: {start}, Guidance End: {end}, Control Mode: {own_mode}"
+            f"Module: {module}, Model: {name.replace(',', ' ')}, Weight: {weight}, Resize Mode: "
+            f"Just Resize{thresholds}, Guidance Start: {start}, Guidance End: {end}, Control Mode: "
+            f"{own_mode}"
         )
     return found
+
+
+def module_of(label: str) -> tuple[str, str]:
+    """Return the extension's name of a preprocessor, and its settings: "canny,low=50"."""
+    if not label:
+        return "None", ""
+    name, *items = label.split(",")
+    module, rows = MODULES.get(name, (name, ()))
+    given = dict(item.split("=", 1) for item in items)
+    values = [float(given.get(parameter, default)) for parameter, default in rows]
+    shown = [f", {name}: {value:g}" for name, value in zip(THRESHOLDS, values, strict=False)]
+    return module, "".join([*shown, ", Pixel Perfect: True"])
+
+
+def preprocessor_of(unit: Mapping[str, str]) -> str | None:
+    """Return the preprocessor that a unit's module is here, such as "canny,low=50"; None if none.
+
+    Raises ValueError for a threshold that is not a number.
+    """
+    module = unit.get("module", unit.get("preprocessor", "none")).casefold()
+    if module in ("none", ""):
+        return ""
+    if module in OURS:
+        return module
+    for name, (theirs, rows) in MODULES.items():
+        if module == theirs.casefold():
+            items = [name]
+            for label, (parameter, default) in zip(THRESHOLDS, rows, strict=False):
+                value = number(label, unit.get(label.casefold(), str(default)))
+                items += [f"{parameter}={value:g}"] if value != default else []
+            return ",".join(items)
+    return None
 
 
 def value_of(value: Any, index: int) -> str:
@@ -64,11 +116,13 @@ class Units:
     Attributes:
         arguments: of the request.
         controlnets, t2i_adapters: names of the networks.
+        preprocessors: of each ControlNet's picture, such as "canny,low=50"; () if there are none.
         notes: what is not done here.
     """
 
     arguments: dict[str, Any] = field(default_factory=dict)
     controlnets: tuple[str, ...] = ()
+    preprocessors: tuple[str, ...] = ()
     t2i_adapters: tuple[str, ...] = ()
     notes: list[str] = field(default_factory=list)
 
@@ -85,7 +139,7 @@ def take_units(settings: dict[str, str]) -> Units:
     Raises ValueError for a value that is not a number.
     """
     labels = [label for label in settings if UNIT.fullmatch(label)][:MOST]
-    found = Units()
+    found, modules = Units(), list[str]()
     rows: dict[PictureReader, list[list[float]]] = {CONTROLNET: [], T2I_ADAPTER: []}
     for label in sorted(labels, key=lambda label: int(label.split()[1])):
         unit = read_unit(settings.pop(label))
@@ -103,9 +157,15 @@ def take_units(settings: dict[str, str]) -> Units:
                 found.notes.append(f"{label} Guidance Start {start:g}")
         if "prompt is more" in mode or (kind == T2I_ADAPTER and mode != BALANCED):
             found.notes.append(f"{label} Control Mode {mode}")
-        module = unit.get("module", unit.get("preprocessor", "none"))
-        if module.casefold() not in ("none", ""):
-            found.notes.append(f"{label} Module {module} (give the picture that it made)")
+        module = preprocessor_of(unit)
+        if kind == CONTROLNET:
+            modules.append(module or "")
+        if module is None or (module and kind == T2I_ADAPTER):
+            theirs = unit.get("module", unit.get("preprocessor"))
+            found.notes.append(f"{label} Module {theirs} (give the picture that it made)")
+        elif module and "processor res" in unit and unit.get("pixel perfect") != "True":
+            found.notes.append(f"{label} Processor Res {unit['processor res']}")
+    found.preprocessors = tuple(modules) if any(modules) else ()
     for kind, names in ((CONTROLNET, NAMES), (T2I_ADAPTER, ADAPTER_NAMES)):
         columns = zip(names, DEFAULT, zip(*rows[kind], strict=True), strict=False)
         for argument, default, values in columns:
@@ -129,10 +189,13 @@ def numbers(label: str, unit: Mapping[str, str]) -> list[float]:
         )
     found = []
     for name, default in zip(LABELS, DEFAULT, strict=True):
-        try:
-            found.append(float(own.get(name, str(default))[:40]))
-        except ValueError:
-            raise ValueError(
-                f"its {label} has the {name} {own[name]!r:.40}; expected a number"
-            ) from None
+        found.append(number(f"{label} has the {name}", own.get(name, str(default))))
     return found
+
+
+def number(name: str, text: str) -> float:
+    """Read a number. Raises ValueError for what is none."""
+    try:
+        return float(text[:40])
+    except ValueError:
+        raise ValueError(f"its {name} {text!r:.40}; expected a number") from None

@@ -28,6 +28,7 @@ from ldm.samplers import SAMPLERS, read_names
 from ldm.samplers.names import find_sampler, find_schedule
 
 BUILT_IN = "ldm built-in"  # the model's name in a file
+OWN_CONTROLNET = "the model's own"  # name of the ControlNet in a model's folder
 LARGEST_BATCH = 1024
 LONGEST_PROMPT = 100_000  # characters
 LONGEST_NUMBER = 40
@@ -77,6 +78,7 @@ class GenerationInfo:
     embeddings: tuple[str, ...] = ()
     controlnets: tuple[str, ...] = ()  # names of files or folders, in the order of loading
     t2i_adapters: tuple[str, ...] = ()  # likewise
+    preprocessors: tuple[str, ...] = ()  # of their pictures, "" for one as it is; () for none
     text_encoders: tuple[str, ...] = ()  # names of files, that took the place of the model's
     images: dict[str, str] = field(default_factory=dict)
     batch: tuple[int, int] = (1, 0)
@@ -181,6 +183,7 @@ def from_settings(settings: Mapping[str, Any]) -> GenerationInfo:
         text_encoders=tuple(map(str, get("text_encoders", list, []))),
         controlnets=tuple(map(str, get("controlnets", list, []))),
         t2i_adapters=tuple(map(str, get("t2i_adapters", list, []))),
+        preprocessors=tuple(map(str, get("preprocessors", list, []))),
         images={name: str(digest) for name, digest in get("images", dict, {}).items()},
         batch=tuple(batch),
         grid=get("grid", str, None),
@@ -235,6 +238,7 @@ def from_labels(labels: Mapping[str, str]) -> GenerationInfo:
         refiner=refiner,
         vae=_file_name(settings.get("VAE", "")),
         controlnets=units.controlnets,
+        preprocessors=units.preprocessors,
         t2i_adapters=units.t2i_adapters,
         images=({"image": ""} if strength else {}) | units.images,
         notes=_notes(notes, settings),

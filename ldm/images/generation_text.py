@@ -26,7 +26,9 @@ def generation_text(
         {
             **common_settings(info, size),
             **special_settings(info),
-            **control_labels(info.arguments, info.controlnets, info.t2i_adapters),
+            **control_labels(
+                info.arguments, info.controlnets, info.t2i_adapters, info.preprocessors
+            ),
             "RNG": "CPU",
             "Grid": info.grid,
             "Template": info.template,

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from ldm.checkpoints.source import check_paths
 from ldm.config.picture_readers import CONTROLNET, PictureReader
+from ldm.control.control_lllite import ControlLLLite, check_lllite_ways
 from ldm.errors import ArgumentError
 from ldm.fast import adapt_to_cpu
-from ldm.images.generation_info import controlnet_name
+from ldm.images.generation_info import OWN_CONTROLNET, controlnet_name
 from ldm.loading.model import Model
 
 T = TypeVar("T", bound="ControlNets")
@@ -50,7 +51,8 @@ class ControlNets(Model):
     def load_controlnet(self, path: str | Path, name: str | None = None) -> str:
         """Load a ControlNet, which steers by ``control_image``; return its name.
 
-        path: a diffusers folder, or a file of diffusers' or the authors' names. name: None is the
+        path: a diffusers folder, or a file of diffusers' or the authors' names, or a
+        ControlNet-LLLite's, which is put onto the U-Net's layers. name: None is the
         file's, or the folder's if the file has diffusers' usual one. Several add up, in the order
         of loading. The model itself does not change.
         Raises CheckpointError for what does not fit the model, ArgumentError for a name in use.
@@ -60,15 +62,31 @@ class ControlNets(Model):
         label = controlnet_name(path)
         name = choose_name(name, label, self.controlnets, CONTROLNET)
         # Only here: most pipelines never load one.
+        from ldm.loading.control_lllite import is_control_lllite, load_control_lllite
         from ldm.loading.controlnet import check_latents, load_controlnet
 
-        dtype = next(self.unet.parameters()).dtype
-        network = load_controlnet(path, self.unet.config, dtype, self.device, self._plain_weights)
-        check_latents(path, network.config, self.vae.config.latent_channels, self.vae.config.scale)
-        with self.plain():
-            self.controlnets[name] = adapt_to_cpu(network)
+        dtype, latents = next(self.unet.parameters()).dtype, self.vae.config
+        if is_control_lllite(path):
+            check_lllite_ways(self.optimized.compile, self.optimized.offload is not None)
+            with self.plain():
+                lllite = load_control_lllite(path, self.unet, latents.scale, dtype, self.device)
+                lllite.attach(self.unet)
+                self.controlnets[name] = lllite
+        else:
+            network = load_controlnet(
+                path, self.unet.config, dtype, self.device, self._plain_weights
+            )
+            check_latents(path, network.config, latents.latent_channels, latents.scale)
+            with self.plain():
+                self.controlnets[name] = adapt_to_cpu(network)
         self.origin.controlnets[name] = label
         return name
+
+    def load_own_controlnet(self) -> None:
+        """Load the ControlNet in the model's folder, unless it is loaded or there is none."""
+        if self.own_controlnet is not None and OWN_CONTROLNET not in self.controlnets:
+            self.load_controlnet(self.own_controlnet, OWN_CONTROLNET)
+            self.origin.controlnets[OWN_CONTROLNET] = OWN_CONTROLNET
 
     def _plain_weights(self) -> dict[str, Tensor]:
         """Return the U-Net's weights as they are without LoRAs."""
@@ -89,7 +107,9 @@ class ControlNets(Model):
         """Remove a ControlNet. Raises ArgumentError for a name that is not loaded."""
         check_loaded(name, self.controlnets, CONTROLNET)
         with self.plain():
-            del self.controlnets[name]
+            network = self.controlnets.pop(name)
+            if isinstance(network, ControlLLLite):
+                network.detach()
         del self.origin.controlnets[name]
 
     @contextlib.contextmanager

@@ -21,10 +21,11 @@ from ldm.checkpoints.names import to_ours
 from ldm.checkpoints.original import CONTROL, controlnet_names, left_over, read_original
 from ldm.checkpoints.tensors import read_checkpoint
 from ldm.config import ControlNetConfig, UNetConfig, read_json
-from ldm.config.controlnet import CLASS
+from ldm.config.controlnet_union import ControlNetUnionConfig
 from ldm.config.picture_readers import CONTROLNET
 from ldm.config.t2i_adapter import CLASS as T2I_CLASS
 from ldm.control.controlnet import ControlNet
+from ldm.control.union import ControlNetUnion
 from ldm.errors import CheckpointError
 from ldm.loading.control_lora import MARK, read_control_lora
 from ldm.loading.other_kinds import refuse_other
@@ -33,16 +34,18 @@ THEIRS, OURS = "input_hint_block.0.weight", "controlnet_cond_embedding.conv_in.w
 TEXT_KEY = re.compile(r"transformer_blocks\.0\.attn2\.to_k\.weight$")
 # Kinds that have names of ControlNets, but compute otherwise: a pattern of their names.
 OTHERS = (
-    ("ControlNet-Union", r"^(?:task_embedding$|control_add_embedding\.|transformer_layes\.|"
-                         r"spatial_ch_projs\.)"),
     ("SparseCtrl", r"motion_modules\."),
     ("ControlNet-XS", r"^(?:ctrl_to_base|base_to_ctrl|control_model\..*enc_zero_convs)"),
     ("ControlNet of differences to a U-Net", r"^difference$"),
 )  # fmt: skip
 CLASSES = {
-    "ControlNetUnionModel": "ControlNet-Union",
     "SparseControlNetModel": "SparseCtrl",
     "ControlNetXSAdapter": "ControlNet-XS",
+}
+NETWORKS: dict[str, type[ControlNet]] = {
+    name: network
+    for network in (ControlNet, ControlNetUnion)
+    for name in network.config_class.CLASSES
 }
 UNSUPPORTED = "only ControlNets of Stable Diffusion 1.x, 2.x and XL are supported"
 
@@ -65,9 +68,12 @@ def load_controlnet(
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist; give a ControlNet's folder or file")
     config = read_json(path.parent / "config.json", optional=True)
-    if config.get("_class_name") == CLASS and path.name.startswith(ControlNet.weight_stem):
-        check_fits(path, ControlNetConfig.from_dict(config, str(path.parent / "config.json")), unet)
-        module = empty(ControlNet, ControlNetConfig.from_dict(config))
+    known = config.get("_class_name") in NETWORKS
+    if known and path.name.startswith(ControlNet.weight_stem):
+        network = NETWORKS[config["_class_name"]]
+        own = network.config_class.from_dict(config, str(path.parent / "config.json"))
+        check_fits(path, own, unet)
+        module = empty(network, own)
         fill(module, to_ours(read_weights(path), module.state_dict()), path, dtype, device)
         return module
     tensors = read_checkpoint(path).tensors
@@ -100,12 +106,13 @@ def load_controlnet_folder(
         raise CheckpointError(
             f"{folder} is a T2I-Adapter, not a ControlNet; give it as --t2i-adapter FOLDER"
         )
-    if kind != CLASS:
+    if kind not in NETWORKS:
         raise CheckpointError(
             f"{folder / 'config.json'} is of {article(CLASSES.get(kind, kind))}; {UNSUPPORTED}"
         )
-    check_fits(folder, ControlNetConfig.from_file(folder / "config.json"), unet)
-    return load_component(ControlNet, folder, dtype, device)
+    network = NETWORKS[kind]
+    check_fits(folder, network.config_class.from_file(folder / "config.json"), unet)
+    return load_component(network, folder, dtype, device)
 
 
 def read_controlnet(
@@ -123,7 +130,8 @@ def read_controlnet(
     mine = {n.removeprefix(prefix): v for n, v in tensors.items() if n.startswith(prefix)}
     config = config_of(path, {name: tuple(value.shape) for name, value in mine.items()})
     check_fits(path, config, unet)
-    module = empty(ControlNet, config)
+    network = ControlNetUnion if isinstance(config, ControlNetUnionConfig) else ControlNet
+    module = empty(network, config)
     if OURS in mine:
         fill(module, to_ours(mine, module.state_dict()), path, dtype, device)
         return module
@@ -169,12 +177,33 @@ def config_of(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> ControlNetCo
     layers = hint_layers(shapes)
     if len(first) != 4 or not layers:
         raise CheckpointError(f"{path} has no network for its pictures; it is damaged")
-    return ControlNetConfig.like(
+    union = union_sizes(shapes)
+    config_class = ControlNetUnionConfig if union else ControlNetConfig
+    return config_class.like(
         family.unet,
         in_channels=family.unet.in_channels,
         conditioning_channels=first[1],
         conditioning_embedding_out_channels=layers,
+        **union,
     )
+
+
+def union_sizes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+    """Return the sizes of a ControlNet-Union by the shapes in its file; {} of another ControlNet.
+
+    Its number of heads is in no shape, and changes nothing: see ``ldm.control.union``.
+    """
+    kinds = shapes.get("task_embedding", ())
+    if len(kinds) != 2:
+        return {}
+    layers = {name.split(".")[1] for name in shapes if name.startswith("transformer_layes.")}
+    width = shapes.get("spatial_ch_projs.weight", kinds)[0]
+    return {
+        "num_control_type": kinds[0],
+        "num_trans_channel": kinds[1],
+        "num_trans_layer": len(layers),
+        "num_proj_channel": width,
+    }
 
 
 def hint_layers(shapes: Mapping[str, tuple[int, ...]]) -> list[int]:

@@ -38,6 +38,8 @@ PIPELINES = frozenset(
         ("LatentConsistencyModel", ("", "Img2Img")),
         ("StableDiffusion", ("InstructPix2Pix", "Depth2Img")),
         ("StableDiffusionXL", ("InstructPix2Pix",)),
+        ("StableDiffusion", ("ControlNet", "ControlNetImg2Img", "ControlNetInpaint")),
+        ("StableDiffusionXL", ("ControlNet", "ControlNetImg2Img", "ControlNetInpaint")),
     )
     for task in tasks
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,12 +17,13 @@ from ldm.clip import CLIPTextEncoder
 from ldm.config import SchedulerConfig
 from ldm.config.generation import Defaults
 from ldm.config.tasks import task_of
-from ldm.control.controlnet import ControlNet
+from ldm.control.control_lllite import Network
 from ldm.control.t2i_adapter import T2IAdapter
 from ldm.denoiser import Listener
 from ldm.errors import ArgumentError
 from ldm.fast import adapt_to_cpu
 from ldm.fast.optimize import Optimized
+from ldm.images.generation_info import OWN_CONTROLNET
 from ldm.latents import Codec, Pixels
 from ldm.loading.compatibility import check_parts
 from ldm.loading.origin import Origin
@@ -55,6 +57,8 @@ class Model:
         inversions, loras: the adapters on the parts.
         controlnets, t2i_adapters: what steers the U-Net by pictures, by name, in the order of
             loading.
+        own_controlnet: the folder of one that belongs to the model, or None; see
+            ``used_controlnets``.
         preview_vae: what decodes previews, in the place of rough colours.
         optimized: how the parts compute faster.
         origin: what it was loaded from.
@@ -134,7 +138,8 @@ class Model:
             names_of(unet.config),
             self.inversions,
         )
-        self.controlnets: dict[str, ControlNet] = {}
+        self.controlnets: dict[str, Network] = {}
+        self.own_controlnet: Path | None = None
         self.t2i_adapters: dict[str, T2IAdapter] = {}
         self.preview_vae: AutoencoderTiny | None = None
         self.optimized = Optimized()
@@ -145,6 +150,22 @@ class Model:
     def parts(self) -> dict[str, Any]:
         """The arguments that make this model."""
         return {name: getattr(self, name) for name in MODEL_PARTS}
+
+    def used_controlnets(self, steered: bool) -> dict[str, Network]:
+        """Return the ControlNets of a run: all that were loaded, else the model's own.
+
+        steered: whether control pictures are given. Only then the model's own is used, which is
+        loaded when it is first needed.
+        """
+        loaded = {name: each for name, each in self.controlnets.items() if name != OWN_CONTROLNET}
+        if loaded or not steered or self.own_controlnet is None:
+            return loaded
+        self.load_own_controlnet()
+        return {OWN_CONTROLNET: self.controlnets[OWN_CONTROLNET]}
+
+    def load_own_controlnet(self) -> None:
+        """See ``ldm.interface.controlnets``."""
+        raise NotImplementedError
 
     @property
     def text_models(self) -> list[TextModel]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,9 @@ import torch
 from ldm import __version__
 from ldm.config.arguments import about
 from ldm.config.picture_readers import CONTROLNET, T2I_ADAPTER, PictureReader
-from ldm.control.hints import load_rows, split_sources
+from ldm.control.control_lllite import Network
+from ldm.control.hints import Hint, read_hints, split_pictures
+from ldm.control.preprocessed import ControlSource
 from ldm.images.depth import to_pictures
 from ldm.images.files import digest
 from ldm.images.generation_info import LARGEST_BATCH, GenerationInfo, load_given
@@ -66,11 +69,15 @@ def records(
     prompts = request.prompts
     negatives = negative_for_each(request.negative_prompt, prompts)
     given = {name: digests(request, name, model) for name in FILES}
+    networks = model.used_controlnets(request.control_image is not None)
     tags, exact_tags = lora_tags(model)
     shared = shared_arguments(model, request, choice)
     missing = [name for name in NOT_IN_FILES if getattr(request, name) is not None]
     missing += [name for name in NO_OPTION if getattr(request, name) != getattr(Request, name)]
     missing += [] if exact_tags else ["set_adapters"]
+    modes = request.control_mode
+    if isinstance(modes, list | tuple) and any(isinstance(one, list | tuple) for one in modes):
+        missing.append("control_mode")  # no option gives one network of several several pictures
     for kind in (CONTROLNET, T2I_ADAPTER):
         missing += [f"a tensor as {kind.image}"] if "" in given[kind.image] else []
     found = []
@@ -101,7 +108,8 @@ def records(
                 vae=model.origin.vae,
                 embeddings=tuple(model.origin.embeddings),
                 text_encoders=model.origin.text_encoders,
-                controlnets=tuple(model.origin.controlnets.values()),
+                controlnets=tuple(model.origin.controlnets[name] for name in networks),
+                preprocessors=preprocessors(request, networks, i // request.repeats),
                 t2i_adapters=tuple(model.origin.t2i_adapters.values()),
                 images=inputs,
                 batch=place_in_batch(request, i, own.get("variation_seed", seed)),
@@ -123,7 +131,7 @@ def shared_arguments(model: Model, request: Request, choice: Choice) -> dict[str
         if about(field).options and field.name not in left_out
     }
     found = {
-        name: ",".join(map(repr, value)) if isinstance(value, list | tuple) else value
+        name: ",".join(map(str, value)) if isinstance(value, list | tuple) else value
         for name, value in found.items()
         if is_recorded(name, value)
     }
@@ -159,9 +167,10 @@ def digests(request: Request, option: str, model: Model) -> list[str]:
     """
     name = FILES[option]
     given = getattr(request, name)
-    for kind, networks in ((CONTROLNET, model.controlnets), (T2I_ADAPTER, model.t2i_adapters)):
-        if name == kind.image:
-            return joined_digests(request, len(networks), kind)
+    if name == CONTROLNET.image:
+        return joined_digests(request, model.used_controlnets(given is not None), CONTROLNET)
+    if name == T2I_ADAPTER.image:
+        return joined_digests(request, model.t2i_adapters, T2I_ADAPTER)
     if name == "depth_map":
         given = to_pictures(given)
     load = partial(load_given, option)
@@ -169,19 +178,39 @@ def digests(request: Request, option: str, model: Model) -> list[str]:
     return [digest(picture) for picture in pictures or ()]
 
 
-def joined_digests(request: Request, count: int, kind: PictureReader) -> list[str]:
-    """Return the joined digests of what ``count`` networks read for each prompt, or for all."""
-    given, prompts = getattr(request, kind.image), len(request.prompts)
-    if given is None or not count:
+def joined_digests(
+    request: Request, networks: Mapping[str, object], kind: PictureReader
+) -> list[str]:
+    """Return the joined digests of what networks read for each prompt, or for all."""
+    if getattr(request, kind.image) is None or not networks:
         return []
-    every = [load_rows(one, prompts, kind) for one in split_sources(given, count, kind)]
+    every = [rows for one in read_hints(networks, request, kind) if one for rows in one.rows]
     if any(isinstance(rows, torch.Tensor) for rows in every):
         return [""]
     most = max(map(len, every))
     return [
-        ",".join(digest(rows[i if len(rows) > 1 else 0]) for rows in every)  # type: ignore[arg-type]
+        ",".join(hint_digest(rows[i if len(rows) > 1 else 0]) for rows in every)  # type: ignore[arg-type]
         for i in range(most)
     ]
+
+
+def hint_digest(hint: Hint) -> str:
+    """Return the digest of a control picture, before it is preprocessed."""
+    return digest(hint.original if isinstance(hint, ControlSource) else hint)
+
+
+def preprocessors(
+    request: Request, networks: Mapping[str, Network], prompt: int
+) -> tuple[str, ...]:
+    """Return the preprocessor of each control picture for a prompt; () if there is none."""
+    if request.control_image is None or not networks:
+        return ()
+    found = []
+    for source in chain.from_iterable(pair[0] for pair in split_pictures(networks, request)):
+        rows = source if isinstance(source, list | tuple) else [source]
+        row = rows[prompt if len(rows) > 1 else 0]
+        found.append(row.label if isinstance(row, ControlSource) else "")
+    return tuple(found) if any(found) else ()
 
 
 def lora_tags(model: Model) -> tuple[list[str], bool]:

@@ -232,7 +232,6 @@ def refused(path: Path, unet: UNetConfig) -> str:
 
 
 KINDS = {
-    "task_embedding": ("controlnet_cond_embedding.conv_in.weight", "is a ControlNet-Union; only"),
     "difference": ("control_model.input_hint_block.0.weight", "of differences to a U-Net; only"),
     "lora_controlnet": ("controlnet_cond_embedding.conv_in.weight", "is a Control-LoRA, not"),
     "lllite_unet_input_blocks_4_1.down.0.weight": ("x", "is a ControlNet-LLLite, not"),
@@ -312,5 +311,5 @@ def test_broken_files(tiny: Any, tmp_path: Path) -> None:
     assert "lacks controlnet_down_blocks.1.weight" in refused(path, unet)
     folder = tmp_path / "union"
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps({"_class_name": "ControlNetUnionModel"}))
-    assert "is of a ControlNet-Union; only ControlNets of" in refused(folder, unet)
+    (folder / "config.json").write_text(json.dumps({"_class_name": "SparseControlNetModel"}))
+    assert "is of a SparseCtrl; only ControlNets of" in refused(folder, unet)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ldm.control.preprocessed import ControlSource
 from ldm.control.preprocessors import PREPROCESSORS, canny, inpaint
 from ldm.control.source import SIMILAR, SPELLINGS, read_control
 from ldm.errors import ArgumentError, ImageError
@@ -25,7 +26,7 @@ from tests.control.pictures import noise
     ],
 )
 def test_grammar(text: str, name: str, path: str, parameters: dict[str, float]) -> None:
-    assert read_control(text) == (name, Path(path), parameters)
+    assert read_control(text) == ControlSource(name, Path(path), parameters)
 
 
 @pytest.mark.parametrize(

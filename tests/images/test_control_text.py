@@ -34,7 +34,19 @@ def test_one_of_a_new_version() -> None:
     assert "control_guidance_start" not in info.arguments
     assert info.arguments["guess_mode"] is True
     assert info.images == {"control_image": ""}
-    assert any("ControlNet 0 Module canny" in note for note in info.notes)
+    assert info.preprocessors == ("canny",)
+    assert info.notes == ()
+    other = from_text(HEAD + NEW.replace("A: 100", "A: 50").replace("Perfect: True", "Perfect: F"))
+    assert other.preprocessors == ("canny,low=50",)
+    assert other.notes == ("ControlNet 0 Processor Res 512",)
+
+
+def test_a_preprocessor_that_is_not_here() -> None:
+    info = from_text(HEAD + NEW.replace("Module: canny", "Module: depth_midas"))
+    assert info.preprocessors == ()
+    assert info.notes == ("ControlNet 0 Module depth_midas (give the picture that it ma",)
+    with pytest.raises(ValueError, match="its Threshold A 'x'; expected a number"):
+        from_text(HEAD + NEW.replace("Threshold A: 100", "Threshold A: x"))
 
 
 def test_two() -> None:
