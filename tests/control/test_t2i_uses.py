@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from ldm.control.t2i_adapter import T2IAdapter
 from ldm.errors import ArgumentError, CheckpointError, LDMError
@@ -168,8 +169,6 @@ def test_hires_reads_the_picture_at_each_size(pipe: Pipeline) -> None:
 
 def test_with_a_controlnet_and_a_lora(pipe: Pipeline, folders: Any, tmp_path: Path) -> None:
     """Both at once differ from each alone, and each is taken off exactly."""
-    from safetensors.torch import save_file
-
     _, (_, _, net) = folders
     before = drawn(pipe, adapter_image=noisy(1))
     pipe.load_controlnet(net)
@@ -329,6 +328,14 @@ def test_the_wrong_option(folders: Any, tmp_path: Path) -> None:
                 continue  # a LoRA's folder is where its file is
             with pytest.raises(CheckpointError, match=r"T2I-Adapter.*--t2i-adapter"):
                 load(given)
+    for name, message in (
+        ("model.diffusion_model.x", "is a model, not a LoRA; give it as --model FILE"),
+        ("encoder.conv_in.weight", "is a VAE, not a LoRA; give it as --vae FILE"),
+        ("x.weight", "none of which fits this model"),
+    ):
+        save_file({name: torch.zeros(2)}, file)
+        with pytest.raises(CheckpointError, match=message):
+            pipe.load_lora_weights(file)
     with pytest.raises(CheckpointError, match=r"net is a ControlNet, not a T2I-Adapter.*--contr"):
         pipe.load_t2i_adapter(net)
     with pytest.raises(CheckpointError, match="is a model without a T2I-Adapter"):
