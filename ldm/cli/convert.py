@@ -8,10 +8,12 @@ import os
 import secrets
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ldm import __version__
+from ldm.checkpoints.describe_control import is_controlnet_folder
 from ldm.cli.command_options import add_loading, add_lora
 from ldm.cli.common import EXIT_CODES, importing_torch, notify, run
 from ldm.cli.configuration import read_settings
@@ -20,6 +22,9 @@ from ldm.cli.model_folder import find_model
 from ldm.cli.options import model_arguments
 from ldm.cli.parsing import Parser
 from ldm.errors import ArgumentError, LDMError
+
+if TYPE_CHECKING:
+    from ldm.control.controlnet import ControlNet
 
 FILES = (".safetensors", ".sft", ".gguf")
 FORMATS = ("float32", "bfloat16", "float16", "float8_e4m3fn", "float8_e5m2", "q8_0")
@@ -35,7 +40,11 @@ def parser(prog: str = "ldm-convert") -> Parser:
         epilog=EXIT_CODES,
     )
     add = parser.add_argument
-    add("model", metavar="MODEL", help="a diffusers folder, a single file or a hub id")
+    add(
+        "model",
+        metavar="MODEL",
+        help="a diffusers folder, a single file or a hub id; or a ControlNet's folder or file",
+    )
     add(
         "output",
         metavar="OUTPUT",
@@ -64,7 +73,8 @@ def convert(arguments: argparse.Namespace) -> None:
     check_format(arguments.dtype, output)
     if os.path.lexists(output) and not arguments.force:
         raise LDMError(f"{output} already exists; choose another OUTPUT, or add --force")
-    if output.is_dir() and any(output.iterdir()) and not (output / "model_index.json").is_file():
+    ours = (output / "model_index.json").is_file() or is_controlnet_folder(output)
+    if output.is_dir() and any(output.iterdir()) and not ours:
         raise LDMError(f"{output} is a folder, but of no model; it is not overwritten")
     if not output.absolute().parent.is_dir():
         raise LDMError(f"{output.parent} is not a folder; create it, or choose another OUTPUT")
@@ -77,29 +87,22 @@ def convert(arguments: argparse.Namespace) -> None:
     with importing_torch():
         from ldm.checkpoints.number_formats import FORMATS as FORMAT_BY_NAME
         from ldm.checkpoints.pickles import weights_alone
-        from ldm.pipeline import Pipeline
+        from ldm.loading.write_controlnet import save_controlnet
 
-    with weights_alone():
-        pipe = Pipeline.from_pretrained(
-            model,
-            device="cpu",
-            dtype="auto",
-            **model_arguments(arguments),
-        )
-    for path, scale in loras:
-        partial = arguments.partial_lora
-        notify(pipe.load_lora_weights(path, scale=scale._asdict(), partial=partial).summary)
     single = output.suffix.lower() in FILES
+    with weights_alone():
+        network = load_controlnet_alone(model, bool(loras))
+    save = load_saver(arguments, model, single) if network is None else None
     partial, old = (
         output.with_name(f".ldm-{secrets.token_hex(8)}.{end}{output.suffix * single}")
         for end in ("part", "old")
     )
     try:
         dtype = arguments.dtype and FORMAT_BY_NAME[arguments.dtype]  # None keeps what MODEL has
-        if single:
-            pipe.save_single_file(partial, dtype)
-        else:
-            pipe.save_pretrained(partial, dtype)
+        if network is not None:
+            save_controlnet(network, partial, dtype, single)
+        elif save is not None:
+            save(partial, dtype)
         if os.path.lexists(output):
             output.replace(old)
         partial.replace(output)
@@ -111,6 +114,38 @@ def convert(arguments: argparse.Namespace) -> None:
                 shutil.rmtree(path)
             path.unlink(missing_ok=True)
     print(output)
+
+
+def load_saver(
+    arguments: argparse.Namespace, model: str | None, single: bool
+) -> Callable[[Path, Any], None]:
+    """Load the model with its LoRAs; return what writes it."""
+    from ldm.checkpoints.pickles import weights_alone
+    from ldm.pipeline import Pipeline
+
+    with weights_alone():
+        pipe = Pipeline.from_pretrained(
+            model, device="cpu", dtype="auto", **model_arguments(arguments)
+        )
+    for text in arguments.lora:
+        path, scale = lora_option(text)
+        partial = arguments.partial_lora
+        notify(pipe.load_lora_weights(path, scale=scale._asdict(), partial=partial).summary)
+    return pipe.save_single_file if single else pipe.save_pretrained
+
+
+def load_controlnet_alone(model: str | None, changed: bool) -> ControlNet | None:
+    """Load a ControlNet that is to be converted; None if MODEL is anything else.
+
+    Raises ArgumentError if it is one and would be ``changed`` by LoRAs.
+    """
+    from ldm.loading.write_controlnet import load_alone
+
+    path = None if model is None else Path(model).expanduser()
+    network = None if path is None else load_alone(path)
+    if network and changed:
+        raise ArgumentError(f"{model} is a ControlNet; LoRAs are for models: leave --lora out")
+    return network
 
 
 def check_format(dtype: str | None, output: Path) -> None:
