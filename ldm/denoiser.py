@@ -7,7 +7,7 @@ the output again, and lets ``ldm.guidance`` combine it into one prediction.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -29,6 +29,21 @@ Listener = Callable[[list[tuple[int, str] | None]], None]
 Steering = Callable[[Tensor, Tensor, "UNetCall", int, bool], Residuals | None]
 
 
+class Sharing(Protocol):
+    """How the rows of a U-Net call read each other's self-attention, such as a reference's.
+
+    ``ldm.techniques.reference`` and ``ldm.techniques.style_aligned`` are of this form.
+    """
+
+    unet: UNet  # a view of the model's U-Net, for this run
+
+    def begin(self, level: Level) -> None:
+        """Prepare for the U-Net calls at a level of noise."""
+
+    def wrap(self, unet: Callable[..., Tensor], call: UNetCall) -> Callable[..., Tensor]:
+        """Return what computes the rows of a call, with ``unet``, which computes the view."""
+
+
 class Denoiser:
     """Call the U-Net on x with each picture's texts, guide, and turn the output into x̂₀."""
 
@@ -43,6 +58,7 @@ class Denoiser:
         embedded_scale: float | None = None,
         listener: Listener | None = None,
         control: Steering | None = None,
+        sharing: Sharing | None = None,
         device: torch.device | None = None,
         steps_done: int = 0,
     ) -> None:
@@ -55,12 +71,13 @@ class Denoiser:
             "On Distillation of Guided Diffusion Models"; LCM); ``guidance`` then combines nothing.
         listener: such as ``ldm.techniques.attention_maps.AttentionMaps.set_rows``.
         control: such as ``ldm.control.steering.Control``.
+        sharing: whose view of a U-Net ``unet`` computes; None if rows do not read each other.
         device: where the U-Net computes; None takes that of its parameters.
         steps_done: how many steps another model has run before, for prompts that change.
         """
         self.unet, self.scheduler, self.guidance = unet, scheduler, guidance
         self.known, self.embedded_scale, self.listener = known, embedded_scale, listener
-        self.control = control
+        self.control, self.sharing = control, sharing
         self.steps_done = steps_done
         first = next(unet.parameters())
         self.dtype, self.device = first.dtype, device or first.device
@@ -119,6 +136,8 @@ class Denoiser:
             self._conditionings = conditionings
             self._calls = list(group_rows(rows, conditionings, self.device))
         inputs = x if self.known is None else torch.cat([x, self.known], dim=1)
+        if self.sharing is not None:
+            self.sharing.begin(level)
         outputs = []
         for call in self._calls:
             mine = inputs.to(self.device, self.dtype)[call.pictures]
@@ -136,7 +155,8 @@ class Denoiser:
                 short = isinstance(self.unet, DeepCache) and self.unet.reads_finest(mine, **options)
                 latents = mine[:, : x.shape[1]]
                 options["residuals"] = self.control(latents, t, call, step, short)
-            outputs.append(self.unet(mine, t, **options))
+            unet = self.unet if self.sharing is None else self.sharing.wrap(self.unet, call)
+            outputs.append(unet(mine, t, **options))
         if len(outputs) == 1:
             return outputs[0]
         order = torch.tensor([row for call in self._calls for row in call.rows])

@@ -13,7 +13,7 @@ from typing import Any
 from ldm.config.arguments import takes
 from ldm.control.hints import expand_hints, hint_size, read_hints
 from ldm.errors import ArgumentError
-from ldm.images.inputs import check_size
+from ldm.images.inputs import check_size, read_pictures
 from ldm.output.record import with_records
 from ldm.pipeline import Pipeline, Progress
 from ldm.request import EMBEDDINGS, LargeRequest
@@ -125,12 +125,16 @@ def prompt_each(request: LargeRequest, controlnets: int = 0) -> LargeRequest:
         name: None if rows is None else rows.repeat_interleave(len(repeats), dim=0)
         for name, rows in given.items()
     }
+    reference: Any = read_pictures(
+        request.reference_image, "reference_image", len(request.prompts), len(repeats)
+    )
     return replace(
         request,
         prompt=prompts,
         negative_prompt=negative,
         num_images_per_prompt=1,
         control_image=expand_hints(request, controlnets) if controlnets else request.control_image,
+        reference_image=reference,
         **embeddings,
     )
 

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from ldm.classes.guidance import with_classifier
+from ldm.config.tasks import TASK_NAMES
 from ldm.control.hints import control_uses, hint_size, read_hints, refuse_unused
 from ldm.control.steering import ControlUse
+from ldm.denoiser import Sharing
 from ldm.errors import ArgumentError
 from ldm.fast.deepcache import DeepCache
 from ldm.fast.time_cache import expect_times
@@ -27,7 +29,7 @@ from ldm.loading.model import Model
 from ldm.loading.tasks import check_task, image_scale, image_strength
 from ldm.output import Output
 from ldm.output.record import with_records
-from ldm.request import EMBEDDINGS, Request
+from ldm.request import EMBEDDINGS, REFERENCE, Request
 from ldm.samplers import (
     Choice,
     NewMethod,
@@ -40,6 +42,8 @@ from ldm.samplers import (
 from ldm.samplers.noise import Noise
 from ldm.samplers.spacing import lcm_levels
 from ldm.scheduler import CLEAN, Level
+from ldm.techniques.reference import Reference
+from ldm.techniques.style_aligned import StyleAligned, check_lengths
 from ldm.techniques.tiling import P, T, tiled
 from ldm.text.conditioning import (
     AESTHETIC_SCORE,
@@ -101,6 +105,7 @@ class Run:
     prompted: list[Prompted]  # of each picture
     cache: DeepCache | None
     controls: list[ControlUse]
+    sharing: Sharing | None
 
     def tiled(self, function: Callable[P, T], *modules: torch.nn.Module) -> Callable[P, T]:
         """Wrap ``function``: if tiles are drawn, the modules' convolutions wrap around."""
@@ -150,9 +155,11 @@ def prepare(model: Model, request: Request) -> Run:
     prompted, labels = make_conditioning(model, request, schedule, canvas, scale > 1)
     for network in (model.unet, *model.controlnets.values()):
         expect_times(network, [start.t for start, _ in schedule.run])
+    sharing = share_attention(model, request, canvas, prompted)
     cache = None
     if (request.deep_cache, request.deep_cache_branch) != (1, 0):
-        cache = DeepCache(model.unet, request.deep_cache, request.deep_cache_branch)
+        unet = model.unet if sharing is None else sharing.unet
+        cache = DeepCache(unet, request.deep_cache, request.deep_cache_branch)
     guidance = with_classifier(
         guidance,
         model.classifier,
@@ -161,7 +168,19 @@ def prepare(model: Model, request: Request) -> Run:
         model.defaults.classifier_scale,
         (canvas.height, canvas.width),
     )
-    return Run(model, request, scale, guidance, schedule, canvas, noise, prompted, cache, controls)
+    return Run(
+        model,
+        request,
+        scale,
+        guidance,
+        schedule,
+        canvas,
+        noise,
+        prompted,
+        cache,
+        controls,
+        sharing,
+    )
 
 
 def choose_sampler(model: Model, sampler: str | None, schedule: str | None = None) -> Choice:
@@ -241,6 +260,39 @@ def read_canvas(model: Model, request: Request, hint: tuple[int, int] | None = N
     if request.depth_map is not None:
         depth = read_depth(request.depth_map, texts, repeats, size, model.vae.config.scale)
     return Canvas(*size, pixels, masks, depth)
+
+
+def share_attention(
+    model: Model, request: Request, canvas: Canvas, prompted: list[Prompted]
+) -> Sharing | None:
+    """Return how the pictures read a reference, or each other; None if they do not.
+
+    Raises ArgumentError for arguments and models that do not go together.
+    """
+    if request.style_aligned and request.reference_image is not None:
+        raise ArgumentError(
+            "style_aligned and reference_image both share self-attention; leave one out"
+        )
+    if request.style_aligned:
+        check_lengths(prompted)
+        return StyleAligned(model.unet)
+    if request.reference_image is None:
+        for name in REFERENCE:
+            if getattr(request, name) != getattr(Request, name):
+                raise ArgumentError(f"{name} is of a reference_image; give that, too")
+        return None
+    if model.task != "text":
+        raise ArgumentError(
+            f"reference_image is for models that read the latents alone, and this one is for "
+            f"{TASK_NAMES[model.task]}; leave it out"
+        )
+    model.need_encoder()
+    texts, repeats = len(request.prompts), request.repeats
+    pictures = read_pictures(request.reference_image, "reference_image", texts, repeats)
+    assert pictures is not None
+    size, channels = (canvas.height, canvas.width), model.vae.config.in_channels
+    pixels = pictures_to_tensor(pictures, *size, channels)
+    return Reference(model.unet, pixels, request.reference_fidelity, request.reference_mode)
 
 
 def latents_size(model: Model, latents: Tensor) -> tuple[int, int]:

@@ -29,6 +29,7 @@ from ldm.request import (
     ALL_FIELDS,
     ARGUMENTS,
     CONTROL,
+    REFERENCE,
     CallRequest,
     LargeRequest,
     RefinedRequest,
@@ -57,6 +58,7 @@ NO_PLOT_AXIS = {
     "mask_image": "as image",
     "depth_map": "as image",
     "control_image": "as image",
+    "reference_image": "as image",
     "num_images_per_prompt": "a plot draws one picture for each pair",
 }
 NOT_IN_SETTINGS = {
@@ -65,6 +67,7 @@ NOT_IN_SETTINGS = {
     "mask_image": "as image",
     "depth_map": "as image",
     "control_image": "as image",
+    "reference_image": "as image",
     "num_images_per_prompt": "each picture is told alone",
 }
 NO_LABEL = {  # A1111 writes nothing of the kind, or nothing that says all
@@ -72,6 +75,9 @@ NO_LABEL = {  # A1111 writes nothing of the kind, or nothing that says all
     "mask_image": "not in the file",
     "depth_map": "not in the file",
     "control_image": "not in the file",
+    "reference_image": "not in the file",
+    **dict.fromkeys(REFERENCE, "stands in ControlNet 0, …"),
+    "style_aligned": "A1111 has no such setting",
     **dict.fromkeys(CONTROL[1:], "stands in ControlNet 0, …"),
     "paste_back": "A1111 always pastes",
     "height": "stands in Size",
@@ -160,7 +166,7 @@ def test_every_argument_is_an_axis_of_a_plot(name: str) -> None:
 OTHER = {  # a value that is not the default, as it is typed
     "int": "7",
     "int | list[int] | tuple[int, ...]": "7",
-    "float": "0.5",
+    "float": "0.25",
     "str": "x",
     "str | Sequence[str]": "x",
     "tuple[float, float]": "0.25,5.0",

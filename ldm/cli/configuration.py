@@ -42,7 +42,7 @@ LISTS = ("lora", "embedding", "text_encoder", "controlnet", "control_image")
 # "~" in them is the user's folder.
 FILES = (
     *("model", "vae", "lora_dir", "model_dir", "image", "mask", "wildcards"),
-    *("control_image", "controlnet"),
+    *("control_image", "controlnet", "reference_image"),
 )
 ON_OFF = {"1": True, "true": True, "yes": True, "on": True}
 ON_OFF |= {"0": False, "false": False, "no": False, "off": False}

@@ -47,7 +47,10 @@ def describe_picture(path: Path) -> Rows:
         return [*rows, ("settings", str(error).removeprefix(f"{path}: "))]
     ours = settings_of(texts)
     rows.append(("drawn by", f"ldm {ours[OURS]}" if ours else "another program"))
-    return rows + setting_rows(info) + [("again", command(info))] + from_row(info, path)
+    rows += setting_rows(info)
+    if not info.batch_prompts:  # else one prompt alone is another picture
+        rows.append(("again", command(info)))
+    return rows + from_row(info, path)
 
 
 def setting_rows(info: GenerationInfo) -> Rows:
@@ -60,6 +63,7 @@ def setting_rows(info: GenerationInfo) -> Rows:
         "embeddings": ", ".join(info.embeddings),
         "ControlNets": ", ".join(info.controlnets),
         "images": ", ".join(info.images),
+        "batch prompts": ", ".join(info.batch_prompts),
         "grid": info.grid,
         "not done here": ", ".join(info.notes),
     }
@@ -105,7 +109,7 @@ def command(info: GenerationInfo) -> str:
         argv += ["--controlnet", name, "--control-image", "FILE"]
     for name in info.images:
         if name != "control_image":
-            argv += [f"--{name.removesuffix('_image').replace('_', '-')}", "FILE"]
+            argv += [f"--{name.replace('_', '-')}", "FILE"]
     for name, value in settings.items():
         if name in defaults() and name not in AROUND | IN_ANOTHER_FORM:
             argv += as_options(name, value)

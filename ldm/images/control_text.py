@@ -1,4 +1,6 @@
-"""ControlNets in the text of A1111's web UI, as its extension sd-webui-controlnet writes them.
+"""ControlNets and reference pictures in the text of A1111's web UI.
+
+Its extension sd-webui-controlnet writes them:
 
 ControlNet 0: "Module: canny, Model: control_v11p_sd15_canny [d14c016b], Weight: 1, …"
 """
@@ -16,6 +18,14 @@ BALANCED, GUESS = "Balanced", "ControlNet is more important"  # control modes
 NAMES = ("controlnet_conditioning_scale", "control_guidance_start", "control_guidance_end")
 LABELS = ("weight", "guidance start", "guidance end")  # of these
 DEFAULT = (1.0, 0.0, 1.0)
+PROMPT = "My prompt is more important"
+# Modules without a network → ``reference_mode``.
+MODES = {
+    "reference_only": "attention",
+    "reference_adain": "adain",
+    "reference_adain+attn": "attention+adain",
+}
+FIDELITY = {PROMPT.casefold(): 0.0, GUESS.casefold(): 1.0}  # of the control modes
 
 
 def control_labels(arguments: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, str]:
@@ -32,6 +42,36 @@ def control_labels(arguments: Mapping[str, Any], names: tuple[str, ...]) -> dict
             f"Resize, Guidance Start: {start}, Guidance End: {end}, Control Mode: {mode}"
         )
     return found
+
+
+def reference_unit(arguments: Mapping[str, Any]) -> str:
+    """Return the settings of a reference picture as the extension writes them."""
+    mode = arguments.get("reference_mode", "attention")
+    module = next(module for module, its in MODES.items() if its == mode)
+    fidelity = value_of(arguments.get("reference_fidelity", 0.5), 0)
+    return (
+        f"Module: {module}, Model: None, Weight: 1, Resize Mode: Just Resize, Threshold A: "
+        f"{fidelity}, Guidance Start: 0, Guidance End: 1, Control Mode: {BALANCED}"
+    )
+
+
+def read_reference(label: str, unit: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
+    """Return the arguments of a reference picture, and what is not done here.
+
+    Raises ValueError for a value that is not a number.
+    """
+    text = unit.get("threshold a", "0.5")
+    try:
+        fidelity = float(text[:40])
+    except ValueError:
+        raise ValueError(
+            f"its {label} has the threshold a {text!r:.40}; expected a number"
+        ) from None
+    fidelity = FIDELITY.get(unit.get("control mode", "").casefold(), fidelity)
+    values = zip(LABELS, numbers(label, unit), DEFAULT, strict=True)
+    notes = [f"{label} {name} {value:g}" for name, value, usual in values if value != usual]
+    mode = MODES[unit["module"].casefold()]
+    return {"reference_mode": mode, "reference_fidelity": fidelity}, notes
 
 
 def value_of(value: Any, index: int) -> str:
@@ -58,6 +98,11 @@ def take_controls(
     arguments: dict[str, Any] = {}
     for label in sorted(labels, key=lambda label: int(label.split()[1])):
         unit = read_unit(settings.pop(label))
+        if unit.get("module", "").casefold() in MODES and "reference_mode" not in arguments:
+            found, undone = read_reference(label, unit)
+            arguments |= found
+            notes += undone
+            continue
         names.append(HASH.sub("", unit.get("model", "")) or label)
         rows.append(numbers(label, unit))
         if unit.get("control mode", "").casefold() == GUESS.casefold():

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ldm.config.arguments import about
-from ldm.images.control_text import control_labels
+from ldm.images.control_text import control_labels, reference_unit
 from ldm.images.generation_info import GenerationInfo
 from ldm.images.metadata import format_parameters
 from ldm.request import ALL_FIELDS, LargeRequest
@@ -27,6 +27,7 @@ def generation_text(
             **common_settings(info, size),
             **special_settings(info),
             **control_labels(info.arguments, info.controlnets),
+            **reference_label(info),
             "RNG": "CPU",
             "Grid": info.grid,
             "Template": info.template,
@@ -34,6 +35,13 @@ def generation_text(
             "Version": f"ldm {version}",
         }
     )
+
+
+def reference_label(info: GenerationInfo) -> dict[str, str]:
+    """Return the reference picture's settings, which stand behind those of ControlNets."""
+    if "reference_image" not in info.images:
+        return {}
+    return {f"ControlNet {len(info.controlnets)}": reference_unit(info.arguments)}
 
 
 def label(name: str) -> str:
