@@ -121,6 +121,13 @@ TABLE: dict[Place, tuple[Habit, ...]] = {
             "the same; a step of Heun and of PNDM counts once",
             "works",
         ),
+        row("ref_image", "`reference_image`", "renamed", "reference_image"),
+        row("style_fidelity", "`reference_fidelity`", "renamed", "reference_fidelity"),
+        row(
+            "reference_attn reference_adain",
+            "reference_mode='attention', 'adain' or 'attention+adain'",
+        ),
+        row("attention_auto_machine_weight gn_auto_machine_weight", "both count as 1"),
         row("control_mode", "ControlNet-Union is not supported"),
     ),
     "pipe": (
