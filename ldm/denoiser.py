@@ -44,6 +44,21 @@ class Steering(Protocol):
         """Return the context of the U-Net's call."""
 
 
+class Sharing(Protocol):
+    """How the rows of a U-Net call read each other's self-attention, such as a reference's.
+
+    ``ldm.techniques.reference`` and ``ldm.techniques.style_aligned`` are of this form.
+    """
+
+    unet: UNet  # a view of the model's U-Net, for this run
+
+    def begin(self, level: Level) -> None:
+        """Prepare for the U-Net calls at a level of noise."""
+
+    def wrap(self, unet: Callable[..., Tensor], call: UNetCall) -> Callable[..., Tensor]:
+        """Return what computes the rows of a call, with ``unet``, which computes the view."""
+
+
 class Denoiser:
     """Call the U-Net on x with each picture's texts, guide, and turn the output into x̂₀."""
 
@@ -59,6 +74,7 @@ class Denoiser:
         listener: Listener | None = None,
         control: Steering | None = None,
         features: Features | None = None,
+        sharing: Sharing | None = None,
         device: torch.device | None = None,
         steps_done: int = 0,
     ) -> None:
@@ -72,12 +88,13 @@ class Denoiser:
         listener: such as ``ldm.techniques.attention_maps.AttentionMaps.set_rows``.
         control: such as ``ldm.control.steering.Control``.
         features: such as ``ldm.control.features.AdapterFeatures``.
+        sharing: whose view of a U-Net ``unet`` computes; None if rows do not read each other.
         device: where the U-Net computes; None takes that of its parameters.
         steps_done: how many steps another model has run before, for prompts that change.
         """
         self.unet, self.scheduler, self.guidance = unet, scheduler, guidance
         self.known, self.embedded_scale, self.listener = known, embedded_scale, listener
-        self.control, self.features = control, features
+        self.control, self.features, self.sharing = control, features, sharing
         self.steps_done = steps_done
         first = next(unet.parameters())
         self.dtype, self.device = first.dtype, device or first.device
@@ -136,6 +153,8 @@ class Denoiser:
             self._conditionings = conditionings
             self._calls = list(group_rows(rows, conditionings, self.device))
         inputs = x if self.known is None else torch.cat([x, self.known], dim=1)
+        if self.sharing is not None:
+            self.sharing.begin(level)
         outputs = []
         for call in self._calls:
             mine = inputs.to(self.device, self.dtype)[call.pictures]
@@ -155,8 +174,9 @@ class Denoiser:
                 options["residuals"] = self.control(latents, t, call, step, short)
             if self.features is not None:
                 options["features"] = self.features(call, step)
+            unet = self.unet if self.sharing is None else self.sharing.wrap(self.unet, call)
             with self.control.around(call, step) if self.control else nullcontext():
-                outputs.append(self.unet(mine, t, **options))
+                outputs.append(unet(mine, t, **options))
         if len(outputs) == 1:
             return outputs[0]
         order = torch.tensor([row for call in self._calls for row in call.rows])

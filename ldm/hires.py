@@ -14,7 +14,7 @@ from ldm.config.arguments import takes
 from ldm.config.picture_readers import T2I_ADAPTER
 from ldm.control.hints import expand_hints
 from ldm.errors import ArgumentError
-from ldm.images.inputs import check_size
+from ldm.images.inputs import check_size, read_pictures
 from ldm.output.record import with_records
 from ldm.pipeline import Pipeline, Progress
 from ldm.preparation import read_steering
@@ -126,6 +126,9 @@ def prompt_each(pipe: Pipeline, request: LargeRequest) -> LargeRequest:
         for name, rows in given.items()
     }
     controlnets = pipe.used_controlnets(request.control_image is not None)
+    reference: Any = read_pictures(
+        request.reference_image, "reference_image", len(request.prompts), len(repeats)
+    )
     return replace(
         request,
         prompt=prompts,
@@ -133,6 +136,7 @@ def prompt_each(pipe: Pipeline, request: LargeRequest) -> LargeRequest:
         num_images_per_prompt=1,
         control_image=expand_hints(request, controlnets),
         adapter_image=expand_hints(request, pipe.t2i_adapters, T2I_ADAPTER),
+        reference_image=reference,
         **embeddings,
     )
 

@@ -13,9 +13,11 @@ from torch import Tensor
 
 from ldm.classes.guidance import with_classifier
 from ldm.config.picture_readers import T2I_ADAPTER
+from ldm.config.tasks import TASK_NAMES
 from ldm.control.features import AdapterUse, adapted_size, adapter_uses
 from ldm.control.hints import Pictures, control_uses, hint_size, read_hints
 from ldm.control.steering import ControlUse
+from ldm.denoiser import Sharing
 from ldm.errors import ArgumentError
 from ldm.fast.deepcache import DeepCache
 from ldm.fast.time_cache import expect_times
@@ -29,7 +31,7 @@ from ldm.loading.model import Model
 from ldm.loading.tasks import check_task, image_scale, image_strength
 from ldm.output import Output
 from ldm.output.record import with_records
-from ldm.request import EMBEDDINGS, Request
+from ldm.request import EMBEDDINGS, REFERENCE, Request
 from ldm.samplers import (
     Choice,
     NewMethod,
@@ -42,6 +44,8 @@ from ldm.samplers import (
 from ldm.samplers.noise import Noise
 from ldm.samplers.spacing import lcm_levels
 from ldm.scheduler import CLEAN, Level
+from ldm.techniques.reference import Reference
+from ldm.techniques.style_aligned import StyleAligned, check_lengths
 from ldm.techniques.tiling import P, T, tiled
 from ldm.text.conditioning import (
     AESTHETIC_SCORE,
@@ -105,6 +109,7 @@ class Run:
     cache: DeepCache | None
     controls: list[ControlUse]
     adapters: list[AdapterUse]
+    sharing: Sharing | None
 
     def tiled(self, function: Callable[P, T], *modules: torch.nn.Module) -> Callable[P, T]:
         """Wrap ``function``: if tiles are drawn, the modules' convolutions wrap around."""
@@ -154,9 +159,11 @@ def prepare(model: Model, request: Request) -> Run:
     for network in (model.unet, *networks.values()):
         if isinstance(network, UNetEncoder):
             expect_times(network, [start.t for start, _ in schedule.run])
+    sharing = share_attention(model, request, canvas, prompted)
     cache = None
     if (request.deep_cache, request.deep_cache_branch) != (1, 0):
-        cache = DeepCache(model.unet, request.deep_cache, request.deep_cache_branch)
+        unet = model.unet if sharing is None else sharing.unet
+        cache = DeepCache(unet, request.deep_cache, request.deep_cache_branch)
     guidance = with_classifier(
         guidance,
         model.classifier,
@@ -177,6 +184,7 @@ def prepare(model: Model, request: Request) -> Run:
         cache,
         controls,
         adapters,
+        sharing,
     )
 
 
@@ -272,6 +280,39 @@ def read_canvas(model: Model, request: Request, hint: tuple[int, int] | None = N
     if request.depth_map is not None:
         depth = read_depth(request.depth_map, texts, repeats, size, model.vae.config.scale)
     return Canvas(*size, pixels, masks, depth)
+
+
+def share_attention(
+    model: Model, request: Request, canvas: Canvas, prompted: list[Prompted]
+) -> Sharing | None:
+    """Return how the pictures read a reference, or each other; None if they do not.
+
+    Raises ArgumentError for arguments and models that do not go together.
+    """
+    if request.style_aligned and request.reference_image is not None:
+        raise ArgumentError(
+            "style_aligned and reference_image both share self-attention; leave one out"
+        )
+    if request.style_aligned:
+        check_lengths(prompted)
+        return StyleAligned(model.unet)
+    if request.reference_image is None:
+        for name in REFERENCE:
+            if getattr(request, name) != getattr(Request, name):
+                raise ArgumentError(f"{name} is of a reference_image; give that, too")
+        return None
+    if model.task != "text":
+        raise ArgumentError(
+            f"reference_image is for models that read the latents alone, and this one is for "
+            f"{TASK_NAMES[model.task]}; leave it out"
+        )
+    model.need_encoder()
+    texts, repeats = len(request.prompts), request.repeats
+    pictures = read_pictures(request.reference_image, "reference_image", texts, repeats)
+    assert pictures is not None
+    size, channels = (canvas.height, canvas.width), model.vae.config.in_channels
+    pixels = pictures_to_tensor(pictures, *size, channels)
+    return Reference(model.unet, pixels, request.reference_fidelity, request.reference_mode)
 
 
 def latents_size(model: Model, latents: Tensor) -> tuple[int, int]:

@@ -94,6 +94,15 @@ class Request:
             switches it off. Several add up.
         adapter_conditioning_factor: in [0, 1], the fraction of the run's steps, from the first, in
             which it is used: ``int(steps·factor)``; one for all, or a list.
+        reference_image: a picture whose style and things the drawn ones take over, without further
+            weights (see ``ldm.techniques.reference``): one for all prompts, or one for each. It is
+            stretched to the size to draw, and each step takes twice the time.
+        reference_fidelity: in [0, 1], how much guidance counts the reference as well as the text:
+            0 follows the prompt more, 1 the reference.
+        reference_mode: "attention" lets self-attention read the reference; "adain" gives coarse
+            layers its mean and deviation; "attention+adain" does both.
+        style_aligned: whether all pictures of the call share the style of the first (see
+            ``ldm.techniques.style_aligned``). A picture then depends on the call's first one.
         strength: in [0, 1], how much of the image is redrawn: ``min(int(steps·strength), steps)``
             steps run, but at least one (with LCM's models all of them, from a lower level of
             noise); 0 returns the image. None is 0.8, and 1 with a mask and for edits.
@@ -284,6 +293,38 @@ class Request:
         kind="a number, or a list of them",
         metavar="F",
         group="t2i_adapter",
+    )
+    reference_image: Picture | Sequence[Picture] | None = argument(
+        None,
+        "a picture to take style and things from, without an adapter; a step takes twice the time",
+        "--reference-image",
+        metavar="FILE",
+        group="style",
+        recorded="another",
+    )
+    reference_fidelity: float = argument(
+        within("[0, 1]", 0.5, "in [0, 1]: 0 follows the prompt more, 1 the reference_image"),
+        "how closely to follow the --reference-image, 0 to 1 (default: {default:g})",
+        "--reference-fidelity",
+        metavar="F",
+        group="style",
+    )
+    reference_mode: str = argument(
+        choice(
+            *("attention", "adain", "attention+adain"),
+            words="'attention', 'adain' or 'attention+adain'",
+        ),
+        "how the --reference-image is read: attention, adain (coarse layers' mean and deviation) "
+        "or attention+adain (default: {default})",
+        "--reference-mode",
+        metavar="MODE",
+        group="style",
+    )
+    style_aligned: bool = argument(
+        False,
+        "draw all pictures of a batch in the style of the first",
+        "--style-aligned",
+        group="style",
     )
     paste_back: bool = argument(
         True,
@@ -668,6 +709,8 @@ def arguments_of(kind: PictureReader) -> tuple[str, ...]:
 
 
 CONTROL, ADAPTER = arguments_of(CONTROLNET), arguments_of(T2I_ADAPTER)
+# What says how a reference_image is read.
+REFERENCE = ("reference_fidelity", "reference_mode")
 OFFSETS = {  # argument → what the command line and files count more than Python
     field.name: about(field).command_offset
     for field in dataclasses.fields(Request)

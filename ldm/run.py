@@ -39,6 +39,7 @@ from ldm.samplers import (
 )
 from ldm.scheduler import Level
 from ldm.techniques.inpainting import Blend, paste, unchanged
+from ldm.techniques.reference import Reference
 from ldm.unet import UNet
 
 
@@ -80,6 +81,8 @@ def steps_of(run: Run, start: Start | None = None) -> Iterator[Progress]:
     if start.image is not None and not steps:
         yield Progress(0, 0, start.image, start.image, image_itself(run, start.image))
         return
+    if isinstance(run.sharing, Reference):
+        run.sharing.start(run.encode, run.noise)
     known = conditions(run)
     after: Callable[[Tensor, Level], Tensor] = unchanged
     if canvas.pixels is not None and canvas.masks is not None:
@@ -118,6 +121,7 @@ def make_denoiser(run: Run, known: Tensor | None) -> Callable[[Tensor, Level, in
         listener=model.listener,
         control=make_control(run),
         features=make_features(run),
+        sharing=run.sharing,
         device=model.device,
         steps_done=run.schedule.done,
     )
@@ -153,6 +157,8 @@ def make_features(run: Run) -> AdapterFeatures | None:
 
 def choose_unet(run: Run) -> UNet | DeepCache | Graphs:
     """Return what computes the U-Net of a run."""
+    if run.sharing is not None:
+        return run.cache or run.sharing.unet
     # A recording does not include what changes the layers from step to step.
     plain = run.cache is None and not run.request.tiling and run.model.listener is None
     plain = plain and not any(isinstance(use.network, ControlLLLite) for use in run.controls)

@@ -31,6 +31,7 @@ from ldm.request import (
     ALL_FIELDS,
     ARGUMENTS,
     CONTROL,
+    REFERENCE,
     CallRequest,
     LargeRequest,
     RefinedRequest,
@@ -60,6 +61,7 @@ NO_PLOT_AXIS = {
     "depth_map": "as image",
     "control_image": "as image",
     "adapter_image": "as image",
+    "reference_image": "as image",
     "num_images_per_prompt": "a plot draws one picture for each pair",
 }
 NOT_IN_SETTINGS = {
@@ -69,6 +71,7 @@ NOT_IN_SETTINGS = {
     "depth_map": "as image",
     "control_image": "as image",
     "adapter_image": "as image",
+    "reference_image": "as image",
     "num_images_per_prompt": "each picture is told alone",
 }
 NO_LABEL = {  # A1111 writes nothing of the kind, or nothing that says all
@@ -78,6 +81,9 @@ NO_LABEL = {  # A1111 writes nothing of the kind, or nothing that says all
     "control_image": "not in the file",
     "adapter_image": "not in the file",
     **dict.fromkeys((*CONTROL[1:], *ADAPTER[1:]), "stands in ControlNet 0, …"),
+    "reference_image": "not in the file",
+    **dict.fromkeys(REFERENCE, "stands in ControlNet 0, …"),
+    "style_aligned": "A1111 has no such setting",
     "paste_back": "A1111 always pastes",
     "height": "stands in Size",
     "width": "stands in Size",
@@ -165,7 +171,7 @@ def test_every_argument_is_an_axis_of_a_plot(name: str) -> None:
 OTHER = {  # a value that is not the default, as it is typed
     "int": "7",
     "int | list[int] | tuple[int, ...]": "7",
-    "float": "0.5",
+    "float": "0.25",
     "str": "x",
     "str | Sequence[str]": "x",
     "tuple[float, float]": "0.25,5.0",

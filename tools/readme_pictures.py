@@ -4,13 +4,15 @@
 
 `grid.webp` (many prompts), `colours.webp` (one object, many colours), `styles.webp` (one object,
 all styles), `sketch.png` with `image_to_image.webp` (what becomes of it), `mask.png` with
-`techniques.webp` (inpainting, two passes, a tile) and `steps.webp` (the model's guess of the
+`techniques.webp` (inpainting, two passes, a tile), `borrowed_style.webp` (a reference, pictures
+aligned in style) and `steps.webp` (the model's guess of the
 picture while the noise is removed). The prompts and seeds are fixed, so the same model draws the
 same pictures; `tests/tools/test_readme_pictures.py` compares them with the committed ones.
 """
 
 import sys
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageDraw
 
@@ -26,6 +28,15 @@ from tools.builtin_model.icons.captions import STYLES, the_thing
 
 FOLDER = Path(__file__).parent / "pictures"
 LIMIT = 500_000  # bytes of all pictures: every clone carries them
+
+REFERENCE, REFERENCE_SEED = "a blue fish", 11
+REFERRING, REFERRING_SEED = "a tree", 4
+REFERENCE_MODES: dict[str, dict[str, Any]] = {
+    "without": {},
+    "attention, 1": {"reference_fidelity": 1.0},
+    "attention+adain": {"reference_mode": "attention+adain"},
+}
+ALIGNED, ALIGNED_SEED = ["a blue fish", "a car", "a cat", "a tree"], 3
 
 GRID_COLUMNS = 6
 GRID = [  # prompt, seed
@@ -126,6 +137,22 @@ def techniques(pipe: Pipeline, start: Image.Image, wall: Image.Image) -> Image.I
     return sheet(pictures, len(pictures), labels)
 
 
+def borrowed_style(pipe: Pipeline) -> Image.Image:
+    """Return pictures with a reference, then pictures drawn alone and style-aligned."""
+    fish = pipe(REFERENCE, seed=REFERENCE_SEED).images[0]
+    tiles = [tile(fish, "reference")]
+    for label, given in REFERENCE_MODES.items():
+        reference = {"reference_image": fish} if given else {}
+        picture = pipe(REFERRING, seed=REFERRING_SEED, **reference, **given).images[0]
+        tiles.append(tile(picture, f"{REFERRING}\n{label}"))
+    for label, aligned in (("alone", False), ("--style-aligned", True)):
+        found = pipe(ALIGNED, seed=ALIGNED_SEED, style_aligned=aligned).images
+        tiles += [
+            tile(picture, f"{text}\n{label}") for text, picture in zip(ALIGNED, found, strict=True)
+        ]
+    return image_grid(tiles, len(ALIGNED))
+
+
 def steps(pipe: Pipeline) -> Image.Image:
     """Return the guess of the clean picture at STEPS_SHOWN of the steps, the result last."""
     guesses = list(pipe.stream(STEPPED, seed=STEPS_SEED, output_type="latent"))
@@ -153,6 +180,7 @@ def draw(model: str | None) -> dict[str, Image.Image]:
         "styles.webp": side_by_side(pipe, styled, STYLED_SEED),
         "image_to_image.webp": image_to_image(pipe, start),
         "techniques.webp": techniques(pipe, start, wall),
+        "borrowed_style.webp": borrowed_style(pipe),
         "steps.webp": steps(pipe),
         "sketch.png": start,
         "mask.png": wall,

@@ -45,7 +45,7 @@ LISTS = (
 # "~" in them is the user's folder.
 FILES = (
     *("model", "vae", "lora_dir", "model_dir", "image", "mask", "wildcards"),
-    *("control_image", "controlnet", "adapter_image", "t2i_adapter"),
+    *("control_image", "controlnet", "adapter_image", "t2i_adapter", "reference_image"),
 )
 ON_OFF = {"1": True, "true": True, "yes": True, "on": True}
 ON_OFF |= {"0": False, "false": False, "no": False, "off": False}

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ldm import __version__
-from ldm.checkpoints.describe_control import is_controlnet_folder
+from ldm.checkpoints.describe_control import find_reader
 from ldm.cli.command_options import add_loading, add_lora
 from ldm.cli.common import EXIT_CODES, importing_torch, notify, run
 from ldm.cli.configuration import read_settings
@@ -21,6 +21,7 @@ from ldm.cli.loras import lora_option
 from ldm.cli.model_folder import find_model
 from ldm.cli.options import model_arguments
 from ldm.cli.parsing import Parser
+from ldm.config.picture_readers import CONTROLNET
 from ldm.errors import ArgumentError, LDMError
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def convert(arguments: argparse.Namespace) -> None:
     check_format(arguments.dtype, output)
     if os.path.lexists(output) and not arguments.force:
         raise LDMError(f"{output} already exists; choose another OUTPUT, or add --force")
-    ours = (output / "model_index.json").is_file() or is_controlnet_folder(output)
+    ours = (output / "model_index.json").is_file() or find_reader(output) == CONTROLNET
     if output.is_dir() and any(output.iterdir()) and not ours:
         raise LDMError(f"{output} is a folder, but of no model; it is not overwritten")
     if not output.absolute().parent.is_dir():

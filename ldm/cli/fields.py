@@ -84,6 +84,7 @@ GROUPS = {  # a field's group, and those of other options → heading in the hel
     "image": "starting from an image",
     "control": "steering by a picture",
     "t2i_adapter": "steering by a picture, with a T2I-Adapter",
+    "style": "the style of another picture",
     "size": "larger pictures",
     "sampling": "sampling",
     "guidance": "guidance",

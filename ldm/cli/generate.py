@@ -28,6 +28,7 @@ from ldm.cli.rows import put_error
 from ldm.cli.save_control import plan_control_files
 from ldm.cli.session import Session, Work, complain, load_model
 from ldm.cli.slips import NO_PROMPT, advice, check_prompt
+from ldm.cli.style_options import given_reference, read_given_reference
 from ldm.errors import ArgumentError
 
 
@@ -36,6 +37,7 @@ def generate(arguments: argparse.Namespace, argv: Sequence[str], has_prompt: boo
     read_given.cache_clear()
     read_given_depth.cache_clear()
     read_given_controls.cache_clear()
+    read_given_reference.cache_clear()
     choices.forget()
     arguments.model = find_model(arguments.model, arguments.model_dir)
     check_prompt(arguments, has_prompt)
@@ -54,6 +56,7 @@ def generate(arguments: argparse.Namespace, argv: Sequence[str], has_prompt: boo
         given_pictures(arguments)
         given_depth(arguments)
         all_controls(arguments)
+        given_reference(arguments)
     if rank == 0 and world == 1 and not arguments.quiet:
         for line in [*advice(arguments), *advice_on_words(arguments, work.jobs)]:
             warnings.warn(line, stacklevel=1)

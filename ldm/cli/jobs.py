@@ -20,6 +20,7 @@ from ldm.cli.options import MAX_PICTURES
 from ldm.cli.output_names import file_name, free_name, is_made, make_folder
 from ldm.cli.prompts_file import Line, file_label, read_lines
 from ldm.cli.streams import STREAM
+from ldm.cli.style_options import check_aligned, given_reference
 from ldm.errors import ArgumentError, ImageError, LDMError
 from ldm.text.lora_tags import refuse_tags, split_tags
 from ldm.text.wildcards import MOST_CHARACTERS
@@ -47,6 +48,8 @@ class Job:
         if other.variation_seed is not None:
             next_one = (other.seed, other.variation_seed + 1)
         if (self.seed, self.variation_seed) != next_one or self.loras != other.loras:
+            return False
+        if self.line.arguments.style_aligned and self.line is not other.line:
             return False
         mine, its = vars(self.line.arguments), vars(other.line.arguments)
         return mine is its or all(mine[key] == its[key] for key in mine.keys() - OWN)
@@ -119,6 +122,7 @@ def plan_lines(
             given_pictures(own)  # a wrong file is an error before PyTorch is imported
             given_depth(own)
             all_controls(own)
+            given_reference(own)
             mine = settle(plan_line(line, seed, before, number, done + 1), taken)
         except LDMError as error:
             bad.append(f"{path}:{line.number}: {error}")
@@ -160,6 +164,7 @@ def plan_line(line: Line, first: int, before: int, number: int | None, place: in
         whole = " ".join([drawn, *tags_of_all])
         loras = (*always, *named)
         jobs.append(Job(whole, seed, path, text, loras, line, variation_seed, template))
+    check_aligned(jobs, arguments.batch_size)
     return jobs
 
 

@@ -30,6 +30,9 @@ def picture_texts(
     from ldm.output.record import drawn_on
 
     place = (len(batch), batch.index(job)) if len(batch) > 1 else job.line.arguments.replay
-    info = replace(info_of(job, pipe, picture), batch=place, grid=grid)
+    prompts = job.line.arguments.batch_prompts
+    if job.line.arguments.style_aligned and len(batch) > 1:
+        prompts = tuple(each.text for each in batch)
+    info = replace(info_of(job, pipe, picture), batch=place, batch_prompts=prompts, grid=grid)
     text = generation_text(info, picture.size, __version__, plot.metadata if plot else None)
     return text, info.settings(__version__, drawn_on(pipe))

@@ -29,6 +29,7 @@ from ldm.cli.fields import EVERYDAY, FIELDS, GROUPS, add_field
 from ldm.cli.guidance_options import check_steering
 from ldm.cli.help import add_help
 from ldm.cli.parsing import Checker
+from ldm.cli.style_options import check_style
 from ldm.config.arguments import about
 from ldm.config.picture_readers import CONTROLNET, T2I_ADAPTER
 from ldm.errors import ArgumentError
@@ -97,6 +98,7 @@ def parser() -> Checker:
     add("--version", action="version", version=f"ldm {__version__}", help="print it, and exit")
     add_help(parser, groups["other"])
     parser.set_defaults(replay=(1, 0))  # (size, index) of the batch to draw a picture in
+    parser.set_defaults(batch_prompts=())  # … if the pictures of that batch share a style
     parser.set_defaults(templates={})  # of --all: what each text was drawn from
     return parser
 
@@ -161,6 +163,7 @@ def check_arguments(arguments: argparse.Namespace) -> None:
         return
     check_steering(arguments)
     check_control(arguments)
+    check_style(arguments)
     if arguments.strength is not None:
         if arguments.image is None:
             raise ArgumentError("--strength says how much of an --image to redraw; give that, too")

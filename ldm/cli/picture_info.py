@@ -51,7 +51,10 @@ def describe_picture(path: Path) -> Rows:
         return [*rows, ("settings", str(error).removeprefix(f"{path}: "))]
     ours = settings_of(texts)
     rows.append(("drawn by", f"ldm {ours[OURS]}" if ours else "another program"))
-    return rows + setting_rows(info) + [("again", command(info))] + from_row(info, path)
+    rows += setting_rows(info)
+    if not info.batch_prompts:  # else one prompt alone is another picture
+        rows.append(("again", command(info)))
+    return rows + from_row(info, path)
 
 
 def setting_rows(info: GenerationInfo) -> Rows:
@@ -66,6 +69,7 @@ def setting_rows(info: GenerationInfo) -> Rows:
         "T2I-Adapters": ", ".join(info.t2i_adapters),
         "preprocessors": ", ".join(filter(None, info.preprocessors)),
         "images": ", ".join(info.images),
+        "batch prompts": ", ".join(info.batch_prompts),
         "grid": info.grid,
         "not done here": ", ".join(info.notes),
     }
@@ -114,7 +118,7 @@ def command(info: GenerationInfo) -> str:
         argv += [T2I_ADAPTER.flag, name, T2I_ADAPTER.image_flag, "FILE"]
     for name in info.images:
         if name not in {kind.image for kind in KINDS}:
-            argv += [f"--{name.removesuffix('_image').replace('_', '-')}", "FILE"]
+            argv += [f"--{name.replace('_', '-')}", "FILE"]
     for name, value in settings.items():
         if name in defaults() and name not in AROUND | IN_ANOTHER_FORM:
             argv += as_options(name, value)

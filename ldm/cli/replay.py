@@ -114,7 +114,7 @@ def with_file(
     for kind in KINDS:
         if has_scale(given.get(kind.option, []), kind) and kind.scale not in given:
             setattr(merged, kind.scale, None)  # those behind the paths
-    merged.replay = info.batch if SAME_PICTURE.issuperset(given) else (1, 0)
+    place_batch(info, merged, given, path)
     if "prompt" not in given:
         merged.templates = {info.arguments.get("prompt", ""): info.template}
         if not {"choices", "wildcards", "all"} & given.keys():  # its text is drawn already
@@ -132,6 +132,25 @@ def with_file(
             stacklevel=2,
         )
     return merged
+
+
+def place_batch(
+    info: GenerationInfo, arguments: argparse.Namespace, given: Mapping[str, Any], path: Path
+) -> None:
+    """Set in which batch the picture is drawn: in its own if that makes it the same, or alone.
+
+    A style-aligned picture also keeps its batch with other settings, unless that is another.
+    """
+    again = SAME_PICTURE.issuperset(given)
+    if info.batch_prompts and arguments.style_aligned:
+        again = not {"prompt", "num_images", "batch_size", "grid", "x", "y"} & given.keys()
+        if not again:
+            warnings.warn(
+                f"{path} was drawn in the style of another picture, without which it is now drawn",
+                stacklevel=3,
+            )
+        arguments.batch_prompts = info.batch_prompts if again else ()
+    arguments.replay = info.batch if again else (1, 0)
 
 
 def info_of(job: Job, pipe: Pipeline, picture: Image) -> GenerationInfo:
@@ -164,7 +183,7 @@ def info_of(job: Job, pipe: Pipeline, picture: Image) -> GenerationInfo:
 
 def given_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the options that a picture's file records, in JSON's types."""
-    left_out = AROUND | IN_ANOTHER_FORM | {"replay", "templates"}
+    left_out = AROUND | IN_ANOTHER_FORM | {"replay", "templates", "batch_prompts"}
     if arguments.image is None:
         left_out |= {"strength"}
     left_out |= {name for name in recorded("changed") if getattr(arguments, name) == DEFAULTS[name]}

@@ -33,6 +33,7 @@ from ldm.cli.prompts_file import Line, file_label
 from ldm.cli.rows import put_error, put_picture, write_picture
 from ldm.cli.save_control import ControlFiles, file_names, save_control, seen
 from ldm.cli.sizes import image_size, size_advice
+from ldm.cli.style_options import given_reference
 from ldm.errors import LDMError
 from ldm.request import default_strength
 
@@ -364,7 +365,8 @@ def open_stream(
     else:
         options["variation_seed"] = batch[0].variation_seed - index
     texts = [job.text for job in batch for _ in range(size)]
-    options |= all_controls(arguments)
+    texts = list(arguments.batch_prompts) or texts
+    options |= {"reference_image": given_reference(arguments), **all_controls(arguments)}
     if arguments.hires_scale is not None:
         return hires_fix(pipe, texts, **options)
     image, mask = given_pictures(arguments)

@@ -132,6 +132,13 @@ TABLE: dict[Place, tuple[Habit, ...]] = {
             "works",
         ),
         row("control_type control_type_idx", "`control_mode`", "renamed", "control_mode"),
+        row("ref_image", "`reference_image`", "renamed", "reference_image"),
+        row("style_fidelity", "`reference_fidelity`", "renamed", "reference_fidelity"),
+        row(
+            "reference_attn reference_adain",
+            "reference_mode='attention', 'adain' or 'attention+adain'",
+        ),
+        row("attention_auto_machine_weight gn_auto_machine_weight", "both count as 1"),
     ),
     "pipe": (
         row("to device dtype components unet vae text_encoder tokenizer", "the same", "works"),

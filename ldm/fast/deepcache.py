@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.errors import ArgumentError
-from ldm.fast.replace import M, with_state_of
+from ldm.fast.replace import with_children
 from ldm.layers import ResnetBlock
 from ldm.unet import Residuals, UNet, UNetBlock
 
@@ -58,7 +58,7 @@ class DeepCache:
         self.deep = self.entry.conv1.in_channels - unet.config.block_out_channels[0]
         down = [_part(first, slice(branch))] if branch else []
         self.middle = _Known()
-        self.short = _with(
+        self.short = with_children(
             unet,
             down_blocks=nn.ModuleList(down),
             mid_block=self.middle,
@@ -128,17 +128,10 @@ class _Known(nn.Module):
 
 def _part(block: UNetBlock, layers: slice) -> UNetBlock:
     """Make a block of some of another's layers, without its change of resolution."""
-    return _with(
+    return with_children(
         block,
         resnets=nn.ModuleList(list(block.resnets)[layers]),
         attentions=nn.ModuleList(list(block.attentions)[layers]),
         downsamplers=nn.ModuleList(),
         upsamplers=nn.ModuleList(),
     )
-
-
-def _with(module: M, **children: nn.Module) -> M:
-    """Make a module like another, of which it shares all children except these."""
-    result = with_state_of(module, type(module))
-    result._modules = {**module._modules, **children}
-    return result

@@ -1,4 +1,4 @@
-"""Replace layers of a model by others, and restore them."""
+"""Replace layers of a model by others, and restore them; or in a view, which leaves the model."""
 
 from __future__ import annotations
 
@@ -28,6 +28,26 @@ def with_state_of(layer: nn.Module, kind: type[M]) -> M:
     result = kind.__new__(kind)
     vars(result).update(vars(layer))
     return result
+
+
+def with_children(module: M, **children: nn.Module) -> M:
+    """Make a module like another, of which it shares all children except these."""
+    result = with_state_of(module, type(module))
+    result._modules = {**module._modules, **children}
+    result._compiled_call_impl = None  # it would call the other module
+    return result
+
+
+def view(module: M, exchange: Callable[[nn.Module], nn.Module]) -> M:
+    """Make a model like another, with ``exchange(layer)`` in the place of each of its layers.
+
+    The two share all weights, and all layers that ``exchange`` returns as they are; the other model
+    does not change, so that calls of both may run at once.
+    """
+    pairs = [(name, child) for name, child in module._modules.items() if child is not None]
+    viewed = {name: exchange(view(child, exchange)) for name, child in pairs}
+    others = {name: viewed[name] for name, child in pairs if viewed[name] is not child}
+    return with_children(module, **others) if others else module
 
 
 class Replacement(nn.Module):

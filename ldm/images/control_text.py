@@ -1,6 +1,7 @@
-"""ControlNets and T2I-Adapters in A1111's text, as its extension sd-webui-controlnet writes them.
+"""What steers by pictures in A1111's text, as its extension sd-webui-controlnet writes it.
 
-The extension knows both as units; a unit is a T2I-Adapter if its model is named so.
+ControlNets, T2I-Adapters and reference pictures are units; a unit is a T2I-Adapter if its model is
+named so, a reference picture by its module.
 ControlNet 0: "Module: canny, Model: control_v11p_sd15_canny [d14c016b], Weight: 1, …"
 """
 
@@ -36,6 +37,14 @@ MODULES = {
     "tile": ("tile_resample", (("factor", 4.0),)),
 }
 OURS = {"softedge", "scribble", "grey", "inpaint"}
+PROMPT = "My prompt is more important"
+# Modules without a network → ``reference_mode``.
+MODES = {
+    "reference_only": "attention",
+    "reference_adain": "adain",
+    "reference_adain+attn": "attention+adain",
+}
+FIDELITY = {PROMPT.casefold(): 0.0, GUESS.casefold(): 1.0}  # of the control modes
 
 
 def control_labels(
@@ -100,6 +109,31 @@ def preprocessor_of(unit: Mapping[str, str]) -> str | None:
     return None
 
 
+def reference_unit(arguments: Mapping[str, Any]) -> str:
+    """Return the settings of a reference picture as the extension writes them."""
+    mode = arguments.get("reference_mode", "attention")
+    module = next(module for module, its in MODES.items() if its == mode)
+    fidelity = value_of(arguments.get("reference_fidelity", 0.5), 0)
+    return (
+        f"Module: {module}, Model: None, Weight: 1, Resize Mode: Just Resize, Threshold A: "
+        f"{fidelity}, Guidance Start: 0, Guidance End: 1, Control Mode: {BALANCED}"
+    )
+
+
+def read_reference(label: str, unit: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
+    """Return the arguments of a reference picture, and what is not done here.
+
+    Raises ValueError for a value that is not a number.
+    """
+    text = unit.get("threshold a", "0.5")
+    fidelity = number(f"{label} has the threshold a", text)
+    fidelity = FIDELITY.get(unit.get("control mode", "").casefold(), fidelity)
+    values = zip(LABELS, numbers(label, unit), DEFAULT, strict=True)
+    notes = [f"{label} {name} {value:g}" for name, value, usual in values if value != usual]
+    mode = MODES[unit["module"].casefold()]
+    return {"reference_mode": mode, "reference_fidelity": fidelity}, notes
+
+
 def value_of(value: Any, index: int) -> str:
     """Write the number of one network, of one number for all, a list, or its text."""
     if isinstance(value, str):
@@ -130,7 +164,8 @@ class Units:
     def images(self) -> dict[str, str]:
         """Pictures that were given, without their digests."""
         kinds = ((CONTROLNET, self.controlnets), (T2I_ADAPTER, self.t2i_adapters))
-        return {kind.image: "" for kind, names in kinds if names}
+        found = {kind.image: "" for kind, names in kinds if names}
+        return found | ({"reference_image": ""} if "reference_mode" in self.arguments else {})
 
 
 def take_units(settings: dict[str, str]) -> Units:
@@ -143,6 +178,11 @@ def take_units(settings: dict[str, str]) -> Units:
     rows: dict[PictureReader, list[list[float]]] = {CONTROLNET: [], T2I_ADAPTER: []}
     for label in sorted(labels, key=lambda label: int(label.split()[1])):
         unit = read_unit(settings.pop(label))
+        if unit.get("module", "").casefold() in MODES and "reference_mode" not in found.arguments:
+            arguments, undone = read_reference(label, unit)
+            found.arguments |= arguments
+            found.notes += undone
+            continue
         name = HASH.sub("", unit.get("model", "")) or label
         kind = T2I_ADAPTER if IS_ADAPTER.search(name) else CONTROLNET
         rows[kind].append(numbers(label, unit))

@@ -62,6 +62,8 @@ class GenerationInfo:
             given; it is not in the file and must be given again.
         batch: (size, index): how many pictures were drawn at once, and which of them this is. The
             processor rounds differently for other sizes: bit-identical pictures need the same one.
+        batch_prompts: the prompts of all pictures of that batch, if they share a style
+            (``style_aligned``): the first one determines it.
         notes: settings in the file that are not supported here, by name.
         missing: arguments of Python that no file holds, such as "latents": without them, another
             picture is drawn.
@@ -82,6 +84,7 @@ class GenerationInfo:
     text_encoders: tuple[str, ...] = ()  # names of files, that took the place of the model's
     images: dict[str, str] = field(default_factory=dict)
     batch: tuple[int, int] = (1, 0)
+    batch_prompts: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     grid: str | None = None
     missing: tuple[str, ...] = ()
@@ -169,6 +172,11 @@ def from_settings(settings: Mapping[str, Any]) -> GenerationInfo:
             if not isinstance(value, str | int | float):
                 raise ValueError(f"its setting {name} is {value!r:.60}; expected a text or number")
     arguments = shifted(get("arguments", dict, {}), -1)
+    batch_prompts = tuple(map(str, get("batch_prompts", list, [])))
+    if len(batch_prompts) not in (0, batch[0]) or len("".join(batch_prompts)) > LONGEST_PROMPT:
+        raise ValueError(
+            f"its setting batch_prompts has {len(batch_prompts)} texts for a batch of {batch[0]}"
+        )
     if "guidance_interval" in arguments:
         arguments["guidance_interval"] = _pair(arguments["guidance_interval"])
     for name in control_text.PER_NETWORK & set(arguments):
@@ -186,6 +194,7 @@ def from_settings(settings: Mapping[str, Any]) -> GenerationInfo:
         preprocessors=tuple(map(str, get("preprocessors", list, []))),
         images={name: str(digest) for name, digest in get("images", dict, {}).items()},
         batch=tuple(batch),
+        batch_prompts=batch_prompts,
         grid=get("grid", str, None),
         missing=tuple(map(str, get("missing", list, []))),
         optimize=get("optimize", bool, None),

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ldm.config.arguments import about
-from ldm.images.control_text import control_labels
+from ldm.images.control_text import control_labels, reference_unit
 from ldm.images.generation_info import GenerationInfo
 from ldm.images.metadata import format_parameters
 from ldm.request import ALL_FIELDS, LargeRequest
@@ -29,6 +29,7 @@ def generation_text(
             **control_labels(
                 info.arguments, info.controlnets, info.t2i_adapters, info.preprocessors
             ),
+            **reference_label(info),
             "RNG": "CPU",
             "Grid": info.grid,
             "Template": info.template,
@@ -36,6 +37,14 @@ def generation_text(
             "Version": f"ldm {version}",
         }
     )
+
+
+def reference_label(info: GenerationInfo) -> dict[str, str]:
+    """Return the reference picture's settings, which stand behind those of networks."""
+    if "reference_image" not in info.images:
+        return {}
+    before = len(info.controlnets) + len(info.t2i_adapters)
+    return {f"ControlNet {before}": reference_unit(info.arguments)}
 
 
 def label(name: str) -> str:

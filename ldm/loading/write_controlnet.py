@@ -6,11 +6,12 @@ from pathlib import Path
 
 import torch
 
-from ldm.checkpoints.describe_control import is_controlnet_folder
+from ldm.checkpoints.describe_control import find_reader
 from ldm.checkpoints.folder import save_component
 from ldm.checkpoints.original import CONTROL, controlnet_names, write_original
 from ldm.checkpoints.tensors import read_checkpoint, to_save, write_tensors
 from ldm.config import read_json
+from ldm.config.picture_readers import CONTROLNET
 from ldm.control.controlnet import ControlNet
 from ldm.control.union import ControlNetUnion
 from ldm.errors import ArgumentError
@@ -35,7 +36,7 @@ def load_alone(path: Path) -> ControlNet | None:
     its model's weights.
     """
     folder = path if path.is_dir() else path.parent
-    if is_controlnet_folder(folder) and (
+    if find_reader(folder) == CONTROLNET and (
         path.is_dir() or path.name.startswith(ControlNet.weight_stem)
     ):
         kind = read_json(folder / "config.json")["_class_name"]

@@ -75,6 +75,7 @@ def records(
     missing = [name for name in NOT_IN_FILES if getattr(request, name) is not None]
     missing += [name for name in NO_OPTION if getattr(request, name) != getattr(Request, name)]
     missing += [] if exact_tags else ["set_adapters"]
+    missing += unaligned(request, negatives, seeds)
     modes = request.control_mode
     if isinstance(modes, list | tuple) and any(isinstance(one, list | tuple) for one in modes):
         missing.append("control_mode")  # no option gives one network of several several pictures
@@ -113,6 +114,7 @@ def records(
                 t2i_adapters=tuple(model.origin.t2i_adapters.values()),
                 images=inputs,
                 batch=place_in_batch(request, i, own.get("variation_seed", seed)),
+                batch_prompts=batch_prompts(request),
                 missing=tuple([*missing, *(["generator"] if seed is None else [])]),
                 optimize=unusual_optimize(model),
             )
@@ -157,6 +159,25 @@ def place_in_batch(request: Request, index: int, seed: int | None) -> tuple[int,
     if seed is None or request.count > LARGEST_BATCH:
         return 1, 0
     return request.count, min(index, seed)
+
+
+def batch_prompts(request: Request) -> tuple[str, ...]:
+    """Return the prompts of all pictures, if they share a style: each needs the first one."""
+    if not request.style_aligned or not 1 < request.count <= LARGEST_BATCH:
+        return ()
+    return tuple(prompt for prompt in request.prompts for _ in range(request.repeats))
+
+
+def unaligned(request: Request, negatives: Sequence[str], seeds: Sequence[int | None]) -> list[str]:
+    """Return what the command cannot draw again of pictures that share a style."""
+    if not request.style_aligned or request.count == 1:
+        return []
+    found = ["several negative prompts and style_aligned"] if len(set(negatives)) > 1 else []
+    first = seeds[0] or 0
+    counted = request.variation_strength or list(seeds) == [first + i for i in range(len(seeds))]
+    if not counted or request.count > LARGEST_BATCH:
+        found.append("seeds that do not count up and style_aligned")
+    return found
 
 
 def digests(request: Request, option: str, model: Model) -> list[str]:
@@ -241,4 +262,5 @@ def drawn_on(model: Model) -> dict[str, str]:
 FILES = {  # option: argument
     "image": "image", "mask": "mask_image", "depth_map": "depth_map",
     "control_image": "control_image", "adapter_image": "adapter_image",
+    "reference_image": "reference_image",
 }  # fmt: skip

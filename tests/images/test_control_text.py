@@ -109,3 +109,25 @@ def test_written_and_read_again() -> None:
 def test_a_weight_that_is_no_number() -> None:
     with pytest.raises(ValueError, match="its ControlNet 0 has the weight 'much'; expected a num"):
         from_text(HEAD + 'ControlNet 0: "Model: x, Weight: much, Control Mode: Balanced"')
+
+
+REFERENCE = (
+    'ControlNet 0: "Module: reference_only, Model: None, Weight: 1, Resize Mode: Crop and Resize, '
+    "Threshold A: 0.7, Guidance Start: 0, Guidance End: 0.8, Pixel Perfect: True, Control Mode: "
+    'Balanced"'
+)
+
+
+def test_a_reference_is_no_network() -> None:
+    info = from_text(HEAD + REFERENCE)
+    assert info.controlnets == ()
+    assert info.arguments["reference_mode"] == "attention"
+    assert info.arguments["reference_fidelity"] == 0.7
+    assert info.images == {"reference_image": ""}
+    assert info.notes == ("ControlNet 0 guidance end 0.8",)
+    info = from_text(HEAD + REFERENCE.replace("Balanced", "My prompt is more important"))
+    assert info.arguments["reference_fidelity"] == 0
+    info = from_text(HEAD + REFERENCE.replace("reference_only", "reference_adain"))
+    assert info.arguments["reference_mode"] == "adain"
+    with pytest.raises(ValueError, match="its ControlNet 0 has the threshold a 'x'; expected a nu"):
+        from_text(HEAD + REFERENCE.replace("0.7", "x"))

@@ -32,7 +32,7 @@ from ldm.cli.allocator import OPT_OUT
 from ldm.cli.common import EXIT_CODES, notify, run
 from ldm.cli.parsing import Parser
 from ldm.errors import LDMError
-from tools.bench import cuda, loops, networks, processes, race, samplers, training
+from tools.bench import control, cuda, loops, networks, processes, race, samplers, training
 
 SECTIONS: dict[str, Callable[[], race.Race]] = {
     "import": processes.imports,
@@ -53,9 +53,11 @@ SECTIONS: dict[str, Callable[[], race.Race]] = {
     "int8-bf16": networks.int8_bf16,
     "training": training.training,
     "training-default": training.training_default,
+    **control.SECTIONS,
 }
 # Those that are run only where they are asked for; theirs of some are not quite ours.
 MORE = {f"sampler-{name}": partial(samplers.sampler, name) for name in samplers.NAMES}
+GROUPS = {"control": list(control.SECTIONS)}  # names of several sections
 IDLE = 0.3  # load average up to which a machine is quiet
 
 
@@ -70,7 +72,8 @@ def bench(arguments: argparse.Namespace) -> None:
     print(race.HEAD, flush=True)
     results = []
     sections = cuda.SECTIONS if arguments.device == "cuda" else SECTIONS
-    for name in arguments.only or sections:
+    chosen = [one for name in arguments.only or sections for one in GROUPS.get(name, [name])]
+    for name in chosen:
         began = time.monotonic()
         section = (SECTIONS | MORE | cuda.SECTIONS)[name]
         if name.startswith("sampler"):
@@ -125,7 +128,7 @@ def main() -> int:
         epilog=EXIT_CODES,
     )
     add = parser.add_argument
-    names = SECTIONS | MORE | cuda.SECTIONS
+    names = [*SECTIONS, *MORE, *cuda.SECTIONS, *GROUPS]
     add("--only", action="append", choices=names, metavar="NAME", help=", ".join(names))
     add("--device", choices=("cpu", "cuda"), default="cpu", help="whose sections (default: cpu)")
     add("--turns", type=int, metavar="N", help="measured runs of each (default: by section)")
