@@ -14,6 +14,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ldm.config import CLIPTextConfig
+from ldm.config.clip import CLIPConfig
 from ldm.errors import ArgumentError
 
 
@@ -67,10 +68,11 @@ class Embeddings(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Causal multi-head self-attention: each token attends to itself and those before it."""
+    """Multi-head self-attention; causal, each token attends to itself and those before it."""
 
-    def __init__(self, config: CLIPTextConfig) -> None:
+    def __init__(self, config: CLIPConfig, causal: bool) -> None:
         super().__init__()
+        self.causal = causal
         self.heads = config.num_attention_heads
         width = config.hidden_size
         self.q_proj, self.k_proj = nn.Linear(width, width), nn.Linear(width, width)
@@ -81,14 +83,14 @@ class SelfAttention(nn.Module):
             rearrange(y, "b n (h d) -> b h n d", h=self.heads)
             for y in (self.q_proj(x), self.k_proj(x), self.v_proj(x))
         )
-        x = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
         return self.out_proj(rearrange(x, "b h n d -> b n (h d)"))
 
 
 class MLP(nn.Module):
     """Two linear layers with the checkpoint's variant of GELU between them."""
 
-    def __init__(self, config: CLIPTextConfig) -> None:
+    def __init__(self, config: CLIPConfig) -> None:
         super().__init__()
         self.activation = quick_gelu if config.hidden_act == "quick_gelu" else F.gelu
         self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
@@ -101,10 +103,10 @@ class MLP(nn.Module):
 class EncoderLayer(nn.Module):
     """Pre-norm transformer layer."""
 
-    def __init__(self, config: CLIPTextConfig) -> None:
+    def __init__(self, config: CLIPConfig, causal: bool) -> None:
         super().__init__()
         self.layer_norm1 = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.self_attn = SelfAttention(config)
+        self.self_attn = SelfAttention(config, causal)
         self.layer_norm2 = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.mlp = MLP(config)
 
@@ -116,9 +118,11 @@ class EncoderLayer(nn.Module):
 class EncoderStack(nn.Module):
     """The stack of layers."""
 
-    def __init__(self, config: CLIPTextConfig) -> None:
+    def __init__(self, config: CLIPConfig, causal: bool) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(
+            EncoderLayer(config, causal) for _ in range(config.num_hidden_layers)
+        )
 
 
 class TextTransformer(nn.Module):
@@ -127,7 +131,7 @@ class TextTransformer(nn.Module):
     def __init__(self, config: CLIPTextConfig) -> None:
         super().__init__()
         self.embeddings = Embeddings(config)
-        self.encoder = EncoderStack(config)
+        self.encoder = EncoderStack(config, causal=True)
         self.final_layer_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
 
 

@@ -22,6 +22,7 @@ LAYERS = [
     {"config", "layers"},
     {"request"},
     {"checkpoints", "clip", "scheduler", "taesd", "unet", "vae"},
+    {"clip_vision"},
     {"fast", "guidance", "likelihood", "samplers", "text"},
     {"classes", "denoiser", "images"},  # images reads the samplers' names from files
     {"adapters", "control", "techniques"},

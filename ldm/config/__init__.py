@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ldm.config.blocks import BlocksConfig
     from ldm.config.classifier import ClassifierConfig
     from ldm.config.clip import CLIPTextConfig
+    from ldm.config.clip_vision import CLIPVisionConfig
     from ldm.config.controlnet import ControlNetConfig
     from ldm.config.json import read_json, write_json
     from ldm.config.scheduler import SchedulerConfig
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 MODULE_OF_NAME = {
     "BlocksConfig": "ldm.config.blocks",
     "CLIPTextConfig": "ldm.config.clip",
+    "CLIPVisionConfig": "ldm.config.clip_vision",
     "ClassifierConfig": "ldm.config.classifier",
     "Config": "ldm.config.base",
     "ControlNetConfig": "ldm.config.controlnet",
@@ -37,6 +39,7 @@ MODULE_OF_NAME = {
 __all__ = [
     "BlocksConfig",
     "CLIPTextConfig",
+    "CLIPVisionConfig",
     "ClassifierConfig",
     "Config",
     "ControlNetConfig",

@@ -1,36 +1,29 @@
-"""The configuration of the text encoder."""
+"""What CLIP's two encoders have in common, and the configuration of the text encoder."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from ldm.config.base import Config, check_choice
 from ldm.errors import CheckpointError
 
+C = TypeVar("C", bound="CLIPConfig")
+
 
 @dataclass(frozen=True)
-class CLIPTextConfig(Config):
-    """``CLIPTextModel``: transformers' defaults (CLIP ViT-B/32's text side)."""
+class CLIPConfig(Config):
+    """The transformer layers that the text encoder and the vision encoder share."""
 
-    vocab_size: int = 49408
     hidden_size: int = 512
     intermediate_size: int = 2048
     projection_dim: int = 512
     num_hidden_layers: int = 12
     num_attention_heads: int = 8
-    max_position_embeddings: int = 77
     hidden_act: str = "quick_gelu"
     layer_norm_eps: float = 1e-5
-    eos_token_id: int = 49407
-    # "CLIPTextModel" has no text_projection, "CLIPTextModelWithProjection" has one.
-    architectures: tuple[str, ...] = ("CLIPTextModel",)
+    architectures: tuple[str, ...] = ()
 
-    EXTRA: ClassVar[dict[str, Any]] = {
-        "model_type": "clip_text_model",
-        "bos_token_id": 49406,
-        "pad_token_id": 1,
-    }
     IGNORED: ClassVar[frozenset[str]] = frozenset(
         {
             "model_type",
@@ -55,9 +48,26 @@ class CLIPTextConfig(Config):
             )
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any], source: str = "config") -> CLIPTextConfig:
+    def from_dict(cls: type[C], values: dict[str, Any], source: str = "config") -> C:
         """As ``Config.from_dict``, without the generation settings that old transformers wrote."""
         known = {field.name for field in fields(cls)} | cls.IGNORED
         return super().from_dict(
             {k: v for k, v in values.items() if k in known and v is not None}, source
         )
+
+
+@dataclass(frozen=True)
+class CLIPTextConfig(CLIPConfig):
+    """``CLIPTextModel``: transformers' defaults (CLIP ViT-B/32's text side)."""
+
+    vocab_size: int = 49408
+    max_position_embeddings: int = 77
+    eos_token_id: int = 49407
+    # "CLIPTextModel" has no text_projection, "CLIPTextModelWithProjection" has one.
+    architectures: tuple[str, ...] = ("CLIPTextModel",)
+
+    EXTRA: ClassVar[dict[str, Any]] = {
+        "model_type": "clip_text_model",
+        "bos_token_id": 49406,
+        "pad_token_id": 1,
+    }
