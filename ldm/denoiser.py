@@ -18,7 +18,7 @@ from ldm.guidance import Guidance
 from ldm.samplers import Denoised
 from ldm.scheduler import DDPMScheduler, Level
 from ldm.text.conditioning import Conditioning, Prompted, Script
-from ldm.unet import Residuals, UNet
+from ldm.unet import ImagePrompt, Residuals, UNet
 
 # Called before each U-Net call with (picture, text) per row; None for negative prompts.
 Listener = Callable[[list[tuple[int, str] | None]], None]
@@ -43,6 +43,7 @@ class Denoiser:
         embedded_scale: float | None = None,
         listener: Listener | None = None,
         control: Steering | None = None,
+        image_prompts: Callable[[UNetCall], ImagePrompt] | None = None,
         device: torch.device | None = None,
         steps_done: int = 0,
     ) -> None:
@@ -55,12 +56,13 @@ class Denoiser:
             "On Distillation of Guided Diffusion Models"; LCM); ``guidance`` then combines nothing.
         listener: such as ``ldm.techniques.attention_maps.AttentionMaps.set_rows``.
         control: such as ``ldm.control.steering.Control``.
+        image_prompts: such as ``ldm.control.image_prompts.ImagePrompts``.
         device: where the U-Net computes; None takes that of its parameters.
         steps_done: how many steps another model has run before, for prompts that change.
         """
         self.unet, self.scheduler, self.guidance = unet, scheduler, guidance
         self.known, self.embedded_scale, self.listener = known, embedded_scale, listener
-        self.control = control
+        self.control, self.image_prompts = control, image_prompts
         self.steps_done = steps_done
         first = next(unet.parameters())
         self.dtype, self.device = first.dtype, device or first.device
@@ -136,6 +138,8 @@ class Denoiser:
                 short = isinstance(self.unet, DeepCache) and self.unet.reads_finest(mine, **options)
                 latents = mine[:, : x.shape[1]]
                 options["residuals"] = self.control(latents, t, call, step, short)
+            if self.image_prompts is not None:
+                options["image_prompt"] = self.image_prompts(call)
             outputs.append(self.unet(mine, t, **options))
         if len(outputs) == 1:
             return outputs[0]

@@ -124,6 +124,7 @@ class Pipeline(DiffusersMethods):
             replace_parts(parts, path, other, encoders, device)
         pipe = cls(**parts)
         pipe.origin = origin
+        pipe.folder = path if path.is_dir() else None
         if dtype is None:  # "auto"
             origin.loading["dtype"] = str(pipe.dtype).removeprefix("torch.")
         if preview_vae is not None:
@@ -264,7 +265,7 @@ class Pipeline(DiffusersMethods):
         self.optimized = Optimized()
         if on:
             encoders = [model.encoder for model in self.text_models]
-            others = [*filter(None, [self.classifier]), *encoders]
+            others = [*filter(None, [self.classifier]), *encoders, *self.image_networks()]
             self.optimized = optimize(
                 self.unet,
                 self.vae,

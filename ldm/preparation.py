@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from ldm.classes.guidance import with_classifier
+from ldm.control import image_prompts
 from ldm.control.hints import control_uses, hint_size, read_hints, refuse_unused
+from ldm.control.image_prompts import ImagePrompts, make_image_prompts
 from ldm.control.steering import ControlUse
 from ldm.errors import ArgumentError
 from ldm.fast.deepcache import DeepCache
@@ -23,7 +25,7 @@ from ldm.images.depth import read_depth
 from ldm.images.inputs import fit_size, pictures_to_tensor, read_pictures
 from ldm.images.masks import to_masks
 from ldm.latents import encode_pictures
-from ldm.loading.model import Model
+from ldm.loading.model import Model, own_ip_adapter
 from ldm.loading.tasks import check_task, image_scale, image_strength
 from ldm.output import Output
 from ldm.output.record import with_records
@@ -101,6 +103,7 @@ class Run:
     prompted: list[Prompted]  # of each picture
     cache: DeepCache | None
     controls: list[ControlUse]
+    image_prompts: ImagePrompts | None
 
     def tiled(self, function: Callable[P, T], *modules: torch.nn.Module) -> Callable[P, T]:
         """Wrap ``function``: if tiles are drawn, the modules' convolutions wrap around."""
@@ -148,6 +151,7 @@ def prepare(model: Model, request: Request) -> Run:
     controls = control_uses(model.controlnets, request, hints, (canvas.height, canvas.width))
     noise = make_noise(model, request, canvas)
     prompted, labels = make_conditioning(model, request, schedule, canvas, scale > 1)
+    images = read_image_prompts(model, request, noise, prompted, scale > 1)
     for network in (model.unet, *model.controlnets.values()):
         expect_times(network, [start.t for start, _ in schedule.run])
     cache = None
@@ -161,7 +165,24 @@ def prepare(model: Model, request: Request) -> Run:
         model.defaults.classifier_scale,
         (canvas.height, canvas.width),
     )
-    return Run(model, request, scale, guidance, schedule, canvas, noise, prompted, cache, controls)
+    return Run(
+        model, request, scale, guidance, schedule, canvas, noise, prompted, cache, controls, images
+    )
+
+
+def read_image_prompts(
+    model: Model, request: Request, noise: Noise, prompted: list[Prompted], guided: bool
+) -> ImagePrompts | None:
+    """Encode what IP-Adapters read; None without one."""
+    if request.ip_adapter_image is not None or request.ip_adapter_image_embeds is not None:
+        own_ip_adapter(model)
+    if not model.ip_adapters:
+        image_prompts.refuse_unused(request)
+        return None
+    negative = guided or model.edits or any(one.combined for one in prompted)
+    return make_image_prompts(
+        model.unet, model.ip_adapters, request, noise.shape[2:], model.vae.config.scale, negative
+    )
 
 
 def choose_sampler(model: Model, sampler: str | None, schedule: str | None = None) -> Choice:

@@ -93,7 +93,7 @@ def steps_of(run: Run, start: Start | None = None) -> Iterator[Progress]:
         last = progress.step == progress.steps
         # Only at the ends: on a GPU every check of values makes the CPU wait.
         if (index == 0 or last) and not x0.isfinite().all():
-            raise nonfinite_error(model.parts | model.controlnets)
+            raise nonfinite_error(model.parts | model.controlnets | model.adapters)
         if last:
             progress.output = finish(run, x)
         yield progress
@@ -115,6 +115,7 @@ def make_denoiser(run: Run, known: Tensor | None) -> Callable[[Tensor, Level, in
         embedded_scale=run.scale if reads_scale else None,
         listener=model.listener,
         control=make_control(run),
+        image_prompts=run.image_prompts,
         device=model.device,
         steps_done=run.schedule.done,
     )

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ldm.adapters.lora_checks import check_shapes, fits
 from ldm.checkpoints.family import FAMILIES, read_family
+from ldm.checkpoints.kinds import article, find_adapter, find_other, listed
 from ldm.checkpoints.lora_first import is_first_format, name_layers
 from ldm.checkpoints.lora_kinds import SUPPORTED, Factors, group, rank_of, unsupported
 from ldm.checkpoints.lora_models import other_model
@@ -234,6 +235,10 @@ class Adaptable:
                 f"as {lost[0]}) fits this model, {self.family}; a LoRA works on its own family only"
             )
         if not account.updates and not account.words:
+            names = listed(keys)
+            kind = find_adapter(names) or find_other(names)
+            if kind is not None and "--" in kind.advice:
+                raise CheckpointError(f"{path} is {article(kind.name)}, not a LoRA; {kind.advice}")
             shown = ", ".join(keys[:3]) or "it is empty"
             raise CheckpointError(
                 f"{path} has {len(keys)} keys, none of which fits this model ({shown}); "

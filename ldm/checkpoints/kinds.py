@@ -57,6 +57,8 @@ OTHERS = (
 )  # fmt: skip
 ADVICE = {
     **dict.fromkeys(("ControlNet", "Control-LoRA"), "give it beside one: --controlnet FILE"),
+    "IP-Adapter": "give it beside one: --ip-adapter FILE",
+    "CLIP image encoder": "give it beside an IP-Adapter: --image-encoder FILE",
     "VAE": "give it beside one: --vae FILE",
     "TAESD": "give it beside one: --vae FILE, or --preview-vae FILE",
     "U-Net": "give it with its other parts: a folder with model_index.json, or a whole single file",

@@ -38,11 +38,15 @@ NOT_HERE = {
     *("prompt", NAMED, "prompts", "from_file", "force", "list_samplers", "version", "x", "y"),
     *("replay", "templates", "all"),
 }
-LISTS = ("lora", "embedding", "text_encoder", "controlnet", "control_image")
+LISTS = (
+    *("lora", "embedding", "text_encoder", "controlnet", "control_image"),
+    *("ip_adapter", "ip_adapter_image", "ip_adapter_mask"),
+)
 # "~" in them is the user's folder.
 FILES = (
     *("model", "vae", "lora_dir", "model_dir", "image", "mask", "wildcards"),
     *("control_image", "controlnet"),
+    *("ip_adapter", "ip_adapter_image", "ip_adapter_mask", "image_encoder"),
 )
 ON_OFF = {"1": True, "true": True, "yes": True, "on": True}
 ON_OFF |= {"0": False, "false": False, "no": False, "off": False}

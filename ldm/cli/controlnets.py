@@ -17,8 +17,11 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-def split_scale(text: str) -> tuple[str, float | None]:
-    """Read ``PATH`` or ``PATH:SCALE``. Raises ArgumentError for a scale that is no number."""
+def split_scale(text: str, option: str = "--controlnet") -> tuple[str, float | None]:
+    """Read ``PATH`` or ``PATH:SCALE`` of an option.
+
+    Raises ArgumentError for a scale that is no number.
+    """
     if Path(text).exists():
         return text, None
     path, colon, last = text.rpartition(":")
@@ -28,7 +31,7 @@ def split_scale(text: str) -> tuple[str, float | None]:
         return path, float(last)
     if Path(path).exists():
         raise ArgumentError(
-            f"--controlnet: the scale of {path} is {last!r:.40}; it must be a number, such as 0.8"
+            f"{option}: the scale of {path} is {last!r:.40}; it must be a number, such as 0.8"
         )
     return text, None
 

@@ -72,6 +72,7 @@ GROUPS = {  # a field's group, and those of other options → heading in the hel
     "text": "text",
     "image": "starting from an image",
     "control": "steering by a picture",
+    "ip_adapter": "a picture as a prompt",
     "size": "larger pictures",
     "sampling": "sampling",
     "guidance": "guidance",

@@ -14,6 +14,7 @@ from ldm.cli.command_options import (
     add_adapters,
     add_controlnet,
     add_files,
+    add_ip_adapter,
     add_loading,
     add_lora,
     add_many,
@@ -27,6 +28,7 @@ from ldm.cli.controlnets import check_control
 from ldm.cli.fields import EVERYDAY, FIELDS, GROUPS, add_field
 from ldm.cli.guidance_options import check_steering
 from ldm.cli.help import add_help
+from ldm.cli.ip_adapters import check_ip_adapters
 from ldm.cli.parsing import Checker
 from ldm.config.arguments import about
 from ldm.errors import ArgumentError
@@ -74,6 +76,7 @@ def parser() -> Checker:
     add_model(everyday.add_argument)
     add_lora(everyday.add_argument)
     add_controlnet(groups["control"].add_argument)
+    add_ip_adapter(groups["ip_adapter"].add_argument)
     for name, field in FIELDS.items():
         if name not in ("prompt", *EVERYDAY):
             add_field(groups[about(field).group], name)
@@ -157,6 +160,7 @@ def check_arguments(arguments: argparse.Namespace) -> None:
         return
     check_steering(arguments)
     check_control(arguments)
+    check_ip_adapters(arguments)
     if arguments.strength is not None:
         if arguments.image is None:
             raise ArgumentError("--strength says how much of an --image to redraw; give that, too")

@@ -59,6 +59,7 @@ def setting_rows(info: GenerationInfo) -> Rows:
         "text encoders": ", ".join(info.text_encoders),
         "embeddings": ", ".join(info.embeddings),
         "ControlNets": ", ".join(info.controlnets),
+        "IP-Adapters": ", ".join(info.ip_adapters),
         "images": ", ".join(info.images),
         "grid": info.grid,
         "not done here": ", ".join(info.notes),
@@ -103,9 +104,12 @@ def command(info: GenerationInfo) -> str:
         argv += ["--text-encoder", name]
     for name in info.controlnets:
         argv += ["--controlnet", name, "--control-image", "FILE"]
+    for name in info.ip_adapters:
+        argv += ["--ip-adapter", name]
     for name in info.images:
         if name != "control_image":
-            argv += [f"--{name.removesuffix('_image').replace('_', '-')}", "FILE"]
+            option = name if name.startswith("ip_") else name.removesuffix("_image")
+            argv += [f"--{option.replace('_', '-')}", "FILE"]
     for name, value in settings.items():
         if name in defaults() and name not in AROUND | IN_ANOTHER_FORM:
             argv += as_options(name, value)

@@ -60,9 +60,11 @@ AROUND = recorded("never") | {
     "all",
 }
 # … and those that a file records in another form.
-IN_ANOTHER_FORM = recorded("another") | {
-    *("model", "refiner", "vae", "text_encoder", "lora", "embedding", "controlnet")
-}
+IN_ANOTHER_FORM = (
+    recorded("another")
+    | {*("model", "refiner", "vae", "text_encoder", "lora", "embedding", "controlnet")}
+    | {*("ip_adapter", "image_encoder")}
+)
 # Any other option changes the picture, so that its place in a batch does not matter any more.
 SAME_PICTURE = AROUND - {"num_images", "batch_size", "grid", "x", "y"} | {
     *FILES,
@@ -72,6 +74,8 @@ SAME_PICTURE = AROUND - {"num_images", "batch_size", "grid", "x", "y"} | {
     "text_encoder",
     "embedding",
     "controlnet",
+    "ip_adapter",
+    "image_encoder",
 }
 
 
@@ -101,6 +105,8 @@ def with_file(
         merged.model = _find_model(info, (settings or {}).get("model"), merged.model_dir)
     if has_scale(given.get("controlnet", [])) and "controlnet_conditioning_scale" not in given:
         merged.controlnet_conditioning_scale = None  # those behind the paths
+    if has_scale(given.get("ip_adapter", [])) and "ip_adapter_scale" not in given:
+        merged.ip_adapter_scale = None
     merged.replay = info.batch if SAME_PICTURE.issuperset(given) else (1, 0)
     if "prompt" not in given:
         merged.templates = {info.arguments.get("prompt", ""): info.template}
@@ -138,6 +144,7 @@ def info_of(job: Job, pipe: Pipeline, picture: Image) -> GenerationInfo:
         embeddings=tuple(Path(file).stem for file in arguments.embedding),
         text_encoders=tuple(model_name(file) for file in arguments.text_encoder),
         controlnets=tuple(pipe.origin.controlnets.values()),
+        ip_adapters=tuple(pipe.origin.ip_adapters.values()),
         images={name: _digest(name, file) for name, file in files.items()},
         optimize=unusual_optimize(pipe),
         template=job.template,
@@ -253,6 +260,7 @@ def _check_missing(info: GenerationInfo, given: dict[str, Any], path: Path) -> N
         "latents": "seed",
         **dict.fromkeys(("prompt_embeds", "pooled_prompt_embeds"), "prompt"),
         "negative_prompt_embeds": "negative_prompt",
+        "ip_adapter_image_embeds": "ip_adapter_image",
         "negative_pooled_prompt_embeds": "negative_prompt",
     }
     for name in info.missing:
@@ -272,7 +280,12 @@ def _check_missing(info: GenerationInfo, given: dict[str, Any], path: Path) -> N
 
 def _check_inputs(info: GenerationInfo, arguments: argparse.Namespace, path: Path) -> None:
     """Compare model, VAE, embeddings and images with those that the picture was drawn with."""
-    from ldm.images.generation_info import BUILT_IN, controlnet_name, model_name
+    from ldm.images.generation_info import (
+        BUILT_IN,
+        adapter_name,
+        controlnet_name,
+        model_name,
+    )
 
     used = model_name(arguments.model)
     if info.model is None:
@@ -294,7 +307,13 @@ def _check_inputs(info: GenerationInfo, arguments: argparse.Namespace, path: Pat
         raise ArgumentError(
             f"{path} was drawn with the ControlNet {shown}; say with --controlnet where it is"
         )
+    if len(info.ip_adapters) > len(arguments.ip_adapter):
+        shown = " and ".join(map(repr, info.ip_adapters))
+        raise ArgumentError(
+            f"{path} was drawn with the IP-Adapter {shown}; say with --ip-adapter where it is"
+        )
     wanted = {
+        "--ip-adapter": info.ip_adapters,
         "--controlnet": info.controlnets,
         "--refiner": info.refiner and [info.refiner],
         "--vae": info.vae and [info.vae],
@@ -302,6 +321,7 @@ def _check_inputs(info: GenerationInfo, arguments: argparse.Namespace, path: Pat
         "--embedding": info.embeddings,
     }
     files = {
+        "--ip-adapter": [adapter_name(split_scale(text)[0]) for text in arguments.ip_adapter],
         "--controlnet": [controlnet_name(split_scale(text)[0]) for text in arguments.controlnet],
         "--refiner": [arguments.refiner] if arguments.refiner else [],
         "--vae": [arguments.vae] if arguments.vae else [],
@@ -339,7 +359,6 @@ def _digest(name: str, file: str | list[str]) -> str:
     """Return the digest of an input picture, or of several; a mask's counts its transparency."""
     if isinstance(file, list):
         return ",".join(_digest(name, each) for each in file)
-    from ldm.images import digest
-    from ldm.images.generation_info import load_given
+    from ldm.images.generation_info import given_digest
 
-    return digest(load_given(name, picture_source(file)))
+    return given_digest(name, picture_source(file))

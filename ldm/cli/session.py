@@ -21,6 +21,7 @@ from ldm.cli.controlnets import given_controls
 from ldm.cli.fields import request_arguments
 from ldm.cli.grids import grid_columns, lay_out
 from ldm.cli.guidance_options import given_depth, given_pictures, masked, pass_strength
+from ldm.cli.ip_adapters import given_image_prompts, load_ip_adapters
 from ldm.cli.jobs import Job, group_jobs
 from ldm.cli.loras import LoraUse
 from ldm.cli.metadata import picture_texts
@@ -111,6 +112,7 @@ class Session:
             refiner.optimize(faster or any(ways.values()), **ways)
         for path in arguments.controlnet:
             pipe.load_controlnet(path)
+        load_ip_adapters(pipe, arguments)
         pipe.optimize(faster or any(ways.values()), **ways)
         for embedding in arguments.embedding:
             self.inform(f"{embedding}: use it as {pipe.load_textual_inversion(embedding)}")
@@ -340,6 +342,7 @@ def open_stream(
         options["variation_seed"] = batch[0].variation_seed - index
     texts = [job.text for job in batch for _ in range(size)]
     controls = given_controls(arguments)
+    options |= given_image_prompts(arguments)
     if arguments.hires_scale is not None:
         return hires_fix(pipe, texts, control_image=controls, **options)
     image, mask = given_pictures(arguments)

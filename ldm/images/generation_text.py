@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ldm.config.arguments import about
-from ldm.images.control_text import control_labels
+from ldm.images.control_text import control_labels, ip_adapter_labels
 from ldm.images.generation_info import GenerationInfo
 from ldm.images.metadata import format_parameters
 from ldm.request import ALL_FIELDS, LargeRequest
@@ -27,6 +27,7 @@ def generation_text(
             **common_settings(info, size),
             **special_settings(info),
             **control_labels(info.arguments, info.controlnets),
+            **ip_adapter_labels(info.arguments, info.ip_adapters, len(info.controlnets)),
             "RNG": "CPU",
             "Grid": info.grid,
             "Template": info.template,

@@ -16,7 +16,7 @@ from torch import nn
 from ldm.adapters.lora_scale import Scale
 from ldm.config.diffusers_habits import find, is_off, message
 from ldm.errors import ArgumentError, UnknownAttributeError
-from ldm.interface.controlnets import ControlNets
+from ldm.interface.ip_adapters import IPAdapters
 from ldm.loading.devices import DTYPE_BY_NAME, choose_device, choose_dtype, vae_dtype
 from ldm.samplers.names import find_sampler
 from ldm.scheduler import DDPMScheduler
@@ -26,7 +26,7 @@ PARTS = {"unet", "vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenize
 LORA_FILE = "pytorch_lora_weights.safetensors"  # diffusers' own name
 
 
-class DiffusersMethods(ControlNets):
+class DiffusersMethods(IPAdapters):
     """A model with diffusers' methods.
 
     Attributes:
@@ -84,7 +84,8 @@ class DiffusersMethods(ControlNets):
             (self.unet, dtype), (self.classifier, dtype), (self.vae, kind),
             (self.text_encoder, dtype), (self.text_encoder_2, dtype),
         ]  # fmt: skip
-        parts += [(network, dtype) for network in self.controlnets.values()]
+        networks = [*self.controlnets.values(), *self.image_networks()]
+        parts += [(network, dtype) for network in networks]
         for part, own in parts:
             if part is not None:
                 part.to(device, own)

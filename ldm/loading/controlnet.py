@@ -44,7 +44,13 @@ CLASSES = {
     "ControlNetXSAdapter": "ControlNet-XS",
     "T2IAdapter": "T2I-Adapter",
 }
-WAYS = {"LoRA": "--lora FILE", "VAE": "--vae FILE", "CLIP text encoder": "--text-encoder FILE"}
+WAYS = {
+    "IP-Adapter": "--ip-adapter FILE",
+    "CLIP image encoder": "--image-encoder FILE",
+    "LoRA": "--lora FILE",
+    "VAE": "--vae FILE",
+    "CLIP text encoder": "--text-encoder FILE",
+}
 UNSUPPORTED = "only ControlNets of Stable Diffusion 1.x, 2.x and XL are supported"
 
 

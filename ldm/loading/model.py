@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,10 +18,12 @@ from ldm.config import SchedulerConfig
 from ldm.config.generation import Defaults
 from ldm.config.tasks import task_of
 from ldm.control.controlnet import ControlNet
+from ldm.control.image_prompts import LoadedIPAdapter
 from ldm.denoiser import Listener
 from ldm.errors import ArgumentError
 from ldm.fast import adapt_to_cpu
 from ldm.fast.optimize import Optimized
+from ldm.images.generation_info import adapter_name
 from ldm.latents import Codec, Pixels
 from ldm.loading.compatibility import check_parts
 from ldm.loading.origin import Origin
@@ -53,6 +56,8 @@ class Model:
         defaults: values of arguments that a request leaves out.
         inversions, loras: the adapters on the parts.
         controlnets: what steers the U-Net by pictures, by name, in the order of loading.
+        ip_adapters: what reads pictures as prompts, likewise.
+        folder: that the model was loaded from; None for a file or parts.
         preview_vae: what decodes previews, in the place of rough colours.
         optimized: how the parts compute faster.
         origin: what it was loaded from.
@@ -133,6 +138,8 @@ class Model:
             self.inversions,
         )
         self.controlnets: dict[str, ControlNet] = {}
+        self.ip_adapters: dict[str, LoadedIPAdapter] = {}
+        self.folder: Path | None = None
         self.preview_vae: AutoencoderTiny | None = None
         self.optimized = Optimized()
         self.listener: Listener | None = None
@@ -142,6 +149,11 @@ class Model:
     def parts(self) -> dict[str, Any]:
         """The arguments that make this model."""
         return {name: getattr(self, name) for name in MODEL_PARTS}
+
+    @property
+    def adapters(self) -> dict[str, Any]:
+        """The IP-Adapters' networks, by name."""
+        return {f"IP-Adapter {name}": one.network for name, one in self.ip_adapters.items()}
 
     @property
     def text_models(self) -> list[TextModel]:
@@ -164,6 +176,27 @@ class Model:
         side = (self.unet.config.sample_size or 64) * self.vae.config.scale
         return side, side
 
+    def make_ip_adapter(
+        self, file: Path, folder: str | None, image_encoder: str | Path | None, own: bool = False
+    ) -> LoadedIPAdapter:
+        """Load an IP-Adapter's file with its image encoder; see ``load_ip_adapter``."""
+        # Only here: most models never load one.
+        from ldm.loading.image_encoder import find_image_encoder, load_image_encoder
+        from ldm.loading.ip_adapter import encoder_folders, load_ip_adapter
+
+        dtype = next(self.unet.parameters()).dtype
+        network = load_ip_adapter(file, self.unet.config, dtype, self.device)
+        place = None
+        if image_encoder is not None:
+            place = Path(image_encoder).expanduser()
+        elif folder is not None:
+            places = encoder_folders(file, folder, self.folder)
+            place = find_image_encoder(places, network.config)
+        encoder = None
+        if place is not None:
+            encoder = load_image_encoder(place, network.config, dtype, self.device)
+        return LoadedIPAdapter(network, encoder, adapter_name(file), own=own)
+
     def need_encoder(self) -> None:
         """Raise ArgumentError for a VAE that cannot encode an image."""
         if isinstance(self.vae, AutoencoderTiny) and self.vae.encoder is None:
@@ -173,3 +206,11 @@ class Model:
         """Raise ArgumentError for a model without text."""
         if self.classes is not None:
             raise ArgumentError(f"this model reads no text: {why}")
+
+
+def own_ip_adapter(model: Model) -> None:
+    """Load the IP-Adapter in the model's own folder, if there is one and no other is loaded."""
+    file = None if model.folder is None else model.folder / "ip_adapter" / "ip_adapter.safetensors"
+    if file is not None and file.is_file() and not model.ip_adapters:
+        adapter = model.make_ip_adapter(file, "image_encoder", None, own=True)
+        model.ip_adapters["own"] = adapter

@@ -17,6 +17,7 @@ class Origin:
     Attributes:
         model, vae, text_encoders: as ``model_name`` names them.
         controlnets: of each ControlNet that is loaded, by its name there.
+        ip_adapters: likewise of IP-Adapters.
         embeddings: of the textual inversions that are loaded.
         loading: arguments of ``Pipeline.from_pretrained`` that are not its defaults.
     """
@@ -25,6 +26,7 @@ class Origin:
     vae: str | None = None
     text_encoders: tuple[str, ...] = ()
     controlnets: dict[str, str] = field(default_factory=dict)
+    ip_adapters: dict[str, str] = field(default_factory=dict)
     embeddings: list[str] = field(default_factory=list)
     loading: dict[str, Any] = field(default_factory=dict)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -15,9 +15,9 @@ from ldm.config.arguments import about
 from ldm.control.hints import load_rows, split_sources
 from ldm.images.depth import to_pictures
 from ldm.images.files import digest
-from ldm.images.generation_info import LARGEST_BATCH, GenerationInfo, load_given
+from ldm.images.generation_info import LARGEST_BATCH, GenerationInfo, given_digest, load_given
 from ldm.images.generation_text import generation_text
-from ldm.images.inputs import read_pictures
+from ldm.images.inputs import flat, read_pictures
 from ldm.images.picture import Picture
 from ldm.loading.model import Model
 from ldm.loading.tasks import image_strength
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 # Arguments that a file cannot hold, or no option of the command can express.
-NOT_IN_FILES = ("latents", *EMBEDDINGS)
+NOT_IN_FILES = ("latents", *EMBEDDINGS, "ip_adapter_image_embeds")
 NO_OPTION = ("deep_cache_branch", "steps_before", "denoising_start", "denoising_end")
 
 
@@ -71,6 +71,8 @@ def records(
     missing += [name for name in NO_OPTION if getattr(request, name) != getattr(Request, name)]
     missing += [] if exact_tags else ["set_adapters"]
     missing += ["a tensor as control_image"] if "" in given["control_image"] else []
+    missing += ["a tensor as ip_adapter_masks"] if "" in given["ip_adapter_mask"] else []
+    missing += [] if numbers_alone(model) else ["set_ip_adapter_scale"]
     found = []
     for i, (picture, seed) in enumerate(zip(pictures, seeds, strict=True)):
         text = prompts[i // request.repeats]
@@ -100,6 +102,7 @@ def records(
                 embeddings=tuple(model.origin.embeddings),
                 text_encoders=model.origin.text_encoders,
                 controlnets=tuple(model.origin.controlnets.values()),
+                ip_adapters=tuple(model.origin.ip_adapters.values()),
                 images=inputs,
                 batch=place_in_batch(request, i, own.get("variation_seed", seed)),
                 missing=tuple([*missing, *(["generator"] if seed is None else [])]),
@@ -124,6 +127,10 @@ def shared_arguments(model: Model, request: Request, choice: Choice) -> dict[str
         for name, value in found.items()
         if is_recorded(name, value)
     }
+    set_scales = [adapter.scale for adapter in model.ip_adapters.values()]
+    unsaid = request.ip_adapter_scale is None and request.ip_adapter_image is not None
+    if unsaid and numbers_alone(model) and any(one != 1 for one in set_scales):
+        found["ip_adapter_scale"] = ",".join(map(repr, map(float, set_scales)))
     strength = image_strength(model, request)
     if strength is not None:
         found["strength"] = strength
@@ -157,6 +164,8 @@ def digests(request: Request, option: str, model: Model) -> list[str]:
     given = getattr(request, name)
     if name == "control_image":
         return control_digests(request, len(model.controlnets))
+    if name in ("ip_adapter_image", "ip_adapter_masks"):
+        return image_prompt_digests(option, given)
     if name == "depth_map":
         given = to_pictures(given)
     load = partial(load_given, option)
@@ -177,6 +186,30 @@ def control_digests(request: Request, count: int) -> list[str]:
         ",".join(digest(rows[i if len(rows) > 1 else 0]) for rows in every)  # type: ignore[arg-type]
         for i in range(most)
     ]
+
+
+def image_prompt_digests(option: str, given: Any) -> list[str]:
+    """Return the joined digests of what IP-Adapters read for all prompts; [] without."""
+    if given is None:
+        return []
+    found = []
+    for part in every_part(given):
+        if part is None or (torch.is_tensor(part) and part.ndim == 4 and "mask" in option):
+            return [""]
+        found += [given_digest(option, one) for one in flat(part, option)]
+    return [",".join(found)]
+
+
+def every_part(given: Any) -> list[Any]:
+    """Return the pictures in lists of lists."""
+    if not isinstance(given, list | tuple):
+        return [given]
+    return [one for part in given for one in every_part(part)]
+
+
+def numbers_alone(model: Model) -> bool:
+    """Whether the IP-Adapters' scales are numbers, which options can say."""
+    return not any(isinstance(a.scale, Mapping | list | tuple) for a in model.ip_adapters.values())
 
 
 def lora_tags(model: Model) -> tuple[list[str], bool]:
@@ -206,5 +239,6 @@ def drawn_on(model: Model) -> dict[str, str]:
 
 FILES = {  # option: argument
     "image": "image", "mask": "mask_image", "depth_map": "depth_map",
-    "control_image": "control_image",
+    "control_image": "control_image", "ip_adapter_image": "ip_adapter_image",
+    "ip_adapter_mask": "ip_adapter_masks",
 }  # fmt: skip
