@@ -19,7 +19,7 @@ from ldm.guidance import Guidance
 from ldm.samplers import Denoised
 from ldm.scheduler import DDPMScheduler, Level
 from ldm.text.conditioning import Conditioning, Prompted, Script
-from ldm.unet import Residuals, UNet
+from ldm.unet import ImagePrompt, Residuals, UNet
 
 # Called before each U-Net call with (picture, text) per row; None for negative prompts.
 Listener = Callable[[list[tuple[int, str] | None]], None]
@@ -75,6 +75,7 @@ class Denoiser:
         control: Steering | None = None,
         features: Features | None = None,
         sharing: Sharing | None = None,
+        image_prompts: Callable[[UNetCall], ImagePrompt] | None = None,
         device: torch.device | None = None,
         steps_done: int = 0,
     ) -> None:
@@ -89,12 +90,14 @@ class Denoiser:
         control: such as ``ldm.control.steering.Control``.
         features: such as ``ldm.control.features.AdapterFeatures``.
         sharing: whose view of a U-Net ``unet`` computes; None if rows do not read each other.
+        image_prompts: such as ``ldm.control.image_prompts.ImagePrompts``.
         device: where the U-Net computes; None takes that of its parameters.
         steps_done: how many steps another model has run before, for prompts that change.
         """
         self.unet, self.scheduler, self.guidance = unet, scheduler, guidance
         self.known, self.embedded_scale, self.listener = known, embedded_scale, listener
         self.control, self.features, self.sharing = control, features, sharing
+        self.image_prompts = image_prompts
         self.steps_done = steps_done
         first = next(unet.parameters())
         self.dtype, self.device = first.dtype, device or first.device
@@ -174,6 +177,8 @@ class Denoiser:
                 options["residuals"] = self.control(latents, t, call, step, short)
             if self.features is not None:
                 options["features"] = self.features(call, step)
+            if self.image_prompts is not None:
+                options["image_prompt"] = self.image_prompts(call)
             unet = self.unet if self.sharing is None else self.sharing.wrap(self.unet, call)
             with self.control.around(call, step) if self.control else nullcontext():
                 outputs.append(unet(mine, t, **options))

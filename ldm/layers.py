@@ -6,6 +6,8 @@ Shapes: B batch, C channels, H and W spatial size, N tokens, D token width.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -121,6 +123,21 @@ class DotProductAttention(nn.Module):
         return F.scaled_dot_product_attention(q, k, v)
 
 
+class KeysValues(NamedTuple):
+    """What a cross-attention reads beside the text: a picture (Ye et al. 2023, eq. 5)."""
+
+    keys: Tensor  # (B,H,M,d)
+    values: Tensor  # (B,H,M,d), times the picture's scale: attention is linear in them
+    mask: Tensor | None = None  # (1,N,1): where on the feature map the picture is read
+
+
+class Context(NamedTuple):
+    """A text for cross-attention, and pictures beside it for some of the transformer blocks."""
+
+    text: Tensor  # (B,M,Dc)
+    pictures: Mapping[nn.Module, Sequence[KeysValues]]
+
+
 class MultiHeadAttention(nn.Module):
     """Multi-head attention (Vaswani et al. 2017, section 3.2.2); subclasses choose its inputs.
 
@@ -143,20 +160,31 @@ class MultiHeadAttention(nn.Module):
         self.attend = DotProductAttention()
         self.to_out = nn.ModuleList([nn.Linear(dim, out_dim or dim)])
 
-    def attend_to(self, x: Tensor, context: Tensor) -> Tensor:
-        """Let x (B,N,D) look at context (B,M,Dc): → (B,N,out_dim)."""
+    def attend_to(self, x: Tensor, context: Tensor, pictures: Sequence[KeysValues] = ()) -> Tensor:
+        """Let x (B,N,D) look at context (B,M,Dc), and at pictures: → (B,N,out_dim)."""
         q, k, v = (
             rearrange(y, "b n (h d) -> b h n d", h=self.heads)
             for y in (self.to_q(x), self.to_k(context), self.to_v(context))
         )
-        return self.to_out[0](rearrange(self.attend(q, k, v), "b h n d -> b n (h d)"))
+        return self.read(q, k, v, pictures)
+
+    def read(self, q: Tensor, k: Tensor, v: Tensor, pictures: Sequence[KeysValues]) -> Tensor:
+        """Attend to keys and values, add what pictures give (Ye et al. 2023, eq. 5), project."""
+        y = rearrange(self.attend(q, k, v), "b h n d -> b n (h d)")
+        for picture in pictures:
+            more = self.attend(q, picture.keys, picture.values)
+            more = rearrange(more, "b h n d -> b n (h d)")
+            y = y + (more if picture.mask is None else more * picture.mask)
+        return self.to_out[0](y)
 
 
 class Attention(MultiHeadAttention):
     """Cross-attention of x (B,N,D) to context (B,M,Dc); self-attention without: → (B,N,D)."""
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        return self.attend_to(x, x if context is None else context)
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, pictures: Sequence[KeysValues] = ()
+    ) -> Tensor:
+        return self.attend_to(x, x if context is None else context, pictures)
 
 
 class SpatialAttention(MultiHeadAttention):
@@ -215,9 +243,9 @@ class TransformerBlock(nn.Module):
         self.norm3 = nn.LayerNorm(dim)
         self.ff = FeedForward(dim)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor, pictures: Sequence[KeysValues] = ()) -> Tensor:
         x = x + self.attn1(self.norm1(x), context if self.only_cross else None)
-        x = x + self.attn2(self.norm2(x), context)
+        x = x + self.attn2(self.norm2(x), context, pictures=pictures)
         return x + self.ff(self.norm3(x))
 
 
@@ -243,7 +271,8 @@ class SpatialTransformer(nn.Module):
         )
         self.proj_out = nn.Linear(dim, dim) if linear else nn.Conv2d(dim, dim, 1)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | Context) -> Tensor:
+        text, pictures = context if isinstance(context, Context) else (context, {})
         height, h = x.shape[2], self.norm(x)
         if not self.linear:
             h = self.proj_in(h)
@@ -251,7 +280,7 @@ class SpatialTransformer(nn.Module):
         if self.linear:
             h = self.proj_in(h)
         for block in self.transformer_blocks:
-            h = block(h, context)
+            h = block(h, text, pictures.get(block, ()))
         if self.linear:
             h = self.proj_out(h)
         h = rearrange(h, "b (h w) c -> b c h w", h=height)

@@ -126,6 +126,7 @@ class Pipeline(DiffusersMethods):
         pipe = cls(**parts)
         pipe.origin = origin
         pipe.own_controlnet = find_own_controlnet(path)
+        pipe.folder = path if path.is_dir() else None
         if dtype is None:  # "auto"
             origin.loading["dtype"] = str(pipe.dtype).removeprefix("torch.")
         if preview_vae is not None:
@@ -271,6 +272,7 @@ class Pipeline(DiffusersMethods):
         if on:
             encoders = [model.encoder for model in self.text_models]
             others = [*filter(None, [self.classifier]), *encoders, *self.t2i_adapters.values()]
+            others += self.image_networks()
             self.optimized = optimize(
                 self.unet,
                 self.vae,

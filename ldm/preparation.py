@@ -14,8 +14,10 @@ from torch import Tensor
 from ldm.classes.guidance import with_classifier
 from ldm.config.picture_readers import T2I_ADAPTER
 from ldm.config.tasks import TASK_NAMES
+from ldm.control import image_prompts
 from ldm.control.features import AdapterUse, adapted_size, adapter_uses
 from ldm.control.hints import Pictures, control_uses, hint_size, read_hints
+from ldm.control.image_prompts import ImagePrompts, make_image_prompts
 from ldm.control.steering import ControlUse
 from ldm.denoiser import Sharing
 from ldm.errors import ArgumentError
@@ -27,7 +29,7 @@ from ldm.images.depth import read_depth
 from ldm.images.inputs import fit_size, pictures_to_tensor, read_pictures
 from ldm.images.masks import to_masks
 from ldm.latents import encode_pictures
-from ldm.loading.model import Model
+from ldm.loading.model import Model, own_ip_adapter
 from ldm.loading.tasks import check_task, image_scale, image_strength
 from ldm.output import Output
 from ldm.output.record import with_records
@@ -57,7 +59,7 @@ from ldm.text.conditioning import (
 )
 from ldm.text.embeddings import use_embeddings
 from ldm.text.lora_tags import refuse_tags
-from ldm.unet import UNetEncoder
+from ldm.unet import UNet, UNetEncoder
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,6 +112,7 @@ class Run:
     controls: list[ControlUse]
     adapters: list[AdapterUse]
     sharing: Sharing | None
+    image_prompts: ImagePrompts | None
 
     def tiled(self, function: Callable[P, T], *modules: torch.nn.Module) -> Callable[P, T]:
         """Wrap ``function``: if tiles are drawn, the modules' convolutions wrap around."""
@@ -160,9 +163,10 @@ def prepare(model: Model, request: Request) -> Run:
         if isinstance(network, UNetEncoder):
             expect_times(network, [start.t for start, _ in schedule.run])
     sharing = share_attention(model, request, canvas, prompted)
+    unet = model.unet if sharing is None else sharing.unet
+    images = read_image_prompts(model, unet, request, noise, prompted, scale > 1)
     cache = None
     if (request.deep_cache, request.deep_cache_branch) != (1, 0):
-        unet = model.unet if sharing is None else sharing.unet
         cache = DeepCache(unet, request.deep_cache, request.deep_cache_branch)
     guidance = with_classifier(
         guidance,
@@ -185,6 +189,7 @@ def prepare(model: Model, request: Request) -> Run:
         controls,
         adapters,
         sharing,
+        images,
     )
 
 
@@ -200,6 +205,26 @@ def read_steering(
     pictures = read_hints(model.t2i_adapters, request, T2I_ADAPTER)
     size = hint_size(hints) or adapted_size(model.t2i_adapters, hint_size(pictures))
     return hints, pictures, size
+
+
+def read_image_prompts(
+    model: Model,
+    unet: UNet,
+    request: Request,
+    noise: Noise,
+    prompted: list[Prompted],
+    guided: bool,
+) -> ImagePrompts | None:
+    """Encode what IP-Adapters read; None without one. unet: the model's, or a view of it."""
+    if request.ip_adapter_image is not None or request.ip_adapter_image_embeds is not None:
+        own_ip_adapter(model)
+    if not model.ip_adapters:
+        image_prompts.refuse_unused(request)
+        return None
+    negative = guided or model.edits or any(one.combined for one in prompted)
+    return make_image_prompts(
+        unet, model.ip_adapters, request, noise.shape[2:], model.vae.config.scale, negative
+    )
 
 
 def choose_sampler(model: Model, sampler: str | None, schedule: str | None = None) -> Choice:

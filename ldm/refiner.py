@@ -25,7 +25,7 @@ from ldm.errors import ArgumentError, CheckpointError
 from ldm.loading.model import Model
 from ldm.output import Output
 from ldm.preparation import Run, prepare
-from ldm.request import ADAPTER, CONTROL, RefinedRequest
+from ldm.request import ADAPTER, CONTROL, IP_ADAPTER, RefinedRequest
 from ldm.run import Progress, Start, encode_start, finish, make_start, steps_of
 
 
@@ -72,7 +72,8 @@ def stream(models: Ensemble, request: RefinedRequest) -> Iterator[Progress]:
         denoising_start=where,
         latents=torch.empty(first.noise.shape),  # in the place of what the base will hand over
         output_type="latent",
-        **{name: getattr(RefinedRequest, name) for name in CONTROL + ADAPTER},  # the base's
+        # What the base alone reads.
+        **{name: getattr(RefinedRequest, name) for name in (*CONTROL, *ADAPTER, *IP_ADAPTER)},
     )
     second = prepare(models.refiner, shared)
     # One sequence of noise: no draw of the first steps comes again.

@@ -103,6 +103,19 @@ class Request:
             layers its mean and deviation; "attention+adain" does both.
         style_aligned: whether all pictures of the call share the style of the first (see
             ``ldm.techniques.style_aligned``). A picture then depends on the call's first one.
+        ip_adapter_image: what IP-Adapters that are loaded read: for one, a picture, or a list of
+            pictures that it reads together; for several, a list with one of these for each, in the
+            order of loading. All pictures that are drawn read them. In the place of a picture, a
+            file that ``ldm.control.image_sources.save_image_embeds`` wrote.
+        ip_adapter_image_embeds: in their place, embeddings as ``encode_ip_adapter_image`` returns
+            them, a tensor for each IP-Adapter: (2, n, P), or (2, n, N, P) of all patches, of the
+            empty picture and of n pictures. Without guidance, one row is enough.
+        ip_adapter_scale: factor of what an IP-Adapter adds; one for all, or a list; 0 switches it
+            off, and costs nothing. None as ``set_ip_adapter_scale`` says, else 1.
+        ip_adapter_masks: where each of these pictures is read, white: as ip_adapter_image, one for
+            each; stretched to the size to draw. Or diffusers' tensors (1, n, H, W).
+        ip_adapter_blocks: "all", or of SDXL's U-Net the blocks that are known to carry "style",
+            "layout" or "style+layout".
         strength: in [0, 1], how much of the image is redrawn: ``min(int(steps·strength), steps)``
             steps run, but at least one (with LCM's models all of them, from a lower level of
             noise); 0 returns the image. None is 0.8, and 1 with a mask and for edits.
@@ -325,6 +338,43 @@ class Request:
         "draw all pictures of a batch in the style of the first",
         "--style-aligned",
         group="style",
+    )
+    ip_adapter_image: Pictures | Sequence[Pictures] | None = argument(
+        None,
+        "the picture that an --ip-adapter reads, or a file of its embeddings; may be repeated: for "
+        "one adapter, several are read together, for several, one each in the same order",
+        "--ip-adapter-image",
+        metavar="FILE",
+        group="ip_adapter",
+        recorded="another",
+    )
+    ip_adapter_image_embeds: Tensor | Sequence[Tensor] | None = argument(
+        None, "embeddings in place of ip_adapter_image: a tensor (2, n, …) for each IP-Adapter"
+    )
+    ip_adapter_scale: float | list[float] | tuple[float, ...] | None = argument(
+        within("(-inf, inf)", None, "a number, 0 (off) to 1 as a rule"),
+        "how much an --ip-adapter counts, 0 to 1 as a rule; one for all, or S,S (default: 1, or as "
+        "--ip-adapter PATH:SCALE says)",
+        "--ip-adapter-scale",
+        kind="a number, or a list of them; scales by block go to set_ip_adapter_scale",
+        metavar="S",
+        group="ip_adapter",
+    )
+    ip_adapter_masks: Pictures | Sequence[Pictures] | None = argument(
+        None,
+        "where to read each --ip-adapter-image: white; may be repeated, in the same order",
+        *("--ip-adapter-mask", "--ip-adapter-masks"),
+        metavar="FILE",
+        group="ip_adapter",
+        recorded="another",
+    )
+    ip_adapter_blocks: str = argument(
+        choice("all", "style", "layout", "style+layout"),
+        "what to take over of the picture: all, or of Stable Diffusion XL style, layout or "
+        "style+layout (default: {default})",
+        "--ip-adapter-blocks",
+        metavar="NAME",
+        group="ip_adapter",
     )
     paste_back: bool = argument(
         True,
@@ -711,6 +761,11 @@ def arguments_of(kind: PictureReader) -> tuple[str, ...]:
 CONTROL, ADAPTER = arguments_of(CONTROLNET), arguments_of(T2I_ADAPTER)
 # What says how a reference_image is read.
 REFERENCE = ("reference_fidelity", "reference_mode")
+# What IP-Adapters alone read.
+IP_ADAPTER = (
+    "ip_adapter_image_embeds",
+    *(f.name for f in dataclasses.fields(Request) if about(f).group == "ip_adapter"),
+)
 OFFSETS = {  # argument → what the command line and files count more than Python
     field.name: about(field).command_offset
     for field in dataclasses.fields(Request)

@@ -98,7 +98,8 @@ def steps_of(run: Run, start: Start | None = None) -> Iterator[Progress]:
         last = progress.step == progress.steps
         # Only at the ends: on a GPU every check of values makes the CPU wait.
         if (index == 0 or last) and not x0.isfinite().all():
-            raise nonfinite_error(model.parts | model.controlnets | model.t2i_adapters)
+            steering = model.controlnets | model.t2i_adapters | model.adapters
+            raise nonfinite_error(model.parts | steering)
         if last:
             progress.output = finish(run, x)
         yield progress
@@ -122,6 +123,7 @@ def make_denoiser(run: Run, known: Tensor | None) -> Callable[[Tensor, Level, in
         control=make_control(run),
         features=make_features(run),
         sharing=run.sharing,
+        image_prompts=run.image_prompts,
         device=model.device,
         steps_done=run.schedule.done,
     )

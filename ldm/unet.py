@@ -8,7 +8,7 @@ checkpoints. Classifiers (``ldm.classes.classifier``) share the blocks on the wa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import zip_longest
 from typing import NamedTuple
@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from ldm.config import BlocksConfig, UNetConfig
 from ldm.errors import ArgumentError
 from ldm.layers import (
+    Context,
     Downsample,
+    KeysValues,
     ResnetBlock,
     SpatialAttention,
     SpatialTransformer,
@@ -122,7 +124,7 @@ class UNetBlock(nn.Module):
         self,
         x: Tensor,
         temb: Tensor,
-        context: Tensor | None,
+        context: Tensor | Context | None,
         skips: list[Tensor],
         going_up: bool,
         feature: Tensor | None = None,
@@ -173,7 +175,7 @@ class UNetMidBlock(nn.Module):
             for _ in range(whole and config.add_attention)
         )
 
-    def forward(self, x: Tensor, temb: Tensor, context: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, temb: Tensor, context: Tensor | Context | None) -> Tensor:
         x = self.resnets[0](x, temb)
         for attention in self.attentions:
             x = apply_attention(attention, x, context)
@@ -182,7 +184,7 @@ class UNetMidBlock(nn.Module):
         return x
 
 
-def apply_attention(attention: nn.Module, x: Tensor, context: Tensor | None) -> Tensor:
+def apply_attention(attention: nn.Module, x: Tensor, context: Tensor | Context | None) -> Tensor:
     """Attend to the text if there is one, else among the pixels."""
     return attention(x) if context is None else attention(x, context)
 
@@ -200,6 +202,10 @@ def way_down(config: BlocksConfig) -> tuple[nn.ModuleList, list[int]]:
         blocks.append(block)
         skips += [width] * (config.layers[level] + (level < last))
     return blocks, skips
+
+
+# What an IP-Adapter gives each transformer block to read beside the text (Ye et al. 2023, eq. 5).
+ImagePrompt = Mapping[nn.Module, Sequence[KeysValues]]
 
 
 class Residuals(NamedTuple):
@@ -241,7 +247,7 @@ class UNetEncoder(nn.Module):
         self,
         x: Tensor,
         temb: Tensor,
-        context: Tensor | None,
+        context: Tensor | Context | None,
         hint: Tensor | None = None,
         features: Sequence[Tensor] = (),
     ) -> tuple[Tensor, list[Tensor]]:
@@ -351,6 +357,7 @@ class UNet(UNetEncoder):
         temb: Tensor | None = None,
         residuals: Residuals | None = None,
         features: Sequence[Tensor] = (),
+        image_prompt: ImagePrompt | None = None,
     ) -> Tensor:
         """Predict ε, x₀ or v, whichever the network was trained for.
 
@@ -365,6 +372,8 @@ class UNet(UNetEncoder):
         residuals are added to the skip connections and to the middle's output.
         features, each (1 or B, channels, h', w'), are added to the activations of the levels on the
         way down, finest first, and one more to the middle's output (Mou et al. 2023, section 3.3).
+        image_prompt is what transformer blocks read beside the context: see
+        ``ldm.control.ip_adapter``.
         Raises ArgumentError for an input that is missing, or that the model does not read.
         """
         config = self.config
@@ -372,12 +381,13 @@ class UNet(UNetEncoder):
         check_given("class_labels", class_labels, config.class_conditional)
         if temb is None:
             temb = self.embed(t, pooled, time_ids, guidance_scale, class_labels, dtype=x.dtype)
-        x, skips = self.encode(x, temb, context, features=features)
+        text = Context(context, image_prompt) if image_prompt and context is not None else context
+        x, skips = self.encode(x, temb, text, features=features)
         if residuals is not None:
             skips = [skip + more for skip, more in zip(skips, residuals.skips, strict=True)]
             x = x if residuals.middle is None else x + residuals.middle
         for block in self.up_blocks:
-            x = block(x, temb, context, skips, going_up=True)
+            x = block(x, temb, text, skips, going_up=True)
         return self.conv_out(F.silu(self.conv_norm_out(x)))
 
 

@@ -52,6 +52,7 @@ PYTHON_ONLY = {
     "negative_prompt_embeds": "as prompt_embeds",
     "pooled_prompt_embeds": "as prompt_embeds",
     "negative_pooled_prompt_embeds": "as prompt_embeds",
+    "ip_adapter_image_embeds": "a tensor; the commands take a file of it as ip_adapter_image",
     "steps_before": "the second pass of ldm.hires sets it",
     "output_type": "the commands write files",
 }
@@ -62,6 +63,8 @@ NO_PLOT_AXIS = {
     "control_image": "as image",
     "adapter_image": "as image",
     "reference_image": "as image",
+    "ip_adapter_image": "as image",
+    "ip_adapter_masks": "as image",
     "num_images_per_prompt": "a plot draws one picture for each pair",
 }
 NOT_IN_SETTINGS = {
@@ -72,6 +75,8 @@ NOT_IN_SETTINGS = {
     "control_image": "as image",
     "adapter_image": "as image",
     "reference_image": "as image",
+    "ip_adapter_image": "as image",
+    "ip_adapter_masks": "as image",
     "num_images_per_prompt": "each picture is told alone",
 }
 NO_LABEL = {  # A1111 writes nothing of the kind, or nothing that says all
@@ -84,6 +89,10 @@ NO_LABEL = {  # A1111 writes nothing of the kind, or nothing that says all
     "reference_image": "not in the file",
     **dict.fromkeys(REFERENCE, "stands in ControlNet 0, …"),
     "style_aligned": "A1111 has no such setting",
+    "ip_adapter_image": "not in the file",
+    "ip_adapter_masks": "not in the file",
+    "ip_adapter_scale": "stands in ControlNet 0, …, behind the ControlNets",
+    "ip_adapter_blocks": "A1111 has no such setting",
     "paste_back": "A1111 always pastes",
     "height": "stands in Size",
     "width": "stands in Size",
@@ -223,6 +232,7 @@ def test_every_argument_does_something(name: str) -> None:
         for file in (
             *("preparation.py", "run.py", "hires.py", "refiner.py", "request.py"),
             *("control/hints.py", "control/features.py", "cli/guidance_options.py"),
+            *("control/image_prompts.py", "control/image_sources.py"),
         )
         for node in ast.walk(ast.parse((package / file).read_text(encoding="utf-8")))
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)

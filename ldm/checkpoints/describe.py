@@ -11,6 +11,7 @@ from typing import Any
 
 from ldm.checkpoints.backbones import find_backbone, is_backbone
 from ldm.checkpoints.describe_control import adapter_rows, hint_rows
+from ldm.checkpoints.describe_ip_adapter import ip_adapter_rows
 from ldm.checkpoints.distilled import distilled_name, original_names, structure_of
 from ldm.checkpoints.family import (
     FAMILIES,
@@ -151,6 +152,9 @@ def describe_tensors(
         return describe_model(header, path, global_step, beside)
     if adapter := find_adapter(names):
         more = hint_rows(shapes) if adapter.name == "Control-LoRA" else []
+        if adapter.name == "IP-Adapter" and (known := ip_adapter_rows(shapes)):
+            model = [] if known[0][0] == "for" else [("for", base_of(header))]
+            return [("kind", adapter.name), *model, *known, weights]
         return [("kind", adapter.name), ("for", base_of(header)), weights, *more]
     if kinds := adapter_kinds(header):
         return describe_lora(header, kinds)

@@ -10,6 +10,7 @@ from ldm.errors import CheckpointError
 
 SAFETENSORS, GGUF, PICKLE = "safetensors", "GGUF", "pickle"
 SAFE_ENDINGS = (".safetensors", ".sft")
+IP_ADAPTER = ("image_proj", "ip_adapter")  # the two tables of an IP-Adapter's pickle
 HEAD = 512  # bytes that are looked at
 # What downloads leave in the place of a model: the bytes that each begins with.
 FOREIGN = {

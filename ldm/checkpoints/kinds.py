@@ -58,12 +58,15 @@ OTHERS = (
 OPTIONS = {  # that take a kind
     **dict.fromkeys(("ControlNet", "Control-LoRA", "ControlNet-LLLite"), "--controlnet FILE"),
     "T2I-Adapter": "--t2i-adapter FILE",
+    "IP-Adapter": "--ip-adapter FILE",
+    "CLIP image encoder": "--image-encoder FILE",
     "VAE": "--vae FILE",
     "TAESD": "--vae FILE, or --preview-vae FILE",
     "CLIP text encoder": "--text-encoder FILE",
 }
 ADVICE = {  # for what was given as a model
     **{kind: f"give it beside one: {option}" for kind, option in OPTIONS.items()},
+    "CLIP image encoder": "give it beside an IP-Adapter: --image-encoder FILE",
     "U-Net": "give it with its other parts: a folder with model_index.json, or a whole single file",
     "CLIP text encoder": "give it beside one that lacks it: --text-encoder FILE",
 }

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from ldm.checkpoints.formats import IP_ADAPTER
 from ldm.checkpoints.header import DTYPE_BITS, Header, TensorInfo
 from ldm.checkpoints.lora_first import keys_of_list
 from ldm.checkpoints.pickle_opcodes import Call, Damaged, Global, Machine
@@ -230,6 +231,12 @@ def read_pickle_header(path: Path) -> tuple[Header, int | None]:
         entries = parameters_of(content["string_to_param"])
         named = entries.items() if isinstance(entries, Mapping) else ()
         found = weights_of({str(name): value for name, value in named})
+    elif isinstance(content, Mapping) and all(
+        isinstance(content.get(table), Mapping) for table in IP_ADAPTER
+    ):
+        found = weights_of(
+            {f"{t}.{name}": value for t in IP_ADAPTER for name, value in content[t].items()}
+        )
     if found is None:
         raise CheckpointError(f"{path} does not hold a plain mapping of names to tensors")
     return Header(found[0], {}), found[1]

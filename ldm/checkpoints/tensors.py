@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ldm.checkpoints.deferred import FLOAT8, Deferred, Stored, dense
-from ldm.checkpoints.formats import GGUF, SAFETENSORS, find_format
+from ldm.checkpoints.formats import GGUF, IP_ADAPTER, SAFETENSORS, find_format
 from ldm.checkpoints.header import Header, read_header
 from ldm.checkpoints.number_formats import check_range, float_format
 from ldm.checkpoints.pickles import read_pickle
@@ -57,6 +57,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if not isinstance(content, Mapping) or not all(
         isinstance(key, str) and is_complete(value) for key, value in content.items()
     ):
+        if isinstance(content, Mapping) and set(content) >= set(IP_ADAPTER):
+            raise CheckpointError(f"{path} is an IP-Adapter; give it as --ip-adapter FILE")
         raise CheckpointError(f"{path} does not hold a plain mapping of names to tensors")
     tensors = apply_scales(content, path) if any(map(is_scale, content)) else dict(content)
     return Checkpoint(tensors, metadata, step if isinstance(step, int) else None)

@@ -85,6 +85,26 @@ def add_preprocessed(add: Add) -> None:
     )
 
 
+def add_ip_adapter(add: Add) -> None:
+    """Add the options for IP-Adapters."""
+    add(
+        "--ip-adapter",
+        action="append",
+        default=[],
+        type=filled,
+        metavar="PATH[:SCALE]",
+        help="an IP-Adapter's file, which reads --ip-adapter-image; may be repeated (default: the "
+        "model's own, if its folder has one)",
+    )
+    add(
+        "--image-encoder",
+        type=filled,
+        metavar="PATH",
+        help="the CLIP vision encoder of an --ip-adapter (default: found beside the adapter, or in "
+        "the model's folder, as image_encoder)",
+    )
+
+
 def add_many(group: argparse._ArgumentGroup) -> None:
     """Add the options for many pictures, and for all of them on one."""
     add = group.add_argument

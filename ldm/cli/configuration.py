@@ -41,11 +41,13 @@ NOT_HERE = {
 LISTS = (
     *("lora", "embedding", "text_encoder", "controlnet", "control_image"),
     *("t2i_adapter", "adapter_image"),
+    *("ip_adapter", "ip_adapter_image", "ip_adapter_mask"),
 )
 # "~" in them is the user's folder.
 FILES = (
     *("model", "vae", "lora_dir", "model_dir", "image", "mask", "wildcards"),
     *("control_image", "controlnet", "adapter_image", "t2i_adapter", "reference_image"),
+    *("ip_adapter", "ip_adapter_image", "ip_adapter_mask", "image_encoder"),
 )
 ON_OFF = {"1": True, "true": True, "yes": True, "on": True}
 ON_OFF |= {"0": False, "false": False, "no": False, "off": False}

@@ -56,8 +56,11 @@ def preprocessed(text: str) -> Preprocessed:
     return Preprocessed(filled(text))
 
 
-def split_scale(text: str, kind: PictureReader = CONTROLNET) -> tuple[str, float | None]:
-    """Read ``PATH`` or ``PATH:SCALE``. Raises ArgumentError for a scale that is no number."""
+def split_scale(text: str, option: str) -> tuple[str, float | None]:
+    """Read ``PATH`` or ``PATH:SCALE`` of an option.
+
+    Raises ArgumentError for a scale that is no number.
+    """
     if Path(text).exists():
         return text, None
     path, colon, last = text.rpartition(":")
@@ -67,14 +70,14 @@ def split_scale(text: str, kind: PictureReader = CONTROLNET) -> tuple[str, float
         return path, float(last)
     if Path(path).exists():
         raise ArgumentError(
-            f"{kind.flag}: the scale of {path} is {last!r:.40}; it must be a number, such as 0.8"
+            f"{option}: the scale of {path} is {last!r:.40}; it must be a number, such as 0.8"
         )
     return text, None
 
 
-def has_scale(texts: list[str], kind: PictureReader) -> bool:
+def has_scale(texts: list[str], option: str) -> bool:
     """Whether one of the options has a scale behind its path."""
-    return any(split_scale(text, kind)[1] is not None for text in texts)
+    return any(split_scale(text, option)[1] is not None for text in texts)
 
 
 def move_scales(arguments: argparse.Namespace) -> None:
@@ -84,13 +87,13 @@ def move_scales(arguments: argparse.Namespace) -> None:
     """
     for kind in KINDS:
         texts = getattr(arguments, kind.option)
-        if not has_scale(texts, kind):
+        if not has_scale(texts, kind.flag):
             continue
         if getattr(arguments, kind.scale) is not None:
             raise ArgumentError(
                 f"{kind.flag} PATH:SCALE and {kind.scale_flag} say the same; give one"
             )
-        pairs = [split_scale(text, kind) for text in texts]
+        pairs = [split_scale(text, kind.flag) for text in texts]
         setattr(arguments, kind.option, [path for path, _ in pairs])
         scales = tuple(1.0 if scale is None else scale for _, scale in pairs)
         setattr(arguments, kind.scale, scales if len(scales) > 1 else scales[0])

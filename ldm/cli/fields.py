@@ -85,6 +85,7 @@ GROUPS = {  # a field's group, and those of other options → heading in the hel
     "control": "steering by a picture",
     "t2i_adapter": "steering by a picture, with a T2I-Adapter",
     "style": "the style of another picture",
+    "ip_adapter": "a picture as a prompt",
     "size": "larger pictures",
     "sampling": "sampling",
     "guidance": "guidance",

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
-from ldm.cli import choices, observe, streams
+from ldm.cli import choices, ip_adapters, observe, streams
 from ldm.cli.common import USAGE, importing_torch, notify, run
 from ldm.cli.configuration import Setting, listing, merged, read_settings, with_origin
 from ldm.cli.controlnets import all_controls, move_scales, read_given_controls
@@ -38,6 +38,7 @@ def generate(arguments: argparse.Namespace, argv: Sequence[str], has_prompt: boo
     read_given_depth.cache_clear()
     read_given_controls.cache_clear()
     read_given_reference.cache_clear()
+    ip_adapters.read_given_image_prompts.cache_clear()
     choices.forget()
     arguments.model = find_model(arguments.model, arguments.model_dir)
     check_prompt(arguments, has_prompt)
@@ -47,6 +48,7 @@ def generate(arguments: argparse.Namespace, argv: Sequence[str], has_prompt: boo
     arguments.prompt = [streams.read_prompt() if t == streams.STREAM else t for t in texts]
     choices.prepare_choices(arguments)
     move_scales(arguments)
+    ip_adapters.move_scales(arguments)
     observe.check_single_pictures(arguments)
     check_processes(arguments)
     work = plan_work(arguments)
@@ -57,6 +59,7 @@ def generate(arguments: argparse.Namespace, argv: Sequence[str], has_prompt: boo
         given_depth(arguments)
         all_controls(arguments)
         given_reference(arguments)
+        ip_adapters.given_image_prompts(arguments)
     if rank == 0 and world == 1 and not arguments.quiet:
         for line in [*advice(arguments), *advice_on_words(arguments, work.jobs)]:
             warnings.warn(line, stacklevel=1)

@@ -14,6 +14,7 @@ from ldm.cli.choices import drawn_text
 from ldm.cli.common import random_seed
 from ldm.cli.controlnets import all_controls
 from ldm.cli.guidance_options import given_depth, given_pictures
+from ldm.cli.ip_adapters import given_image_prompts
 from ldm.cli.loras import LoraUse, find_lora, lora_option, lora_tag
 from ldm.cli.observe import beside
 from ldm.cli.options import MAX_PICTURES
@@ -123,6 +124,7 @@ def plan_lines(
             given_depth(own)
             all_controls(own)
             given_reference(own)
+            given_image_prompts(own)
             mine = settle(plan_line(line, seed, before, number, done + 1), taken)
         except LDMError as error:
             bad.append(f"{path}:{line.number}: {error}")

@@ -13,6 +13,7 @@ from ldm.cli.command_options import (
     ListSamplers,
     add_adapters,
     add_files,
+    add_ip_adapter,
     add_loading,
     add_lora,
     add_many,
@@ -28,6 +29,7 @@ from ldm.cli.controlnets import check_control
 from ldm.cli.fields import EVERYDAY, FIELDS, GROUPS, add_field
 from ldm.cli.guidance_options import check_steering
 from ldm.cli.help import add_help
+from ldm.cli.ip_adapters import check_ip_adapters
 from ldm.cli.parsing import Checker
 from ldm.cli.style_options import check_style
 from ldm.config.arguments import about
@@ -79,6 +81,7 @@ def parser() -> Checker:
     for group, kind in {"control": CONTROLNET, "t2i_adapter": T2I_ADAPTER}.items():
         add_picture_reader(groups[group].add_argument, kind)
     add_preprocessed(groups["control"].add_argument)
+    add_ip_adapter(groups["ip_adapter"].add_argument)
     for name, field in FIELDS.items():
         if name not in ("prompt", *EVERYDAY):
             add_field(groups[about(field).group], name)
@@ -164,6 +167,7 @@ def check_arguments(arguments: argparse.Namespace) -> None:
     check_steering(arguments)
     check_control(arguments)
     check_style(arguments)
+    check_ip_adapters(arguments)
     if arguments.strength is not None:
         if arguments.image is None:
             raise ArgumentError("--strength says how much of an --image to redraw; give that, too")

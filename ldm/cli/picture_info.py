@@ -68,6 +68,7 @@ def setting_rows(info: GenerationInfo) -> Rows:
         "ControlNets": ", ".join(info.controlnets),
         "T2I-Adapters": ", ".join(info.t2i_adapters),
         "preprocessors": ", ".join(filter(None, info.preprocessors)),
+        "IP-Adapters": ", ".join(info.ip_adapters),
         "images": ", ".join(info.images),
         "batch prompts": ", ".join(info.batch_prompts),
         "grid": info.grid,
@@ -116,6 +117,8 @@ def command(info: GenerationInfo) -> str:
         argv += control_option(label or "").split(" ")
     for name in info.t2i_adapters:
         argv += [T2I_ADAPTER.flag, name, T2I_ADAPTER.image_flag, "FILE"]
+    for name in info.ip_adapters:
+        argv += ["--ip-adapter", name]
     for name in info.images:
         if name not in {kind.image for kind in KINDS}:
             argv += [f"--{name.replace('_', '-')}", "FILE"]

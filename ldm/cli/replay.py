@@ -72,7 +72,8 @@ AROUND = recorded("never") | {
 }
 # … and those that a file records in another form.
 IN_ANOTHER_FORM = recorded("another") | {
-    *("model", "refiner", "vae", "text_encoder", "lora", "embedding", "controlnet", "t2i_adapter")
+    *("model", "refiner", "vae", "text_encoder", "lora", "embedding", "controlnet", "t2i_adapter"),
+    *("ip_adapter", "image_encoder"),
 }
 # Any other option changes the picture, so that its place in a batch does not matter any more.
 SAME_PICTURE = AROUND - {"num_images", "batch_size", "grid", "x", "y"} | {
@@ -84,6 +85,8 @@ SAME_PICTURE = AROUND - {"num_images", "batch_size", "grid", "x", "y"} | {
     "embedding",
     "controlnet",
     "t2i_adapter",
+    "ip_adapter",
+    "image_encoder",
 }
 
 
@@ -111,9 +114,10 @@ def with_file(
     merged = argparse.Namespace(**vars(_from_info(info, path)) | around | given)
     if "model" not in given:
         merged.model = _find_model(info, (settings or {}).get("model"), merged.model_dir)
-    for kind in KINDS:
-        if has_scale(given.get(kind.option, []), kind) and kind.scale not in given:
-            setattr(merged, kind.scale, None)  # those behind the paths
+    scales = {kind.option: kind.scale for kind in KINDS} | {"ip_adapter": "ip_adapter_scale"}
+    for option, scale in scales.items():
+        if has_scale(given.get(option, []), option) and scale not in given:
+            setattr(merged, scale, None)  # those behind the paths
     place_batch(info, merged, given, path)
     if "prompt" not in given:
         merged.templates = {info.arguments.get("prompt", ""): info.template}
@@ -175,6 +179,7 @@ def info_of(job: Job, pipe: Pipeline, picture: Image) -> GenerationInfo:
         ),
         preprocessors=labels(arguments),
         t2i_adapters=tuple(pipe.origin.t2i_adapters.values()),
+        ip_adapters=tuple(pipe.origin.ip_adapters.values()),
         images={name: _digest(name, file) for name, file in files.items()},
         optimize=unusual_optimize(pipe),
         template=job.template,
@@ -290,6 +295,7 @@ def _check_missing(info: GenerationInfo, given: dict[str, Any], path: Path) -> N
         "latents": "seed",
         **dict.fromkeys(("prompt_embeds", "pooled_prompt_embeds"), "prompt"),
         "negative_prompt_embeds": "negative_prompt",
+        "ip_adapter_image_embeds": "ip_adapter_image",
         "negative_pooled_prompt_embeds": "negative_prompt",
     }
     for name in info.missing:
@@ -309,7 +315,13 @@ def _check_missing(info: GenerationInfo, given: dict[str, Any], path: Path) -> N
 
 def _check_inputs(info: GenerationInfo, arguments: argparse.Namespace, path: Path) -> None:
     """Compare model, VAE, embeddings and images with those that the picture was drawn with."""
-    from ldm.images.generation_info import BUILT_IN, OWN_CONTROLNET, controlnet_name, model_name
+    from ldm.images.generation_info import (
+        BUILT_IN,
+        OWN_CONTROLNET,
+        adapter_name,
+        controlnet_name,
+        model_name,
+    )
 
     used = model_name(arguments.model)
     if info.model is None:
@@ -336,7 +348,13 @@ def _check_inputs(info: GenerationInfo, arguments: argparse.Namespace, path: Pat
             raise ArgumentError(
                 f"{path} was drawn with the {kind.name} {shown}; say with {kind.flag} where it is"
             )
+    if len(info.ip_adapters) > len(arguments.ip_adapter):
+        shown = " and ".join(map(repr, info.ip_adapters))
+        raise ArgumentError(
+            f"{path} was drawn with the IP-Adapter {shown}; say with --ip-adapter where it is"
+        )
     wanted = {
+        "--ip-adapter": info.ip_adapters,
         **{kind.flag: drawn_with for kind, drawn_with in steering.items()},
         "--refiner": info.refiner and [info.refiner],
         "--vae": info.vae and [info.vae],
@@ -344,9 +362,12 @@ def _check_inputs(info: GenerationInfo, arguments: argparse.Namespace, path: Pat
         "--embedding": info.embeddings,
     }
     files = {
+        "--ip-adapter": [
+            adapter_name(split_scale(text, "--ip-adapter")[0]) for text in arguments.ip_adapter
+        ],
         **{
             kind.flag: [
-                controlnet_name(split_scale(text, kind)[0])
+                controlnet_name(split_scale(text, kind.flag)[0])
                 for text in getattr(arguments, kind.option)
             ]
             for kind in KINDS
@@ -401,9 +422,9 @@ def _digest(name: str, file: Control | list[Control]) -> str:
     """Return the digest of an input picture, or of several; a mask's counts its transparency."""
     if isinstance(file, list):
         return ",".join(_digest(name, each) for each in file)
-    from ldm.images import digest
-    from ldm.images.generation_info import load_given
+    from ldm.images.files import digest
+    from ldm.images.generation_info import given_digest
 
     if isinstance(file, Preprocessed):
         return digest(original(read_given_control(file)))
-    return digest(load_given(name, picture_source(file)))
+    return given_digest(name, picture_source(file))

@@ -22,6 +22,7 @@ from ldm.cli.controlnets import all_controls, labels, original
 from ldm.cli.fields import request_arguments
 from ldm.cli.grids import grid_columns, lay_out
 from ldm.cli.guidance_options import given_depth, given_pictures, masked, pass_strength
+from ldm.cli.ip_adapters import given_image_prompts, load_ip_adapters
 from ldm.cli.jobs import Job, group_jobs, rank_and_world_size
 from ldm.cli.loras import LoraUse
 from ldm.cli.metadata import picture_texts
@@ -122,6 +123,7 @@ class Session:
         steered = any(job.line.arguments.control_image for job in self.work.jobs)
         if steered and not arguments.controlnet:
             pipe.load_own_controlnet()
+        load_ip_adapters(pipe, arguments)
         pipe.optimize(faster or any(ways.values()), **ways)
         for embedding in arguments.embedding:
             self.inform(f"{embedding}: use it as {pipe.load_textual_inversion(embedding)}")
@@ -367,6 +369,7 @@ def open_stream(
     texts = [job.text for job in batch for _ in range(size)]
     texts = list(arguments.batch_prompts) or texts
     options |= {"reference_image": given_reference(arguments), **all_controls(arguments)}
+    options |= given_image_prompts(arguments)
     if arguments.hires_scale is not None:
         return hires_fix(pipe, texts, **options)
     image, mask = given_pictures(arguments)

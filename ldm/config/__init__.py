@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ldm.config.clip import CLIPTextConfig
     from ldm.config.clip_vision import CLIPVisionConfig
     from ldm.config.controlnet import ControlNetConfig
+    from ldm.config.ip_adapter import IPAdapterConfig
     from ldm.config.json import read_json, write_json
     from ldm.config.scheduler import SchedulerConfig
     from ldm.config.taesd import TAESDConfig
@@ -28,6 +29,7 @@ MODULE_OF_NAME = {
     "ClassifierConfig": "ldm.config.classifier",
     "Config": "ldm.config.base",
     "ControlNetConfig": "ldm.config.controlnet",
+    "IPAdapterConfig": "ldm.config.ip_adapter",
     "SchedulerConfig": "ldm.config.scheduler",
     "TAESDConfig": "ldm.config.taesd",
     "UNetConfig": "ldm.config.unet",
@@ -43,6 +45,7 @@ __all__ = [
     "ClassifierConfig",
     "Config",
     "ControlNetConfig",
+    "IPAdapterConfig",
     "SchedulerConfig",
     "TAESDConfig",
     "UNetConfig",

@@ -11,18 +11,20 @@ from ldm.errors import CheckpointError
 C = TypeVar("C", bound="CLIPConfig")
 
 
-@dataclass(frozen=True)
 class CLIPConfig(Config):
-    """The transformer layers that the text encoder and the vision encoder share."""
+    """The transformer layers that the text encoder and the vision encoder share.
 
-    hidden_size: int = 512
-    intermediate_size: int = 2048
-    projection_dim: int = 512
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 8
-    hidden_act: str = "quick_gelu"
-    layer_norm_eps: float = 1e-5
-    architectures: tuple[str, ...] = ()
+    Subclasses define the fields, each in the order of its JSON.
+    """
+
+    hidden_size: int
+    intermediate_size: int
+    projection_dim: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    hidden_act: str
+    layer_norm_eps: float
+    architectures: tuple[str, ...]
 
     IGNORED: ClassVar[frozenset[str]] = frozenset(
         {
@@ -61,7 +63,14 @@ class CLIPTextConfig(CLIPConfig):
     """``CLIPTextModel``: transformers' defaults (CLIP ViT-B/32's text side)."""
 
     vocab_size: int = 49408
+    hidden_size: int = 512
+    intermediate_size: int = 2048
+    projection_dim: int = 512
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 8
     max_position_embeddings: int = 77
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: float = 1e-5
     eos_token_id: int = 49407
     # "CLIPTextModel" has no text_projection, "CLIPTextModelWithProjection" has one.
     architectures: tuple[str, ...] = ("CLIPTextModel",)

@@ -17,10 +17,14 @@ class CLIPVisionConfig(CLIPConfig):
 
     hidden_size: int = 768
     intermediate_size: int = 3072
+    projection_dim: int = 512
+    num_hidden_layers: int = 12
     num_attention_heads: int = 12
     num_channels: int = 3
     image_size: int = 224  # pixels along a side
     patch_size: int = 32
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: float = 1e-5
     architectures: tuple[str, ...] = (CLASS,)
 
     EXTRA: ClassVar[dict[str, Any]] = {"model_type": "clip_vision_model"}

@@ -6,13 +6,15 @@ too: of the small built-in model they are 4 % of a step.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from einops import rearrange
 from torch import Tensor
 
 from ldm.fast.cache import Caching, marks, same_marks
 from ldm.fast.replace import Replacement
-from ldm.layers import Attention
+from ldm.layers import Attention, KeysValues
 
 
 class KeysAndValues:
@@ -41,12 +43,13 @@ class CachedAttention(Caching, Replacement, Attention):
 
     cached: KeysAndValues | None = None
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, pictures: Sequence[KeysValues] = ()
+    ) -> Tensor:
         if context is None or torch.is_grad_enabled() or context.is_inference():
-            return super().forward(x, context)
+            return super().forward(x, context, pictures)
         text = self.cached
         if text is None or not text.are_of(self, context):
             text = self.cached = KeysAndValues(self, context)
         q = rearrange(self.to_q(x), "b n (h d) -> b h n d", h=self.heads)
-        y = self.attend(q, text.keys, text.values)
-        return self.to_out[0](rearrange(y, "b h n d -> b n (h d)"))
+        return self.read(q, text.keys, text.values, pictures)

@@ -9,17 +9,20 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ldm.unet import Residuals, UNetEncoder
+from ldm.layers import KeysValues
+from ldm.unet import ImagePrompt, Residuals, UNetEncoder
 
 # With and without guidance, and a last smaller batch; each recording has memory of its own.
 MOST_RECORDINGS = 4
 WARM_UP = 3  # plain calls before recording, in which the libraries choose their kernels
 
+PICTURE = "picture "  # before the numbers of what an IP-Adapter gives each block
 # Before the numbers of a ControlNet's residuals and of a T2I-Adapter's features among the inputs.
 RESIDUAL, FEATURE = "residual ", "feature "
 
@@ -76,6 +79,7 @@ class Graphs:
         t: Tensor,
         residuals: Residuals | None = None,
         features: Sequence[Tensor] = (),
+        image_prompt: ImagePrompt | None = None,
         **conditioning: Tensor | None,
     ) -> Any:
         """As the network's ``forward``, without gradients."""
@@ -86,7 +90,16 @@ class Graphs:
             every = [*residuals.skips, residuals.middle]
             given |= {f"{RESIDUAL}{i}": y for i, y in enumerate(every) if y is not None}
         given |= {f"{FEATURE}{i}": y for i, y in enumerate(features)}
+        blocks = image_prompt or {}
+        given |= {
+            f"{PICTURE}{i} {j} {field}": value
+            for i, pictures in enumerate(blocks.values())
+            for j, picture in enumerate(pictures)
+            for field, value in picture._asdict().items()
+            if value is not None
+        }
         kind = (
+            *map(id, blocks),
             *((name, y.shape, y.stride(), y.dtype, y.device) for name, y in given.items()),
             *(parameter.data_ptr() for parameter in self.unet.parameters()),
         )
@@ -95,7 +108,7 @@ class Graphs:
             while len(self.recordings) >= MOST_RECORDINGS:
                 self.recordings.popitem(last=False)
             memory = {name: y.clone() for name, y in given.items()}
-            recording = self.record(self._call, memory)
+            recording = self.record(partial(self._call, list(blocks)), memory)
         self.recordings[kind] = recording  # the last one used
         for name, y in given.items():
             recording.inputs[name].copy_(y)
@@ -103,13 +116,20 @@ class Graphs:
         output = recording.output  # the next call writes there
         return output.clone() if torch.is_tensor(output) else [y.clone() for y in output]
 
-    def _call(self, **inputs: Tensor) -> Output:
-        """Call the network with such inputs."""
+    def _call(self, blocks: list[nn.Module], **inputs: Tensor) -> Output:
+        """Call the network with such inputs; blocks: those that read pictures."""
+        prompt: dict[nn.Module, list[KeysValues]] = {}
+        for name in [name for name in inputs if name.startswith(f"{PICTURE}")]:
+            i, _, field = name.removeprefix(PICTURE).split()
+            pictures, value = prompt.setdefault(blocks[int(i)], []), inputs.pop(name)
+            if field == KeysValues._fields[0]:
+                pictures.append(KeysValues(value, value))
+            pictures[-1] = pictures[-1]._replace(**{field: value})
+        more: dict[str, Any] = {"image_prompt": prompt} if prompt else {}
         found = [y for name, y in inputs.items() if name.startswith(RESIDUAL)]
         features = [y for name, y in inputs.items() if name.startswith(FEATURE)]
-        options: dict[str, Any] = {
-            name: y for name, y in inputs.items() if not name.startswith((RESIDUAL, FEATURE))
-        }
+        numbered = (RESIDUAL, FEATURE)
+        options = {name: y for name, y in inputs.items() if not name.startswith(numbered)} | more
         if found:
             options["residuals"] = Residuals(found[:-1], found[-1])
         if features:

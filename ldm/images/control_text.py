@@ -17,6 +17,7 @@ from ldm.config.picture_readers import CONTROLNET, T2I_ADAPTER, PictureReader
 MOST = 16  # units of one picture
 UNIT = re.compile(r"controlnet (\d{1,2})", re.IGNORECASE)
 HASH = re.compile(r" *\[[0-9a-fA-F]{6,64}\]$")
+IP_MODULE = "ip-adapter-auto"
 BALANCED, GUESS = "Balanced", "ControlNet is more important"  # control modes
 NAMES = ("controlnet_conditioning_scale", "control_guidance_start", "control_guidance_end")
 ADAPTER_NAMES = ("adapter_conditioning_scale", "", "adapter_conditioning_factor")  # no start
@@ -132,6 +133,42 @@ def read_reference(label: str, unit: Mapping[str, str]) -> tuple[dict[str, Any],
     notes = [f"{label} {name} {value:g}" for name, value, usual in values if value != usual]
     mode = MODES[unit["module"].casefold()]
     return {"reference_mode": mode, "reference_fidelity": fidelity}, notes
+
+
+def ip_adapter_labels(
+    arguments: Mapping[str, Any], names: tuple[str, ...], first: int
+) -> dict[str, str]:
+    """Return the settings of IP-Adapters, which are the extension's units after ControlNets."""
+    found = {}
+    for index, name in enumerate(names):
+        weight = value_of(arguments.get("ip_adapter_scale", 1.0), index)
+        found[f"ControlNet {first + index}"] = (
+            f"Module: {IP_MODULE}, Model: {name.replace(',', ' ')}, Weight: {weight}, Resize Mode: "
+            f"Just Resize, Guidance Start: 0, Guidance End: 1, Control Mode: {BALANCED}"
+        )
+    return found
+
+
+def take_ip_adapters(
+    settings: dict[str, str],
+) -> tuple[dict[str, Any], tuple[str, ...], list[str]]:
+    """Take the IP-Adapters out of a picture's settings; as ``take_controls``."""
+    names: list[str] = []
+    weights: list[float] = []
+    notes: list[str] = []
+    for label in [label for label in settings if UNIT.fullmatch(label)][:MOST]:
+        unit = read_unit(settings[label])
+        if not unit.get("module", "").casefold().startswith("ip-adapter"):
+            continue
+        del settings[label]
+        weight, start, end = numbers(label, unit)
+        names.append(HASH.sub("", unit.get("model", "")) or label)
+        weights.append(weight)
+        if (start, end) != (0.0, 1.0):
+            notes.append(f"{label} Guidance Start {start:g}, Guidance End {end:g}")
+    if not names or all(weight == 1 for weight in weights):
+        return {}, tuple(names), notes
+    return {"ip_adapter_scale": weights if len(weights) > 1 else weights[0]}, tuple(names), notes
 
 
 def value_of(value: Any, index: int) -> str:

@@ -7,6 +7,7 @@ pipe(**info.arguments).images[0]  # the same picture
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -20,7 +21,7 @@ from ldm.config.arguments import about
 from ldm.errors import ArgumentError, ImageError
 from ldm.images import control_text
 from ldm.images.depth import load_depth
-from ldm.images.files import load_image, load_layer, read_texts
+from ldm.images.files import digest, load_image, load_layer, read_texts
 from ldm.images.metadata import NEGATIVE, PROMPT, parse_parameters
 from ldm.images.text_fields import OURS, settings_of
 from ldm.request import OFFSETS, RefinedRequest
@@ -81,6 +82,7 @@ class GenerationInfo:
     controlnets: tuple[str, ...] = ()  # names of files or folders, in the order of loading
     t2i_adapters: tuple[str, ...] = ()  # likewise
     preprocessors: tuple[str, ...] = ()  # of their pictures, "" for one as it is; () for none
+    ip_adapters: tuple[str, ...] = ()  # likewise
     text_encoders: tuple[str, ...] = ()  # names of files, that took the place of the model's
     images: dict[str, str] = field(default_factory=dict)
     batch: tuple[int, int] = (1, 0)
@@ -179,7 +181,7 @@ def from_settings(settings: Mapping[str, Any]) -> GenerationInfo:
         )
     if "guidance_interval" in arguments:
         arguments["guidance_interval"] = _pair(arguments["guidance_interval"])
-    for name in control_text.PER_NETWORK & set(arguments):
+    for name in {*control_text.PER_NETWORK, "ip_adapter_scale"} & set(arguments):
         arguments[name] = _numbers(name, arguments[name])
     return GenerationInfo(
         arguments=arguments,
@@ -192,6 +194,7 @@ def from_settings(settings: Mapping[str, Any]) -> GenerationInfo:
         controlnets=tuple(map(str, get("controlnets", list, []))),
         t2i_adapters=tuple(map(str, get("t2i_adapters", list, []))),
         preprocessors=tuple(map(str, get("preprocessors", list, []))),
+        ip_adapters=tuple(map(str, get("ip_adapters", list, []))),
         images={name: str(digest) for name, digest in get("images", dict, {}).items()},
         batch=tuple(batch),
         batch_prompts=batch_prompts,
@@ -232,9 +235,11 @@ def from_labels(labels: Mapping[str, str]) -> GenerationInfo:
     sampler, unknown = _sampler(settings)
     arguments |= strength | sampler
     notes += unknown
+    image_prompts, adapters, unread = control_text.take_ip_adapters(settings)
     units = control_text.take_units(settings)
-    arguments |= units.arguments
-    notes += units.notes
+    arguments |= image_prompts | units.arguments
+    notes += unread + units.notes
+    given = {"image": strength, "ip_adapter_image": adapters}
     eta = arguments.get("eta")
     if eta and not SAMPLERS[arguments.get("sampler", "ddim")].eta:
         notes.append(f"Eta {arguments.pop('eta')}")
@@ -249,7 +254,8 @@ def from_labels(labels: Mapping[str, str]) -> GenerationInfo:
         controlnets=units.controlnets,
         preprocessors=units.preprocessors,
         t2i_adapters=units.t2i_adapters,
-        images=({"image": ""} if strength else {}) | units.images,
+        ip_adapters=adapters,
+        images={name: "" for name, there in given.items() if there} | units.images,
         notes=_notes(notes, settings),
         grid=grid,
     )
@@ -284,6 +290,23 @@ def model_name(path: str | Path | None) -> str:
         return BUILT_IN
     resolved = Path(path).expanduser().resolve()
     return resolved.stem if resolved.is_file() else resolved.name
+
+
+def adapter_name(path: str | Path) -> str:
+    """Name an IP-Adapter for metadata: a file of ldm's usual name by the folder around it."""
+    path = Path(path)
+    usual = path.name == "ip_adapter.safetensors"
+    return model_name(path.resolve().parent if usual else path)
+
+
+def given_digest(name: str, source: Any) -> str:
+    """Return the digest of what an option gives: of a picture, or of a file of embeddings."""
+    if isinstance(source, str | Path) and str(source).lower().endswith(".safetensors"):
+        try:
+            return hashlib.sha256(Path(source).read_bytes()).hexdigest()[:10]
+        except OSError as error:
+            raise ImageError(f"{source} cannot be read ({error.strerror})") from None
+    return digest(load_given(name, source))
 
 
 def controlnet_name(path: str | Path) -> str:

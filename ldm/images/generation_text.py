@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ldm.config.arguments import about
-from ldm.images.control_text import control_labels, reference_unit
+from ldm.images.control_text import control_labels, ip_adapter_labels, reference_unit
 from ldm.images.generation_info import GenerationInfo
 from ldm.images.metadata import format_parameters
 from ldm.request import ALL_FIELDS, LargeRequest
@@ -22,6 +22,7 @@ def generation_text(
 
     more: further settings, under their names there.
     """
+    networks = len(info.controlnets) + len(info.t2i_adapters)
     return format_parameters(
         {
             **common_settings(info, size),
@@ -29,7 +30,8 @@ def generation_text(
             **control_labels(
                 info.arguments, info.controlnets, info.t2i_adapters, info.preprocessors
             ),
-            **reference_label(info),
+            **ip_adapter_labels(info.arguments, info.ip_adapters, networks),
+            **reference_label(info, networks + len(info.ip_adapters)),
             "RNG": "CPU",
             "Grid": info.grid,
             "Template": info.template,
@@ -39,12 +41,11 @@ def generation_text(
     )
 
 
-def reference_label(info: GenerationInfo) -> dict[str, str]:
-    """Return the reference picture's settings, which stand behind those of networks."""
+def reference_label(info: GenerationInfo, number: int) -> dict[str, str]:
+    """Return the reference picture's settings, as a unit of this number behind the others."""
     if "reference_image" not in info.images:
         return {}
-    before = len(info.controlnets) + len(info.t2i_adapters)
-    return {f"ControlNet {before}": reference_unit(info.arguments)}
+    return {f"ControlNet {number}": reference_unit(info.arguments)}
 
 
 def label(name: str) -> str:

@@ -16,6 +16,7 @@ from torch import nn
 from ldm.adapters.lora_scale import Scale
 from ldm.config.diffusers_habits import find, is_off, message
 from ldm.errors import ArgumentError, UnknownAttributeError
+from ldm.interface.ip_adapters import IPAdapters
 from ldm.interface.t2i_adapters import T2IAdapters
 from ldm.loading.devices import DTYPE_BY_NAME, choose_device, choose_dtype, vae_dtype
 from ldm.samplers.names import find_sampler
@@ -26,7 +27,7 @@ PARTS = {"unet", "vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenize
 LORA_FILE = "pytorch_lora_weights.safetensors"  # diffusers' own name
 
 
-class DiffusersMethods(T2IAdapters):
+class DiffusersMethods(T2IAdapters, IPAdapters):
     """A model with diffusers' methods.
 
     Attributes:
@@ -86,6 +87,7 @@ class DiffusersMethods(T2IAdapters):
         ]  # fmt: skip
         parts += [(network, dtype) for network in self.controlnets.values()]
         parts += [(network, dtype) for network in self.t2i_adapters.values()]
+        parts += [(network, dtype) for network in self.image_networks()]
         for part, own in parts:
             if part is not None:
                 part.to(device, own)

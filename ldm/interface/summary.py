@@ -35,6 +35,8 @@ def summarize(model: Model) -> str:
         rows["ControlNets"] = ", ".join(model.controlnets)
     if model.t2i_adapters:
         rows["T2I-Adapters"] = ", ".join(model.t2i_adapters)
+    if model.ip_adapters:
+        rows["IP-Adapters"] = ", ".join(model.ip_adapters)
     if words := list(model.inversions.loaded):
         rows["words"] = ", ".join(words)
     return "\n".join([f"{type(model).__name__}(", *(f"  {k}: {v}" for k, v in rows.items()), ")"])

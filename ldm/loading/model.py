@@ -18,12 +18,13 @@ from ldm.config import SchedulerConfig
 from ldm.config.generation import Defaults
 from ldm.config.tasks import task_of
 from ldm.control.control_lllite import Network
+from ldm.control.image_prompts import LoadedIPAdapter
 from ldm.control.t2i_adapter import T2IAdapter
 from ldm.denoiser import Listener
 from ldm.errors import ArgumentError
 from ldm.fast import adapt_to_cpu
 from ldm.fast.optimize import Optimized
-from ldm.images.generation_info import OWN_CONTROLNET
+from ldm.images.generation_info import OWN_CONTROLNET, adapter_name
 from ldm.latents import Codec, Pixels
 from ldm.loading.compatibility import check_parts
 from ldm.loading.origin import Origin
@@ -59,6 +60,8 @@ class Model:
             loading.
         own_controlnet: the folder of one that belongs to the model, or None; see
             ``used_controlnets``.
+        ip_adapters: what reads pictures as prompts, likewise.
+        folder: that the model was loaded from; None for a file or parts.
         preview_vae: what decodes previews, in the place of rough colours.
         optimized: how the parts compute faster.
         origin: what it was loaded from.
@@ -141,6 +144,8 @@ class Model:
         self.controlnets: dict[str, Network] = {}
         self.own_controlnet: Path | None = None
         self.t2i_adapters: dict[str, T2IAdapter] = {}
+        self.ip_adapters: dict[str, LoadedIPAdapter] = {}
+        self.folder: Path | None = None
         self.preview_vae: AutoencoderTiny | None = None
         self.optimized = Optimized()
         self.listener: Listener | None = None
@@ -168,6 +173,11 @@ class Model:
         raise NotImplementedError
 
     @property
+    def adapters(self) -> dict[str, Any]:
+        """The IP-Adapters' networks, by name."""
+        return {f"IP-Adapter {name}": one.network for name, one in self.ip_adapters.items()}
+
+    @property
     def text_models(self) -> list[TextModel]:
         """The text encoders with their tokenizers, which know the words loaded."""
         return list(self.inversions.models.values())
@@ -188,6 +198,27 @@ class Model:
         side = (self.unet.config.sample_size or 64) * self.vae.config.scale
         return side, side
 
+    def make_ip_adapter(
+        self, file: Path, folder: str | None, image_encoder: str | Path | None, own: bool = False
+    ) -> LoadedIPAdapter:
+        """Load an IP-Adapter's file with its image encoder; see ``load_ip_adapter``."""
+        # Only here: most models never load one.
+        from ldm.loading.image_encoder import find_image_encoder, load_image_encoder
+        from ldm.loading.ip_adapter import encoder_folders, load_ip_adapter
+
+        dtype = next(self.unet.parameters()).dtype
+        network = load_ip_adapter(file, self.unet.config, dtype, self.device)
+        place = None
+        if image_encoder is not None:
+            place = Path(image_encoder).expanduser()
+        elif folder is not None:
+            places = encoder_folders(file, folder, self.folder)
+            place = find_image_encoder(places, network.config)
+        encoder = None
+        if place is not None:
+            encoder = load_image_encoder(place, network.config, dtype, self.device)
+        return LoadedIPAdapter(network, encoder, adapter_name(file), own=own)
+
     def need_encoder(self) -> None:
         """Raise ArgumentError for a VAE that cannot encode an image."""
         if isinstance(self.vae, AutoencoderTiny) and self.vae.encoder is None:
@@ -197,3 +228,11 @@ class Model:
         """Raise ArgumentError for a model without text."""
         if self.classes is not None:
             raise ArgumentError(f"this model reads no text: {why}")
+
+
+def own_ip_adapter(model: Model) -> None:
+    """Load the IP-Adapter in the model's own folder, if there is one and no other is loaded."""
+    file = None if model.folder is None else model.folder / "ip_adapter" / "ip_adapter.safetensors"
+    if file is not None and file.is_file() and not model.ip_adapters:
+        adapter = model.make_ip_adapter(file, "image_encoder", None, own=True)
+        model.ip_adapters["own"] = adapter

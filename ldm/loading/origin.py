@@ -16,7 +16,7 @@ class Origin:
 
     Attributes:
         model, vae, text_encoders: as ``model_name`` names them.
-        controlnets, t2i_adapters: of each one that is loaded, by its name there.
+        controlnets, t2i_adapters, ip_adapters: of each one that is loaded, by its name there.
         embeddings: of the textual inversions that are loaded.
         loading: arguments of ``Pipeline.from_pretrained`` that are not its defaults.
     """
@@ -26,6 +26,7 @@ class Origin:
     text_encoders: tuple[str, ...] = ()
     controlnets: dict[str, str] = field(default_factory=dict)
     t2i_adapters: dict[str, str] = field(default_factory=dict)
+    ip_adapters: dict[str, str] = field(default_factory=dict)
     embeddings: list[str] = field(default_factory=list)
     loading: dict[str, Any] = field(default_factory=dict)
 

@@ -19,9 +19,9 @@ from ldm.control.hints import Hint, read_hints, split_pictures
 from ldm.control.preprocessed import ControlSource
 from ldm.images.depth import to_pictures
 from ldm.images.files import digest
-from ldm.images.generation_info import LARGEST_BATCH, GenerationInfo, load_given
+from ldm.images.generation_info import LARGEST_BATCH, GenerationInfo, given_digest, load_given
 from ldm.images.generation_text import generation_text
-from ldm.images.inputs import read_pictures
+from ldm.images.inputs import flat, read_pictures
 from ldm.images.picture import Picture
 from ldm.loading.model import Model
 from ldm.loading.tasks import image_strength
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 # Arguments that a file cannot hold, or no option of the command can express.
-NOT_IN_FILES = ("latents", *EMBEDDINGS)
+NOT_IN_FILES = ("latents", *EMBEDDINGS, "ip_adapter_image_embeds")
 NO_OPTION = ("deep_cache_branch", "steps_before", "denoising_start", "denoising_end")
 
 
@@ -81,6 +81,8 @@ def records(
         missing.append("control_mode")  # no option gives one network of several several pictures
     for kind in (CONTROLNET, T2I_ADAPTER):
         missing += [f"a tensor as {kind.image}"] if "" in given[kind.image] else []
+    missing += ["a tensor as ip_adapter_masks"] if "" in given["ip_adapter_mask"] else []
+    missing += [] if numbers_alone(model) else ["set_ip_adapter_scale"]
     found = []
     for i, (picture, seed) in enumerate(zip(pictures, seeds, strict=True)):
         text = prompts[i // request.repeats]
@@ -112,6 +114,7 @@ def records(
                 controlnets=tuple(model.origin.controlnets[name] for name in networks),
                 preprocessors=preprocessors(request, networks, i // request.repeats),
                 t2i_adapters=tuple(model.origin.t2i_adapters.values()),
+                ip_adapters=tuple(model.origin.ip_adapters.values()),
                 images=inputs,
                 batch=place_in_batch(request, i, own.get("variation_seed", seed)),
                 batch_prompts=batch_prompts(request),
@@ -137,6 +140,10 @@ def shared_arguments(model: Model, request: Request, choice: Choice) -> dict[str
         for name, value in found.items()
         if is_recorded(name, value)
     }
+    set_scales = [adapter.scale for adapter in model.ip_adapters.values()]
+    unsaid = request.ip_adapter_scale is None and request.ip_adapter_image is not None
+    if unsaid and numbers_alone(model) and any(one != 1 for one in set_scales):
+        found["ip_adapter_scale"] = ",".join(map(repr, map(float, set_scales)))
     strength = image_strength(model, request)
     if strength is not None:
         found["strength"] = strength
@@ -192,6 +199,8 @@ def digests(request: Request, option: str, model: Model) -> list[str]:
         return joined_digests(request, model.used_controlnets(given is not None), CONTROLNET)
     if name == T2I_ADAPTER.image:
         return joined_digests(request, model.t2i_adapters, T2I_ADAPTER)
+    if name in ("ip_adapter_image", "ip_adapter_masks"):
+        return image_prompt_digests(option, given)
     if name == "depth_map":
         given = to_pictures(given)
     load = partial(load_given, option)
@@ -234,6 +243,30 @@ def preprocessors(
     return tuple(found) if any(found) else ()
 
 
+def image_prompt_digests(option: str, given: Any) -> list[str]:
+    """Return the joined digests of what IP-Adapters read for all prompts; [] without."""
+    if given is None:
+        return []
+    found = []
+    for part in every_part(given):
+        if part is None or (torch.is_tensor(part) and part.ndim == 4 and "mask" in option):
+            return [""]
+        found += [given_digest(option, one) for one in flat(part, option)]
+    return [",".join(found)]
+
+
+def every_part(given: Any) -> list[Any]:
+    """Return the pictures in lists of lists."""
+    if not isinstance(given, list | tuple):
+        return [given]
+    return [one for part in given for one in every_part(part)]
+
+
+def numbers_alone(model: Model) -> bool:
+    """Whether the IP-Adapters' scales are numbers, which options can say."""
+    return not any(isinstance(a.scale, Mapping | list | tuple) for a in model.ip_adapters.values())
+
+
 def lora_tags(model: Model) -> tuple[list[str], bool]:
     """Return tags of the LoRAs in use for a prompt, and whether they say all."""
     used = [lora for lora in model.loras.loaded.values() if lora.active]
@@ -263,4 +296,5 @@ FILES = {  # option: argument
     "image": "image", "mask": "mask_image", "depth_map": "depth_map",
     "control_image": "control_image", "adapter_image": "adapter_image",
     "reference_image": "reference_image",
+    "ip_adapter_image": "ip_adapter_image", "ip_adapter_mask": "ip_adapter_masks",
 }  # fmt: skip

@@ -11,7 +11,7 @@ Source: Zhang 2023, "reference-only", of the web UI's extension Mikubill/sd-webu
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ldm.denoiser import UNetCall
 from ldm.fast.replace import view, with_children, with_state_of
-from ldm.layers import Attention
+from ldm.layers import Attention, KeysValues
 from ldm.scheduler import Level
 from ldm.techniques.self_attention import (
     Moments,
@@ -29,7 +29,7 @@ from ldm.techniques.self_attention import (
     queries_keys_values,
     replace_self_attention,
 )
-from ldm.unet import Residuals, UNet, UNetBlock
+from ldm.unet import ImagePrompt, Residuals, UNet, UNetBlock
 
 EPS = 1e-6  # the least variance of adain
 
@@ -64,7 +64,9 @@ class ReferenceAttention(Attention):
 
     rows: ReferenceRows
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, pictures: Sequence[KeysValues] = ()
+    ) -> Tensor:
         q, k, v = queries_keys_values(self, x)
         (q, q_reference), (k, k_reference), (v, v_reference) = (y.chunk(2) for y in (q, k, v))
         y = self.attend(q, torch.cat([k, k_reference], dim=2), torch.cat([v, v_reference], dim=2))
@@ -168,25 +170,37 @@ class Reference:
         doubled = self._doubled[1]
 
         def compute(
-            x: Tensor, t: Tensor, residuals: Residuals | None = None, **inputs: Tensor
+            x: Tensor,
+            t: Tensor,
+            residuals: Residuals | None = None,
+            features: Sequence[Tensor] = (),
+            image_prompt: ImagePrompt | None = None,
+            **inputs: Tensor,
         ) -> Tensor:
             picture = self.x.to(x)[call.pictures]
-            inputs = {
+            more: dict[str, Any] = {
                 name: doubled[name] if name in doubled else torch.cat([value, value])
                 for name, value in inputs.items()
             }
+            # What steers the drawn rows adds nothing to the picture's.
             if residuals is not None:
-                inputs["residuals"] = padded(residuals)  # type: ignore[assignment]
-            every = unet(torch.cat([x, picture]), torch.cat([t, t]), **inputs)
+                skips, middle = residuals
+                more["residuals"] = Residuals(
+                    [padded(y) for y in skips], None if middle is None else padded(middle)
+                )
+            if features:
+                more["features"] = [padded(y.expand(len(x), -1, -1, -1)) for y in features]
+            if image_prompt:
+                more["image_prompt"] = {
+                    block: [p._replace(keys=padded(p.keys), values=padded(p.values)) for p in each]
+                    for block, each in image_prompt.items()
+                }
+            every = unet(torch.cat([x, picture]), torch.cat([t, t]), **more)
             return every[: len(x)]
 
         return compute
 
 
-def padded(residuals: Residuals) -> Residuals:
-    """Return what ControlNets add to drawn rows, and 0 for as many rows of the picture."""
-    skips = [torch.cat([y, torch.zeros_like(y)]) for y in residuals.skips]
-    middle = residuals.middle
-    if middle is not None:
-        middle = torch.cat([middle, torch.zeros_like(middle)])
-    return Residuals(skips, middle)
+def padded(y: Tensor) -> Tensor:
+    """Append as many rows of 0."""
+    return torch.cat([y, torch.zeros_like(y)])

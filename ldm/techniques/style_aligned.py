@@ -17,7 +17,7 @@ from torch import Tensor
 from ldm.denoiser import UNetCall
 from ldm.errors import ArgumentError
 from ldm.fast.replace import with_state_of
-from ldm.layers import Attention
+from ldm.layers import Attention, KeysValues
 from ldm.scheduler import Level
 from ldm.techniques.self_attention import (
     Moments,
@@ -43,7 +43,9 @@ class AlignedAttention(Attention):
 
     rows: AlignedRows
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, pictures: Sequence[KeysValues] = ()
+    ) -> Tensor:
         first = self.rows.first
         q, k, v = queries_keys_values(self, x)
         q, k = aligned(q, first), aligned(k, first)
