@@ -17,7 +17,7 @@ once. Parameters are named as in the authors' files: ``image_proj.…``, ``ip_ad
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import cast
+from typing import Any, cast
 
 from einops import rearrange
 from torch import Tensor, nn
@@ -57,6 +57,19 @@ class IPAdapter(nn.Module):
                 for i, width in enumerate(config.layer_widths)
             }
         )
+
+    @classmethod
+    def from_unet(cls, unet: UNet, **values: Any) -> IPAdapter:
+        """Make an untrained one: its W'_K and W'_V are the U-Net's W_K and W_V of the text.
+
+        values: fields of its configuration, such as ``image_width``. Source: the authors' code.
+        """
+        adapter = cls(IPAdapterConfig.like(unet.config, **values))
+        layers = cast(Sequence[ImageKeysValues], adapter.ip_adapter.values())
+        for block, layer in zip(transformer_blocks(unet), layers, strict=True):
+            layer.to_k_ip.load_state_dict(block.attn2.to_k.state_dict())
+            layer.to_v_ip.load_state_dict(block.attn2.to_v.state_dict())
+        return adapter
 
     def forward(self, states: Tensor) -> Tensor:
         """Return the tokens (B,n,N,D) of n pictures for each of B rows.

@@ -17,6 +17,7 @@ RECIPES = {
     "latent": "LatentRecipe",
     "controlnet": "ControlNetRecipe",
     "image_encoder": "ImageEncoderRecipe",
+    "ip_adapter": "IPAdapterRecipe",
     "pixel": "PixelRecipe",
     "classifier": "ClassifierRecipe",
 }  # module of this package → its class
