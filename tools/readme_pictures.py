@@ -4,10 +4,11 @@
 
 `grid.webp` (many prompts), `colours.webp` (one object, many colours), `styles.webp` (one object,
 all styles), `sketch.png` with `image_to_image.webp` (what becomes of it), `mask.png` with
-`techniques.webp` (inpainting, two passes, a tile), `borrowed_style.webp` (a reference, pictures
-aligned in style) and `steps.webp` (the model's guess of the
-picture while the noise is removed). The prompts and seeds are fixed, so the same model draws the
-same pictures; `tests/tools/test_readme_pictures.py` compares them with the committed ones.
+`techniques.webp` (inpainting, two passes, a tile), `drawing.png` with `control.webp` (what the
+ControlNet makes of drawings), `image_prompts.webp` (colours of a picture, by the IP-Adapter),
+`borrowed_style.webp` (a reference, pictures aligned in style) and `steps.webp` (the model's guess
+of the picture while the noise is removed). The prompts and seeds are fixed, so the same model draws
+the same pictures; `tests/tools/test_readme_pictures.py` compares them with the committed ones.
 """
 
 import sys
@@ -18,6 +19,7 @@ from PIL import Image, ImageDraw
 
 from ldm.cli.common import EXIT_CODES, run
 from ldm.cli.parsing import Parser
+from ldm.control.preprocessors import canny, scribble
 from ldm.errors import ArgumentError
 from ldm.hires import hires_fix
 from ldm.images import image_grid, save_image, to_pil
@@ -37,6 +39,11 @@ REFERENCE_MODES: dict[str, dict[str, Any]] = {
     "attention+adain": {"reference_mode": "attention+adain"},
 }
 ALIGNED, ALIGNED_SEED = ["a blue fish", "a car", "a cat", "a tree"], 3
+
+DRAWN, DRAWN_SEED = ["an orange fish", "a purple fish, 3d", "a blue fish on a yellow background"], 3
+CANNY, CANNY_SEED = "a blue house", 1
+IMAGE_PROMPTS, IMAGE_PROMPT_SEED = ["a green apple", "a pizza", "an eggplant"], 1
+PROMPTED, PROMPTED_SEED = ["a cat", "a car"], 4
 
 GRID_COLUMNS = 6
 GRID = [  # prompt, seed
@@ -100,6 +107,22 @@ def mask(side: int) -> Image.Image:
     return picture
 
 
+def drawing(side: int) -> Image.Image:
+    """Draw a fish in black strokes, RGB (side, side)."""
+    large = 4 * side  # strokes without steps
+    picture = Image.new("RGB", (large, large), "white")
+    draw = ImageDraw.Draw(picture)
+    unit, width = large / 16, large // 48
+    draw.ellipse([n * unit for n in (2, 4.5, 11, 11.5)], outline="black", width=width)
+    tail = [(x * unit, y * unit) for x, y in ((10.6, 8), (14.3, 4.8), (13.6, 8), (14.3, 11.2))]
+    draw.line([*tail, tail[0]], "black", width, joint="curve")
+    draw.ellipse([n * unit for n in (4, 6.6, 5, 7.6)], outline="black", width=width)
+    fin = [(x * unit, y * unit) for x, y in ((6.2, 4.6), (8.2, 2.6), (9.2, 5.2))]
+    draw.line(fin, "black", width, joint="curve")
+    draw.arc([n * unit for n in (6, 7, 8.4, 9.6)], 300, 100, "black", width)
+    return picture.resize((side, side), Image.Resampling.LANCZOS)
+
+
 def grid(pipe: Pipeline) -> Image.Image:
     """Every prompt of GRID from its own seed."""
     tiles = [tile(pipe(text, seed=seed).images[0], text) for text, seed in GRID]
@@ -137,6 +160,33 @@ def techniques(pipe: Pipeline, start: Image.Image, wall: Image.Image) -> Image.I
     return sheet(pictures, len(pictures), labels)
 
 
+def control(pipe: Pipeline, drawn: Image.Image, start: Image.Image) -> Image.Image:
+    """Return a drawing and pictures that follow it; the house's edges, and a picture after them."""
+    tiles = [tile(drawn, "drawing.png")]
+    strokes = scribble(drawn)
+    for text in DRAWN:
+        picture = pipe(text, control_image=strokes, seed=DRAWN_SEED).images[0]
+        tiles.append(tile(picture, f"{text}\n--control scribble"))
+    edges = canny(start)
+    tiles.append(tile(edges, "canny of sketch.png"))
+    picture = pipe(CANNY, control_image=edges, seed=CANNY_SEED).images[0]
+    return image_grid([*tiles, tile(picture, f"{CANNY}\n--control canny")], len(tiles) + 1)
+
+
+def image_prompts(pipe: Pipeline) -> Image.Image:
+    """Return pictures in a row; below, what is drawn of each text beside each of them."""
+    pictures = [pipe(text, seed=IMAGE_PROMPT_SEED).images[0] for text in IMAGE_PROMPTS]
+    tiles = [tile(Image.new("RGB", pictures[0].size, "white"), "--ip-adapter-image:", lines=1)]
+    tiles += [tile(one, text, lines=1) for one, text in zip(pictures, IMAGE_PROMPTS, strict=True)]
+    for text in PROMPTED:
+        found = [pipe(text, seed=PROMPTED_SEED).images[0]]
+        found += [
+            pipe(text, seed=PROMPTED_SEED, ip_adapter_image=one).images[0] for one in pictures
+        ]
+        tiles += [tile(picture, text, lines=1) for picture in found]
+    return image_grid(tiles, len(pictures) + 1)
+
+
 def borrowed_style(pipe: Pipeline) -> Image.Image:
     """Return pictures with a reference, then pictures drawn alone and style-aligned."""
     fish = pipe(REFERENCE, seed=REFERENCE_SEED).images[0]
@@ -171,7 +221,7 @@ def steps(pipe: Pipeline) -> Image.Image:
 def draw(model: str | None) -> dict[str, Image.Image]:
     """Draw everything; return the pictures by the names of their files."""
     pipe = Pipeline.from_pretrained(model, dtype="float32")
-    start, wall = sketch(128), mask(128)
+    start, wall, drawn = sketch(128), mask(128), drawing(128)
     coloured = [the_thing(f"{colour} {COLOURED}", bare=False) for colour in COLOURS]
     styled = [f"{STYLED}, {style}" for style in STYLES.values()]
     return {
@@ -180,10 +230,13 @@ def draw(model: str | None) -> dict[str, Image.Image]:
         "styles.webp": side_by_side(pipe, styled, STYLED_SEED),
         "image_to_image.webp": image_to_image(pipe, start),
         "techniques.webp": techniques(pipe, start, wall),
+        "control.webp": control(pipe, drawn, start),
+        "image_prompts.webp": image_prompts(pipe),
         "borrowed_style.webp": borrowed_style(pipe),
         "steps.webp": steps(pipe),
         "sketch.png": start,
         "mask.png": wall,
+        "drawing.png": drawn,
     }
 
 

@@ -113,9 +113,11 @@ class ControlLLLite(nn.Module):
         x = inputs[0]
         for one in ACTIVE.get():
             if one.network is self:
-                c = one.features[name]
-                c = c[one.pictures] if len(c) > 1 else c.expand(len(x), -1, -1)
-                x = x + one.factors * self.layers[name](x, c)
+                c, rows = one.features[name], len(one.factors)
+                c = c[one.pictures] if len(c) > 1 else c.expand(rows, -1, -1)
+                drawn, others = x[:rows], x[rows:]  # a reference's rows are not steered
+                changed = drawn + one.factors * self.layers[name](drawn, c)
+                x = torch.cat([changed, others]) if len(others) else changed
         return None if x is inputs[0] else (x, *inputs[1:])
 
 
