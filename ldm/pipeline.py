@@ -20,7 +20,7 @@ from torch import Tensor
 from ldm import latents, preparation, run
 from ldm.adapters.lora import Lora
 from ldm.adapters.lora_scale import Scale
-from ldm.checkpoints.source import check_paths, find_model, find_own_controlnet
+from ldm.checkpoints.source import check_paths, find_model
 from ldm.config.arguments import takes
 from ldm.config.diffusers_habits import accepts_habits
 from ldm.control.control_lllite import ControlLLLite, check_lllite_ways
@@ -125,7 +125,6 @@ class Pipeline(DiffusersMethods):
             replace_parts(parts, path, other, encoders, device)
         pipe = cls(**parts)
         pipe.origin = origin
-        pipe.own_controlnet = find_own_controlnet(path)
         pipe.folder = path if path.is_dir() else None
         if dtype is None:  # "auto"
             origin.loading["dtype"] = str(pipe.dtype).removeprefix("torch.")

@@ -11,6 +11,7 @@ import torch
 
 from ldm.adapters.lora import Loras
 from ldm.adapters.textual_inversion import TextualInversions
+from ldm.checkpoints.source import find_own_controlnet
 from ldm.classes.classifier import Classifier
 from ldm.classes.labels import Classes
 from ldm.clip import CLIPTextEncoder
@@ -58,8 +59,6 @@ class Model:
         inversions, loras: the adapters on the parts.
         controlnets, t2i_adapters: what steers the U-Net by pictures, by name, in the order of
             loading.
-        own_controlnet: the folder of one that belongs to the model, or None; see
-            ``used_controlnets``.
         ip_adapters: what reads pictures as prompts, likewise.
         folder: that the model was loaded from; None for a file or parts.
         preview_vae: what decodes previews, in the place of rough colours.
@@ -142,7 +141,6 @@ class Model:
             self.inversions,
         )
         self.controlnets: dict[str, Network] = {}
-        self.own_controlnet: Path | None = None
         self.t2i_adapters: dict[str, T2IAdapter] = {}
         self.ip_adapters: dict[str, LoadedIPAdapter] = {}
         self.folder: Path | None = None
@@ -167,6 +165,11 @@ class Model:
             return loaded
         self.load_own_controlnet()
         return {OWN_CONTROLNET: self.controlnets[OWN_CONTROLNET]}
+
+    @property
+    def own_controlnet(self) -> Path | None:
+        """The folder of a ControlNet that belongs to the model; see ``used_controlnets``."""
+        return None if self.folder is None else find_own_controlnet(self.folder)
 
     def load_own_controlnet(self) -> None:
         """See ``ldm.interface.controlnets``."""
