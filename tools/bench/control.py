@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from ldm.checkpoints.assets import asset_path
 from ldm.checkpoints.folder import empty
-from ldm.config import ControlNetConfig
+from ldm.config import ControlNetConfig, IPAdapterConfig, UNetConfig
 from ldm.control.controlnet import ControlNet
 from ldm.fast import speed_up
 from ldm.pipeline import Pipeline
@@ -29,6 +29,7 @@ from tools.bench.race import Race
 
 SIZE, SMALL = 32, 16  # latents of a step, and those on which outcomes are compared
 PIXELS = 8  # for each latent
+IP_ADAPTER, ENCODER = "ip-adapter_sd15.safetensors", "image_encoder"  # as h94 names them
 ADAPTED = 1 / 0.75  # how many times the memory of ours theirs shall take
 
 
@@ -201,6 +202,27 @@ def sd15_controlnet() -> Path:
     return folder
 
 
+def sd15_adapters() -> Path:
+    """Make, once, that folder with an IP-Adapter beside it and its encoder, of ViT-H's sizes."""
+    folder = sd15_controlnet()
+    if not (folder / ENCODER / "config.json").exists():
+        import transformers
+
+        from ldm.control.ip_adapter import IPAdapter
+        from ldm.loading.ip_adapter import save_ip_adapter
+
+        unet = UNetConfig.from_file(sd15() / "unet" / "config.json")
+        adapter = empty(IPAdapter, IPAdapterConfig.like(unet, image_width=1024))
+        save_ip_adapter(cast("IPAdapter", fill(adapter)), folder / IP_ADAPTER, torch.float16)
+        sizes = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32}
+        sizes |= {"num_attention_heads": 16, "patch_size": 14, "projection_dim": 1024}
+        config = transformers.CLIPVisionConfig(**sizes, image_size=224, hidden_act="gelu")
+        with torch.device("meta"):
+            encoder = transformers.CLIPVisionModelWithProjection(config)
+        fill(encoder).half().save_pretrained(folder / ENCODER)
+    return folder
+
+
 ADAPTERS = {
     "controlnet": Adapter(
         sd15_controlnet,
@@ -208,7 +230,6 @@ ADAPTERS = {
 from ldm.pipeline import Pipeline
 began = time.perf_counter()
 pipe = Pipeline.from_pretrained(sys.argv[1], controlnet=sys.argv[2], device="cpu", dtype="bfloat16")
-network = next(iter(pipe.controlnets.values()))
 """,
         """
 from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
@@ -216,6 +237,27 @@ began = time.perf_counter()
 network = ControlNetModel.from_pretrained(sys.argv[2], torch_dtype=torch.bfloat16)
 pipe = StableDiffusionControlNetPipeline.from_pretrained(
     sys.argv[1], controlnet=network, torch_dtype=torch.bfloat16)
+""",
+    ),
+    "controlnet-and-ip-adapter": Adapter(
+        sd15_adapters,
+        f"""
+from ldm.pipeline import Pipeline
+began = time.perf_counter()
+pipe = Pipeline.from_pretrained(sys.argv[1], controlnet=sys.argv[2], device="cpu", dtype="bfloat16")
+pipe.load_ip_adapter(sys.argv[2] + "/{IP_ADAPTER}", image_encoder=sys.argv[2] + "/{ENCODER}")
+""",
+        f"""
+from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
+from transformers import CLIPVisionModelWithProjection
+began = time.perf_counter()
+network = ControlNetModel.from_pretrained(sys.argv[2], torch_dtype=torch.bfloat16)
+encoder = CLIPVisionModelWithProjection.from_pretrained(
+    sys.argv[2] + "/{ENCODER}", dtype=torch.bfloat16)
+pipe = StableDiffusionControlNetPipeline.from_pretrained(
+    sys.argv[1], controlnet=network, image_encoder=encoder, torch_dtype=torch.bfloat16)
+pipe.load_ip_adapter(
+    sys.argv[2], subfolder="", weight_name="{IP_ADAPTER}", image_encoder_folder=None)
 """,
     ),
 }
@@ -235,7 +277,7 @@ def memory(name: str) -> Race:
         return abs(ours - theirs) / theirs, 0.5  # the modules stand in another order
 
     return Race(
-        f"load SD 1.5 and a {name}, fp16 files as bf16: peak memory of the process, MB",
+        f"load SD 1.5 and a {name.replace('-', ' ')}, fp16 files as bf16: peak of the process, MB",
         lambda: measure(scripts[0]),
         lambda: measure(scripts[1]),
         check,
