@@ -40,7 +40,7 @@ REFERENCE_MODES: dict[str, dict[str, Any]] = {
 }
 ALIGNED, ALIGNED_SEED = ["a blue fish", "a car", "a cat", "a tree"], 3
 
-DRAWN, DRAWN_SEED = ["an orange fish", "a purple fish, 3d", "a blue fish on a yellow background"], 3
+DRAWN, DRAWN_SEED = ["an orange fish", "a purple fish, 3d", "a blue fish on a yellow background"], 4
 CANNY, CANNY_SEED = "a blue house", 1
 IMAGE_PROMPTS, IMAGE_PROMPT_SEED = ["a green apple", "a pizza", "an eggplant"], 1
 PROMPTED, PROMPTED_SEED = ["a cat", "a car"], 4

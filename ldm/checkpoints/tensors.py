@@ -27,7 +27,7 @@ ONE_WORD = {
     for end in ("", "_out")
 }
 MAX_WORDS = 256  # of a file of several
-WINDOW = 1 << 28  # bytes that are mapped as one
+WINDOW = 1 << 26  # bytes that are mapped as one
 
 
 class Checkpoint(NamedTuple):

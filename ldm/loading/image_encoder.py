@@ -51,13 +51,11 @@ def load_image_encoder(
     else:
         raise CheckpointError(f"{path} does not exist; give an image encoder's folder or file")
     check_kind(path, tensors)
-    mine = {
-        name: value
-        for name, value in tensors.items()
-        if name.startswith(PARTS) and not name.endswith("position_ids")
-    }
+    for name in list(tensors):
+        if not name.startswith(PARTS) or name.endswith("position_ids"):
+            del tensors[name]
     module = empty(CLIPVisionEncoder, config)
-    fill(module, mine, path, dtype, device)
+    fill(module, tensors, path, dtype, device)
     return module
 
 

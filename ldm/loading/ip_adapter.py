@@ -56,7 +56,7 @@ def load_ip_adapter(
     config = config_of(path, shapes)
     check_fits(path, config, unet)
     module = empty(IPAdapter, config)
-    fill(module, dict(tensors), path, dtype, device)
+    fill(module, tensors, path, dtype, device)
     return module
 
 
