@@ -149,7 +149,8 @@ def test_geglu(dim: int, inner: int, batch: int, dtype: torch.dtype) -> None:
     layer = fast(layer, PackedGEGLU)
     got = layer(x)
     assert got.shape == want.shape
-    assert (got - want).abs().max() <= NEAR[dtype]
+    # The larger a value, the larger is the last place that the two may round differently.
+    assert ((got - want).abs() / want.abs().clamp(min=1)).max() <= NEAR[dtype]
     assert torch.equal(layer.proj.weight, weight)  # put together from its halves
 
 

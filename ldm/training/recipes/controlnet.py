@@ -27,6 +27,7 @@ from ldm.training.recipes.frozen_base import FrozenBaseOptions, FrozenBaseRecipe
 from ldm.training.warm_start import begin_with
 from ldm.unet import Residuals
 
+NAME = "trained"  # of the ControlNet in the base that draws with it
 NO_WEIGHTS = sorted(PREPROCESSORS.keys() - {"inpaint"})  # "inpaint" needs a mask
 
 
@@ -122,11 +123,11 @@ class ControlNetRecipe(FrozenBaseRecipe[PictureReader]):
         names = self.options.preprocessors
         cycled = [names[i % len(names)] for i in range(len(rows))] if names else []
         hints = self.hints(rows, self.latents.sizes[0], cycled)
-        self.pipe.controlnets["trained"] = model.network
+        self.pipe.controlnets[NAME], self.pipe.origin.controlnets[NAME] = model.network, NAME
         try:
             output = self.pipe(self.data.captions(rows), control_image=hints, seed=0)
         finally:
-            del self.pipe.controlnets["trained"]
+            del self.pipe.controlnets[NAME], self.pipe.origin.controlnets[NAME]
         drawn = cast("list[Image.Image]", output.images)
         return image_grid([*to_pil(2 * hints - 1), *drawn], columns=len(rows)), {}
 
