@@ -409,3 +409,17 @@ def test_built_in_model() -> None:
     settings = {"num_inference_steps": 3, "seed": 1, "output_type": "pt"}
     want = pipe("a red car", **settings).images
     assert difference(pipe.optimize()("a red car", **settings).images, want) <= 1e-4
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_pixelwise_convolution_is_packed_for_each_size(dtype: torch.dtype) -> None:
+    """Other sizes before make no difference: oneDNN would put the weight in order at every call."""
+    layer = nn.Conv2d(64, 96, 1).to(dtype).requires_grad_(False)
+    fresh, used = (fast(copy.deepcopy(layer), PackedConv2d) for _ in range(2))
+    pictures = [draw(2, 64, side, side).to(dtype) for side in (4, 16)]
+    for x in pictures:
+        used(x)
+        if used.weight.packed is not None:  # where the processor has such layers
+            assert used.weight.packed_for == x.shape[2:]
+    assert torch.equal(used(pictures[1]), fresh(pictures[1]))
+    assert torch.equal(used.weight, layer.weight)
