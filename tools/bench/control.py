@@ -181,7 +181,8 @@ class Adapter(NamedTuple):
     """An adapter for the model of ``sd15``, and how each library loads the two.
 
     make: writes its files once, in float16, and returns where they are.
-    ours, theirs: lines that make ``pipe`` of the folders ``sys.argv[1]`` and ``sys.argv[2]``.
+    ours, theirs: lines that make ``pipe`` of the folders ``sys.argv[1]`` and ``sys.argv[2]``, in
+        ``dtype``.
     """
 
     make: Callable[[], Path]
@@ -229,14 +230,14 @@ ADAPTERS = {
         """
 from ldm.pipeline import Pipeline
 began = time.perf_counter()
-pipe = Pipeline.from_pretrained(sys.argv[1], controlnet=sys.argv[2], device="cpu", dtype="bfloat16")
+pipe = Pipeline.from_pretrained(sys.argv[1], controlnet=sys.argv[2], device="cpu", dtype=dtype)
 """,
         """
 from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
 began = time.perf_counter()
-network = ControlNetModel.from_pretrained(sys.argv[2], torch_dtype=torch.bfloat16)
+network = ControlNetModel.from_pretrained(sys.argv[2], torch_dtype=dtype)
 pipe = StableDiffusionControlNetPipeline.from_pretrained(
-    sys.argv[1], controlnet=network, torch_dtype=torch.bfloat16)
+    sys.argv[1], controlnet=network, torch_dtype=dtype)
 """,
     ),
     "controlnet-and-ip-adapter": Adapter(
@@ -244,18 +245,18 @@ pipe = StableDiffusionControlNetPipeline.from_pretrained(
         f"""
 from ldm.pipeline import Pipeline
 began = time.perf_counter()
-pipe = Pipeline.from_pretrained(sys.argv[1], controlnet=sys.argv[2], device="cpu", dtype="bfloat16")
+pipe = Pipeline.from_pretrained(sys.argv[1], controlnet=sys.argv[2], device="cpu", dtype=dtype)
 pipe.load_ip_adapter(sys.argv[2] + "/{IP_ADAPTER}", image_encoder=sys.argv[2] + "/{ENCODER}")
 """,
         f"""
 from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
 from transformers import CLIPVisionModelWithProjection
 began = time.perf_counter()
-network = ControlNetModel.from_pretrained(sys.argv[2], torch_dtype=torch.bfloat16)
+network = ControlNetModel.from_pretrained(sys.argv[2], torch_dtype=dtype)
 encoder = CLIPVisionModelWithProjection.from_pretrained(
-    sys.argv[2] + "/{ENCODER}", dtype=torch.bfloat16)
+    sys.argv[2] + "/{ENCODER}", dtype=dtype)
 pipe = StableDiffusionControlNetPipeline.from_pretrained(
-    sys.argv[1], controlnet=network, image_encoder=encoder, torch_dtype=torch.bfloat16)
+    sys.argv[1], controlnet=network, image_encoder=encoder, torch_dtype=dtype)
 pipe.load_ip_adapter(
     sys.argv[2], subfolder="", weight_name="{IP_ADAPTER}", image_encoder_folder=None)
 """,
@@ -263,11 +264,18 @@ pipe.load_ip_adapter(
 }
 
 
-def memory(name: str) -> Race:
-    """Compare the peak memory of processes that load the model and an adapter."""
+def memory(name: str, default: bool = False) -> Race:
+    """Compare the peak memory of processes that load the model and an adapter.
+
+    default: each in what its library takes on this processor, not both in bfloat16.
+    """
     adapter = ADAPTERS[name]
     folders = str(sd15()), str(adapter.make())
-    scripts = [LOAD.format(load=part) for part in (adapter.ours, adapter.theirs)]
+    dtypes = ("None", "torch.float32") if default else ("torch.bfloat16", "torch.bfloat16")
+    pairs = zip(dtypes, (adapter.ours, adapter.theirs), strict=True)
+    scripts = [LOAD.format(load=f"dtype = {dtype}\n{part}") for dtype, part in pairs]
+
+    formats = "each library's default" if default else "bf16"
 
     def measure(script: str, index: int = 1) -> float:
         return float(json.loads(python("-c", script, *folders))[index])
@@ -277,7 +285,7 @@ def memory(name: str) -> Race:
         return abs(ours - theirs) / theirs, 0.5  # the modules stand in another order
 
     return Race(
-        f"load SD 1.5 and a {name.replace('-', ' ')}, fp16 files as bf16: peak of the process, MB",
+        f"load SD 1.5 and a {name.replace('-', ' ')}, fp16 files as {formats}: peak, MB",
         lambda: measure(scripts[0]),
         lambda: measure(scripts[1]),
         check,
@@ -293,4 +301,5 @@ SECTIONS: dict[str, Callable[[], Race]] = {
     "control-fp32": partial(equal, torch.float32),
     "control-once": once,
     **{f"control-memory-{name}": partial(memory, name) for name in ADAPTERS},
+    **{f"control-memory-{name}-default": partial(memory, name, True) for name in ADAPTERS},
 }
