@@ -162,20 +162,27 @@ class MultiHeadAttention(nn.Module):
 
     def attend_to(self, x: Tensor, context: Tensor, pictures: Sequence[KeysValues] = ()) -> Tensor:
         """Let x (B,N,D) look at context (B,M,Dc), and at pictures: → (B,N,out_dim)."""
+        return self.read(*self.queries_keys_values(x, context), pictures)
+
+    def queries_keys_values(self, x: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return Q of x (B,N,D), and K and V of context (B,M,Dc): (B,H,N,d) and twice (B,H,M,d)."""
         q, k, v = (
             rearrange(y, "b n (h d) -> b h n d", h=self.heads)
             for y in (self.to_q(x), self.to_k(context), self.to_v(context))
         )
-        return self.read(q, k, v, pictures)
+        return q, k, v
 
     def read(self, q: Tensor, k: Tensor, v: Tensor, pictures: Sequence[KeysValues]) -> Tensor:
         """Attend to keys and values, add what pictures give (Ye et al. 2023, eq. 5), project."""
-        y = rearrange(self.attend(q, k, v), "b h n d -> b n (h d)")
+        y = self.attend(q, k, v)
         for picture in pictures:
             more = self.attend(q, picture.keys, picture.values)
-            more = rearrange(more, "b h n d -> b n (h d)")
             y = y + (more if picture.mask is None else more * picture.mask)
-        return self.to_out[0](y)
+        return self.project(y)
+
+    def project(self, y: Tensor) -> Tensor:
+        """Join the heads and apply the last layer: (B,H,N,d) → (B,N,out_dim)."""
+        return self.to_out[0](rearrange(y, "b h n d -> b n (h d)"))
 
 
 class Attention(MultiHeadAttention):

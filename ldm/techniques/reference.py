@@ -25,8 +25,6 @@ from ldm.scheduler import Level
 from ldm.techniques.self_attention import (
     Moments,
     adain,
-    output,
-    queries_keys_values,
     replace_self_attention,
 )
 from ldm.unet import ImagePrompt, Residuals, UNet, UNetBlock
@@ -67,11 +65,11 @@ class ReferenceAttention(Attention):
     def forward(
         self, x: Tensor, context: Tensor | None = None, pictures: Sequence[KeysValues] = ()
     ) -> Tensor:
-        q, k, v = queries_keys_values(self, x)
+        q, k, v = self.queries_keys_values(x, x)
         (q, q_reference), (k, k_reference), (v, v_reference) = (y.chunk(2) for y in (q, k, v))
         y = self.attend(q, torch.cat([k, k_reference], dim=2), torch.cat([v, v_reference], dim=2))
         y = self.rows.mix(y, lambda rows: self.attend(q[rows], k[rows], v[rows]))
-        return output(self, torch.cat([y, self.attend(q_reference, k_reference, v_reference)]))
+        return self.project(torch.cat([y, self.attend(q_reference, k_reference, v_reference)]))
 
 
 def moments(x: Tensor) -> Moments:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from einops import rearrange
 from torch import Tensor, nn
 
 from ldm.errors import ArgumentError
@@ -37,19 +36,6 @@ def replace_self_attention(unet: UNet, make: Callable[[Attention], Attention], n
             "leave it out"
         )
     return changed
-
-
-def queries_keys_values(attention: Attention, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute Q, K and V of self-attention: (B, N, D) → (B, heads, N, d) each."""
-    layers = (attention.to_q, attention.to_k, attention.to_v)
-    q, k, v = (rearrange(layer(x), "b n (h d) -> b h n d", h=attention.heads) for layer in layers)
-    return q, k, v
-
-
-def output(attention: Attention, y: Tensor) -> Tensor:
-    """Join the heads and project: (B, heads, N, d) → (B, N, D)."""
-    projected: Tensor = attention.to_out[0](rearrange(y, "b h n d -> b n (h d)"))
-    return projected
 
 
 class Moments(NamedTuple):

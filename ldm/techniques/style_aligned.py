@@ -22,8 +22,6 @@ from ldm.scheduler import Level
 from ldm.techniques.self_attention import (
     Moments,
     adain,
-    output,
-    queries_keys_values,
     replace_self_attention,
 )
 from ldm.text.conditioning import Prompted
@@ -47,10 +45,10 @@ class AlignedAttention(Attention):
         self, x: Tensor, context: Tensor | None = None, pictures: Sequence[KeysValues] = ()
     ) -> Tensor:
         first = self.rows.first
-        q, k, v = queries_keys_values(self, x)
+        q, k, v = self.queries_keys_values(x, x)
         q, k = aligned(q, first), aligned(k, first)
         k, v = (torch.cat([y, y[first]], dim=2) for y in (k, v))
-        return output(self, self.attend(q, k, v))
+        return self.project(self.attend(q, k, v))
 
 
 def aligned(y: Tensor, first: Tensor) -> Tensor:

@@ -74,14 +74,26 @@ def draw(
     return found
 
 
-def recognised(folder: Path, nouns: list[str], pictures: list[Image.Image]) -> float:
+def recognised(
+    model: classifier.Classifier, nouns: list[str], pictures: list[Image.Image]
+) -> float:
     """Return the share of pictures that the judge reads as their noun, of the nouns it knows."""
-    model, _ = classifier.load(folder)
     known = [i for i, noun in enumerate(nouns) if noun in model.labels.nouns]
     seen = np.stack([np.asarray(pictures[i]) for i in known])
     opinions = model.opinions(seen, list(model.labels.nouns))
     pairs = zip(known, opinions, strict=True)
     return float(np.mean([opinion.nouns[0] == nouns[i] for i, opinion in pairs]))
+
+
+def write(report: dict[str, Any], rows: list[list[Image.Image]], shown: int, folder: Path) -> None:
+    """Print and write the report, and a contact sheet of so many pictures of each row."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(report, indent=2)
+    (folder / "report.json").write_text(text + "\n")
+    print(text)
+    count = len(rows[0])
+    sheet = [pictures[i * count // shown] for pictures in rows for i in range(shown)]
+    save_image(image_grid(sheet, shown), folder / "contact.png")
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
@@ -90,6 +102,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     data = read_data(arguments.data)
+    model = classifier.load(arguments.judge)[0] if arguments.judge else None
     rows = held_out_rows(data, arguments.prompts or COUNT)
     icons = [Image.fromarray(data.images[row]) for row in rows]
     preprocess = PREPROCESSORS[arguments.preprocessor]
@@ -107,16 +120,10 @@ def evaluate(arguments: argparse.Namespace) -> None:
     for name, pictures in {"steered": steered, "plain": plain, "real": icons}.items():
         pairs = list(zip(drawings, pictures, strict=True))
         report[name] = {"edge F1": round(np.mean([edge_agreement(*pair) for pair in pairs]), 4)}
-        if arguments.judge:
+        if model is not None:
             nouns = [data.rows[row]["noun"] for row in rows]
-            report[name]["recognised"] = round(recognised(arguments.judge, nouns, pictures), 4)
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(report, indent=2)
-    (arguments.output / "report.json").write_text(text + "\n")
-    print(text)
-    shown = [i * len(rows) // SHOWN for i in range(SHOWN)]
-    sheet = [pictures[i] for pictures in (drawings, steered, plain) for i in shown]
-    save_image(image_grid(sheet, SHOWN), arguments.output / "contact.png")
+            report[name]["recognised"] = round(recognised(model, nouns, pictures), 4)
+    write(report, [drawings, steered, plain], SHOWN, arguments.output)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -12,7 +12,6 @@ the icon of another row. Writes `report.json` and a contact sheet: icons, pictur
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from typing import Any, cast
 
@@ -21,10 +20,9 @@ import torch
 from PIL import Image
 
 from ldm.cli.common import check_counts, run
-from ldm.images import image_grid, save_image
 from ldm.pipeline import Pipeline
 from tools.builtin_model.evaluate import log, read_data, shared_parser
-from tools.builtin_model.evaluate_control import held_out_rows
+from tools.builtin_model.evaluate_control import held_out_rows, write
 from tools.builtin_model.evaluation import styles
 from tools.builtin_model.evaluation.colours import object_mask
 from tools.builtin_model.icons.captions import STYLES
@@ -92,12 +90,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
                 float(np.mean([a == b for a, b in zip(seen, wanted, strict=True)])), 4
             ),
         }
-    text = json.dumps(report, indent=2)
-    (arguments.output / "report.json").write_text(text + "\n")
-    print(text)
-    shown = [i * len(rows) // SHOWN for i in range(SHOWN)]
-    sheet = [pictures[i] for pictures in (icons, read, plain) for i in shown]
-    save_image(image_grid(sheet, SHOWN), arguments.output / "contact.png")
+    write(report, [icons, read, plain], SHOWN, arguments.output)
 
 
 def parser() -> argparse.ArgumentParser:
