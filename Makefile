@@ -1,4 +1,4 @@
-.PHONY: install hooks test lint format docs pictures data draw ci
+.PHONY: install hooks test fuzz lint format docs pictures data draw ci
 
 install:  ## this checkout, with what the tests and the data builders need
 	pip install -e ".[test,train]"
@@ -9,6 +9,9 @@ hooks: install  ## check every commit
 
 test:  ## everything, on all cores: one thread in each process
 	pytest
+
+fuzz:  ## damaged files and texts for every reader, for an hour
+	python -m tests.fuzz --seconds 3600
 
 lint:
 	ruff check .

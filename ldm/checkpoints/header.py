@@ -90,7 +90,7 @@ def _tensor(name: str, entry: object) -> TensorInfo:
     if not isinstance(entry, dict):
         raise ValueError(f"{name!r} is no tensor")
     dtype = entry.get("dtype")
-    if dtype not in DTYPE_BITS:
+    if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
         raise ValueError(f"{name!r} has the unknown dtype {dtype!r}")
     shape, place = (_counts(name, entry, key) for key in ("shape", "data_offsets"))
     info = TensorInfo(dtype, tuple(shape))

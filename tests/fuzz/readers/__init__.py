@@ -1,0 +1,8 @@
+"""All that is fuzzed, by what is read."""
+
+from __future__ import annotations
+
+from tests.fuzz.reader import Reader
+from tests.fuzz.readers.checkpoints import CHECKPOINTS
+
+READERS: dict[str, Reader] = {reader.name: reader for reader in [*CHECKPOINTS]}
