@@ -15,6 +15,7 @@ from ldm.config.picture_readers import T2I_ADAPTER
 from ldm.control.hints import expand_hints
 from ldm.errors import ArgumentError
 from ldm.images.inputs import check_size, read_pictures
+from ldm.loading.turns import Hold
 from ldm.output.record import with_records
 from ldm.pipeline import Pipeline, Progress
 from ldm.preparation import read_steering
@@ -86,9 +87,23 @@ def passes(
     second_steps: int,
 ) -> Iterator[Progress]:
     """Compute the first pass, then the second over its pictures, counting the steps of both."""
+    with pipe.drawing() as hold:
+        yield from both_passes(pipe, request, first, size, second_steps, hold)
+
+
+def both_passes(
+    pipe: Pipeline,
+    request: LargeRequest,
+    first: Iterator[Progress],
+    size: tuple[int, int],
+    second_steps: int,
+    hold: Hold,
+) -> Iterator[Progress]:
+    """See ``passes``."""
     for progress in first:
         small = progress.output
         yield replace(progress, steps=progress.steps + second_steps, output=None)
+        hold.move_here()
     assert small is not None and isinstance(small.images, list)  # of the last step, as PIL's
     height, width = size
     seed = request.seed

@@ -10,6 +10,7 @@ models without an autoencoder, in that of the pixels (Ho et al. 2020).
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -35,6 +36,7 @@ from ldm.loading.devices import choose_device, choose_dtype
 from ldm.loading.folder import load_folder, save_folder
 from ldm.loading.origin import Origin
 from ldm.loading.single_file import load_file, replace_parts
+from ldm.loading.turns import changes_model, reads_model
 from ldm.loading.vae import load_preview_vae
 from ldm.loading.write_file import save_file
 from ldm.output import Output
@@ -138,6 +140,7 @@ class Pipeline(DiffusersMethods):
 
     from_single_file = from_pretrained
 
+    @reads_model
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write a folder that diffusers loads as a pipeline. None keeps the dtype.
 
@@ -146,6 +149,7 @@ class Pipeline(DiffusersMethods):
         """
         save_folder(self.parts, Path(folder), dtype)
 
+    @reads_model
     def save_single_file(
         self, path: str | Path, dtype: torch.dtype | Literal["q8_0"] | None = None
     ) -> None:
@@ -158,6 +162,7 @@ class Pipeline(DiffusersMethods):
         """
         save_file(self.parts, Path(path), dtype)
 
+    @changes_model
     def load_preview_vae(self, path: str | Path) -> None:
         """Load a TAESD that ``preview`` decodes with, from a folder or a file.
 
@@ -171,6 +176,7 @@ class Pipeline(DiffusersMethods):
         path = Path(path).expanduser()
         self.preview_vae = load_preview_vae(path, channels, like.dtype, self.device)
 
+    @changes_model
     def load_textual_inversion(
         self, path: str | Path, token: str | Sequence[str] | None = None
     ) -> str:
@@ -185,11 +191,13 @@ class Pipeline(DiffusersMethods):
         self.origin.embeddings.append(Path(path).stem)
         return ", ".join(inversion.word for inversion in loaded)
 
+    @changes_model
     def unload_textual_inversion(self) -> None:
         """Forget all words that were loaded."""
         self.inversions.unload()
         self.origin.embeddings.clear()
 
+    @changes_model
     def load_lora_weights(
         self,
         path: str | Path,
@@ -215,6 +223,7 @@ class Pipeline(DiffusersMethods):
         self.need_text("LoRAs are for the Stable Diffusion family")
         return self.loras.load(lora_path(path, weight_name), adapter_name, scale, partial)
 
+    @changes_model
     def set_adapters(
         self,
         adapter_names: str | Sequence[str],
@@ -235,6 +244,7 @@ class Pipeline(DiffusersMethods):
             raise ArgumentError(f"there are {len(each)} scales for {len(names)} adapter_names")
         self.loras.set_scales(dict(zip(names, each, strict=True)))
 
+    @changes_model
     def unload_lora_weights(self) -> None:
         """Remove all LoRAs; the weights are bit-identical to those from before.
 
@@ -242,6 +252,7 @@ class Pipeline(DiffusersMethods):
         """
         self.loras.use({n: lora for n, lora in self.loras.loaded.items() if n in self.fused})
 
+    @changes_model
     def optimize(
         self,
         on: bool = True,
@@ -298,6 +309,20 @@ class Pipeline(DiffusersMethods):
             return cast(Output, as_tuple(last.output, self.xl))
         return last.output
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Pipeline:
+        """Copy all parts; with what ``optimize`` installed, but without what it recorded."""
+        with self.drawing():
+            result = type(self).__new__(type(self))
+            memo[id(self)] = result
+            result.__setstate__(copy.deepcopy(self.__dict__, memo))
+        return result
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a copy. PyTorch leaves out which blocks are compiled."""
+        self.__dict__.update(state)
+        if self.optimized.compile:
+            self.optimize(compile=True, offload=self.optimized.offload is not None)
+
     def __repr__(self) -> str:
         return summarize(self)
 
@@ -310,14 +335,16 @@ class Pipeline(DiffusersMethods):
         """
         return run.stream(self, request)
 
+    @reads_model
     def decode(self, x: Tensor) -> Tensor:
         """Decode scaled latents (B, C, h, w) to pixels (B, 3, 8h, 8w), float32 in [-1, 1].
 
         See ``ldm.latents.decode_latents``. Raises CheckpointError for a result that is not finite
         in any number format, instead of returning a black picture.
         """
-        return run.decode_finite(self, x)
+        return run.decode_finite(self, self.vae, x)
 
+    @reads_model
     def preview(self, x: Tensor) -> Tensor:
         """Preview scaled latents (B, C, h, w), as in ``Progress``, as RGB (B, 3, h, w) in [0, 1].
 
@@ -329,19 +356,14 @@ class Pipeline(DiffusersMethods):
 
     @contextlib.contextmanager
     def explain(self) -> Iterator[AttentionMaps]:
-        """Watch the attention to each word while pictures are drawn.
+        """Watch the attention to each word in the pictures that this thread draws inside.
 
         ``with pipe.explain() as attention:`` draw, then ``attention.words()``; see
         ``ldm.techniques.attention_maps``. The pictures do not change; drawing is a little slower.
         """
         self.need_text("there are no words to look for")
-        before = self.listener
         with watch_attention(self.unet, self.text_models[0].tokenizer) as attention:
-            self.listener = attention.set_rows
-            try:
-                yield attention
-            finally:
-                self.listener = before
+            yield attention
 
     def choose_sampler(self, sampler: str | None, schedule: str | None = None) -> Choice:
         """Return the sampler and schedule for names as in ``stream``; None is the model's own."""

@@ -5,31 +5,35 @@ Nothing is drawn here: what a model cannot do is an error before anything is com
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ldm.classes.classifier import Classifier
 from ldm.classes.guidance import with_classifier
 from ldm.config.picture_readers import T2I_ADAPTER
 from ldm.config.tasks import TASK_NAMES
 from ldm.control import image_prompts
+from ldm.control.control_lllite import ControlLLLite, Network
 from ldm.control.features import AdapterUse, adapted_size, adapter_uses
 from ldm.control.hints import Pictures, control_uses, hint_size, read_hints
 from ldm.control.image_prompts import ImagePrompts, make_image_prompts
 from ldm.control.steering import ControlUse
+from ldm.control.t2i_adapter import T2IAdapter
 from ldm.denoiser import Sharing
 from ldm.errors import ArgumentError
 from ldm.fast.deepcache import DeepCache
-from ldm.fast.time_cache import expect_times
+from ldm.fast.time_cache import KnownTimes, compute_times
 from ldm.guidance import Guidance, classifier_free
 from ldm.images import load_layer, to_pil
 from ldm.images.depth import read_depth
 from ldm.images.inputs import fit_size, pictures_to_tensor, read_pictures
 from ldm.images.masks import to_masks
-from ldm.latents import encode_pictures
-from ldm.loading.model import Model, own_ip_adapter
+from ldm.latents import Codec, encode_pictures
+from ldm.loading.model import Model
 from ldm.loading.tasks import check_task, image_scale, image_strength
 from ldm.output import Output
 from ldm.output.record import with_records
@@ -46,9 +50,10 @@ from ldm.samplers import (
 from ldm.samplers.noise import Noise
 from ldm.samplers.spacing import lcm_levels
 from ldm.scheduler import CLEAN, Level
+from ldm.techniques.attention_maps import Watch, watches
 from ldm.techniques.reference import Reference
 from ldm.techniques.style_aligned import StyleAligned, check_lengths
-from ldm.techniques.tiling import P, T, tiled
+from ldm.techniques.tiling import seamless
 from ldm.text.conditioning import (
     AESTHETIC_SCORE,
     NEGATIVE_AESTHETIC_SCORE,
@@ -59,7 +64,7 @@ from ldm.text.conditioning import (
 )
 from ldm.text.embeddings import use_embeddings
 from ldm.text.lora_tags import refuse_tags
-from ldm.unet import UNet, UNetEncoder
+from ldm.unet import UNet
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,9 +103,18 @@ class Canvas:
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A request that was prepared for a model: everything that the steps are computed from."""
+    """A request that was prepared for a model: everything that the steps are computed from.
+
+    Attributes:
+        unet, vae: the model's, or views of them that compute in this run's way.
+        times: what the networks make of the times alone.
+    """
 
     model: Model
+    unet: UNet
+    vae: Codec
+    times: dict[object, KnownTimes]
+    watches: list[Watch]
     request: Request
     scale: float  # of classifier-free guidance
     guidance: Guidance
@@ -114,14 +128,10 @@ class Run:
     sharing: Sharing | None
     image_prompts: ImagePrompts | None
 
-    def tiled(self, function: Callable[P, T], *modules: torch.nn.Module) -> Callable[P, T]:
-        """Wrap ``function``: if tiles are drawn, the modules' convolutions wrap around."""
-        return tiled(function, *modules) if self.request.tiling else function
-
     def encode(self, pixels: Tensor) -> Tensor:
         """Encode pixels (b, C, H, W) to scaled latents (B, C, h, w)."""
-        encode = self.tiled(encode_pictures, self.model.vae)
-        return encode(self.model.vae, pixels, self.noise, self.model.device)
+        with self.model.turns.vae:
+            return encode_pictures(self.vae, pixels, self.noise, self.model.device)
 
     def output(self, result: Tensor) -> Output:
         """Convert latents, or pixels in [-1, 1], to the request's ``output_type``."""
@@ -152,25 +162,26 @@ def prepare(model: Model, request: Request) -> Run:
     )
     schedule = make_schedule(model, request)
     networks = model.used_controlnets(request.control_image is not None)
+    shown = views(model, networks, request.tiling)
     hints, pictures, hinted = read_steering(model, request)
     canvas = read_canvas(model, request, hinted)
     size = (canvas.height, canvas.width)
-    controls = control_uses(networks, request, hints, size)
-    adapters = adapter_uses(model.t2i_adapters, request, pictures, size)
+    controls = control_uses(shown.controlnets, request, hints, size)
+    adapters = adapter_uses(shown.t2i_adapters, request, pictures, size)
     noise = make_noise(model, request, canvas)
     prompted, labels = make_conditioning(model, request, schedule, canvas, scale > 1)
-    for network in (model.unet, *networks.values()):
-        if isinstance(network, UNetEncoder):
-            expect_times(network, [start.t for start, _ in schedule.run])
-    sharing = share_attention(model, request, canvas, prompted)
-    unet = model.unet if sharing is None else sharing.unet
+    times = compute_times([model.unet, *networks.values()], [start.t for start, _ in schedule.run])
+    watched = watches(model.unet, shown.unet)
+    unet = watched[-1].unet if watched else shown.unet
+    sharing = share_attention(model, unet, request, canvas, prompted)
+    unet = unet if sharing is None else sharing.unet
     images = read_image_prompts(model, unet, request, noise, prompted, scale > 1)
     cache = None
     if (request.deep_cache, request.deep_cache_branch) != (1, 0):
         cache = DeepCache(unet, request.deep_cache, request.deep_cache_branch)
     guidance = with_classifier(
         guidance,
-        model.classifier,
+        shown.classifier,
         labels,
         request.classifier_scale,
         model.defaults.classifier_scale,
@@ -178,6 +189,10 @@ def prepare(model: Model, request: Request) -> Run:
     )
     return Run(
         model,
+        unet,
+        shown.vae,
+        times,
+        watched,
         request,
         scale,
         guidance,
@@ -190,6 +205,36 @@ def prepare(model: Model, request: Request) -> Run:
         adapters,
         sharing,
         images,
+    )
+
+
+class Views(NamedTuple):
+    """The networks of a run: a model's own, or views of them."""
+
+    unet: UNet
+    vae: Codec
+    classifier: Classifier | None
+    controlnets: Mapping[str, Network]
+    t2i_adapters: Mapping[str, T2IAdapter]
+
+
+def views(model: Model, networks: Mapping[str, Network], tiling: bool) -> Views:
+    """Return a model's networks and these ControlNets; if tiles are drawn, views that wrap around.
+
+    A ControlNet-LLLite's convolutions read no pixels past an edge.
+    """
+    classifier, adapters = model.classifier, model.t2i_adapters
+    if not tiling:
+        return Views(model.unet, model.vae, classifier, networks, adapters)
+    return Views(
+        seamless(model.unet),
+        seamless(model.vae),
+        None if classifier is None else seamless(classifier),
+        {
+            name: one if isinstance(one, ControlLLLite) else seamless(one)
+            for name, one in networks.items()
+        },
+        {name: seamless(one) for name, one in adapters.items()},
     )
 
 
@@ -216,8 +261,6 @@ def read_image_prompts(
     guided: bool,
 ) -> ImagePrompts | None:
     """Encode what IP-Adapters read; None without one. unet: the model's, or a view of it."""
-    if request.ip_adapter_image is not None or request.ip_adapter_image_embeds is not None:
-        own_ip_adapter(model)
     if not model.ip_adapters:
         image_prompts.refuse_unused(request)
         return None
@@ -308,10 +351,11 @@ def read_canvas(model: Model, request: Request, hint: tuple[int, int] | None = N
 
 
 def share_attention(
-    model: Model, request: Request, canvas: Canvas, prompted: list[Prompted]
+    model: Model, unet: UNet, request: Request, canvas: Canvas, prompted: list[Prompted]
 ) -> Sharing | None:
     """Return how the pictures read a reference, or each other; None if they do not.
 
+    unet: the model's, or a view of it.
     Raises ArgumentError for arguments and models that do not go together.
     """
     if request.style_aligned and request.reference_image is not None:
@@ -320,7 +364,7 @@ def share_attention(
         )
     if request.style_aligned:
         check_lengths(prompted)
-        return StyleAligned(model.unet)
+        return StyleAligned(unet)
     if request.reference_image is None:
         for name in REFERENCE:
             if getattr(request, name) != getattr(Request, name):
@@ -337,7 +381,7 @@ def share_attention(
     assert pictures is not None
     size, channels = (canvas.height, canvas.width), model.vae.config.in_channels
     pixels = pictures_to_tensor(pictures, *size, channels)
-    return Reference(model.unet, pixels, request.reference_fidelity, request.reference_mode)
+    return Reference(unet, pixels, request.reference_fidelity, request.reference_mode)
 
 
 def latents_size(model: Model, latents: Tensor) -> tuple[int, int]:

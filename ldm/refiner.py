@@ -62,6 +62,7 @@ def stream(models: Ensemble, request: RefinedRequest) -> Iterator[Progress]:
         if getattr(request, name) is not None:
             raise ArgumentError(f"refiner_start takes the place of {name}; leave that out")
     where = request.refiner_start
+    models.base.load_own_adapters(request)
     first = prepare(models.base, replace(request, denoising_end=where, output_type="latent"))
     shared = replace(
         request,
@@ -83,17 +84,22 @@ def stream(models: Ensemble, request: RefinedRequest) -> Iterator[Progress]:
 def stages(first: Run, second: Run, request: RefinedRequest) -> Iterator[Progress]:
     """Compute both parts of a request, and decode with the base."""
     total = len(first.schedule.run) + len(second.schedule.run)
-    start = make_start(first)
-    for progress in steps_of(first, start):
-        yield replace(progress, steps=total, output=None)
-    make_room(first.model)
-    for later in steps_of(second, hand_over(second, start, progress.latents)):
-        output = None
-        if later.output is not None:
-            make_room(second.model)
-            x = later.latents.to(first.model.device)
-            output = finish(replace(first, request=request), x)
-        yield replace(later, step=progress.step + later.step, steps=total, output=output)
+    with first.model.drawing() as one, second.model.drawing() as other:
+        start = make_start(first)
+        for progress in steps_of(first, start):
+            yield replace(progress, steps=total, output=None)
+            one.move_here()
+            other.move_here()
+        make_room(first.model)
+        for later in steps_of(second, hand_over(second, start, progress.latents)):
+            output = None
+            if later.output is not None:
+                make_room(second.model)
+                x = later.latents.to(first.model.device)
+                output = finish(replace(first, request=request), x)
+            yield replace(later, step=progress.step + later.step, steps=total, output=output)
+            one.move_here()
+            other.move_here()
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ models without an autoencoder, in that of the pixels (Ho et al. 2020).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextvars import copy_context
 from dataclasses import dataclass, replace
 
 import torch
@@ -21,12 +22,13 @@ from torch import Tensor
 from ldm.control.control_lllite import ControlLLLite
 from ldm.control.features import AdapterFeatures
 from ldm.control.steering import Control
-from ldm.denoiser import Denoiser
+from ldm.denoiser import Denoiser, Listener
 from ldm.fast.deepcache import DeepCache
 from ldm.fast.graphs import Graphs
+from ldm.fast.time_cache import known_times
 from ldm.images.inputs import expand
 from ldm.images.masks import THRESHOLD, shrink_masks
-from ldm.latents import decode_latents, encode_means
+from ldm.latents import Codec, decode_latents, encode_means
 from ldm.loading.compatibility import nonfinite_error
 from ldm.loading.model import Model
 from ldm.output import Output
@@ -59,9 +61,23 @@ def stream(model: Model, request: Request) -> Iterator[Progress]:
     """Draw a request, yielding after every step; the last ``Progress`` holds the ``output``.
 
     Raises ArgumentError for what this model cannot draw: at the call, not at the first step, and
-    before anything is computed.
+    before anything is computed. While steps are computed, other threads may draw with the model,
+    but change it only before and after (see ``ldm.loading.turns``).
     """
-    return steps_of(prepare(model, request))
+    model.load_own_adapters(request)
+    context = copy_context()  # for who watches
+    with model.drawing():
+        run, changes = prepare(model, request), model.turns.changes
+
+    def steps() -> Iterator[Progress]:
+        with model.drawing() as hold:
+            changed = model.turns.changes != changes
+            now = context.run(prepare, model, request) if changed else run
+            for progress in steps_of(now):
+                yield progress
+                hold.move_here()
+
+    return steps()
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +135,7 @@ def make_denoiser(run: Run, known: Tensor | None) -> Callable[[Tensor, Level, in
         run.guidance,
         known=known,
         embedded_scale=run.scale if reads_scale else None,
-        listener=model.listener,
+        listener=make_listener(run),
         control=make_control(run),
         features=make_features(run),
         sharing=run.sharing,
@@ -127,8 +143,24 @@ def make_denoiser(run: Run, known: Tensor | None) -> Callable[[Tensor, Level, in
         device=model.device,
         steps_done=run.schedule.done,
     )
-    steering = (*model.controlnets.values(), *model.t2i_adapters.values())
-    return run.tiled(denoiser, *filter(None, (model.unet, model.classifier, *steering)))
+
+    def denoise(x: Tensor, level: Level, step: int = 1) -> Denoised:
+        with known_times(run.times):
+            return denoiser(x, level, step)
+
+    return denoise
+
+
+def make_listener(run: Run) -> Listener | None:
+    """Return what is called before each U-Net call; None if nobody watches."""
+    if not run.watches:
+        return None
+
+    def listen(rows: list[tuple[int, str] | None]) -> None:
+        for watch in run.watches:
+            watch.set_rows(rows)
+
+    return listen
 
 
 def make_control(run: Run) -> Control | None:
@@ -159,12 +191,10 @@ def make_features(run: Run) -> AdapterFeatures | None:
 
 def choose_unet(run: Run) -> UNet | DeepCache | Graphs:
     """Return what computes the U-Net of a run."""
-    if run.sharing is not None:
-        return run.cache or run.sharing.unet
     # A recording does not include what changes the layers from step to step.
-    plain = run.cache is None and not run.request.tiling and run.model.listener is None
+    plain = run.cache is None and run.unet is run.model.unet
     plain = plain and not any(isinstance(use.network, ControlLLLite) for use in run.controls)
-    return (run.model.optimized.graphs if plain else run.cache) or run.model.unet
+    return (run.model.optimized.graphs if plain else run.cache) or run.unet
 
 
 def encode_start(run: Run) -> Tensor | None:
@@ -198,7 +228,8 @@ def conditions(run: Run) -> Tensor | None:
     if run.canvas.depth is not None:
         return expand(run.canvas.depth, count).to(model.device)
     if model.edits and run.canvas.pixels is not None:
-        return run.tiled(encode_means, model.vae)(model.vae, run.canvas.pixels, count, model.device)
+        with model.turns.vae:
+            return encode_means(run.vae, run.canvas.pixels, count, model.device)
     return None
 
 
@@ -235,20 +266,22 @@ def finish(run: Run, x: Tensor) -> Output:
     request, canvas = run.request, run.canvas
     if request.output_type == "latent":
         return run.output(x)
-    drawn = run.tiled(decode_finite, run.model.vae)(run.model, x)
+    drawn = decode_finite(run.model, run.vae, x)
     if canvas.pixels is not None and canvas.masks is not None and request.paste_back:
         drawn = paste(drawn, canvas.pixels, canvas.masks)
     return run.output(drawn)
 
 
 @torch.no_grad()
-def decode_finite(model: Model, x: Tensor) -> Tensor:
+def decode_finite(model: Model, vae: Codec, x: Tensor) -> Tensor:
     """Decode scaled latents (B, C, h, w) to pixels (B, 3, 8h, 8w), float32 in [-1, 1].
 
+    vae: the model's, or a view of it.
     Raises CheckpointError for a result that is not finite in any number format, instead of
     returning a black picture.
     """
-    pixels = decode_latents(model.vae, x, model.device)
+    with model.turns.vae:
+        pixels = decode_latents(vae, x, model.device)
     if pixels is None:
         raise nonfinite_error(model.parts)
     return pixels

@@ -12,6 +12,7 @@ What is added belongs to the call, so that several threads may draw with one mod
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -90,12 +91,10 @@ class ControlLLLite(nn.Module):
         modules = dict(unet.named_modules())
         for name in self.layers:
             layer = modules[name.replace("-", ".")]
-
-            def change(_: nn.Module, inputs: tuple[Any, ...], name: str = name) -> Any:
-                return self._change(name, inputs)
-
+            # A hook that is copied and pickled with the U-Net.
+            hook = functools.partial(self._change, name)
             # As in sd-scripts, the last of several sees the layer's input first.
-            self._handles.append(layer.register_forward_pre_hook(change, prepend=True))
+            self._handles.append(layer.register_forward_pre_hook(hook, prepend=True))
 
     def detach(self) -> None:
         """Take the hooks off: the U-Net is as before."""
@@ -109,7 +108,7 @@ class ControlLLLite(nn.Module):
         layers = cast("Mapping[str, LLLiteModule]", self.layers)
         return {name: layer.embed(picture) for name, layer in layers.items()}
 
-    def _change(self, name: str, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    def _change(self, name: str, _: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
         x = inputs[0]
         for one in ACTIVE.get():
             if one.network is self:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.errors import ArgumentError
-from ldm.fast.replace import with_children
+from ldm.fast.replace import with_children, with_hook
 from ldm.layers import ResnetBlock
 from ldm.unet import Residuals, UNet, UNetBlock
 
@@ -34,7 +34,7 @@ class Features(NamedTuple):
 
 
 class DeepCache:
-    """A U-Net to call in the place of ``unet``, whose modules it shares.
+    """A U-Net to call in the place of ``unet``, whose modules it shares; of one run.
 
     Every ``every``-th step, from the first, is a whole one. The others compute only ``branch``
     layers of the finest level on the way down, and the ``branch`` + 1 that read them on the way up.
@@ -54,8 +54,14 @@ class DeepCache:
         self.features: list[Features] = []  # of each call of the last whole step
         first, last = cast(UNetBlock, unet.down_blocks[0]), cast(UNetBlock, unet.up_blocks[-1])
         # The first layer that a short step computes.
-        self.entry = cast(ResnetBlock, last.resnets[-branch - 1])
-        self.deep = self.entry.conv1.in_channels - unet.config.block_out_channels[0]
+        entry = cast(ResnetBlock, last.resnets[-branch - 1])
+        self.deep = entry.conv1.in_channels - unet.config.block_out_channels[0]
+        watched = with_hook(entry, self._remember, before=True)
+        layers_up = [watched if layer is entry else layer for layer in last.resnets]
+        whole = with_children(last, resnets=nn.ModuleList(layers_up))
+        self.whole = with_children(
+            unet, up_blocks=nn.ModuleList([*list(unet.up_blocks)[:-1], whole])
+        )
         down = [_part(first, slice(branch))] if branch else []
         self.middle = _Known()
         self.short = with_children(
@@ -105,16 +111,13 @@ class DeepCache:
                 if residuals is not None:  # of the fine layers; the deep features have theirs
                     residuals = Residuals(residuals.skips[: self.branch + 1], None)
                 return self.short(x, t, residuals=residuals, **conditioning)
+        result = self.whole(x, t, residuals=residuals, features=features, **conditioning)
+        self.features.append(Features(x.shape, context, class_labels, self.remembered))
+        return result
 
-        def remember(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-            deep = inputs[0][:, : self.deep].clone()  # the other channels are the skip connection
-            self.features.append(Features(x.shape, context, class_labels, deep))
-
-        handle = self.entry.register_forward_pre_hook(remember)
-        try:
-            return self.unet(x, t, residuals=residuals, features=features, **conditioning)
-        finally:
-            handle.remove()
+    def _remember(self, _: nn.Module, inputs: tuple[Any, ...]) -> None:
+        """Keep what the entry reads of the coarser levels; its other channels are the skip's."""
+        self.remembered = inputs[0][:, : self.deep].clone()
 
 
 class _Known(nn.Module):

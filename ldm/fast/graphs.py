@@ -7,6 +7,7 @@ results are bit-identical.
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -47,7 +48,7 @@ def record(call: Callable[..., Any], inputs: Inputs) -> Recording:
             call(**inputs)
     torch.cuda.current_stream().wait_stream(aside)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # others may go on
         output = call(**inputs)
     return Recording(inputs, output, graph.replay)
 
@@ -56,7 +57,8 @@ class Graphs:
     """A network to call in the place of ``unet``: recorded at the first call of each kind.
 
     Calls are of one kind if their inputs have the same shapes, strides and dtypes, and the weights
-    have not moved in memory: new values in them take effect, moving them records again.
+    have not moved in memory: new values in them take effect, moving them records again. Threads
+    call one after the other, as a recording has one memory. A copy has no recordings.
     """
 
     def __init__(
@@ -67,6 +69,11 @@ class Graphs:
         """Record nothing yet. ``record`` can be replaced in tests, without CUDA."""
         self.unet, self.config, self.record = unet, unet.config, record
         self.recordings: OrderedDict[tuple[object, ...], Recording] = OrderedDict()
+        self._one_call = threading.Lock()
+
+    def __reduce__(self) -> tuple[type[Graphs], tuple[object, ...]]:
+        """Copy and pickle without the recordings."""
+        return Graphs, (self.unet, self.record)
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """As ``UNet.parameters``."""
@@ -103,12 +110,17 @@ class Graphs:
             *((name, y.shape, y.stride(), y.dtype, y.device) for name, y in given.items()),
             *(parameter.data_ptr() for parameter in self.unet.parameters()),
         )
+        with self._one_call:
+            return self._replay(kind, given, list(blocks))
+
+    def _replay(self, kind: tuple[object, ...], given: Inputs, blocks: list[nn.Module]) -> Any:
+        """Replay the recording of a kind of call with these inputs; record it if it is new."""
         recording = self.recordings.pop(kind, None)
         if recording is None:
             while len(self.recordings) >= MOST_RECORDINGS:
                 self.recordings.popitem(last=False)
             memory = {name: y.clone() for name, y in given.items()}
-            recording = self.record(partial(self._call, list(blocks)), memory)
+            recording = self.record(partial(self._call, blocks), memory)
         self.recordings[kind] = recording  # the last one used
         for name, y in given.items():
             recording.inputs[name].copy_(y)

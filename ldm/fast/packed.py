@@ -4,12 +4,14 @@ PyTorch hands oneDNN plain weights, which it re-orders into blocks at every call
 that takes longer than the products themselves. Here a weight is packed at its first use and stays
 so. The plain tensor is freed meanwhile; whatever reads it (state_dict, LoRA, …) gets it back,
 bit-identical, after which the next use packs anew. So weights never count twice in memory and never
-go stale.
+go stale. Threads may share layers: whatever packs or unpacks holds one lock.
 """
 
 from __future__ import annotations
 
 import copy
+import os
+import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, cast
@@ -24,13 +26,38 @@ from ldm.layers import GEGLU
 
 PACKED_DTYPES = (torch.float32, torch.bfloat16)
 LARGE = 1 << 20  # weights of a float32 layer from which packing pays off
+# Held while a weight changes its form, and while PyTorch reads its plain one.
+_changing_form = threading.RLock()
+if hasattr(os, "register_at_fork"):  # not on Windows; another thread may hold it at a fork
+    os.register_at_fork(
+        before=_changing_form.acquire,
+        after_in_parent=_changing_form.release,
+        after_in_child=_changing_form.release,
+    )
+
+
+# What is known of a weight without its values.
+METADATA = frozenset(
+    getattr(Tensor, name).__get__
+    for name in (
+        "device",
+        "dtype",
+        "shape",
+        "ndim",
+        "is_cpu",
+        "is_cuda",
+        "is_meta",
+        "requires_grad",
+    )
+)
 
 
 class PackedWeight(nn.Parameter):
     """A weight that is packed or plain, never both.
 
     A layer that can use it packed calls `ready`. PyTorch passes any other use of it (reading,
-    changing in place, copying) to ``__torch_function__``, which unpacks it first.
+    changing in place, copying) to ``__torch_function__``, which unpacks it first, unless its
+    values do not matter.
     """
 
     packed: tuple[Tensor, ...] | None
@@ -56,10 +83,14 @@ class PackedWeight(nn.Parameter):
     ) -> Any:
         """Call the function with the plain weights."""
         keywords = keywords or {}
-        for weight in _weights_in((*arguments, *keywords.values())):
-            weight.unpack()
-        with onednn.as_plain_tensors():
-            return function(*arguments, **keywords)
+        if function in METADATA:
+            with onednn.as_plain_tensors():
+                return function(*arguments, **keywords)
+        with _changing_form:
+            for weight in _weights_in((*arguments, *keywords.values())):
+                weight.unpack()
+            with onednn.as_plain_tensors():
+                return function(*arguments, **keywords)
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -76,31 +107,34 @@ class PackedWeight(nn.Parameter):
 
     def ready(self) -> tuple[Tensor, ...] | None:
         """Return what was packed, if the weight has not changed since."""
-        if self.packed is not None:
+        packed = self.packed
+        if packed is not None:
             before = self._before()
             if before is not None and version(before) != self._seen:
                 self.unpack()
-        return self.packed
+                return None
+        return packed
 
     @torch.inference_mode(False)
     @torch.no_grad()
     def unpack(self) -> None:
         """Restore the plain weight."""
-        if self.packed is None:
-            return
-        packed, self.packed = self.packed, None
-        before = self._before()
-        with onednn.as_plain_tensors():
-            if before is not None:
-                self.data = before.data
-            else:
-                rows = [part.to_dense() for part in packed]
-                self.data = torch.cat(rows) if len(rows) > 1 else rows[0]
+        with _changing_form:
+            if self.packed is None:
+                return
+            packed, self.packed = self.packed, None
+            before = self._before()
+            with onednn.as_plain_tensors():
+                if before is not None:
+                    self.data = before.data
+                else:
+                    rows = [part.to_dense() for part in packed]
+                    self.data = torch.cat(rows) if len(rows) > 1 else rows[0]
 
     def plain(self) -> nn.Parameter:
         """Return an ordinary parameter: the one before, if another object still holds it."""
-        self.unpack()
-        with onednn.as_plain_tensors():
+        with _changing_form, onednn.as_plain_tensors():
+            self.unpack()
             before = self._before()
             if before is not None and before.data_ptr() == self.data_ptr():
                 return before
@@ -161,11 +195,14 @@ def ready(layer: nn.Linear | nn.Conv2d, x: Tensor, parts: int = 1) -> tuple[Tens
     if not usable(layer, x):
         return None
     packed = kept(layer)
-    if packed is not None and fits_badly(layer, x):
-        cast(PackedWeight, layer.weight).unpack()
-        packed = None
-    if packed is None:
-        packed = pack(layer, x, parts)
+    if packed is None or fits_badly(layer, x):
+        with _changing_form:
+            packed = kept(layer)  # another thread may have done it
+            if packed is not None and fits_badly(layer, x):
+                cast(PackedWeight, layer.weight).unpack()
+                packed = None
+            if packed is None:
+                packed = pack(layer, x, parts)
     return packed if packed is not None and packed[0].dtype == x.dtype else None
 
 
@@ -208,9 +245,10 @@ def pack(layer: nn.Linear | nn.Conv2d, x: Tensor, parts: int) -> tuple[Tensor, .
 
 def plain_weight(layer: nn.Linear | nn.Conv2d) -> nn.Parameter:
     """Make a layer's weight an ordinary parameter again, and return it."""
-    if type(layer.weight) is PackedWeight:
-        layer.weight = layer.weight.plain()
-    return cast(nn.Parameter, layer.weight)
+    with _changing_form:
+        if type(layer.weight) is PackedWeight:
+            layer.weight = layer.weight.plain()
+        return cast(nn.Parameter, layer.weight)
 
 
 class Packing(Replacement):

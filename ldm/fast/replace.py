@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -35,6 +35,18 @@ def with_children(module: M, **children: nn.Module) -> M:
     result = with_state_of(module, type(module))
     result._modules = {**module._modules, **children}
     result._compiled_call_impl = None  # it would call the other module
+    return result
+
+
+def with_hook(layer: M, hook: Callable[..., Any], before: bool = False) -> M:
+    """Make a module like another, with a further forward hook, or one before its forward."""
+    result = with_children(layer)
+    if before:
+        result._forward_pre_hooks = result._forward_pre_hooks.copy()
+        result.register_forward_pre_hook(hook)
+    else:
+        result._forward_hooks = result._forward_hooks.copy()
+        result.register_forward_hook(hook)
     return result
 
 

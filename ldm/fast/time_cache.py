@@ -3,26 +3,25 @@
 The times of a run are known from its start, and all pictures of a step have the same one: products
 of a row for each picture and step become a product of a row for each time, done once. Of the small
 built-in model they were 4 % of a step in bfloat16.
+
+What was computed belongs to the run: the U-Net's layers look it up in the context of a call.
 """
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
+from contextvars import ContextVar
+from types import MappingProxyType
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
-from ldm.fast.cache import Caching, marks, same_marks
+from ldm.fast.cache import marks, same_marks
 from ldm.fast.packed import PackedLinear
 from ldm.layers import ResnetBlock
 from ldm.unet import UNetEncoder
-
-
-class TimeEmbeddings(NamedTuple):
-    """The embedding of each time, and the marks of the layers that computed them."""
-
-    embeddings: dict[float, Tensor]  # time → (1, 4 · first width)
-    marks: list[tuple[object, ...]]
 
 
 class Projections(NamedTuple):
@@ -33,10 +32,20 @@ class Projections(NamedTuple):
     marks: tuple[object, ...]
 
 
-class TimeCache(Caching):
-    """A hook that passes a U-Net the embedding of a known time, before it computes that itself."""
+class KnownTimes(NamedTuple):
+    """What one U-Net makes of the times of a run."""
 
-    cached: TimeEmbeddings | None = None
+    embeddings: dict[float, Tensor]  # time → (1, 4 · first width)
+    marks: list[tuple[object, ...]]  # of the layers that computed them
+    projections: dict[nn.Module, Projections]  # of each residual block's layer
+
+
+NOTHING: Mapping[object, KnownTimes] = MappingProxyType({})
+KNOWN: ContextVar[Mapping[object, KnownTimes]] = ContextVar("KNOWN", default=NOTHING)
+
+
+class TimeCache:
+    """A hook that passes a U-Net the embedding of a known time, before it computes that itself."""
 
     def __init__(self, unet: UNetEncoder) -> None:
         """Register the hook, and replace the projections of the time in the residual blocks."""
@@ -46,31 +55,30 @@ class TimeCache(Caching):
                 block.time_emb_proj = TimeLinear.of(block.time_emb_proj)
                 block.time_emb_proj.cache = self
 
-    def fill(self, unet: UNetEncoder, times: list[float]) -> None:
-        """Compute what depends on these times alone; nothing if it depends on more."""
+    def compute(self, unet: UNetEncoder, times: list[float]) -> KnownTimes | None:
+        """Compute what depends on these times alone; None if it depends on more."""
         config = unet.config
-        self.cached = None
         if not times:
-            return
+            return None
         if config.class_conditional or config.addition_embed_type or config.time_cond_proj_dim:
-            return
+            return None
         t = torch.tensor(list(dict.fromkeys(times)))  # in float32, as the U-Net reads them
         dtype = cast(Tensor, unet.conv_in.bias).dtype  # its weight would be unpacked
         embedded = unet.embed(t, None, None, None, None, dtype=dtype)
         rows = dict(zip(t.tolist(), embedded.split(1), strict=True))
-        self.cached = TimeEmbeddings(rows, [marks(layer) for layer in embedding_layers(unet)])
+        projections: dict[nn.Module, Projections] = {}
         for layer in unet.modules():
             if isinstance(layer, TimeLinear):
                 projected = layer(embedded).split(1)
-                layer.cached = Projections(
-                    dict(zip(rows.values(), projected, strict=True)), marks(layer)
-                )
+                each = dict(zip(rows.values(), projected, strict=True))
+                projections[layer] = Projections(each, marks(layer))
+        return KnownTimes(rows, [marks(layer) for layer in embedding_layers(unet)], projections)
 
     def __call__(
         self, unet: UNetEncoder, arguments: tuple[Any, ...], keywords: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Add ``temb`` to the arguments of ``UNet.forward``, if all rows have one known time."""
-        known = self.cached
+        known = KNOWN.get().get(self)
         if known is None or torch.is_grad_enabled():
             return None
         t = arguments[1] if len(arguments) > 1 else keywords["t"]
@@ -83,21 +91,17 @@ class TimeCache(Caching):
         return arguments, keywords | {"temb": row}
 
 
-class TimeLinear(Caching, PackedLinear):
-    """A residual block's ``time_emb_proj``, which knows its results for a run's embeddings."""
+class TimeLinear(PackedLinear):
+    """A residual block's ``time_emb_proj``, which finds its results for a run's embeddings."""
 
     cache: TimeCache
-    cached: Projections | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        known = self.cached
-        if (
-            known is not None
-            and not torch.is_grad_enabled()
-            and same_marks(known.marks, marks(self))
-        ):
-            row = known.rows.get(x)
-            if row is not None:
+        known = KNOWN.get().get(self.cache)
+        if known is not None and not torch.is_grad_enabled():
+            mine = known.projections.get(self)
+            row = None if mine is None else mine.rows.get(x)
+            if mine is not None and row is not None and same_marks(mine.marks, marks(self)):
                 return row
         return super().forward(x)
 
@@ -116,7 +120,23 @@ def cache_of(unet: nn.Module) -> TimeCache | None:
 
 
 @torch.no_grad()
-def expect_times(unet: UNetEncoder, times: list[float]) -> None:
-    """Prepare a U-Net for the times of a run, if it has a time cache."""
-    if cache := cache_of(unet):
-        cache.fill(unet, times)
+def compute_times(networks: Iterable[nn.Module], times: list[float]) -> dict[object, KnownTimes]:
+    """Compute what networks make of the times of a run: those that have a time cache, by it."""
+    found: dict[object, KnownTimes] = {}
+    for network in networks:
+        cache = cache_of(network)
+        if cache is not None and isinstance(network, UNetEncoder):
+            known = cache.compute(network, times)
+            if known is not None:
+                found[cache] = known
+    return found
+
+
+@contextlib.contextmanager
+def known_times(known: Mapping[object, KnownTimes]) -> Iterator[None]:
+    """Let the networks that this thread calls inside find what is known."""
+    token = KNOWN.set(known)
+    try:
+        yield
+    finally:
+        KNOWN.reset(token)

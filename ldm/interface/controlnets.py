@@ -17,6 +17,7 @@ from ldm.errors import ArgumentError
 from ldm.fast import adapt_to_cpu
 from ldm.images.generation_info import OWN_CONTROLNET, controlnet_name
 from ldm.loading.model import Model
+from ldm.loading.turns import changes_model
 
 T = TypeVar("T", bound="ControlNets")
 
@@ -48,6 +49,7 @@ def check_loaded(name: str, loaded: Mapping[str, object], kind: PictureReader) -
 class ControlNets(Model):
     """A model with ControlNets."""
 
+    @changes_model
     def load_controlnet(self, path: str | Path, name: str | None = None) -> str:
         """Load a ControlNet, which steers by ``control_image``; return its name.
 
@@ -84,9 +86,12 @@ class ControlNets(Model):
 
     def load_own_controlnet(self) -> None:
         """Load the ControlNet in the model's folder, unless it is loaded or there is none."""
-        if self.own_controlnet is not None and OWN_CONTROLNET not in self.controlnets:
-            self.load_controlnet(self.own_controlnet, OWN_CONTROLNET)
-            self.origin.controlnets[OWN_CONTROLNET] = OWN_CONTROLNET
+        if self.own_controlnet is None or OWN_CONTROLNET in self.controlnets:
+            return
+        with self.turns.changing():
+            if OWN_CONTROLNET not in self.controlnets:
+                self.load_controlnet(self.own_controlnet, OWN_CONTROLNET)
+                self.origin.controlnets[OWN_CONTROLNET] = OWN_CONTROLNET
 
     def _plain_weights(self) -> dict[str, Tensor]:
         """Return the U-Net's weights as they are without LoRAs."""
@@ -103,6 +108,7 @@ class ControlNets(Model):
         finally:
             self.loras.set_scales(scales)
 
+    @changes_model
     def unload_controlnet(self, name: str) -> None:
         """Remove a ControlNet. Raises ArgumentError for a name that is not loaded."""
         check_loaded(name, self.controlnets, CONTROLNET)

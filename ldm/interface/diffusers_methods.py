@@ -19,6 +19,7 @@ from ldm.errors import ArgumentError, UnknownAttributeError
 from ldm.interface.ip_adapters import IPAdapters
 from ldm.interface.t2i_adapters import T2IAdapters
 from ldm.loading.devices import DTYPE_BY_NAME, choose_device, choose_dtype, vae_dtype
+from ldm.loading.turns import changes_model
 from ldm.samplers.names import find_sampler
 from ldm.scheduler import DDPMScheduler
 
@@ -48,6 +49,7 @@ class DiffusersMethods(T2IAdapters, IPAdapters):
         """The dtype of the U-Net."""
         return next(self.unet.parameters()).dtype
 
+    @changes_model
     def to(
         self: T,
         *targets: str | torch.device | torch.dtype,
@@ -97,6 +99,7 @@ class DiffusersMethods(T2IAdapters, IPAdapters):
             self.optimize(True, compile=before.compile, offload=offload, int8=before.int8)
         self.loras.set_scales(scales)
 
+    @changes_model
     def enable_model_cpu_offload(
         self, gpu_id: int | None = None, device: str | torch.device = "cuda"
     ) -> None:
@@ -124,6 +127,7 @@ class DiffusersMethods(T2IAdapters, IPAdapters):
 
     # LoRAs
 
+    @changes_model
     def fuse_lora(
         self,
         components: Sequence[str] | None = None,
@@ -148,6 +152,7 @@ class DiffusersMethods(T2IAdapters, IPAdapters):
         self.loras.set_scales(scales)
         self.fused = self.fused | frozenset(names)
 
+    @changes_model
     def unfuse_lora(self, *components: Any, **others: Any) -> None:
         """Let ``unload_lora_weights`` remove all LoRAs again."""
         self.fused = frozenset()
@@ -165,6 +170,7 @@ class DiffusersMethods(T2IAdapters, IPAdapters):
                     found.setdefault(part, []).append(name)
         return found
 
+    @changes_model
     def delete_adapters(self, adapter_names: str | Sequence[str]) -> None:
         """Remove these LoRAs."""
         names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)

@@ -16,6 +16,7 @@ from ldm.images.generation_info import adapter_name
 from ldm.images.inputs import Picture, flat
 from ldm.interface.controlnets import ControlNets
 from ldm.loading.model import own_ip_adapter
+from ldm.loading.turns import changes_model
 
 ENCODERS = "image_encoder"
 
@@ -67,6 +68,7 @@ class IPAdapters(ControlNets):
             path, subfolder, weight_name, image_encoder_folder, image_encoder, name
         )
 
+    @changes_model
     def _load_one(
         self,
         path: Any,
@@ -102,6 +104,7 @@ class IPAdapters(ControlNets):
         for key in [key for key, adapter in self.ip_adapters.items() if adapter.own]:
             del self.ip_adapters[key]
 
+    @changes_model
     def unload_ip_adapter(self, name: str | None = None) -> None:
         """Remove an IP-Adapter; None removes all. Raises ArgumentError for an unknown name."""
         if name is not None and name not in self.ip_adapters:
@@ -112,6 +115,7 @@ class IPAdapters(ControlNets):
                 del self.ip_adapters[each]
                 self.origin.ip_adapters.pop(each, None)
 
+    @changes_model
     def set_ip_adapter_scale(self, scale: Any) -> None:
         """Set how much each IP-Adapter counts, as in diffusers: one for all, or a list.
 
@@ -158,7 +162,7 @@ class IPAdapters(ControlNets):
         pictures = [load_image(one) for part in parts for one in flat(part, "image")]
         if not pictures:
             raise ArgumentError("image is an empty list; give a picture")
-        with torch.no_grad():
+        with torch.no_grad(), self.drawing():
             return self.ip_adapters[name].encode(pictures).cpu()
 
     def image_networks(self) -> list[nn.Module]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,6 @@ from ldm.config.tasks import task_of
 from ldm.control.control_lllite import Network
 from ldm.control.image_prompts import LoadedIPAdapter
 from ldm.control.t2i_adapter import T2IAdapter
-from ldm.denoiser import Listener
 from ldm.errors import ArgumentError
 from ldm.fast import adapt_to_cpu
 from ldm.fast.optimize import Optimized
@@ -30,6 +30,8 @@ from ldm.latents import Codec, Pixels
 from ldm.loading.compatibility import check_parts
 from ldm.loading.origin import Origin
 from ldm.loading.single_file import names_of
+from ldm.loading.turns import Hold, Turns, check_process
+from ldm.request import Request
 from ldm.scheduler import DDPMScheduler
 from ldm.taesd import DECODER_ALONE, AutoencoderTiny
 from ldm.text.conditioning import TextModel
@@ -64,7 +66,7 @@ class Model:
         preview_vae: what decodes previews, in the place of rough colours.
         optimized: how the parts compute faster.
         origin: what it was loaded from.
-        listener: called before the U-Net; see ``ldm.techniques.attention_maps``.
+        turns: who draws with it or changes it now; see ``ldm.loading.turns``.
     """
 
     def __init__(
@@ -146,7 +148,7 @@ class Model:
         self.folder: Path | None = None
         self.preview_vae: AutoencoderTiny | None = None
         self.optimized = Optimized()
-        self.listener: Listener | None = None
+        self.turns = Turns()
         self.origin = Origin()
 
     @property
@@ -174,6 +176,23 @@ class Model:
     def load_own_controlnet(self) -> None:
         """See ``ldm.interface.controlnets``."""
         raise NotImplementedError
+
+    def load_own_adapters(self, request: Request) -> None:
+        """Load the ControlNet and the IP-Adapter of the model's folder that a request needs."""
+        self.used_controlnets(request.control_image is not None)
+        if request.ip_adapter_image is not None or request.ip_adapter_image_embeds is not None:
+            own_ip_adapter(self)
+
+    @contextlib.contextmanager
+    def drawing(self) -> Iterator[Hold]:
+        """Let nothing change the model inside, except for this thread.
+
+        Raises ArgumentError in a process that cannot draw with it.
+        """
+        check_process(self.device)
+        # What offloading brings to the GPU, another run would take away.
+        with self.turns.drawing(alone=lambda: self.optimized.offload is not None) as hold:
+            yield hold
 
     @property
     def adapters(self) -> dict[str, Any]:
@@ -236,6 +255,8 @@ class Model:
 def own_ip_adapter(model: Model) -> None:
     """Load the IP-Adapter in the model's own folder, if there is one and no other is loaded."""
     file = None if model.folder is None else model.folder / "ip_adapter" / "ip_adapter.safetensors"
-    if file is not None and file.is_file() and not model.ip_adapters:
-        adapter = model.make_ip_adapter(file, "image_encoder", None, own=True)
-        model.ip_adapters["own"] = adapter
+    if file is not None and not model.ip_adapters and file.is_file():
+        with model.turns.changing():
+            if not model.ip_adapters:
+                adapter = model.make_ip_adapter(file, "image_encoder", None, own=True)
+                model.ip_adapters["own"] = adapter

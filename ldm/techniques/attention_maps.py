@@ -15,14 +15,16 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
 from ldm.errors import ArgumentError
+from ldm.fast.replace import view, with_children, with_hook
 from ldm.layers import Attention, SpatialTransformer, TransformerBlock
 from ldm.text.chunks import cut
 from ldm.text.tokenizer import CLIPTokenizer
@@ -40,27 +42,36 @@ def probabilities(attention: Attention, x: Tensor, context: Tensor) -> Tensor:
     return (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(dim=-1)
 
 
+Sums = dict[tuple[int, str], tuple[Tensor, int]]  # of each (picture, text), and of how many maps
+
+
 class AttentionMaps:
     """The maps of a U-Net's layers while it is watched, for each picture and text."""
 
     def __init__(self, tokenizer: CLIPTokenizer) -> None:
         self.tokenizer = tokenizer
-        self._size = self._inner = (0, 0)  # of the latents; in the present transformer
-        self._rows: list[int] = []  # rows of the next U-Net call that are not negative …
-        self._keys: list[tuple[int, str]] = []  # … and (picture, text) of each
-        # The sum of the maps of each (picture, text), and how many were added.
-        self._sums: dict[tuple[int, str], tuple[Tensor, int]] = {}
+        self.watches: list[Watch] = []  # one for each run
+
+    @property
+    def _sums(self) -> Sums:
+        """The sums of all runs."""
+        total: Sums = {}
+        for watch in list(self.watches):
+            for key, (maps, count) in list(watch.sums.items()):
+                add(total, key, maps, count, watch.size)
+        return total
 
     def texts(self, picture: int = 0) -> list[str]:
         """Return the texts used for a picture, in that order, without negative prompts.
 
         Raises ArgumentError if no such picture has been drawn.
         """
-        if not self._sums:
+        sums = self._sums
+        if not sums:
             raise ArgumentError("no picture was drawn within explain(); draw one, then ask")
-        texts = [text for mine, text in self._sums if mine == picture]
+        texts = [text for mine, text in sums if mine == picture]
         if not texts:
-            count = 1 + max(mine for mine, _ in self._sums)
+            count = 1 + max(mine for mine, _ in sums)
             raise ArgumentError(f"picture is {picture}; {count} were drawn: they count from 0")
         return texts
 
@@ -97,57 +108,96 @@ class AttentionMaps:
             if any(letter.isalnum() or ord(letter) > 0x2000 for letter in word)  # not only signs
         ]
 
+
+class Watch:
+    """The maps of one run, which calls ``unet``, a view of the model's U-Net.
+
+    Attributes:
+        size: (h, w) of the last latents.
+    """
+
+    def __init__(self, unet: UNet) -> None:
+        """Make the view. The caller of the U-Net must call ``set_rows`` before each call."""
+        self.size = self._inner = (0, 0)  # … of the present transformer
+        self._rows: list[int] = []  # rows of the next U-Net call that are not negative …
+        self._keys: list[tuple[int, str]] = []  # … and (picture, text) of each
+        self.sums: Sums = {}
+
+        def exchange(layer: nn.Module) -> nn.Module:
+            if isinstance(layer, SpatialTransformer):
+                return with_hook(layer, self._see_size, before=True)
+            if isinstance(layer, TransformerBlock):
+                return with_children(layer, attn2=with_hook(layer.attn2, self._see, before=True))
+            return layer
+
+        self.unet = with_hook(view(unet, exchange), self._see_latents, before=True)
+
     def set_rows(self, rows: Sequence[tuple[int, str] | None]) -> None:
         """Set what the rows of the next U-Net call are: see ``ldm.denoiser.Listener``."""
         self._rows = [i for i, key in enumerate(rows) if key is not None]
         self._keys = [(key[0], key[1].strip()) for key in rows if key is not None]
 
     def _see_latents(self, unet: UNet, args: tuple[Any, ...]) -> None:
-        self._size = tuple(args[0].shape[2:])
+        self.size = tuple(args[0].shape[2:])
 
     def _see_size(self, transformer: SpatialTransformer, args: tuple[Any, ...]) -> None:
         self._inner = tuple(args[0].shape[2:])
 
     @torch.no_grad()
     def _see(self, attention: Attention, args: tuple[Any, ...]) -> None:
-        if not self._rows or self._inner[0] * COARSEST < self._size[0]:
+        if not self._rows or self._inner[0] * COARSEST < self.size[0]:
             return
         x, context = (part[self._rows] for part in args)
         mean = probabilities(attention, x, context).mean(dim=1)
         height, width = self._inner
-        maps = self._enlarged(rearrange(mean, "b (h w) m -> b m h w", h=height, w=width))
-        for key, new in zip(self._keys, maps, strict=True):
-            total, count = self._sums.get(key, (torch.zeros_like(new), 0))
-            if total.shape[1:] != new.shape[1:]:  # a second pass over a larger picture
-                total = self._enlarged(total[None])[0]
-            # In another call, the same text may be padded to another length.
-            more = len(new) - len(total)
-            total, new = _longer(total, more), _longer(new, -more)
-            self._sums[key] = total + new, count + 1
-
-    def _enlarged(self, maps: Tensor) -> Tensor:
-        return F.interpolate(maps, size=self._size, mode="bilinear", align_corners=False)
+        maps = rearrange(mean, "b (h w) m -> b m h w", h=height, w=width)
+        for key, new in zip(self._keys, enlarged(maps, self.size), strict=True):
+            add(self.sums, key, new, 1, self.size)
 
 
-def _longer(maps: Tensor, more: int) -> Tensor:
+def add(sums: Sums, key: tuple[int, str], maps: Tensor, count: int, size: tuple[int, int]) -> None:
+    """Add the sum of ``count`` maps (tokens, h, w) of a size to those of the same text."""
+    total, before = sums.get(key, (torch.zeros_like(maps), 0))
+    if total.shape[1:] != maps.shape[1:]:  # a second pass over a larger picture
+        total = enlarged(total[None], size)[0]
+    # In another call, the same text may be padded to another length.
+    more = len(maps) - len(total)
+    sums[key] = longer(total, more) + longer(maps, -more), before + count
+
+
+def enlarged(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Enlarge maps (B, C, h, w) to another size."""
+    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+
+
+def longer(maps: Tensor, more: int) -> Tensor:
+    """Append maps of zeros for so many further tokens, if any."""
     return F.pad(maps, (0, 0, 0, 0, 0, max(more, 0)))
+
+
+# The U-Nets that are watched here, and the maps of each.
+WATCHED: ContextVar[tuple[tuple[UNet, AttentionMaps], ...]] = ContextVar("WATCHED", default=())
 
 
 @contextlib.contextmanager
 def watch_attention(unet: UNet, tokenizer: CLIPTokenizer) -> Iterator[AttentionMaps]:
-    """Watch the U-Net draw; the pictures stay bit-identical.
-
-    The caller of the U-Net must call ``set_rows`` before each call.
-    """
+    """Watch the runs of a U-Net that this thread begins inside; pictures stay bit-identical."""
     maps = AttentionMaps(tokenizer)
-    handles = [unet.register_forward_pre_hook(maps._see_latents)]
-    for module in unet.modules():
-        if isinstance(module, SpatialTransformer):
-            handles.append(module.register_forward_pre_hook(maps._see_size))
-        if isinstance(module, TransformerBlock):
-            handles.append(module.attn2.register_forward_pre_hook(maps._see))
+    token = WATCHED.set((*WATCHED.get(), (unet, maps)))
     try:
         yield maps
     finally:
-        for handle in handles:
-            handle.remove()
+        WATCHED.reset(token)
+
+
+def watches(unet: UNet, shown: UNet) -> list[Watch]:
+    """Begin to watch a run for all that watch a U-Net here. shown: the view of it that is run.
+
+    The last one's view is what the run must call.
+    """
+    found: list[Watch] = []
+    for watched, maps in WATCHED.get():
+        if watched is unet:
+            found.append(Watch(found[-1].unet if found else shown))
+            maps.watches.append(found[-1])
+    return found

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.denoiser import UNetCall
-from ldm.fast.replace import view, with_children, with_state_of
+from ldm.fast.replace import view, with_children, with_hook, with_state_of
 from ldm.layers import Attention, KeysValues
 from ldm.scheduler import Level
 from ldm.techniques.self_attention import (
@@ -86,14 +86,6 @@ def normalize(rows: ReferenceRows, _: nn.Module, __: Any, x: Tensor) -> Tensor:
     drawn, reference = x.chunk(2)
     y = adain(drawn, moments(drawn), moments(reference))
     return torch.cat([rows.mix(y, lambda negative: drawn[negative]), reference])
-
-
-def with_hook(layer: nn.Module, hook: Callable[..., Tensor]) -> nn.Module:
-    """Return a view of a layer with a further forward hook, which the layer does not have."""
-    result = with_children(layer)
-    result._forward_hooks = result._forward_hooks.copy()
-    result.register_forward_hook(hook)
-    return result
 
 
 def add_adain(unet: UNet, rows: ReferenceRows) -> UNet:

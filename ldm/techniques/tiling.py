@@ -2,42 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import ParamSpec, TypeVar
-
 from torch import nn
 
-P = ParamSpec("P")
-T = TypeVar("T")
+from ldm.fast.replace import M, view, with_state_of
 
 
-@contextmanager
-def seamless(*modules: nn.Module) -> Iterator[None]:
-    """Let the modules' convolutions see the other side past an edge, instead of zeros, inside.
+def seamless(module: M) -> M:
+    """Return a view whose convolutions see the other side past an edge, instead of zeros.
 
-    Rolling a picture then rolls the result, for multiples of the coarsest level's pixels.
+    Rolling a picture then rolls the result, for multiples of the coarsest level's pixels. The
+    module itself does not change; see ``ldm.fast.replace.view``.
     """
-    convolutions = [
-        layer
-        for module in modules
-        for layer in module.modules()
-        if isinstance(layer, nn.Conv2d) and layer.kernel_size != (1, 1)
-    ]
-    for layer in convolutions:
-        layer.padding_mode = "circular"
-    try:
-        yield
-    finally:
-        for layer in convolutions:
-            layer.padding_mode = "zeros"
 
+    def exchange(layer: nn.Module) -> nn.Module:
+        if not isinstance(layer, nn.Conv2d) or layer.kernel_size == (1, 1):
+            return layer
+        around = with_state_of(layer, type(layer))
+        around.padding_mode = "circular"
+        return around
 
-def tiled(function: Callable[P, T], *modules: nn.Module) -> Callable[P, T]:
-    """Wrap ``function`` so that the modules are seamless while it runs."""
-
-    def call(*arguments: P.args, **options: P.kwargs) -> T:
-        with seamless(*modules):
-            return function(*arguments, **options)
-
-    return call
+    return view(module, exchange)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.fast import slow_down, speed_up
-from ldm.fast.time_cache import TimeLinear, cache_of, expect_times
+from ldm.fast.time_cache import KNOWN, TimeLinear, cache_of, compute_times, known_times
 from ldm.pipeline import Pipeline
 from ldm.unet import UNet
 from tests.fast.test_fast import draw, small_unet
@@ -51,18 +51,19 @@ def test_it_is_the_plain_one(batch: int, shift: str) -> None:
     want = [unet(x, full(t, batch), context) for t in times]
     speed_up(unet)
     assert cache_of(unet) is not None
-    expect_times(unet, TIMES)
-    copied, pickled = copy.deepcopy(unet), pickle.loads(pickle.dumps(unet))
-    calls = counted(unet)
-    for t, exact in zip(times, want, strict=True):
-        assert difference(unet(x, full(t, batch), context), exact) <= 1e-5
-    assert len(calls) == 2  # for the surprise
-    mixed = torch.tensor([TIMES[0]] * (batch - 1) + [TIMES[1]])
-    slow_down(copied)
-    assert type(copied) is UNet and cache_of(copied) is None
-    exact = copied(x, mixed, context)
-    assert difference(unet(x, mixed, context), exact) <= 1e-5
-    assert difference(pickled(x, mixed, context), exact) <= 1e-5
+    with known_times(compute_times([unet], TIMES)):
+        copied, pickled = copy.deepcopy(unet), pickle.loads(pickle.dumps(unet))
+        calls = counted(unet)
+        for t, exact in zip(times, want, strict=True):
+            assert difference(unet(x, full(t, batch), context), exact) <= 1e-5
+        assert len(calls) == 2  # for the surprise
+        mixed = torch.tensor([TIMES[0]] * (batch - 1) + [TIMES[1]])
+        slow_down(copied)
+        assert type(copied) is UNet and cache_of(copied) is None
+        exact = copied(x, mixed, context)
+        assert difference(unet(x, mixed, context), exact) <= 1e-5
+        assert difference(pickled(x, mixed, context), exact) <= 1e-5
+    assert not KNOWN.get()
 
 
 @pytest.mark.parametrize("where", ["time_embedding.linear_2", "mid_block.resnets.0.time_emb_proj"])
@@ -70,36 +71,30 @@ def test_weights_that_change_are_seen(where: str) -> None:
     unet = small_unet()
     x, context = told()
     speed_up(unet)
-    expect_times(unet, TIMES)
-    before = unet(x, full(1.0), context)
-    layer = unet.get_submodule(where)
-    layer.weight.mul_(2)
-    after = unet(x, full(1.0), context)
+    with known_times(compute_times([unet], TIMES)):
+        before = unet(x, full(1.0), context)
+        layer = unet.get_submodule(where)
+        layer.weight.mul_(2)
+        after = unet(x, full(1.0), context)
     assert difference(after, before) > 1e-3
-    expect_times(unet, TIMES)
-    assert difference(unet(x, full(1.0), context), after) <= 1e-5
-    layer.weight = nn.Parameter(layer.weight / 2, requires_grad=False)
-    assert difference(unet(x, full(1.0), context), before) <= 1e-5
-    slow_down(unet)
-    assert not any("cached" in vars(module) for module in unet.modules())
+    with known_times(compute_times([unet], TIMES)):
+        assert difference(unet(x, full(1.0), context), after) <= 1e-5
+        layer.weight = nn.Parameter(layer.weight / 2, requires_grad=False)
+        assert difference(unet(x, full(1.0), context), before) <= 1e-5
 
 
 def test_a_run_without_steps() -> None:
     unet = small_unet()
     speed_up(unet)
-    expect_times(unet, TIMES)
-    expect_times(unet, [])
-    assert cache_of(unet).cached is None
+    assert compute_times([unet], TIMES) and not compute_times([unet], [])
 
 
 def test_unets_that_are_told_more_expect_nothing() -> None:
     unet = UNet(at_random(1))
     assert unet.config.class_conditional
     speed_up(unet)
-    expect_times(unet, TIMES)
     kinds = [module for module in unet.modules() if isinstance(module, TimeLinear)]
-    assert len(kinds) > 2 and not any("cached" in vars(module) for module in kinds)
-    assert cache_of(unet).cached is None
+    assert len(kinds) > 2 and not compute_times([unet], TIMES)
 
 
 @pytest.mark.parametrize("cache", [1, 2])

@@ -1,6 +1,7 @@
 """Heat maps are the mean of softmax(QKᵀ/√d), by the formula; watching changes nothing."""
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from ldm.errors import ArgumentError
 from ldm.guidance import Guidance
 from ldm.hires import hires_fix
 from ldm.layers import Attention, SpatialTransformer
-from ldm.techniques.attention_maps import AttentionMaps, probabilities
+from ldm.techniques.attention_maps import AttentionMaps, probabilities, watches
 from ldm.text.conditioning import encode_prompts
 from ldm.text.tokenizer import CLIPTokenizer
 from tests.helpers.networks import randomize
@@ -116,8 +117,9 @@ def steps_of(pipe: Pipeline, text: str, steps: list[int], x: list[Tensor]) -> Te
     maps = []
     for step in steps:
         with pipe.explain() as attention, torch.no_grad():
+            (watch,) = watches(pipe.unet, pipe.unet)
             denoise = Denoiser(
-                pipe.unet, pipe.scheduler, [told], Guidance(), listener=pipe.listener
+                watch.unet, pipe.scheduler, [told], Guidance(), listener=watch.set_rows
             )
             denoise(x[step - 1], pipe.schedule(4)[0][step - 1][0])
         maps.append(attention.maps())
@@ -245,7 +247,8 @@ def test_nothing_drawn(pipe: Pipeline) -> None:
 def words(tokenizer: CLIPTokenizer, prompt: str) -> list[tuple[str, list[int]]]:
     """Each word, and which tokens it was made of: a map's pixel i is lit by token i alone."""
     attention = AttentionMaps(tokenizer)
-    attention._sums = {(0, prompt): (torch.eye(154).view(154, 154, 1), 1)}
+    sums = {(0, prompt): (torch.eye(154).view(154, 154, 1), 1)}
+    attention.watches.append(SimpleNamespace(sums=sums, size=(154, 1)))
     return [(word, heat[:, 0].nonzero()[:, 0].tolist()) for word, heat in attention.words(prompt)]
 
 
@@ -273,7 +276,8 @@ def test_words_and_their_tokens(pipe: Pipeline) -> None:
 def test_the_mean_over_a_words_tokens(pipe: Pipeline) -> None:
     attention = AttentionMaps(pipe.tokenizer)
     text = "pneumonoultra, x"
-    attention._sums = {(0, text): (2 * torch.arange(77.0).view(77, 1, 1), 2)}
+    sums = {(0, text): (2 * torch.arange(77.0).view(77, 1, 1), 2)}
+    attention.watches.append(SimpleNamespace(sums=sums, size=(1, 1)))
     tokens = range(1, 1 + len(pipe.tokenizer.encode("pneumonoultra")))
     (_, long), (_, x) = attention.words(text)
     assert len(tokens) > 2
