@@ -40,6 +40,7 @@ from ldm.samplers import (
     sample,
 )
 from ldm.scheduler import Level
+from ldm.techniques.attention_maps import WATCHED
 from ldm.techniques.inpainting import Blend, paste, unchanged
 from ldm.techniques.reference import Reference
 from ldm.unet import UNet
@@ -65,15 +66,15 @@ def stream(model: Model, request: Request) -> Iterator[Progress]:
     but change it only before and after (see ``ldm.loading.turns``).
     """
     model.load_own_adapters(request)
-    context = copy_context()  # for who watches
+    context = copy_context()  # which says who watches
     with model.drawing():
-        run, changes = prepare(model, request), model.turns.changes
+        run, state = prepare(model, request), (model.turns.changes, WATCHED.get())
 
     def steps() -> Iterator[Progress]:
         with model.drawing() as hold:
-            changed = model.turns.changes != changes
-            now = context.run(prepare, model, request) if changed else run
-            for progress in steps_of(now):
+            here = copy_context() if WATCHED.get() else context
+            current = here.run(lambda: (model.turns.changes, WATCHED.get())) == state
+            for progress in steps_of(run if current else here.run(prepare, model, request)):
                 yield progress
                 hold.move_here()
 

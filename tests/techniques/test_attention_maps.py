@@ -1,6 +1,7 @@
 """Heat maps are the mean of softmax(QKᵀ/√d), by the formula; watching changes nothing."""
 
 import math
+from collections import deque
 from types import SimpleNamespace
 from typing import Any
 
@@ -103,6 +104,21 @@ def watched(pipe: Pipeline, prompt: str | list[str], **arguments: Any) -> Attent
     with pipe.explain() as attention:
         assert torch.equal(pipe(prompt, **options).images, before)
     return attention
+
+
+def test_streams_that_began_before(pipe: Pipeline) -> None:
+    """They are watched from their first step on, and where they were made if nobody watches."""
+    options = {"seed": 1, "num_inference_steps": 2, "output_type": "latent"}
+    before, want = pipe.stream("a car", **options), watched(pipe, "a car", num_inference_steps=2)
+    with pipe.explain() as first:
+        deque(before, maxlen=0)
+        inside = pipe.stream("a car", **options)
+    assert torch.equal(first.maps(), want.maps())
+    with pipe.explain() as second:
+        other = pipe.stream("a car", **options)
+    deque(other, maxlen=0)
+    deque(inside, maxlen=0)
+    assert torch.equal(second.maps(), want.maps())
 
 
 def seen(pipe: Pipeline, run: str, **options: Any) -> list[Tensor]:
