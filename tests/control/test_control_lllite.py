@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import pickle
 import threading
 from pathlib import Path
 from typing import Any
@@ -192,6 +193,18 @@ def test_two_threads(saved: Any) -> None:
     for thread in threads:
         thread.join()
     assert all(difference(found[i], want[i]) <= 1e-5 for i in range(2))
+
+
+def test_copies_are_steered(saved: Any) -> None:
+    pipe = loaded(saved, "lllite0.safetensors")
+    want = draw(pipe, seed=3, **SETTINGS, control_image=hint())[0]
+    for copied in (copy.deepcopy(pipe), pickle.loads(pickle.dumps(pipe))):
+        got = draw(copied, seed=3, **SETTINGS, control_image=hint())[0]
+        assert torch.equal(got, want)
+        (name,) = copied.controlnets
+        copied.unload_controlnet(name)
+        assert not torch.equal(draw(copied, seed=3, **SETTINGS)[0], want)
+    assert torch.equal(draw(pipe, seed=3, **SETTINGS, control_image=hint())[0], want)
 
 
 def test_the_published_size() -> None:
