@@ -25,7 +25,7 @@ from ldm.checkpoints.lora_first import keys_of_list
 from ldm.checkpoints.lora_kinds import Factors
 from ldm.checkpoints.lora_names import Module
 from ldm.checkpoints.original import Rename
-from ldm.checkpoints.tensors import is_complete, read_checkpoint, read_content
+from ldm.checkpoints.tensors import checkpoint_of, read_content
 from ldm.errors import ArgumentError, CheckpointError
 from ldm.fast.packed import plain_weight
 
@@ -243,8 +243,8 @@ def read_lora(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
     Raises CheckpointError as ``read_checkpoint`` does.
     """
-    content, _ = read_content(path)
-    if isinstance(content, list) and len(content) % 2 == 0 and all(map(is_complete, content)):
-        return dict(zip(keys_of_list(len(content)), content, strict=True)), {}
-    tensors, metadata, _ = read_checkpoint(path)
+    content, metadata = read_content(path)
+    if isinstance(content, list) and len(content) % 2 == 0:
+        content = dict(zip(keys_of_list(len(content)), content, strict=True))
+    tensors = checkpoint_of(path, content, metadata).tensors
     return {key: dense(value) for key, value in tensors.items()}, metadata

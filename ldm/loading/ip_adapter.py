@@ -12,15 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from ldm.checkpoints.deferred import Stored
+from ldm.checkpoints.deferred import Deferred, Stored
 from ldm.checkpoints.family import UNET
 from ldm.checkpoints.folder import empty, fill
 from ldm.checkpoints.formats import IP_ADAPTER
 from ldm.checkpoints.kinds import article, find_adapter, find_other, is_embedding, listed
 from ldm.checkpoints.lora_first import plain_names
 from ldm.checkpoints.lora_kinds import describe_kinds, group
-from ldm.checkpoints.tensors import is_complete, read_content, to_save, write_tensors
+from ldm.checkpoints.plain import check_mapping
+from ldm.checkpoints.tensors import read_content, to_save, write_tensors
 from ldm.config import IPAdapterConfig, UNetConfig
 from ldm.config.ip_adapter import HEAD_DIM, cross_attention_widths
 from ldm.control.ip_adapter import IPAdapter
@@ -109,9 +111,8 @@ def read_adapter(path: Path) -> dict[str, Stored]:
             flat |= {f"{name}.{key}": inner for key, inner in value.items()}
         else:
             flat[str(name)] = value
-    if not isinstance(content, Mapping) or not all(map(is_complete, flat.values())):
-        raise CheckpointError(f"{path} does not hold a plain mapping of names to tensors")
-    return flat
+    whole = flat if isinstance(content, Mapping) else content
+    return check_mapping(path, whole, Tensor, Deferred)
 
 
 def check_kind(path: Path, shapes: Shapes) -> None:
