@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -64,6 +64,20 @@ def checkpoint_of(path: Path, content: object, metadata: dict[str, str]) -> Chec
     found: dict[str, Stored] = check_mapping(path, content, Tensor, Deferred)
     tensors = apply_scales(found, path) if any(map(is_scale, found)) else found
     return Checkpoint(tensors, metadata, step if isinstance(step, int) else None)
+
+
+def all_tensors(content: object, prefix: str = "") -> Iterator[tuple[str, Stored]]:
+    """Yield the tensors in mappings and lists, with their names joined by dots."""
+    entries: Iterable[tuple[object, object]] = ()
+    if isinstance(content, Mapping):
+        entries = content.items()
+    elif isinstance(content, list):
+        entries = enumerate(content)
+    for name, value in entries:
+        if isinstance(value, Tensor | Deferred):
+            yield f"{prefix}{name}", value
+        elif not prefix:  # deeper ones are no weights: see ``pickles.DEPTH``
+            yield from all_tensors(value, f"{name}.")
 
 
 def read_embedding(path: Path) -> tuple[dict[str, Tensor], str | None]:

@@ -32,6 +32,7 @@ from ldm.loading.controlnet import named
 NAME = "ip_adapter.safetensors"  # of the file in a folder that ldm writes
 KEY = re.compile(r"ip_adapter\.(\d+)\.to_k_ip\.weight")
 FACE = "an IP-Adapter FaceID, which needs a face recogniser; those are not supported"
+MOST_LAYERS = 64  # of a resampler; published ones have 8 at most
 ARCFACE = 512  # width of a face recogniser's embedding, which InstantID reads
 WAYS = {
     "ControlNet": "--controlnet FILE", "Control-LoRA": "--controlnet FILE", "LoRA": "--lora FILE",
@@ -194,6 +195,8 @@ def projection_of(proj: Shapes) -> dict[str, Any]:
     if width == ARCFACE:
         raise CheckpointError(f"it is InstantID's or {FACE}")
     depth = {match[1] for name in proj if (match := re.match(r"layers\.(\d+)\.", name))}
+    if len(depth) > MOST_LAYERS:
+        raise CheckpointError(f"it has {len(depth):,} layers; expected {MOST_LAYERS} at most")
     return {
         "kind": "plus", "image_width": width, "num_tokens": tokens, "hidden_size": hidden,
         "num_heads": proj["layers.0.0.to_q.weight"][0] // HEAD_DIM, "num_layers": len(depth),
