@@ -32,6 +32,7 @@ from ldm.interface.diffusers_methods import DiffusersMethods, lora_path
 from ldm.interface.progress_bar import show_progress
 from ldm.interface.summary import summarize
 from ldm.latents import Pixels
+from ldm.loading.compatibility import check_parts_finite
 from ldm.loading.devices import choose_device, choose_dtype
 from ldm.loading.folder import load_folder, save_folder
 from ldm.loading.origin import Origin
@@ -72,6 +73,7 @@ class Pipeline(DiffusersMethods):
         int8: bool = False,
         controlnet: str | Path | Sequence[str | Path] | None = None,
         adapter: str | Path | Sequence[str | Path] | None = None,
+        check_finite: bool = False,
     ) -> Pipeline:
         """Load a model: None is the built-in one, else a folder, a single file or a hub id.
 
@@ -88,6 +90,8 @@ class Pipeline(DiffusersMethods):
         int8: as in ``optimize``, which is called then.
         controlnet: folders or files of ControlNets, as of ``load_controlnet``.
         adapter: likewise of T2I-Adapters, as of ``load_t2i_adapter``.
+        check_finite: look for NaN and infinities in all weights, which reads the whole files and
+            makes loading a quarter slower; else they are found when they reach a picture.
         Habits of diffusers are accepted, such as ``torch_dtype``: ``ldm.config.diffusers_habits``.
         Raises CheckpointError for a model that is missing, broken or not supported.
         """
@@ -125,6 +129,8 @@ class Pipeline(DiffusersMethods):
         else:
             parts = load_folder(path, dtype, device, variant, prediction_type)
             replace_parts(parts, path, other, encoders, device)
+        if check_finite:
+            check_parts_finite(parts)
         pipe = cls(**parts)
         pipe.origin = origin
         pipe.folder = path if path.is_dir() else None

@@ -25,7 +25,8 @@ from ldm.checkpoints.lora_first import keys_of_list
 from ldm.checkpoints.lora_kinds import Factors
 from ldm.checkpoints.lora_names import Module
 from ldm.checkpoints.original import Rename
-from ldm.checkpoints.tensors import is_complete, read_checkpoint, read_content
+from ldm.checkpoints.plain import check_finite, check_real
+from ldm.checkpoints.tensors import checkpoint_of, read_content
 from ldm.errors import ArgumentError, CheckpointError
 from ldm.fast.packed import plain_weight
 
@@ -110,10 +111,9 @@ class Loras:
         for factors in lora.updates.values():
             check_factor_values(path, factors)
         for word, vectors in lora.words.items():
-            if not all(v.is_floating_point() and v.isfinite().all() for v in vectors.values()):
-                raise CheckpointError(
-                    f"{path}: the vectors of its word {word!r} are not finite numbers; get it again"
-                )
+            for value in vectors.values():
+                check_real(path, word, value)
+                check_finite(path, word, value.float())
         return replace(lora, scales=scales)
 
     def match(
@@ -243,8 +243,8 @@ def read_lora(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
     Raises CheckpointError as ``read_checkpoint`` does.
     """
-    content, _ = read_content(path)
-    if isinstance(content, list) and len(content) % 2 == 0 and all(map(is_complete, content)):
-        return dict(zip(keys_of_list(len(content)), content, strict=True)), {}
-    tensors, metadata, _ = read_checkpoint(path)
+    content, metadata = read_content(path)
+    if isinstance(content, list) and len(content) % 2 == 0:
+        content = dict(zip(keys_of_list(len(content)), content, strict=True))
+    tensors = checkpoint_of(path, content, metadata).tensors
     return {key: dense(value) for key, value in tensors.items()}, metadata

@@ -16,6 +16,7 @@ from ldm.adapters.changes import (
 )
 from ldm.adapters.low_rank import same_shapes
 from ldm.checkpoints.lora_kinds import Factors
+from ldm.checkpoints.plain import check_finite
 from ldm.errors import CheckpointError
 
 NUMBERS = ("alpha", "on_input", "scaled_oft")  # roles of a single number, which may be an integer
@@ -110,5 +111,4 @@ def check_factor_values(path: Path, factors: Factors[Tensor]) -> None:
         real = not tensor.is_complex() if role in NUMBERS else tensor.is_floating_point()
         if not real:
             raise CheckpointError(f"{path}: {name} is {tensor.dtype}; expected floating point")
-        if not tensor.float().isfinite().all():
-            raise CheckpointError(f"{path}: {name} holds NaN or infinity; get it again")
+        check_finite(path, name, tensor.float())

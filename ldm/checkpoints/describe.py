@@ -6,6 +6,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ DTYPE_NAMES = {
     "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
 }  # fmt: skip
 SAFE = ".safetensors"
+MOST_ITEMS = 20  # of vectors and words that are listed
 UNKNOWN = "unknown"
 TEXT_KEYS = re.compile(
     r"(?:attn2[._]to_[kv]|\.to_[kv]_ip)\.weight$"
@@ -159,7 +161,7 @@ def describe_tensors(
     if kinds := adapter_kinds(header):
         return describe_lora(header, kinds)
     if is_embedding(shapes):
-        vectors = ", ".join(
+        vectors = shortened(
             f"{math.prod(shape[:-1])} × {shape[-1]}" if shape else "none"
             for shape in shapes.values()
         )
@@ -330,7 +332,13 @@ def describe_lora(header: Header, kinds: list[str]) -> Rows:
         ("rank", ", ".join(str(rank) for rank, _ in ranks.most_common(4)) or "unknown"),
         ("weights", amount(header.tensors.values())),
     ]
-    return [*rows, ("words", ", ".join(words))] if words else rows
+    return [*rows, ("words", shortened(words))] if words else rows
+
+
+def shortened(items: Iterable[str]) -> str:
+    """List the first of some items."""
+    first = list(islice(items, MOST_ITEMS + 1))
+    return ", ".join(first[:MOST_ITEMS]) + ", …" * (len(first) > MOST_ITEMS)
 
 
 def part_of(name: str) -> str:

@@ -136,6 +136,7 @@ def detect(
         inpainting = first[1] != family.unet.in_channels
         stated, certain = usual_prediction(family.id, inpainting, global_step)
     guidance = shapes.get(f"{UNET}time_embed.cond_proj.weight")
+    guidance = guidance if guidance is not None and len(guidance) == 2 else None
     unet = replace(
         own_layers(family.unet, shapes, source),
         in_channels=first[1],

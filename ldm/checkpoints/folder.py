@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from ldm.checkpoints.cast import cast
 from ldm.checkpoints.deferred import Stored, dense, dtype_to_keep
 from ldm.checkpoints.names import to_ours
+from ldm.checkpoints.plain import check_finite, check_real, shown
 from ldm.checkpoints.scaled_fp8 import is_scale
 from ldm.checkpoints.tensors import read_checkpoint, to_save, write_tensors
 from ldm.config import Config, read_json, write_json
@@ -81,17 +82,29 @@ def read_weights(path: Path) -> dict[str, Stored]:
     tensors: dict[str, Stored] = {}
     for name in sorted(set(map(str, places.values()))):
         if not name or Path(name).name != name:
-            raise CheckpointError(f"{path} names {name!r}, outside its folder; it is not trusted")
-        if not path.with_name(name).is_file():
-            raise CheckpointError(f"{path} names {name}, which is missing; get the model again")
+            raise CheckpointError(
+                f"{path} names {shown(name)}, outside its folder; it is not trusted"
+            )
+        if not exists(path.with_name(name)):
+            raise CheckpointError(
+                f"{path} names {shown(name)}, which is missing; get the model again"
+            )
         tensors |= read_checkpoint(path.with_name(name)).tensors
     missing = sorted(name for name in set(places) - set(tensors) if not is_scale(name))
     if missing:
         raise CheckpointError(
-            f"{path} lists {missing[0]} and {len(missing) - 1} more tensors that its shards lack; "
-            "get the model again"
+            f"{path} lists {shown(missing[0])} and {len(missing) - 1} more tensors that its "
+            "shards lack; get the model again"
         )
     return tensors
+
+
+def exists(path: Path) -> bool:
+    """Whether there is a file; not under a name that no file can have, such as a very long one."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 class Uninitialised(TorchFunctionMode):
@@ -130,8 +143,14 @@ def load_component(
 
 def empty(module_class: type[M], config: Config) -> M:
     """Make a module whose tensors have shapes, but neither memory nor values yet."""
-    with torch.device("meta"), Uninitialised():
-        return module_class(config)
+    try:
+        with torch.device("meta"), Uninitialised():
+            return module_class(config)
+    except (RuntimeError, OverflowError) as error:  # more bytes than a number of 64 bits counts
+        raise CheckpointError(
+            f"no {module_class.__name__} has sizes as {str(config)[:200]} "
+            f"({str(error).splitlines()[0]}); get it again"
+        ) from None
 
 
 def fill(
@@ -140,21 +159,28 @@ def fill(
     path: Path,
     dtype: torch.dtype | None,
     device: torch.device | str = "cpu",
+    finite: bool = False,
 ) -> None:
     """Give an ``empty`` module its tensors, and put it in evaluation mode.
 
     dtype: None keeps the file's, or what ``dtype_to_keep`` chooses for float8 and for blocks.
+    finite: whether to look at all values, which is for small modules: see ``plain``.
 
     Tensors of a mapped file are used as they are, so that loading copies only what changes its
     dtype or device, and are removed from ``tensors``, so that the file's memory is freed meanwhile.
-    Raises CheckpointError, naming ``path``, unless names and shapes are the module's.
+    Raises CheckpointError, naming ``path``, unless names and shapes are the module's, and the
+    tensors of real numbers.
     """
     check_tensors(module.state_dict(), tensors, path)
+    for key, stored in tensors.items():
+        check_real(path, key, stored)
     dtype = dtype or dtype_to_keep(tensors.values())
     modules = dict(module.named_modules())
     for key in list(tensors):  # which load_state_dict takes three times as long for
         owner, _, name = key.rpartition(".")
         value = cast(dense(tensors.pop(key)).to(device), dtype)
+        if finite:
+            check_finite(path, key, value)
         modules[owner].register_parameter(name, nn.Parameter(value, requires_grad=False))
     module.eval()
 

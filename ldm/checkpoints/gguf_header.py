@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from ldm.checkpoints.header import Header, TensorInfo
+from ldm.checkpoints.plain import refuse_name
 from ldm.errors import CheckpointError
 
 VERSIONS = (2, 3)
@@ -193,6 +194,8 @@ def _unfold(name: str, info: TensorInfo, stated: str | None) -> TensorInfo:
 def _tensor(reader: Reader) -> tuple[str, TensorInfo, int, int]:
     """Read one tensor's entry: its name, type and shape, the place of its values, their bytes."""
     name = reader.name()
+    if problem := refuse_name(name):
+        raise ValueError(problem)
     axes = int(reader.number("<I"))
     if axes > MOST_AXES:
         raise ValueError(f"{name!r} has {axes:,} axes")

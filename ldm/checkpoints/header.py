@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ldm.checkpoints.plain import refuse_name
 from ldm.errors import CheckpointError
 
 MOST_BYTES = 100_000_000  # of a header, as in the safetensors library
+MOST_AXES = 64  # of a tensor: PyTorch's own limit
 DTYPE_BITS = {
     "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8,
     "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U64": 64, "U32": 32, "U16": 16, "U8": 8, "BOOL": 8,
@@ -87,23 +89,34 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _tensor(name: str, entry: object) -> TensorInfo:
+    if problem := refuse_name(name):
+        raise ValueError(problem)
     if not isinstance(entry, dict):
         raise ValueError(f"{name!r} is no tensor")
     dtype = entry.get("dtype")
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
-        raise ValueError(f"{name!r} has the unknown dtype {dtype!r}")
+        raise ValueError(f"{name!r} has the unknown dtype {_cut(dtype)}")
     shape, place = (_counts(name, entry, key) for key in ("shape", "data_offsets"))
     info = TensorInfo(dtype, tuple(shape))
     if len(place) != 2 or (place[1] - place[0]) * 8 != info.count * DTYPE_BITS[dtype]:
-        raise ValueError(f"{name!r} does not have the bytes of its shape {shape}")
+        raise ValueError(f"{name!r} does not have the bytes of its shape {_cut(shape)}")
     return info
 
 
 def _counts(name: str, entry: dict[str, Any], key: str) -> list[int]:
     value = entry.get(key)
-    if not isinstance(value, list) or not all(type(v) is int and v >= 0 for v in value):
-        raise ValueError(f"{key} of {name!r} is {value!r}")
+    if (
+        not isinstance(value, list)
+        or len(value) > MOST_AXES  # else their product would take the square of their number
+        or not all(type(v) is int and 0 <= v < 2**63 for v in value)
+    ):
+        raise ValueError(f"{key} of {name!r} is {_cut(value)}")
     return value
+
+
+def _cut(value: object) -> str:
+    """Write a value of a header for a message."""
+    return f"{value!a:.60}"
 
 
 def _check_places(

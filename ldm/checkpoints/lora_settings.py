@@ -23,6 +23,7 @@ class Alphas:
 
         Raises ValueError for settings that cannot be read.
         """
+        self.orders: dict[int, dict[str, int]] = {}
         self.source, text = METADATA, metadata.get(METADATA) or ""
         if not text and path is not None and path.stem == "adapter_model":
             beside = path.with_name(BESIDE)
@@ -36,6 +37,12 @@ class Alphas:
         except (ValueError, AttributeError, RecursionError):
             raise ValueError(f"its {self.source} is no JSON object") from None
 
+    def order(self, patterns: dict[str, Any]) -> dict[str, int]:
+        """Return the place of each pattern, which is counted once."""
+        if id(patterns) not in self.orders:
+            self.orders[id(patterns)] = {name: i for i, name in enumerate(patterns)}
+        return self.orders[id(patterns)]
+
     def find(self, module: Module, rank: int) -> float | None:
         """Return α of a module, so that α/rank is its scale; None if the file does not state it."""
         part, path = module
@@ -48,11 +55,14 @@ class Alphas:
         if alpha is None:
             alpha = setting("alpha")  # of LoHa and LoKr
         patterns = setting("alpha_pattern")
-        for pattern, value in patterns.items() if isinstance(patterns, dict) else ():
-            # peft takes a regular expression; those in files are the ends of paths.
-            if f".{path}".endswith(f".{pattern}"):
-                alpha = value
-                break
+        if isinstance(patterns, dict):
+            # peft takes the first that fits, as a regular expression; those in files are the ends
+            # of paths.
+            words = path.split(".")
+            ends = {".".join(words[i:]) for i in range(len(words))} & patterns.keys()
+            order = self.order(patterns) if len(ends) > 1 else {}
+            if ends:
+                alpha = patterns[min(ends, key=lambda end: order.get(end, 0))]
         if alpha is None:
             return None
         if (

@@ -1,8 +1,8 @@
 """What a pickle says, without running it: its opcodes are read, and nothing is imported or called.
 
 Opcodes: ``pickletools`` of Python's library. What a pickle names becomes a ``Global``, what it
-would call a ``Call``; the tensors among them are recognised by ``pickle_header``. Each opcode takes
-constant time, or time for the bytes that it reads, and their number is bounded.
+would call a ``Call``; the tensors among them are recognised by ``pickle_content``. Each opcode
+takes constant time, or time for the bytes that it reads, and their number is bounded.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from ldm.errors import LDMError
 
 MOST_OPCODES = 2_000_000  # SD 1.x with the averaged copy and an optimiser's state has 300,000
 LONGEST = 1_000_000  # bytes of a text or a number
-SCALARS = (str, int, float, bytes, type(None))
+# Numbers that are kept as keys. Others become None, as further ones could be chosen so that all of
+# them take the same place in a dictionary, each of which is then searched for.
+MOST_KEY = 1 << 32
 
 
 class Damaged(ValueError):
@@ -131,8 +133,9 @@ class Machine:
         """Put keys and values, in turn, into the dictionary before them."""
         target = self.stack[-1]
         if isinstance(target, dict):  # and not a class's
-            pairs = zip(items[::2], items[1::2], strict=True)
-            target |= {key: value for key, value in pairs if isinstance(key, SCALARS)}
+            for key, value in zip(items[::2], items[1::2], strict=True):
+                plain = isinstance(key, str) or (type(key) is int and 0 <= key < MOST_KEY)
+                target[key if plain else None] = value
 
     def extend(self, items: list[Any]) -> None:
         """Put values into the list before them."""
@@ -144,6 +147,7 @@ class Machine:
         if not isinstance(module, str) or not isinstance(name, str):
             raise TypeError
         full = f"{module}.{name}"
+        full = full.replace("__builtin__.", "builtins.", 1)  # Python 2
         self.named(full)
         self.stack.append(Global(full))
 

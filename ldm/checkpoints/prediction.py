@@ -33,7 +33,7 @@ SPELLINGS = {
 STATED_PREDICTION = "modelspec.prediction_type"
 MOST_BYTES = 1_000_000  # of a config beside a file; published ones have a few thousand
 SCHEDULER = "scheduler_config.json"
-PARAMETERIZATION = r"^\s*(?:parameterization|prediction_type)\s*:\s*[\"']?([\w-]+)"
+PARAMETERIZATION = r"^[ \t]*(?:parameterization|prediction_type)\s*:\s*[\"']?([\w-]+)"
 ZERO_SNR = (
     r"(?:^|[\s{,\"'])(?:zero_terminal_snr|rescale_betas_zero_snr|zsnr|ztsnr)[\"']?\s*:\s*true\b"
 )

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ldm.checkpoints.deferred import FLOAT8, Deferred, Stored
+from ldm.checkpoints.plain import check_real, is_finite
 from ldm.errors import CheckpointError
 
 SCALES = (".scale_weight", ".weight_scale")
@@ -28,7 +29,7 @@ def is_scale(name: str) -> bool:
     return name.endswith((*SCALES, *UNUSED)) or name.rpartition(".")[2] == MARKER
 
 
-def apply_scales(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Stored]:
+def apply_scales(tensors: Mapping[str, Stored], path: Path) -> dict[str, Stored]:
     """Return a file's tensors with its scales applied when a weight is read, and without them.
 
     Raises CheckpointError, naming ``path``, for a scale that is missing, of a shape that does not
@@ -42,11 +43,13 @@ def apply_scales(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Stored]
         weight = tensors.get(key)
         if weight is None:
             raise CheckpointError(f"{path} has {name}, but no {key}; get the model again")
+        if isinstance(weight, Deferred) or isinstance(scale, Deferred):
+            raise CheckpointError(f"{path} has scales of blocks, which is not supported; {AGAIN}")
         if isinstance(stored[key], Deferred):
             raise CheckpointError(f"{path} has two scales of {key}; get the model again")
         stored[key] = _scaled(path, key, weight, name, scale)
-    for marker in markers:
-        _check_complete(path, marker, stored)
+    if markers:
+        _check_complete(path, {name.removesuffix(MARKER): name for name in markers}, stored)
     _check_named(path, tensors, stored)
     return stored
 
@@ -57,32 +60,38 @@ def _scaled(path: Path, key: str, weight: Tensor, name: str, scale: Tensor) -> D
         raise CheckpointError(
             f"{path} holds {key} in blocks of {kind} with a scale, which is not supported; {AGAIN}"
         )
+    check_real(path, key, weight)
     rows = (len(weight), *[1] * (weight.ndim - 1)) if weight.ndim else ()
     if scale.numel() != 1 and scale.shape != rows:
         raise CheckpointError(
             f"{path}: {name} has the shape {tuple(scale.shape)} for a weight of "
             f"{tuple(weight.shape)}; expected one value, or one a row {rows}; {AGAIN}"
         )
-    factor = scale.to(torch.float32).reshape(rows if scale.shape == rows else ())
-    if not scale.is_floating_point() or not factor.isfinite().all():
+    if not scale.is_floating_point() or not is_finite(scale.to(torch.float32)):
+        found = next(iter(scale.flatten()[:1].tolist()), "nothing")
         raise CheckpointError(
-            f"{path}: {name} is no finite number, but {scale.flatten()[0].item()} of {scale.dtype};"
-            f" {AGAIN}"
+            f"{path}: {name} is no finite number, but {found} of {scale.dtype}; {AGAIN}"
         )
+    factor = scale.to(torch.float32).reshape(rows if scale.shape == rows else ())
     return Deferred(weight.shape, torch.float32, lambda: weight.to(torch.float32) * factor)
 
 
-def _check_complete(path: Path, marker: str, stored: Mapping[str, Stored]) -> None:
-    """Raise CheckpointError if a linear layer that a marker speaks of lacks its scale."""
-    prefix = marker.removesuffix(MARKER)
+def _check_complete(path: Path, markers: Mapping[str, str], stored: Mapping[str, Stored]) -> None:
+    """Raise CheckpointError if a linear layer that a marker speaks of lacks its scale.
+
+    markers: by the beginning of the names that each speaks of.
+    """
     for key, value in stored.items():
-        if not key.startswith(prefix) or not key.endswith(".weight") or "embedding" in key:
+        if not key.endswith(".weight") or "embedding" in key or value.ndim != 2:
             continue
-        if value.ndim == 2 and isinstance(value, Tensor) and value.dtype in FLOAT8:
-            _miss(path, key, marker)
+        if isinstance(value, Tensor) and value.dtype in FLOAT8:
+            ends = (i + 1 for i, letter in enumerate(key) if letter == ".")
+            for beginning in ("", *(key[:end] for end in ends)):
+                if beginning in markers:
+                    _miss(path, key, markers[beginning])
 
 
-def _check_named(path: Path, tensors: Mapping[str, Tensor], stored: Mapping[str, Stored]) -> None:
+def _check_named(path: Path, tensors: Mapping[str, Stored], stored: Mapping[str, Stored]) -> None:
     """Raise CheckpointError if a layer that a ``comfy_quant`` describes lacks its scale."""
     for name in tensors:
         key = f"{name.rpartition('.')[0]}.weight"

@@ -19,6 +19,8 @@ DIFFUSERS = re.compile(
     r"(down|up)_blocks\.(\d{1,4})\.(resnets|attentions|downsamplers|upsamplers)\.(\d{1,4})\.(.+)"
 )
 DIFFUSERS_MIDDLE = re.compile(r"mid_block\.(resnets|attentions)\.(\d)\.(.+)")
+# Beyond what any model has, a network is not built only to find that it does not fit.
+MOST_LEVELS, MOST_LAYERS, MOST_DEPTH = 16, 32, 64
 BLOCK = re.compile(r"transformer_blocks\.(\d{1,4})\.(.+)")
 
 
@@ -62,8 +64,9 @@ class Layer:
 
     @property
     def depth(self) -> int:
-        """How many transformer blocks it has; -1 if one is missing between them."""
-        return len(self.blocks) if not self.blocks or max(self.blocks) < len(self.blocks) else -1
+        """How many transformer blocks it has; -1 if one is missing between them, or too many."""
+        whole = not self.blocks or max(self.blocks) < len(self.blocks) <= MOST_DEPTH
+        return len(self.blocks) if whole else -1
 
     @property
     def crosses(self) -> bool:
@@ -144,6 +147,8 @@ def _structure(
 ) -> Structure | None:
     levels = [*down, *up]
     if not down or len(down) != len(up) or not all(levels):
+        return None
+    if len(down) > MOST_LEVELS or max(map(len, levels)) > MOST_LAYERS:
         return None
     if any(len(a) + 1 != len(b) for a, b in zip(down, up[::-1], strict=True)):
         return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +15,9 @@ from ldm.checkpoints.deferred import FLOAT8, Deferred, Stored, dense
 from ldm.checkpoints.formats import GGUF, IP_ADAPTER, SAFETENSORS, find_format
 from ldm.checkpoints.header import Header, read_header
 from ldm.checkpoints.number_formats import check_range, float_format
+from ldm.checkpoints.pickle_content import tensors_of
 from ldm.checkpoints.pickles import read_pickle
+from ldm.checkpoints.plain import check_finite, check_mapping, check_real, refuse_name
 from ldm.checkpoints.scaled_fp8 import apply_scales, is_scale
 from ldm.errors import CheckpointError
 
@@ -50,18 +52,32 @@ def read_checkpoint(path: Path) -> Checkpoint:
     training checkpoint's weights are its ``state_dict``.
     Raises CheckpointError for a file that is truncated, not of its kind, or would run code.
     """
-    content, metadata = read_content(path)
+    return checkpoint_of(path, *read_content(path))
+
+
+def checkpoint_of(path: Path, content: object, metadata: dict[str, str]) -> Checkpoint:
+    """Return the tensors among a file's content, as ``read_checkpoint`` does."""
     step = content.get("global_step") if isinstance(content, Mapping) else None
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
-    if not isinstance(content, Mapping) or not all(
-        isinstance(key, str) and is_complete(value) for key, value in content.items()
-    ):
-        if isinstance(content, Mapping) and set(content) >= set(IP_ADAPTER):
-            raise CheckpointError(f"{path} is an IP-Adapter; give it as --ip-adapter FILE")
-        raise CheckpointError(f"{path} does not hold a plain mapping of names to tensors")
-    tensors = apply_scales(content, path) if any(map(is_scale, content)) else dict(content)
+    content = tensors_of(content)
+    if isinstance(content, Mapping) and set(content) >= set(IP_ADAPTER):
+        raise CheckpointError(f"{path} is an IP-Adapter; give it as --ip-adapter FILE")
+    found: dict[str, Stored] = check_mapping(path, content, Tensor, Deferred)
+    tensors = apply_scales(found, path) if any(map(is_scale, found)) else found
     return Checkpoint(tensors, metadata, step if isinstance(step, int) else None)
+
+
+def all_tensors(content: object, prefix: str = "") -> Iterator[tuple[str, Stored]]:
+    """Yield the tensors in mappings and lists, with their names joined by dots."""
+    entries: Iterable[tuple[object, object]] = ()
+    if isinstance(content, Mapping):
+        entries = content.items()
+    elif isinstance(content, list):
+        entries = enumerate(content)
+    for name, value in entries:
+        if isinstance(value, Tensor | Deferred):
+            yield f"{prefix}{name}", value
+        elif not prefix:  # deeper ones are no weights: see ``pickles.DEPTH``
+            yield from all_tensors(value, f"{name}.")
 
 
 def read_embedding(path: Path) -> tuple[dict[str, Tensor], str | None]:
@@ -78,25 +94,31 @@ def read_embedding(path: Path) -> tuple[dict[str, Tensor], str | None]:
     elif isinstance(content, Mapping) and len(content) == 1:
         (word,) = content
         word = None if word in ONE_WORD else word
-    entries = content if isinstance(content, Mapping) else {}
-    vectors = {str(name): as_vectors(value) for name, value in entries.items()}
+    entries = content if isinstance(content, Mapping) and len(content) <= MAX_WORDS else {}
+    vectors = {str(name): as_vectors(path, str(name), value) for name, value in entries.items()}
     found = {name: value for name, value in vectors.items() if value is not None}
-    if len(found) < len(vectors) or not is_embedding(found):
+    unfit = len(found) < len(vectors) or any(map(refuse_name, found))
+    if unfit or not is_embedding(found):
         raise CheckpointError(
             f"{path} is no textual inversion: expected the vectors of a word, or of at most "
             f"{MAX_WORDS} words of one width"
         )
-    return found, word if isinstance(word, str) and word and len(found) == 1 else None
+    if refuse_name(word) or not word:
+        word = None
+    return found, word if len(found) == 1 else None
 
 
-def as_vectors(value: object) -> Tensor | None:
-    """Return a tensor of one or several vectors as (n, D); None for anything else."""
-    value = dense(value) if isinstance(value, Deferred) else value
-    if not isinstance(value, Tensor) or not is_complete(value):
+def as_vectors(path: Path, name: str, value: object) -> Tensor | None:
+    """Return a tensor of one or several vectors as (n, D); None for anything else.
+
+    Raises CheckpointError for vectors that are not finite real numbers.
+    """
+    if not isinstance(value, Tensor | Deferred) or value.ndim not in (1, 2) or 0 in value.shape:
         return None
-    if value.ndim not in (1, 2) or not value.numel():
-        return None
-    return value.detach().reshape(-1, value.shape[-1])
+    check_real(path, name, value)
+    vectors = dense(value)
+    check_finite(path, name, vectors.float())
+    return vectors.reshape(-1, vectors.shape[-1])
 
 
 def is_embedding(vectors: Mapping[str, Tensor]) -> bool:
@@ -106,18 +128,6 @@ def is_embedding(vectors: Mapping[str, Tensor]) -> bool:
     widths = {value.shape[1] for value in vectors.values()}
     layers = any(name.endswith((".weight", ".bias")) for name in vectors)
     return len(widths) == 1 and len(vectors) <= MAX_WORDS and not layers and all(vectors)
-
-
-def is_complete(value: object) -> bool:
-    """Whether a value is a tensor with all its values in the file.
-
-    A few bytes of a pickle can make a sparse or expanded one of any size.
-    """
-    return isinstance(value, Deferred) or (
-        isinstance(value, Tensor)
-        and value.layout == torch.strided
-        and value.nbytes <= value.untyped_storage().nbytes()
-    )
 
 
 def read_content(path: Path) -> tuple[object, dict[str, str]]:
@@ -138,7 +148,7 @@ def read_content(path: Path) -> tuple[object, dict[str, str]]:
         raise
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error.strerror or error})") from None
-    except Exception as error:  # PyTorch's unpickler raises errors of all types on damaged files
+    except (SafetensorError, ValueError, RuntimeError) as error:  # it changed meanwhile
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
             f"{path} is truncated or not a weight file ({reason}); get it again"

@@ -21,6 +21,7 @@ from ldm.errors import ArgumentError, CheckpointError, LDMError
 
 BLOCK = 1 << 20
 MOST = 20  # models of a folder to name
+WEIGHTS = (".safetensors", ".sft", ".ckpt", ".pt", ".bin", ".gguf")
 TEXTS = (".txt", ".jsonl")
 
 
@@ -51,6 +52,11 @@ def parser(prog: str = "ldm-info") -> Parser:
     parser.add_argument(
         "--hash", action="store_true", help="also the SHA-256 of each file, which reads all of it"
     )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="look for NaN and infinities in all weights, which reads all of the files",
+    )
     parser.add_argument("--model-dir", type=Path, metavar="DIR", help="where models' names are")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.add_argument("--version", action="version", version=f"ldm {__version__}")
@@ -68,7 +74,10 @@ def info(arguments: argparse.Namespace) -> None:
     failed = 0
     for i, name in enumerate(arguments.path):
         try:
-            rows = rows_of(find_path(name, arguments.model_dir), arguments.hash)
+            path = find_path(name, arguments.model_dir)
+            rows = rows_of(path, arguments.hash)
+            if arguments.check:
+                rows.append(("values", check_values(path)))
         except LDMError as error:
             if len(arguments.path) == 1:
                 raise
@@ -175,6 +184,28 @@ def describe_others(folder: Path) -> Rows:
     if found:
         rows.append(("models", ", ".join(found[:MOST]) + ", …" * (len(found) > MOST)))
     return rows
+
+
+def check_values(path: Path) -> str:
+    """Read all values of a file or folder of weights; say how many tensors have finite ones.
+
+    Raises CheckpointError, naming the first tensor, for NaN and infinities.
+    """
+    from ldm.checkpoints.deferred import dense  # here: only this needs PyTorch
+    from ldm.checkpoints.plain import check_finite
+    from ldm.checkpoints.tensors import all_tensors, read_content
+
+    files = [path]
+    if path.is_dir():
+        files = sorted(file for file in path.glob("**/*") if file.suffix in WEIGHTS)
+    count = 0
+    for file in files:
+        for name, stored in all_tensors(read_content(file)[0]):
+            value = dense(stored)
+            if value.is_floating_point():
+                check_finite(file, name, value)
+                count += 1
+    return f"finite, in all of {count:,} tensors"
 
 
 def sha256(path: Path) -> str:

@@ -85,7 +85,7 @@ def read_control_lllite(
             )
     with torch.device("meta"), Uninitialised():
         module = ControlLLLite(LLLiteConfig(sizes, max(strides.values())))
-    fill(module, ours, path, dtype, device)
+    fill(module, ours, path, dtype, device, finite=True)
     return module
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from ldm.checkpoints.deferred import Stored, dense
 from ldm.checkpoints.folder import empty, fill
 from ldm.checkpoints.original import controlnet_names
+from ldm.checkpoints.plain import check_real
 from ldm.config import ControlNetConfig
 from ldm.control.controlnet import ControlNet
 from ldm.errors import CheckpointError
@@ -49,6 +50,9 @@ def read_control_lora(
         else:
             raise CheckpointError(f"{path} lacks {place}, and the model has none; it is damaged")
         if place.endswith(".weight") and up in tensors and down in tensors:
+            for factor in (place, up, down):
+                if factor in tensors:
+                    check_real(path, factor, tensors[factor])
             value = changed(path, stem, value, dense(tensors[up]), dense(tensors[down]))
             left -= {up, down}
         left.discard(place)
@@ -69,8 +73,9 @@ def read_control_lora(
 
 def changed(path: Path, stem: str, weight: Tensor, up: Tensor, down: Tensor) -> Tensor:
     """Return W₀ + B A, in float32: (out, …) like the weight."""
-    b, a = up.flatten(1).float(), down.flatten(1).float()
-    if b.shape[1] != a.shape[0] or b.shape[0] * a.shape[1] != weight.numel():
+    ranked = up.ndim > 1 and down.ndim > 1
+    b, a = (x.flatten(1).float() if ranked else x.float().reshape(1, -1) for x in (up, down))
+    if not ranked or b.shape[1] != a.shape[0] or b.shape[0] * a.shape[1] != weight.numel():
         raise CheckpointError(
             f"{path}: {stem}.up {tuple(up.shape)} and .down {tuple(down.shape)} do not fit the "
             f"model's weight {tuple(weight.shape)}; it is a Control-LoRA for another model"

@@ -30,6 +30,7 @@ from ldm.errors import CheckpointError
 from ldm.loading.control_lora import MARK, read_control_lora
 from ldm.loading.other_kinds import refuse_other
 
+MOST_LAYERS = 64  # of a ControlNet-Union's transformer; published ones have one
 THEIRS, OURS = "input_hint_block.0.weight", "controlnet_cond_embedding.conv_in.weight"
 TEXT_KEY = re.compile(r"transformer_blocks\.0\.attn2\.to_k\.weight$")
 # Kinds that have names of ControlNets, but compute otherwise: a pattern of their names.
@@ -173,7 +174,7 @@ def config_of(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> ControlNetCo
             "its folder with a config.json"
         )
     family = read_family(FAMILIES[widths.pop()])
-    first = shapes.get(OURS) or shapes[THEIRS]
+    first = shapes.get(OURS) or shapes.get(THEIRS) or ()
     layers = hint_layers(shapes)
     if len(first) != 4 or not layers:
         raise CheckpointError(f"{path} has no network for its pictures; it is damaged")
@@ -197,7 +198,11 @@ def union_sizes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
     if len(kinds) != 2:
         return {}
     layers = {name.split(".")[1] for name in shapes if name.startswith("transformer_layes.")}
-    width = shapes.get("spatial_ch_projs.weight", kinds)[0]
+    if len(layers) > MOST_LAYERS:
+        raise CheckpointError(
+            f"it is a ControlNet-Union of {len(layers):,} layers; expected {MOST_LAYERS} at most"
+        )
+    width = (shapes.get("spatial_ch_projs.weight") or kinds)[0]
     return {
         "num_control_type": kinds[0],
         "num_trans_channel": kinds[1],

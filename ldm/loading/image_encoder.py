@@ -15,6 +15,7 @@ from ldm.clip_vision import CLIPVisionEncoder
 from ldm.config import CLIPVisionConfig, IPAdapterConfig, read_json
 from ldm.errors import CheckpointError
 
+MOST_LAYERS = 128  # published ones have 48 at most
 FIRST = "vision_model.embeddings.class_embedding"
 PARTS = ("vision_model.", "visual_projection.")  # of a whole CLIP, the text's side is left out
 # Of files alone, which say neither: hidden_size → (heads, activation) of published encoders.
@@ -94,6 +95,10 @@ def config_of(path: Path, tensors: Mapping[str, Stored]) -> CLIPVisionConfig:
         if (match := re.match(r"vision_model\.encoder\.layers\.(\d+)\.", name))
     }
     side = round(max((places or (1,))[0] - 1, 0) ** 0.5)
+    if len(layers) > MOST_LAYERS:
+        raise CheckpointError(
+            f"{path} is an image encoder of {len(layers):,} layers; expected {MOST_LAYERS} at most"
+        )
     if len(patches) != 4 or len(inner) != 2 or len(projection) != 2 or patches[0] not in KNOWN:
         width = patches[0] if patches else "unknown"
         raise CheckpointError(

@@ -12,15 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from ldm.checkpoints.deferred import Stored
+from ldm.checkpoints.deferred import Deferred, Stored
 from ldm.checkpoints.family import UNET
 from ldm.checkpoints.folder import empty, fill
 from ldm.checkpoints.formats import IP_ADAPTER
 from ldm.checkpoints.kinds import article, find_adapter, find_other, is_embedding, listed
 from ldm.checkpoints.lora_first import plain_names
 from ldm.checkpoints.lora_kinds import describe_kinds, group
-from ldm.checkpoints.tensors import is_complete, read_content, to_save, write_tensors
+from ldm.checkpoints.plain import check_mapping
+from ldm.checkpoints.tensors import read_content, to_save, write_tensors
 from ldm.config import IPAdapterConfig, UNetConfig
 from ldm.config.ip_adapter import HEAD_DIM, cross_attention_widths
 from ldm.control.ip_adapter import IPAdapter
@@ -30,6 +32,7 @@ from ldm.loading.controlnet import named
 NAME = "ip_adapter.safetensors"  # of the file in a folder that ldm writes
 KEY = re.compile(r"ip_adapter\.(\d+)\.to_k_ip\.weight")
 FACE = "an IP-Adapter FaceID, which needs a face recogniser; those are not supported"
+MOST_LAYERS = 64  # of a resampler; published ones have 8 at most
 ARCFACE = 512  # width of a face recogniser's embedding, which InstantID reads
 WAYS = {
     "ControlNet": "--controlnet FILE", "Control-LoRA": "--controlnet FILE", "LoRA": "--lora FILE",
@@ -56,7 +59,7 @@ def load_ip_adapter(
     config = config_of(path, shapes)
     check_fits(path, config, unet)
     module = empty(IPAdapter, config)
-    fill(module, tensors, path, dtype, device)
+    fill(module, tensors, path, dtype, device, finite=True)
     return module
 
 
@@ -109,9 +112,8 @@ def read_adapter(path: Path) -> dict[str, Stored]:
             flat |= {f"{name}.{key}": inner for key, inner in value.items()}
         else:
             flat[str(name)] = value
-    if not isinstance(content, Mapping) or not all(map(is_complete, flat.values())):
-        raise CheckpointError(f"{path} does not hold a plain mapping of names to tensors")
-    return flat
+    whole = flat if isinstance(content, Mapping) else content
+    return check_mapping(path, whole, Tensor, Deferred)
 
 
 def check_kind(path: Path, shapes: Shapes) -> None:
@@ -167,7 +169,7 @@ def config_of(path: Path, shapes: Shapes) -> IPAdapterConfig:
             "cross_attention_dim": keys[0][1],
         }
         return IPAdapterConfig(**layers, **projection_of(proj))
-    except (KeyError, IndexError, ValueError):
+    except (KeyError, IndexError, ValueError, ZeroDivisionError):
         shown = ", ".join(name for name in shapes if name.startswith("image_proj"))[:80]
         raise CheckpointError(
             f"{path} makes tokens of pictures by {shown or 'nothing'}, which is not known; "
@@ -180,7 +182,7 @@ def config_of(path: Path, shapes: Shapes) -> IPAdapterConfig:
 def projection_of(proj: Shapes) -> dict[str, Any]:
     """Return the fields of the image projection with such shapes.
 
-    Raises KeyError, IndexError or ValueError for others.
+    Raises KeyError, IndexError, ValueError or ZeroDivisionError for others.
     """
     if "proj.weight" in proj:
         rows, width = proj["proj.weight"]
@@ -193,6 +195,8 @@ def projection_of(proj: Shapes) -> dict[str, Any]:
     if width == ARCFACE:
         raise CheckpointError(f"it is InstantID's or {FACE}")
     depth = {match[1] for name in proj if (match := re.match(r"layers\.(\d+)\.", name))}
+    if len(depth) > MOST_LAYERS:
+        raise CheckpointError(f"it has {len(depth):,} layers; expected {MOST_LAYERS} at most")
     return {
         "kind": "plus", "image_width": width, "num_tokens": tokens, "hidden_size": hidden,
         "num_heads": proj["layers.0.0.to_q.weight"][0] // HEAD_DIM, "num_layers": len(depth),

@@ -50,7 +50,7 @@ def load_t2i_adapter(
             config = T2IAdapterConfig.from_dict(values, str(beside))
             check_fits(path, config, unet, scale)
             module = empty(T2IAdapter, config)
-            fill(module, read_weights(path), path, dtype, device)
+            fill(module, read_weights(path), path, dtype, device, finite=True)
             return module
     return read_t2i_adapter(path, read_checkpoint(path).tensors, unet, scale, dtype, device)
 
@@ -98,7 +98,7 @@ def read_t2i_adapter(
                 f"{path} has {name} {tuple(value.shape)}, which no published T2I-Adapter has; it "
                 "is of another architecture, which is not supported"
             )
-    fill(module, found, path, dtype, device)
+    fill(module, found, path, dtype, device, finite=True)
     return module
 
 

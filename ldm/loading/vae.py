@@ -26,6 +26,7 @@ TAESD_NAME = re.compile(
     r"(?P<rest>(?:conv\.\d+\.)?(?:weight|bias))"
 )
 CODERS = ("encoder", "decoder")
+LAYER = re.compile(r"\w+\.layers\.(\d{1,4})\.")
 
 
 def load_vae(
@@ -184,7 +185,8 @@ def read_taesd(
 
 def last_of(tensors: Mapping[str, Stored], coder: str) -> Stored | None:
     """Return the weight of a coder's last layer; None without that coder."""
-    numbers = [int(name.split(".")[2]) for name in tensors if name.startswith(coder)]
+    found = (LAYER.match(name) for name in tensors if name.startswith(coder))
+    numbers = [int(match[1]) for match in found if match]
     return tensors.get(f"{coder}.layers.{max(numbers)}.weight") if numbers else None
 
 

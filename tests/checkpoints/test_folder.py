@@ -209,9 +209,7 @@ def test_a_pickle_with_code_is_refused(vae: Path, tmp_path: Path, zipped: bool) 
     else:
         file.write_bytes(pickle.dumps({"code": Code(proof)}))
     (vae / f"{WEIGHTS}.safetensors").unlink()
-    with pytest.raises(
-        CheckpointError, match=r"would run posix\.mkdir" if zipped else "no pickle of tensors"
-    ) as caught:
+    with pytest.raises(CheckpointError, match=r"would run posix\.mkdir") as caught:
         load(vae)
     assert str(file) in one_line(caught)
     assert not proof.exists()

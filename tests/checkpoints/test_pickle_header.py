@@ -18,11 +18,8 @@ import pytest
 import torch
 
 from ldm.checkpoints.header import TensorInfo
-from ldm.checkpoints.pickle_header import (
-    MOST_BYTES,
-    read_pickle_content,
-    read_pickle_header,
-)
+from ldm.checkpoints.pickle_content import MOST_BYTES, read_contents
+from ldm.checkpoints.pickle_header import read_pickle_header
 from ldm.checkpoints.pickle_opcodes import MOST_OPCODES, OPCODES
 from ldm.errors import CheckpointError
 from tests.helpers.timing import info_seconds
@@ -93,7 +90,7 @@ def test_pickles_of_python_2(tmp_path: Path) -> None:
         path = tmp_path / "x.pt"
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("archive/data.pkl", data)
-        found: Any = read_pickle_content(path)
+        found: Any = read_contents(path).value
         assert found["a"][:6] == value["a"][:6]
         assert found["a"][7] == (1, 2, 3)
 
@@ -177,7 +174,7 @@ BAD["quadratic"] = (
 )  # fmt: skip
 # A key that would take 2**60 steps to hash, were it kept.
 DEEP = b"\x80\x02}" + b"K\x01" + b"2\x86" * 60 + b"K\x01s."
-BAD["deep key"] = (DEEP, "")
+BAD["deep key"] = (DEEP, "the key of a tensor is of the type NoneType")
 
 
 @pytest.mark.parametrize("case", BAD)
@@ -185,13 +182,10 @@ def test_harm_in_bounded_time(tmp_path: Path, case: str) -> None:
     data, message = BAD[case]
     path = stored(tmp_path / "x.ckpt", data, bytes(24))
     started = time.monotonic()
-    if message:
-        with pytest.raises(CheckpointError) as caught:
-            read_pickle_header(path)
-        assert message in str(caught.value) and "\n" not in str(caught.value)
-        assert len(str(caught.value)) < 500
-    else:
-        assert read_pickle_header(path)[0].tensors == {}
+    with pytest.raises(CheckpointError) as caught:
+        read_pickle_header(path)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500
     assert time.monotonic() - started < 30
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import json
@@ -9,6 +10,8 @@ import random
 import zipfile
 from collections.abc import Sequence
 from typing import Any
+
+from tests.fuzz.formats import mutate_pickle, mutate_tensors
 
 # What breaks readers more often than random bytes do.
 NUMBERS = [0, 1, -1, 127, 255, 2**15, 2**31 - 1, 2**31, 2**32 - 1, 2**62, 2**63, 2**64 - 1]
@@ -50,8 +53,12 @@ def mutate(
             return mutate_json(data, rng)
         except (ValueError, RecursionError):
             pass
-    if data[8:9] == b"{" and rng.random() < 0.6:  # a .safetensors file
-        return mutate_header(data, rng)
+    if data[8:9] == b"{" and (kind := rng.random()) < 0.8:  # a .safetensors file
+        with contextlib.suppress(ValueError, LookupError, TypeError, OverflowError):
+            return mutate_tensors(data, rng) if kind < 0.6 else mutate_header(data, rng)
+    if data[:1] == b"\x80" and rng.random() < 0.6:  # a pickle
+        with contextlib.suppress(ValueError, LookupError):
+            return mutate_pickle(data, rng, tokens)
     result = bytearray(data)
     for _ in range(rng.choice([1, 1, 1, 2, 4, 16])):
         change_bytes(result, rng, others, tokens)

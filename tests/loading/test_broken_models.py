@@ -174,7 +174,7 @@ SHARDS = [
     (remap("/etc/passwd"), "outside its folder"),
     (remap(".."), "which is missing"),
     (remap(""), "outside its folder"),
-    (remap("gone.safetensors"), "names gone.safetensors, which is missing"),
+    (remap("gone.safetensors"), "names 'gone.safetensors', which is missing"),
     (half_missing, r"and \d+ more tensors that its shards lack"),
     (lambda index: next(index.parent.glob("*1-of*")).unlink(), "which is missing"),
     (lambda index: index.write_text("{}"), "has no weight_map"),

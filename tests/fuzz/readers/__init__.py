@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from tests.fuzz.reader import Reader
 from tests.fuzz.readers.checkpoints import CHECKPOINTS
+from tests.fuzz.readers.weights import WEIGHTS
 
-READERS: dict[str, Reader] = {reader.name: reader for reader in [*CHECKPOINTS]}
+READERS: dict[str, Reader] = {reader.name: reader for reader in [*CHECKPOINTS, *WEIGHTS]}
