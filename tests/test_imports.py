@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 # From the bottom up. A module or package imports from lower layers, and from itself.
 LAYERS = [
     {"_moved", "errors"},
+    {"writing"},
     {"config", "layers"},
     {"request"},
     {"checkpoints", "clip", "scheduler", "taesd", "unet", "vae"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from ldm.checkpoints.gguf_blocks import BLOCKS, INSTALL
 from ldm.checkpoints.number_formats import check_range, gguf_format
 from ldm.errors import CheckpointError
+from ldm.writing import whole_file
 
 FLOATS = {"F32": torch.float32, "F16": torch.float16}
 
@@ -34,9 +36,7 @@ def write_gguf(
         raise CheckpointError(
             f"{path} is to be a GGUF file, for which the package gguf is needed: {INSTALL}"
         ) from None
-    partial = path.with_name(f".{path.name}.partial")
-    writer = GGUFWriter(partial, architecture)
-    try:
+    with whole_file(path) as new, contextlib.closing(GGUFWriter(new, architecture)) as writer:
         for key, text in metadata.items():
             writer.add_string(key, text)
         types = {name: gguf_format(name, value, kind) for name, value in tensors.items()}
@@ -55,11 +55,6 @@ def write_gguf(
         writer.write_ti_data_to_file()
         for name, value in tensors.items():
             writer.write_tensor_data(encode(name, value, types[name]))
-        writer.close()
-        partial.replace(path)
-    finally:
-        writer.close()
-        partial.unlink(missing_ok=True)
 
 
 def encode(name: str, value: Tensor, kind: str) -> np.ndarray:

@@ -20,6 +20,7 @@ from ldm.checkpoints.pickles import read_pickle
 from ldm.checkpoints.plain import check_finite, check_mapping, check_real, refuse_name
 from ldm.checkpoints.scaled_fp8 import apply_scales, is_scale
 from ldm.errors import CheckpointError
+from ldm.writing import as_os_error, whole_file
 
 # The names of vectors in files of one word, which they do not name: for SDXL's two text encoders,
 # for any (A1111's "emb", OneTrainer's "emp"), and with "_out" for the states of an encoder.
@@ -198,16 +199,13 @@ def write_tensors(
     tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None
 ) -> None:
     """Write a safetensors file whole or not at all. Raises OSError, such as for a full disk."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.touch()
-        mode = partial.stat().st_mode  # by the user's umask; the library uses its own
-        # transformers looks for the format before it accepts a file.
-        metadata = {"format": "pt", **(metadata or {})}
-        save_file({key: value.contiguous() for key, value in tensors.items()}, partial, metadata)
-        partial.chmod(mode)
-        partial.replace(path)
-    except SafetensorError as error:
-        raise OSError(f"cannot write {path} ({error})") from None
-    finally:
-        partial.unlink(missing_ok=True)
+    # transformers looks for the format before it accepts a file.
+    metadata = {"format": "pt", **(metadata or {})}
+    with whole_file(path) as new:
+        new.touch()
+        mode = new.stat().st_mode  # by the user's umask; the library uses its own
+        try:
+            save_file({key: value.contiguous() for key, value in tensors.items()}, new, metadata)
+        except SafetensorError as error:
+            raise as_os_error(error, path) from None
+        new.chmod(mode)

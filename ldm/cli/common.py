@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import gc
 import os
+import signal
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -16,9 +19,14 @@ from ldm.cli.allocator import keep_memory
 from ldm.errors import ArgumentError, LDMError
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
-CLOSED = 141  # as of a program that SIGPIPE ends
+CLOSED, TERMINATED = 141, 143  # as of programs that SIGPIPE and SIGTERM end
 EXIT_CODES = "exit codes: 0 done, 1 failed, 2 wrong arguments, 130 stopped by Ctrl-C"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a disk, a quota, the longest file allowed
 LONGEST = 1000  # characters of a line; longer ones quote the user's input at length
+
+
+class Terminated(KeyboardInterrupt):
+    """Raised by SIGTERM while a command works, so that it removes what is half-written."""
 
 
 def check_counts(arguments: argparse.Namespace, *names: str) -> None:
@@ -44,7 +52,7 @@ def run(
     if sys.stderr is None:  # closed by the caller: print() would use stdout instead
         sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115  # open until the process ends
     try:
-        with warnings.catch_warnings():
+        with stopped_by_sigterm(), warnings.catch_warnings():
             if quiet:
                 warnings.simplefilter("ignore")
             warnings.showwarning = lambda message, *_, **__: notify(f"warning: {message}")
@@ -55,9 +63,9 @@ def run(
     except BrokenPipeError:
         discard_stdout()
         return CLOSED
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         notify("stopped")
-        message, code = "stopped", INTERRUPTED
+        message, code = "stopped", TERMINATED if isinstance(error, Terminated) else INTERRUPTED
     except Exception as error:
         if debug:
             traceback.print_exc()
@@ -69,10 +77,33 @@ def run(
     return code
 
 
+@contextlib.contextmanager
+def stopped_by_sigterm() -> Iterator[None]:
+    """Raise ``Terminated`` for SIGTERM, which else ends the process as it is.
+
+    A host program's own handler stays, and so does SIGTERM that is ignored.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def stop(number: int, frame: object) -> None:
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def describe_error(error: Exception) -> tuple[str, int]:
     """Return the message for an error, and the exit code."""
     if isinstance(error, ArgumentError):
         return str(error), USAGE
+    if isinstance(error, OSError) and error.errno in FULL and error.filename:
+        return f"{error.filename} cannot be written ({error.strerror}); free some space", FAILED
     if isinstance(error, LDMError | OSError):
         return str(error), FAILED
     reason = f"{type(error).__name__}: {error}".splitlines()[0]

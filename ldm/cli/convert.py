@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
-import secrets
-import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,6 +21,7 @@ from ldm.cli.options import model_arguments
 from ldm.cli.parsing import Parser
 from ldm.config.picture_readers import CONTROLNET
 from ldm.errors import ArgumentError, LDMError
+from ldm.writing import claim, whole_path
 
 if TYPE_CHECKING:
     from ldm.control.controlnet import ControlNet
@@ -69,7 +68,7 @@ def parser(prog: str = "ldm-convert") -> Parser:
 
 
 def convert(arguments: argparse.Namespace) -> None:
-    """Load, merge, write beside the output, then rename."""
+    """Load, merge and write, whole or not at all."""
     output: Path = arguments.output
     check_format(arguments.dtype, output)
     if os.path.lexists(output) and not arguments.force:
@@ -94,26 +93,15 @@ def convert(arguments: argparse.Namespace) -> None:
     with weights_alone():
         network = load_controlnet_alone(model, bool(loras))
     save = load_saver(arguments, model, single) if network is None else None
-    partial, old = (
-        output.with_name(f".ldm-{secrets.token_hex(8)}.{end}{output.suffix * single}")
-        for end in ("part", "old")
-    )
-    try:
-        dtype = arguments.dtype and FORMAT_BY_NAME[arguments.dtype]  # None keeps what MODEL has
-        if network is not None:
-            save_controlnet(network, partial, dtype, single)
-        elif save is not None:
-            save(partial, dtype)
-        if os.path.lexists(output):
-            output.replace(old)
-        partial.replace(output)
-    finally:
-        if os.path.lexists(old) and not os.path.lexists(output):  # the last rename failed
-            old.replace(output)
-        for path in (partial, old):
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            path.unlink(missing_ok=True)
+    dtype = arguments.dtype and FORMAT_BY_NAME[arguments.dtype]  # None keeps what MODEL has
+    with claim(output) as granted:
+        if not granted:
+            raise LDMError(f"another process writes {output}; choose another OUTPUT, or wait")
+        with whole_path(output) as new:
+            if network is not None:
+                save_controlnet(network, new, dtype, single)
+            elif save is not None:
+                save(new, dtype)
     print(output)
 
 

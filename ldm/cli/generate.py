@@ -18,7 +18,7 @@ from ldm.cli.guidance_options import (
     read_given,
     read_given_depth,
 )
-from ldm.cli.jobs import Job, my_share, plan_jobs, rank_and_world_size
+from ldm.cli.jobs import Job, plan_jobs, rank_and_world_size
 from ldm.cli.model_folder import find_model
 from ldm.cli.options import check_arguments, parser, read
 from ldm.cli.plots import read_plot
@@ -27,9 +27,11 @@ from ldm.cli.replay import given_options, with_file
 from ldm.cli.rows import put_error
 from ldm.cli.save_control import plan_control_files
 from ldm.cli.session import Session, Work, complain, load_model
+from ldm.cli.sharing import my_share
 from ldm.cli.slips import NO_PROMPT, advice, check_prompt
 from ldm.cli.style_options import given_reference, read_given_reference
 from ldm.errors import ArgumentError
+from ldm.writing import clear_leftovers
 
 
 def generate(arguments: argparse.Namespace, argv: Sequence[str], has_prompt: bool) -> None:
@@ -70,7 +72,9 @@ def generate(arguments: argparse.Namespace, argv: Sequence[str], has_prompt: boo
     if rank == 0:
         for complaint in work.bad:
             complain(complaint, arguments.json)
-    if work.jobs and not work.batches:
+    if work.jobs and not work.batches and not work.lacks_controls():
+        for folder in {job.path.parent for job in work.jobs}:  # as one that draws does
+            clear_leftovers(folder)
         session.inform("nothing is left to draw")
         return
     with importing_torch():

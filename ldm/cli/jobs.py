@@ -42,6 +42,7 @@ class Job:
     line: Line  # with its arguments
     variation_seed: int | None = None
     template: str | None = None  # with choices, from which the prompt was drawn
+    base: Path | None = None  # of a name that may get another number if it is taken
 
     def follows(self, other: Job) -> bool:
         """Whether one run may draw both: the next seed, and all else alike."""
@@ -192,7 +193,7 @@ def settle(jobs: list[Job], taken: Mapping[Path, int]) -> list[Job]:
             fixed = own.force or own.skip_existing or not alone or own.processes > 1
             there = functools.partial(all_files, arguments=own)
             path = free_name(job.path, (lambda path: []) if fixed else there, names)
-            job = replace(job, path=path)
+            job = replace(job, path=path, base=None if fixed else job.path)
         if job.path in taken:
             raise ImageError(
                 f"{job.path} is what line {taken[job.path]} is saved as; give this line an output"
@@ -239,22 +240,3 @@ def all_files(path: Path, arguments: argparse.Namespace) -> list[Path]:
 def rank_and_world_size() -> tuple[int, int]:
     """Return this process's rank and how many there are, as ``accelerate launch`` sets them."""
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-
-
-def my_share(jobs: list[Job], arguments: argparse.Namespace) -> list[list[Job]]:
-    """Return the batches that this process draws, of those of ``accelerate launch``.
-
-    They are whole batches, so that each picture is bit-identical to that of one process; with
-    --skip-existing only those in which a file is missing.
-    """
-    rank, world = rank_and_world_size()
-    if world > 1 and arguments.seed == -1:
-        raise ArgumentError("several processes need one --seed to count from; give it")
-    if world > 1 and arguments.grid:
-        raise ArgumentError("--grid needs all pictures in one process; leave it out")
-    mine = list(group_jobs(jobs, arguments.batch_size))[rank::world]
-    if not arguments.skip_existing:
-        for job in (job for batch in mine for job in batch if world > 1):
-            check_new(job)
-        return mine
-    return [batch for batch in mine if not all(os.path.lexists(job.path) for job in batch)]

@@ -82,15 +82,30 @@ def file_names(paths: Sequence[Path]) -> dict[str, Path]:
     return {f"control-{i}" if several else "control": path for i, path in enumerate(paths, 1)}
 
 
-def save_control(picture: Image, path: Path, arguments: argparse.Namespace) -> None:
-    """Write one file, whole, and its name on stdout, unless it is there and is to stay."""
-    from ldm.images import save_image
+def save_control(picture: Image, path: Path, arguments: argparse.Namespace) -> Path:
+    """Write one file, whole, and its name on stdout, unless it is there and is to stay.
 
-    if arguments.skip_existing and os.path.lexists(path):
-        return
-    save_image(picture, path, overwrite=arguments.force)
+    Returns its path: that with a number if the name was made here and is taken since.
+    """
+    from ldm.images import save_image
+    from ldm.images.names import free_names
+
+    for free in free_names(path):
+        try:
+            if arguments.skip_existing and os.path.lexists(free):
+                return free
+            save_image(picture, free, overwrite=arguments.force)
+        except ImageError:
+            numbered = arguments.skip_existing or is_made(arguments.save_control)
+            if not os.path.lexists(free) or not numbered:
+                raise
+            if arguments.skip_existing:  # another process was quicker
+                return free
+        else:
+            break
     if not arguments.json:
-        with_context(path, os.fsencode(path) + b"\n")
+        with_context(free, os.fsencode(free) + b"\n")
+    return free
 
 
 def seen(pipe: Pipeline, arguments: argparse.Namespace) -> list[Image]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import groupby, zip_longest
@@ -33,6 +34,8 @@ from ldm.cli.progress import showing
 from ldm.cli.prompts_file import Line, file_label
 from ldm.cli.rows import put_error, put_picture, write_picture
 from ldm.cli.save_control import ControlFiles, file_names, save_control, seen
+from ldm.cli.saving import save_picture
+from ldm.cli.sharing import claimed, is_done, wait_for
 from ldm.cli.sizes import image_size, size_advice
 from ldm.cli.style_options import given_reference
 from ldm.errors import LDMError
@@ -61,6 +64,10 @@ class Work:
     plot: Plot | None = None
     controls: ControlFiles = field(default_factory=dict)
 
+    def lacks_controls(self) -> bool:
+        """Whether a file of ``--save-control`` is missing."""
+        return not all(os.path.lexists(path) for paths in self.controls.values() for path in paths)
+
 
 class Session:
     """Draws the work of a command with one model; see ``run``."""
@@ -74,6 +81,7 @@ class Session:
         self.advise = cache(self.inform)  # the same advice for many batches is given once
         self.pictures: list[Image] = []  # for the one file that shows all
         self.shown: set[Path] = set()  # files of --save-control
+        self.names = {job.path for job in work.jobs}
         self.steps = self.done = 0
         self.each = 0.0  # seconds to draw a picture of the last batch
 
@@ -88,18 +96,26 @@ class Session:
         self.prepare()
         self.loaded = time.monotonic()
         self.drop_bad_lines()
-        began = self.loaded
-        for batch, drawn, watch in self.draw_all():
-            self.each, began = (time.monotonic() - began) / len(batch), time.monotonic()
-            self.steps += watch.steps
-            self.done += len(batch)
-            if self.one_file:
-                self.pictures += drawn
-            else:
-                self.save_batch(batch, drawn, watch)
-        if self.one_file:
-            self.save_sheet()
+        if not self.one_file:
+            self.draw_and_save()
+        elif not (self.arguments.skip_existing and is_done(self.work.jobs[0])):
+            with claimed(self.work.jobs[:1]):
+                self.draw_and_save()
+                self.save_sheet()
         self.report()
+
+    def draw_and_save(self) -> None:
+        """Draw all batches; save the pictures of each, or keep them for the sheet."""
+        began = self.loaded
+        with contextlib.closing(self.draw_all()) as batches:  # which gives claims up
+            for batch, drawn, watch in batches:
+                self.each, began = (time.monotonic() - began) / len(batch), time.monotonic()
+                self.steps += watch.steps
+                self.done += len(batch)
+                if self.one_file:
+                    self.pictures += drawn
+                else:
+                    self.save_batch(batch, drawn, watch)
 
     # The model
 
@@ -152,8 +168,10 @@ class Session:
             if note := picture.info.get("note"):
                 self.advise(note)
             if path is not None and path not in self.shown and rank_and_world_size()[0] == 0:
-                self.shown.add(path)
-                save_control(picture, path, self.arguments)
+                saved = save_control(picture, path, self.arguments)
+                self.shown |= {path, saved}
+                for each in self.work.controls.values():
+                    each[:] = [saved if one == path else one for one in each]
 
     def use_only(self, loras: Sequence[LoraUse]) -> None:
         """Use the LoRAs of a batch, and no others; one that is named twice counts twice."""
@@ -213,22 +231,38 @@ class Session:
 
     # Drawing
 
-    def draw_all(self) -> Iterator[tuple[list[Job], list[Image], Watch]]:
-        """Yield batches with their pictures and observers, without bad lines."""
-        left = deque(self.work.batches)
-        while left:
-            batch = left.popleft()
-            self.use_only(batch[0].loras)
+    def draw_all(self) -> Generator[tuple[list[Job], list[Image], Watch]]:
+        """Yield batches with their pictures and observers, without bad lines.
+
+        With --skip-existing, those that other processes draw come last, if they are still missing.
+        """
+        left, others = deque(self.work.batches), deque[list[Job]]()
+        while left or others:
+            batch = left.popleft() if left else self.wait_for(others)
             try:
-                drawn, watch = self.draw(batch)
+                with self.claimed(batch) as mine:
+                    if not mine:
+                        others.append(batch)
+                    elif not (self.arguments.skip_existing and all(map(is_done, batch))):
+                        self.use_only(batch[0].loras)
+                        yield batch, *self.draw(batch)
             except LDMError as error:
                 lines = [list(jobs) for _, jobs in groupby(batch, key=lambda job: job.line)]
                 if len(lines) > 1:  # to find which of them is wrong
                     left.extendleft(reversed(lines))
                 else:
                     self.note(batch[0].line, error)
-            else:
-                yield batch, drawn, watch
+
+    def claimed(self, batch: list[Job]) -> contextlib.AbstractContextManager[bool]:
+        """Claim the names of a batch; a sheet's is claimed for all of them."""
+        return contextlib.nullcontext(True) if self.one_file else claimed(batch)
+
+    def wait_for(self, others: deque[list[Job]]) -> list[Job]:
+        """Return the next batch of ``others`` when no other process draws it any more."""
+        count = sum(map(len, others))
+        self.advise(f"other processes draw the last {count}; waiting for them")
+        wait_for(others[0])
+        return others.popleft()
 
     def draw(self, batch: list[Job]) -> tuple[list[Image], Watch]:
         """Draw a batch, with progress on stderr; return its pictures and their observer."""
@@ -270,15 +304,16 @@ class Session:
     def save_batch(self, batch: list[Job], drawn: list[Image], watch: Watch) -> None:
         """Save each picture of a batch, and the files beside it."""
         arguments = self.arguments
+        skip, named = arguments.skip_existing, not arguments.json
         for index, (job, picture) in enumerate(zip(batch, drawn, strict=True)):
-            if arguments.skip_existing and os.path.lexists(job.path):
+            if skip and is_done(job):
                 continue  # of a batch in which another is missing
             texts = picture_texts(self.pipe, job, picture, batch)
-            force, named = arguments.force, not arguments.json
-            write_picture(picture, job.path, texts, force, named)
+            job = save_picture(job, picture, texts, arguments, self.names)
             paths = observe.beside(job.path, arguments)
             for name, shown, options in watch.files(index + arguments.replay[1], picture):
-                write_picture(shown, paths[name], texts, force, named, **options)
+                if not (skip and os.path.lexists(paths[name])):
+                    write_picture(shown, paths[name], texts, arguments.force, named, **options)
             if arguments.json:
                 paths |= file_names(self.work.controls.get(job.line, []))
                 put_picture(job, paths, self.each, texts[1])
@@ -289,11 +324,10 @@ class Session:
         whole, columns = lay_out(pictures, jobs, self.arguments, self.plot)
         shape = f"{columns}x{math.ceil(len(pictures) / columns)}"
         texts = picture_texts(self.pipe, jobs[0], pictures[0], grid=shape, plot=self.plot)
-        named = not self.arguments.json
-        write_picture(whole, jobs[0].path, texts, self.arguments.force, named)
+        job = save_picture(jobs[0], whole, texts, self.arguments, self.names)
         if self.arguments.json:
-            paths = file_names(self.work.controls.get(jobs[0].line, []))
-            put_picture(jobs[0], paths, time.monotonic() - self.loaded, texts[1])
+            paths = file_names(self.work.controls.get(job.line, []))
+            put_picture(job, paths, time.monotonic() - self.loaded, texts[1])
 
     def report(self) -> None:
         """Print how long it took. Raises LDMError if lines were not drawn."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.errors import CheckpointError
+from ldm.writing import whole_file
 
 
 def read_json(path: str | Path, optional: bool = False) -> dict[str, Any]:
@@ -36,10 +37,6 @@ def write_json(path: str | Path, values: dict[str, Any]) -> None:
     """Write a JSON object whole or not at all, and the folder it is in. Raises OSError."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
     text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(path) as new:
+        new.write_text(text, encoding="utf-8")

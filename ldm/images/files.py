@@ -8,7 +8,6 @@ import hashlib
 import io
 import math
 import os
-import secrets
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from ldm.errors import ArgumentError, ImageError
 from ldm.images.picture import ANIMATIONS, FILE_FORMATS, QUALITY
 from ldm.images.text_fields import embed, parameters_of, settings_of, text_fields
+from ldm.writing import whole_file
 
 if TYPE_CHECKING:  # reading and writing files must not wait for torch
     import torch
@@ -117,26 +117,18 @@ def save_image(
     path = Path(path)
     check_output(path, overwrite, bool(options.get("save_all")))
     file_format = ANIMATIONS[path.suffix.lower()]
-    temporary = path.with_name(f".ldm-{secrets.token_hex(8)}.part")
     try:
         # Into memory first: straight to a file, Pillow takes a write cut short by a full disk for
         # a whole one.
         content = encode_image(image, file_format, parameters, settings, **options)
-        with temporary.open("xb") as file:
+        with whole_file(path, overwrite) as new, new.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        if overwrite:
-            temporary.replace(path)
-        else:
-            _rename_to_new(temporary, path)
     except FileExistsError as error:
         raise _exists(path) from error
     except Exception as error:  # Pillow's encoders raise errors of many types
         raise ImageError(f"cannot write {path}: {_reason(error)}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def encode_image(
@@ -153,6 +145,23 @@ def encode_image(
     content = io.BytesIO()
     image.save(content, file_format, **options)
     return content.getvalue()
+
+
+def holds(
+    path: str | Path, image: Image.Image, parameters: str, settings: Mapping[str, Any]
+) -> bool:
+    """Whether a file has the pixels that ``save_image`` would write there; False if it is damaged.
+
+    Raises nothing for a file that is missing or no picture.
+    """
+    file_format = FILE_FORMATS[Path(path).suffix.lower()]
+    written = io.BytesIO(encode_image(image, file_format, parameters, settings))
+    try:
+        kept = load_image(path)
+    except ImageError:
+        return False
+    with Image.open(written) as own:
+        return digest(kept) == digest(_to_rgb(own))
 
 
 def to_tensor(images: Image.Image | Sequence[Image.Image]) -> "torch.Tensor":
@@ -295,21 +304,6 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
         opaque = values != image.info["transparency"]
         grey.putalpha(Image.fromarray(np.where(opaque, np.uint8(255), np.uint8(0))))
     return grey
-
-
-def _rename_to_new(temporary: Path, path: Path) -> None:
-    """Give a file its name; FileExistsError if the name is taken, however short a time ago."""
-    try:
-        os.link(temporary, path)
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without hard links: claim the name, then put the file there
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
-        try:
-            temporary.replace(path)
-        except BaseException:
-            path.unlink()
-            raise
 
 
 def _exists(path: Path) -> ImageError:

@@ -26,6 +26,7 @@ from ldm.techniques.preview import LinearPreview
 from ldm.text.tokenizer import CLIPTokenizer
 from ldm.unet import UNet
 from ldm.vae import AutoencoderKL
+from ldm.writing import whole_files
 
 PREVIEW = Path("vae", "preview.json")  # ours; diffusers does not read it
 LAYOUT = "0.35.0"  # of diffusers, whose layout and names are written
@@ -132,7 +133,10 @@ def has_part(index: dict[str, Any], part: str) -> bool:
 
 
 def save_folder(parts: dict[str, Any], folder: Path, dtype: torch.dtype | None) -> None:
-    """Write what ``load_folder`` reads, and diffusers too. ``dtype`` None keeps each part's."""
+    """Write what ``load_folder`` reads, and diffusers too, when all of it is written.
+
+    dtype: None keeps each part's. Raises OSError, such as for a full disk.
+    """
     unet, scheduler = parts["unet"].config, parts["scheduler"].config
     if isinstance(parts["vae"], AutoencoderTiny) and parts["vae"].encoder is None:
         raise CheckpointError(
@@ -152,11 +156,12 @@ def save_folder(parts: dict[str, Any], folder: Path, dtype: torch.dtype | None) 
     if "Pix2Pix" not in index["_class_name"]:
         del defaults["image_guidance_scale"]
     save_rest = save_pixels if index["_class_name"] in PIXEL_PIPELINES else save_latents
-    save_rest(parts, folder, dtype, index)
-    save_component(parts["unet"], folder / "unet", dtype)
-    write_json(folder / "scheduler" / "scheduler_config.json", scheduler.to_dict())
-    write_json(folder / "generation_config.json", defaults)
-    write_json(folder / "model_index.json", index)
+    with whole_files(folder) as new:
+        save_rest(parts, new, dtype, index)
+        save_component(parts["unet"], new / "unet", dtype)
+        write_json(new / "scheduler" / "scheduler_config.json", scheduler.to_dict())
+        write_json(new / "generation_config.json", defaults)
+        write_json(new / "model_index.json", index)
 
 
 def save_pixels(

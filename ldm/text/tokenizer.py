@@ -13,6 +13,7 @@ from tokenizers.models import BPE
 
 from ldm.config import read_json, write_json
 from ldm.errors import ArgumentError, CheckpointError
+from ldm.writing import as_os_error, part_folder
 
 CONTEXT_LENGTH = 77  # CLIP's positions: start + 75 tokens + end
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -79,19 +80,27 @@ class CLIPTokenizer:
             ) from error
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write vocab.json, merges.txt, tokenizer_config.json and special_tokens_map.json."""
+        """Write vocab.json, merges.txt, tokenizer_config.json and special_tokens_map.json.
+
+        Raises CheckpointError if the folder cannot be made, OSError for a full disk.
+        """
         tokens = sorted(self._tokenizer.get_added_tokens_decoder().items())
         added = {str(index): _describe(token) for index, token in tokens}
         special = {name: self._config[name] for name in SPECIAL_TOKENS}
         folder = Path(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._tokenizer.model.save(str(folder))
-            config = self._config | {"added_tokens_decoder": added}
-            write_json(folder / "tokenizer_config.json", config)
-            write_json(folder / "special_tokens_map.json", special)
-        except Exception as error:  # `tokenizers` raises bare Exception
+        except OSError as error:
             raise CheckpointError(f"cannot write the tokenizer to {folder}: {error}") from error
+        with part_folder(folder) as new:  # the library writes to the names themselves
+            try:
+                names = self._tokenizer.model.save(str(new))
+            except Exception as error:  # `tokenizers` raises bare Exception
+                raise as_os_error(error, folder) from error
+            for name in names:
+                Path(name).replace(folder / Path(name).name)
+        write_json(folder / "tokenizer_config.json", self._config | {"added_tokens_decoder": added})
+        write_json(folder / "special_tokens_map.json", special)
 
     def with_words(self, words: Mapping[str, int]) -> "CLIPTokenizer":
         """Return a tokenizer like this one that knows new words, each as so many ids in a row.
