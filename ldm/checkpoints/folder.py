@@ -18,6 +18,8 @@ from ldm.checkpoints.names import to_ours
 from ldm.checkpoints.scaled_fp8 import is_scale
 from ldm.checkpoints.tensors import read_checkpoint, to_save, write_tensors
 from ldm.config import Config, read_json, write_json
+from ldm.config.checking import shown
+from ldm.config.files import is_file
 from ldm.errors import CheckpointError
 
 MOST_NAMED = 3  # wrong names or shapes that an error lists; of further ones it gives the number
@@ -81,9 +83,11 @@ def read_weights(path: Path) -> dict[str, Stored]:
     tensors: dict[str, Stored] = {}
     for name in sorted(set(map(str, places.values()))):
         if not name or Path(name).name != name:
-            raise CheckpointError(f"{path} names {name!r}, outside its folder; it is not trusted")
-        if not path.with_name(name).is_file():
-            raise CheckpointError(f"{path} names {name}, which is missing; get the model again")
+            raise CheckpointError(
+                f"{path} names {shown(name)}, outside its folder; it is not trusted"
+            )
+        if not is_file(path.with_name(name)):
+            raise CheckpointError(f"{path} names {name:.80}, which is missing; get the model again")
         tensors |= read_checkpoint(path.with_name(name)).tensors
     missing = sorted(name for name in set(places) - set(tensors) if not is_scale(name))
     if missing:

@@ -26,6 +26,7 @@ TEXTS = [
 ]
 VALUES: list[Any] = [
     *(None, True, False, [], {}, [[]], 0, -1, 1.5, -0.0, float("nan"), float("inf"), 2**31, 2**63),
+    *(1, 2, 3, 7, 16, 100, 1000, 0.5, [1], [2, 2], [[1], [2]]),
     *(10**30, 10**400, [2**40, 2**40], [-1], ["a"], {"a": {}}, *TEXTS),
 ]
 DEEP = 3000  # brackets, beyond Python's limit of recursion
