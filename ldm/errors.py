@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable, Mapping
 
+LONGEST_WORD = 100  # letters that are compared, which takes quadratic time
+
 
 class LDMError(Exception):
     """Base of all errors that this package raises on purpose."""
@@ -49,6 +51,6 @@ def did_you_mean(
     known: the names, or spellings of them, such as those without case, each with its name.
     """
     names = known if isinstance(known, Mapping) else {name: name for name in known}
-    near = difflib.get_close_matches(word, names, count)
+    near = difflib.get_close_matches(word[:LONGEST_WORD], names, count)
     found = dict.fromkeys(names[spelling] for spelling in near)
     return f"did you mean {' or '.join(map(quote, found))}?" if found else ""

@@ -55,7 +55,8 @@ class DDPMScheduler:
 
     The network predicts ε ("epsilon"), x₀ ("sample"), v ("v_prediction"), or the mean μ̃ of
     q(x_{t−1} | x_t, x₀) ("mean"; section 3.2 of Ho et al. explains why ε is better).
-    Raises CheckpointError for an unknown ``beta_schedule`` or ``prediction_type``.
+    Raises CheckpointError for an unknown ``beta_schedule`` or ``prediction_type``, and for numbers
+    by which pictures do not become noisier from timestep to timestep.
 
     Attributes:
         alphas_cumprod: ᾱ (T,), float32, on the CPU.
@@ -76,6 +77,7 @@ class DDPMScheduler:
         ratios = ((1 - finite) / finite) ** 0.5
         self.ratios: list[float] = ratios.tolist()
         self._log_ratios: list[float] = ratios.log().tolist()
+        check_noisier(self.ratios)
 
     @property
     def clip(self) -> float | None:
@@ -246,6 +248,18 @@ class DDPMScheduler:
         """Return α and σ at t (B,), float32, shaped to multiply `like` (B, …)."""
         abar = _column(self.alphas_cumprod.to(like.device)[t.to(like.device)], like)
         return abar**0.5, (1 - abar) ** 0.5
+
+
+def check_noisier(ratios: list[float]) -> None:
+    """Raise CheckpointError unless σ/α of the timesteps increases from above 0 to a number."""
+    pairs = zip([0.0, *ratios], [*ratios, math.inf], strict=True)
+    wrong = next((t for t, (before, after) in enumerate(pairs) if not before < after), None)
+    if wrong is not None:
+        raise CheckpointError(
+            f"the noise schedule is broken: timestep {min(wrong, len(ratios) - 1)} is not noisier "
+            "than the one before; check beta_start, beta_end, beta_schedule, trained_betas and "
+            "num_train_timesteps in scheduler_config.json"
+        )
 
 
 def _posterior(before: N, abar: N) -> tuple[N, N, N, N]:

@@ -15,10 +15,12 @@ from torch.overrides import TorchFunctionMode
 from ldm.checkpoints.cast import cast
 from ldm.checkpoints.deferred import Stored, dense, dtype_to_keep
 from ldm.checkpoints.names import to_ours
-from ldm.checkpoints.plain import check_finite, check_real, shown
+from ldm.checkpoints.plain import check_finite, check_real
 from ldm.checkpoints.scaled_fp8 import is_scale
 from ldm.checkpoints.tensors import read_checkpoint, to_save, write_tensors
 from ldm.config import Config, read_json, write_json
+from ldm.config.checking import shown
+from ldm.config.files import is_file
 from ldm.errors import CheckpointError
 
 MOST_NAMED = 3  # wrong names or shapes that an error lists; of further ones it gives the number
@@ -85,7 +87,7 @@ def read_weights(path: Path) -> dict[str, Stored]:
             raise CheckpointError(
                 f"{path} names {shown(name)}, outside its folder; it is not trusted"
             )
-        if not exists(path.with_name(name)):
+        if not is_file(path.with_name(name)):
             raise CheckpointError(
                 f"{path} names {shown(name)}, which is missing; get the model again"
             )
@@ -97,14 +99,6 @@ def read_weights(path: Path) -> dict[str, Stored]:
             "shards lack; get the model again"
         )
     return tensors
-
-
-def exists(path: Path) -> bool:
-    """Whether there is a file; not under a name that no file can have, such as a very long one."""
-    try:
-        return path.is_file()
-    except (OSError, ValueError):
-        return False
 
 
 class Uninitialised(TorchFunctionMode):

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ldm.config.checking import shown
 from ldm.errors import CheckpointError
 
 if TYPE_CHECKING:  # ``ldm info`` needs no PyTorch
@@ -27,7 +28,6 @@ LONGEST_NAME = 1_000  # characters; the longest name of published files has 150
 CONTROL = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]"
 )
-MOST_SHOWN = 60  # characters of a name that is refused
 REAL = ("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")
 
 
@@ -46,12 +46,6 @@ def refuse_name(name: object) -> str | None:
     if CONTROL.search(name):
         return f"the name {shown(name)} has characters that cannot be shown"
     return None
-
-
-def shown(name: str) -> str:
-    """Quote a name for a message: cut, without characters that steer a terminal."""
-    cut = name[:MOST_SHOWN]
-    return ascii(cut) + "…" * (len(cut) < len(name))
 
 
 def check_mapping(path: Path, content: object, *kinds: type[T]) -> dict[str, T]:

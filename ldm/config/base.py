@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, get_type_hints
 
-from ldm.config.checking import fits, inside, listed, scalars
+from ldm.config.checking import fits, inside, listed, scalars, shown
 from ldm.config.json import read_json
 from ldm.errors import CheckpointError
 
@@ -19,8 +19,24 @@ C = TypeVar("C", bound="Config")
 T = TypeVar("T")
 # Larger whole numbers would take all memory, and no key means anything by ∞ or NaN.
 INTERVALS = {int: f"[0, {1 << 20}]", float: "(-inf, inf)"}
+# The whole numbers that may be 0; no width or number of heads may.
+MAY_BE_ZERO = frozenset(
+    {
+        "steps_offset",
+        "downsample_padding",
+        "transformer_layers_per_block",
+        "reverse_transformer_layers_per_block",
+        "num_encoder_blocks",
+        "num_decoder_blocks",
+        "num_trans_layer",
+        "num_layers",
+        "eos_token_id",
+        "projection_dim",
+    }
+)
 # Of numbers of layers, and of lists with one value for each level.
 DEPTH = "[1, 100]"
+LEVELS = "[1, 16]"  # each halves the resolution
 DEPTHS = frozenset(
     {
         "layers_per_block",
@@ -54,17 +70,21 @@ class Config:
         for key, value in values.items():
             if key in known:
                 if not is_supported(key, value, known[key]):
-                    raise CheckpointError(f"{source}: {key} is {value!r}, which is not supported")
+                    raise CheckpointError(
+                        f"{source}: {key} is {shown(value)}, which is not supported"
+                    )
                 kept[key] = frozen(value)
             elif not key.startswith("_") and key not in cls.IGNORED:
                 neutral = cls.NEUTRAL.get(key, (None, False))
                 if value not in neutral:
                     raise CheckpointError(
-                        f"{source}: {key} is {value!r}, which is not supported; "
+                        f"{source}: {key} is {shown(value)}, which is not supported; "
                         f"only {' or '.join(map(repr, neutral))} works"
                     )
         try:
-            return cls(**kept)
+            found = cls(**kept)
+            check_above_zero({key: kept[key] for key in kept if int in scalars(known[key])})
+            return found
         except CheckpointError as error:
             raise CheckpointError(f"{source}: {error}") from None
         except (TypeError, ZeroDivisionError) as error:
@@ -92,7 +112,16 @@ def is_supported(key: str, value: Any, hint: Any) -> bool:
         return False
     if key not in DEPTHS or value is None:
         return True
-    return inside(value if isinstance(value, int) else len(value), DEPTH)
+    most = LEVELS if key == "block_out_channels" else DEPTH
+    return inside(value if isinstance(value, int) else len(value), most)
+
+
+def check_above_zero(numbers: dict[str, Any]) -> None:
+    """Raise CheckpointError for whole numbers that are, or hold, a 0 which means nothing."""
+    for key, value in numbers.items():
+        each = value if isinstance(value, tuple) else (value,)
+        if key not in MAY_BE_ZERO and any(one == 0 and one is not False for one in each):
+            raise CheckpointError(f"{key} is {shown(value)}; expected 1 or more")
 
 
 def per_level(value: int | tuple[T, ...], levels: int, name: str) -> tuple[int | T, ...]:
@@ -120,4 +149,4 @@ def check_groups(channels: tuple[int, ...], groups: int, name: str = "norm_num_g
 def check_choice(name: str, value: object, choices: Collection[str | None]) -> None:
     """Raise CheckpointError unless a value is one of the choices."""
     if value not in choices:
-        raise CheckpointError(f"{name} is {value!r}; expected {listed(choices)}")
+        raise CheckpointError(f"{name} is {shown(value)}; expected {listed(choices)}")

@@ -11,6 +11,7 @@ from ldm.errors import CheckpointError
 # Kinds of block without attention to a text; "{}" is "Down" or "Up".
 PLAIN_BLOCKS = ("{}Block2D", "Attn{}Block2D", "Resnet{}sampleBlock2D")
 MOST_LAYERS = 100  # in one block
+MOST_IN_ALL = 1000  # residual blocks on the way down, and transformer blocks on both ways
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class BlocksConfig(Config):
             raise CheckpointError(
                 f"layers_per_block is {self.layers_per_block}; expected 1 to {MOST_LAYERS} a level"
             )
+        check_total("layers_per_block", sum(self.layers))
 
     def check_blocks(self) -> None:
         """Raise CheckpointError unless each level has its block, of a kind that there is."""
@@ -103,6 +105,12 @@ class BlocksConfig(Config):
         size = self.attention_head_dim
         assert not isinstance(size, tuple)  # see check_heads
         return tuple(1 if size is None else width // size for width in self.block_out_channels)
+
+
+def check_total(name: str, total: int) -> None:
+    """Raise CheckpointError for more blocks than any network has."""
+    if total > MOST_IN_ALL:
+        raise CheckpointError(f"{name} makes {total:,} blocks; at most {MOST_IN_ALL:,} work")
 
 
 def check_blocks(name: str, found: tuple[str, ...], kinds: tuple[str, ...], levels: int) -> None:

@@ -55,6 +55,18 @@ def is_real(value: object) -> bool:
     return True
 
 
+def shown(value: object, length: int = 60) -> str:
+    """Write a value on one line for messages, cut if it is long; whatever it is."""
+    if isinstance(value, str | bytes):
+        value = value[: length + 1]  # its quotes are written anyway
+    try:
+        text = repr(value)
+    except Exception:  # more than 4,300 digits, lists nested too deep, an object's own __repr__
+        return f"a {type(value).__name__} that cannot be shown"
+    text = text if text.isprintable() else " ".join(text.split())
+    return text if len(text) <= length else f"{text[:length]}…"
+
+
 def inside(value: Any, interval: str) -> bool:
     """Whether a number, or each number of a list, lies in an interval such as "(0, inf]"."""
     if isinstance(value, list | tuple):
@@ -64,7 +76,7 @@ def inside(value: Any, interval: str) -> bool:
         return True
     low, high = (float(end) for end in interval[1:-1].split(","))
     above = low <= value if interval[0] == "[" else low < value
-    return above and (value <= high if interval[-1] == "]" else value < high)
+    return bool(above and (value <= high if interval[-1] == "]" else value < high))
 
 
 def scalars(hint: Any) -> set[Any]:

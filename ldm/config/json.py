@@ -1,4 +1,4 @@
-"""Files that hold one JSON object."""
+"""JSON that others wrote, and files that hold one JSON object."""
 
 from __future__ import annotations
 
@@ -6,8 +6,34 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ldm.config.files import read_limited
 from ldm.errors import CheckpointError
 from ldm.writing import whole_file
+
+MOST_BYTES = 64 << 20  # of a file; the largest real ones, vocabularies, have 5 MB
+MOST_DEPTH = 100  # of lists in lists; real ones have ten
+
+
+def load_json(text: str | bytes, strict: bool = True) -> Any:
+    """Read a JSON text. Raises ValueError for one that is broken, or nested deeper than 100.
+
+    Numbers of more than 4,300 digits, which take quadratic time, are among these. What is read can
+    be walked by recursion, and shown.
+
+    strict: whether control characters within strings are errors, as JSON has it.
+    """
+    too_deep = f"it is nested deeper than {MOST_DEPTH}"
+    try:
+        value = json.loads(text, strict=strict)
+    except RecursionError:
+        raise ValueError(too_deep) from None
+    level = [value] if isinstance(value, dict | list) else []
+    for _ in range(MOST_DEPTH):
+        inner = [one.values() if isinstance(one, dict) else one for one in level]
+        level = [each for one in inner for each in one if isinstance(each, dict | list)]
+    if level:
+        raise ValueError(too_deep)
+    return value
 
 
 def read_json(path: str | Path, optional: bool = False) -> dict[str, Any]:
@@ -16,15 +42,15 @@ def read_json(path: str | Path, optional: bool = False) -> dict[str, Any]:
     Raises CheckpointError for a file that is missing, unreadable, or not a JSON object.
     """
     path = Path(path)
-    if optional and not path.exists():
-        return {}
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        values = load_json(read_limited(path, MOST_BYTES, what="JSON of a model"))
+    except (FileNotFoundError, NotADirectoryError):
+        if optional:
+            return {}
         raise CheckpointError(f"{path} does not exist; a model folder needs it") from None
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError) as error:  # not UTF-8, or not JSON
+    except ValueError as error:  # not UTF-8, or not JSON
         raise CheckpointError(
             f"cannot read {path} as JSON ({error}); download the model again"
         ) from error

@@ -67,9 +67,14 @@ class SchedulerConfig(Config):
     }
 
     def __post_init__(self) -> None:
-        if not 1 <= self.num_train_timesteps <= MOST_TIMESTEPS:
+        if not 2 <= self.num_train_timesteps <= MOST_TIMESTEPS:
             raise CheckpointError(
-                f"num_train_timesteps is {self.num_train_timesteps}; expected 1 to {MOST_TIMESTEPS}"
+                f"num_train_timesteps is {self.num_train_timesteps}; expected 2 to {MOST_TIMESTEPS}"
+            )
+        if self.trained_betas is not None and len(self.trained_betas) != self.num_train_timesteps:
+            raise CheckpointError(
+                f"trained_betas has {len(self.trained_betas)} values for num_train_timesteps "
+                f"{self.num_train_timesteps}; expected one for each"
             )
         for name in ("beta_start", "beta_end"):
             if not 0 <= getattr(self, name) < 1:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 from ldm.config.base import check_choice, per_level
-from ldm.config.blocks import MOST_LAYERS, PLAIN_BLOCKS, BlocksConfig, check_blocks
+from ldm.config.blocks import MOST_LAYERS, PLAIN_BLOCKS, BlocksConfig, check_blocks, check_total
 from ldm.errors import CheckpointError
 
 # Kinds of block with attention to a text; "{}" is "Down" or "Up".
@@ -143,6 +143,7 @@ class UNetConfig(BlocksConfig):
                 raise CheckpointError(
                     f"{name} holds {depth}; expected 0 to {MOST_LAYERS} for each layer"
                 )
+        check_total(name, sum(map(sum, (*self.down_depths, *self.up_depths))) + self.mid_depth)
         if self.cross_attention_dim is None and not isinstance(self.layers_per_block, int):
             raise CheckpointError(
                 f"layers_per_block is {self.layers_per_block}; a {self.class_name} has one number"

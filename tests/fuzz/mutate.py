@@ -8,6 +8,7 @@ import io
 import json
 import random
 import zipfile
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,6 +30,7 @@ TEXTS = [
 ]
 VALUES: list[Any] = [
     *(None, True, False, [], {}, [[]], 0, -1, 1.5, -0.0, float("nan"), float("inf"), 2**31, 2**63),
+    *(1, 2, 3, 7, 16, 100, 1000, 0.5, [1], [2, 2], [[1], [2]]),
     *(10**30, 10**400, [2**40, 2**40], [-1], ["a"], {"a": {}}, *TEXTS),
 ]
 DEEP = 3000  # brackets, beyond Python's limit of recursion
@@ -48,6 +50,8 @@ def mutate(
             return inside
     if data[:2] == b"\x1f\x8b" and rng.random() < 0.7:
         return gzip.compress(mutate(gzip.decompress(data), rng, others, tokens), 1)
+    if data[:4] == b"\x89PNG" and rng.random() < 0.7:
+        return mutate_png(data, rng, others, tokens)
     if data[:1] in b"{[" and rng.random() < 0.6:
         try:
             return mutate_json(data, rng)
@@ -130,6 +134,39 @@ def mutate_zip(
         for name, member in members:
             file.writestr(zipfile.ZipInfo(name or "x"), member, how)
     return result.getvalue()
+
+
+def mutate_png(
+    data: bytes, rng: random.Random, others: Sequence[bytes], tokens: Sequence[bytes]
+) -> bytes:
+    """Damage a chunk of a PNG, also within what it compresses, and keep its sum right."""
+    chunks, place = [], 8
+    while place + 12 <= len(data):
+        length = int.from_bytes(data[place : place + 4], "big")
+        chunks.append((data[place + 4 : place + 8], data[place + 8 : place + 8 + length]))
+        place += 12 + length
+    if not chunks:
+        return data[: rng.randrange(len(data) + 1)]
+    index = rng.randrange(len(chunks))
+    name, inside = chunks[index]
+    kind = rng.randrange(6)
+    if kind == 0:
+        chunks.insert(rng.randrange(len(chunks)), chunks[index])
+    elif kind == 1:
+        del chunks[index]
+    elif kind == 2:
+        new = rng.choice([b"tEXt", b"zTXt", b"iTXt", b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"acTL"])
+        chunks[index] = (new, inside)
+    elif name == b"IDAT" and kind < 5:
+        pixels = zlib.decompressobj().decompress(inside, MOST_BYTES)
+        chunks[index] = (name, zlib.compress(mutate(pixels, rng, others, tokens)))
+    else:
+        chunks[index] = (name, mutate(inside, rng, others, tokens))
+    result = data[:8]
+    for name, inside in chunks:
+        result += len(inside).to_bytes(4, "big") + name + inside
+        result += zlib.crc32(name + inside).to_bytes(4, "big")
+    return result
 
 
 def mutate_header(data: bytes, rng: random.Random) -> bytes:
