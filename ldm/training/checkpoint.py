@@ -22,6 +22,7 @@ from ldm.config import read_json, write_json
 from ldm.errors import CheckpointError, TrainingError
 from ldm.training.ema import EMA
 from ldm.training.sharding import collect, spread_like
+from ldm.writing import clear_leftovers
 
 KEEP = 2  # the newest is the one to resume; the one before is for the unlucky
 
@@ -111,6 +112,14 @@ def save_state(run: Path, step: int, seconds: float, learner: Learner, writes: b
         gone = old.with_suffix(".partial")  # one half deleted must not look complete
         old.rename(gone)
         shutil.rmtree(gone)
+
+
+def clear_run(run: Path) -> None:
+    """Remove what killed runs left half-written or half-deleted in a folder that is ours now."""
+    for left in (run / "checkpoints").glob("*.partial"):
+        shutil.rmtree(left, ignore_errors=True)
+    for folder in (run, *(path for path in run.glob("*") if path.is_dir())):
+        clear_leftovers(folder)
 
 
 def check_finite(model: nn.Module, step: int) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from ldm.training.figures import matplotlib_available
 from ldm.training.metrics import read_log
+from ldm.writing import whole_file
 
 NOT_DRAWN = {"step", "seconds", "lr", "steps_per_second"}
 SMOOTH = 0.9  # decay of the exponential average, the bold line
@@ -42,9 +43,8 @@ def draw_curves(run: Path) -> None:
         axes.set_xlabel("step")
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.grid(alpha=0.3)
-    partial = run / ".curves.partial.png"
-    figure.savefig(partial, dpi=100)
-    partial.replace(run / "curves.png")
+    with whole_file(run / "curves.png") as new:
+        figure.savefig(new, dpi=100)
 
 
 def points(rows: list[dict[str, Any]], name: str) -> tuple[list[int], list[float]]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ldm.likelihood import Predict
 from ldm.scheduler import DDPMScheduler
+from ldm.writing import whole_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -144,6 +145,5 @@ def name_row(axes: Axes, text: str) -> None:
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a PNG whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}")
-    figure.savefig(partial, dpi=120)
-    partial.replace(path)
+    with whole_file(path) as new:
+        figure.savefig(new, dpi=120)

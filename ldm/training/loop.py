@@ -21,10 +21,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ldm.config import read_json, write_json
 from ldm.errors import ArgumentError, TrainingError
+from ldm.images.files import save_image
 from ldm.training.checkpoint import (
     Learner,
     check_finite,
     checkpoints,
+    clear_run,
     load_state,
     save_state,
     unwritten,
@@ -68,6 +70,8 @@ def train_steps(
     """
     trainer = Trainer(config, recipe)
     with only_run_in(trainer.run) if trainer.main else contextlib.nullcontext():
+        if trainer.main:
+            clear_run(trainer.run)
         if trainer.is_finished(accept_changes):
             return
         for step in range(trainer.start(), config.steps):
@@ -210,7 +214,7 @@ class Trainer:
             picture, figures = self.recipe.evaluate(averaged)
             if picture is not None:
                 (self.run / "samples").mkdir(exist_ok=True)
-                picture.save(self.run / "samples" / f"{state.step:08d}.png")
+                save_image(picture, self.run / "samples" / f"{state.step:08d}.png", overwrite=True)
             self.recipe.figures(averaged, self.run / "figures")
             state.metrics |= figures
         if self.sharded:

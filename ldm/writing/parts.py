@@ -1,7 +1,7 @@
 """Part folders: where files are written before they get their names.
 
 A part folder ``.ldm-MACHINE-RANDOM.part`` stands in the folder that it writes into, so that its
-files get their names by being renamed, and holds a file ``lock`` that is locked while its process
+files get their names by being renamed. In it, a file ``.ldm-lock`` is locked while its process
 works. A process that is killed leaves the folder behind with a lock that is free: whoever next
 writes into the same folder clears it. Where files cannot be locked, and of other machines, whose
 locks need not be visible here, part folders are cleared when they are a day old.
@@ -20,7 +20,8 @@ from pathlib import Path
 from ldm.writing.locks import FLAGS, Outcome, is_at, lock, machine
 
 PREFIX, PART, CLAIM = ".ldm-", ".part", ".claim"
-LOCK, OLD, GONE = "lock", "old", "gone"  # in a part folder
+# In a part folder, beside what is written, which never has such a name.
+LOCK, OLD, GONE = (f"{PREFIX}{name}" for name in ("lock", "old", "gone"))
 UNLOCKED_SECONDS = 24 * 3600.0  # after which what has no lock is nobody's
 SHARE = 0.01  # of the time, at most, goes into looking for leftovers in a folder
 ALWAYS = 0.002  # seconds that a look may take anyway

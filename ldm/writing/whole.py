@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ldm.errors import LDMError
-from ldm.writing.parts import GONE, OLD, part_folder
+from ldm.writing.parts import GONE, OLD, PART, PREFIX, part_folder
 
 
 @contextlib.contextmanager
@@ -93,12 +93,17 @@ def _naming(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        inside = error.filename is None or Path(os.fsdecode(error.filename)).is_relative_to(
-            path.parent
-        )
-        if isinstance(error, LDMError) or error.errno is None or not inside:
+        if type(error) is OSError and error.errno is None:  # NumPy's, of a write cut short
+            raise OSError(f"{path} cannot be written ({error}); free some space") from error
+        if isinstance(error, LDMError) or error.errno is None or not _is_ours(error.filename):
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _is_ours(name: str | bytes | None) -> bool:
+    """Whether an error is of a file in a part folder, or of an open one."""
+    parts = () if name is None else Path(os.fsdecode(name)).parts
+    return name is None or any(each.startswith(PREFIX) and each.endswith(PART) for each in parts)
 
 
 def _rename_to_new(new: Path, path: Path) -> None:

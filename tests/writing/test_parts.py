@@ -95,8 +95,8 @@ def test_of_a_folder_that_was_being_replaced(tmp_path: Path) -> None:
     (tmp_path / "model" / "old").write_text("old")
     code = """
 with part_folder(Path()) as part:
-    (part / "old").mkdir()
-    Path("model").rename(part / "old" / "model")
+    (part / ".ldm-old").mkdir()
+    Path("model").rename(part / ".ldm-old" / "model")
     print(part, flush=True)
     input()
 """

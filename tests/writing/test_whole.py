@@ -39,6 +39,12 @@ def test_an_error_leaves_what_was_there(error: BaseException, tmp_path: Path) ->
             assert caught.value.filename == str(path)
 
 
+def test_an_error_of_another_file_names_that(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as caught, whole_file(tmp_path / "a"):
+        (tmp_path / "source").read_text()
+    assert caught.value.filename == str(tmp_path / "source")
+
+
 def test_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def none(*_: object) -> None:
         raise OSError(errno.EPERM, "no hard links")
@@ -54,7 +60,7 @@ def test_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize("old", ["nothing", "file", "folder"])
 @pytest.mark.parametrize("new", ["file", "folder"])
 def test_a_path_of_either_kind(old: str, new: str, tmp_path: Path) -> None:
-    path = tmp_path / "a"
+    path = tmp_path / "old"
 
     def make(path: Path, kind: str, text: str) -> None:
         if kind == "file":
@@ -66,7 +72,7 @@ def test_a_path_of_either_kind(old: str, new: str, tmp_path: Path) -> None:
     make(path, old, "old")
     with whole_path(path) as place:
         make(place, new, "new")
-    assert names(tmp_path) == ["a"]
+    assert names(tmp_path) == ["old"]
     assert path.read_text() == "new" if new == "file" else names(path) == ["new"]
 
 
