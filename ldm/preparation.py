@@ -30,6 +30,7 @@ from ldm.images.inputs import fit_size, pictures_to_tensor, read_pictures
 from ldm.images.masks import to_masks
 from ldm.latents import encode_pictures
 from ldm.loading.model import Model, own_ip_adapter
+from ldm.loading.needed import check_memory
 from ldm.loading.tasks import check_task, image_scale, image_strength
 from ldm.output import Output
 from ldm.output.record import with_records
@@ -159,6 +160,7 @@ def prepare(model: Model, request: Request) -> Run:
     adapters = adapter_uses(model.t2i_adapters, request, pictures, size)
     noise = make_noise(model, request, canvas)
     prompted, labels = make_conditioning(model, request, schedule, canvas, scale > 1)
+    check_memory(model, request, size, prompted, scale > 1, networks)
     for network in (model.unet, *networks.values()):
         if isinstance(network, UNetEncoder):
             expect_times(network, [start.t for start, _ in schedule.run])

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     {"_moved", "errors"},
     {"config", "layers"},
-    {"request"},
+    {"memory", "request"},
     {"checkpoints", "clip", "scheduler", "taesd", "unet", "vae"},
     {"clip_vision"},
     {"fast", "guidance", "likelihood", "samplers", "text"},

@@ -17,7 +17,8 @@ from ldm.checkpoints.header import Header, read_header
 from ldm.checkpoints.number_formats import check_range, float_format
 from ldm.checkpoints.pickles import read_pickle
 from ldm.checkpoints.scaled_fp8 import apply_scales, is_scale
-from ldm.errors import CheckpointError
+from ldm.errors import CheckpointError, NotEnoughMemoryError
+from ldm.memory.shortage import is_shortage, message
 
 # The names of vectors in files of one word, which they do not name: for SDXL's two text encoders,
 # for any (A1111's "emb", OneTrainer's "emp"), and with "_out" for the states of an encoder.
@@ -139,6 +140,8 @@ def read_content(path: Path) -> tuple[object, dict[str, str]]:
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error.strerror or error})") from None
     except Exception as error:  # PyTorch's unpickler raises errors of all types on damaged files
+        if is_shortage(error):
+            raise NotEnoughMemoryError(f"{path}: {message(error)}") from error
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
             f"{path} is truncated or not a weight file ({reason}); get it again"

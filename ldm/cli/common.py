@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ldm.cli.allocator import keep_memory
 from ldm.errors import ArgumentError, LDMError
+from ldm.memory import shortage
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 CLOSED = 141  # as of a program that SIGPIPE ends
@@ -73,12 +74,11 @@ def describe_error(error: Exception) -> tuple[str, int]:
     """Return the message for an error, and the exit code."""
     if isinstance(error, ArgumentError):
         return str(error), USAGE
+    if not isinstance(error, LDMError) and shortage.is_shortage(error):
+        return shortage.message(error), FAILED
     if isinstance(error, LDMError | OSError):
         return str(error), FAILED
     reason = f"{type(error).__name__}: {error}".splitlines()[0]
-    # PyTorch's two errors, recognised by their text so that PyTorch need not be imported here.
-    if isinstance(error, MemoryError) or "t allocate memory" in reason or "OutOfMemory" in reason:
-        return f"not enough memory ({reason}); try a smaller size, or fewer at once", FAILED
     return f"{reason} (unexpected: --debug shows where)", FAILED
 
 
