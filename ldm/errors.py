@@ -32,6 +32,10 @@ class ImageError(LDMError, OSError):
     """An image cannot be read or written (exit code 1)."""
 
 
+class NotEnoughMemoryError(LDMError, MemoryError):
+    """Something does not fit into the memory that there is (exit code 1)."""
+
+
 class DataError(LDMError):
     """A data set is incomplete, broken or holds nothing usable (exit code 1)."""
 

@@ -15,6 +15,7 @@ from ldm.config.picture_readers import T2I_ADAPTER
 from ldm.control.hints import expand_hints
 from ldm.errors import ArgumentError
 from ldm.images.inputs import check_size, read_pictures
+from ldm.loading.needed import check_memory
 from ldm.loading.turns import Hold
 from ldm.output.record import with_records
 from ldm.pipeline import Pipeline, Progress
@@ -74,6 +75,8 @@ def hires_fix(pipe: Pipeline, request: LargeRequest) -> Iterator[Progress]:
     steps, skipped = pipe.schedule(
         request.num_inference_steps, request.hires_strength, request.sampler, request.schedule
     )
+    second = replace(request, image="", height=size[0], width=size[1])  # not read
+    check_memory(pipe, second, size, [], True)  # before the first pass
     each = prompt_each(pipe, request)
     first = draw(pipe, replace(each, output_type="pil"))
     return passes(pipe, each, first, size, len(steps) - skipped)

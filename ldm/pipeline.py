@@ -35,11 +35,13 @@ from ldm.latents import Pixels
 from ldm.loading.compatibility import check_parts_finite
 from ldm.loading.devices import choose_device, choose_dtype
 from ldm.loading.folder import load_folder, save_folder
+from ldm.loading.needed import check_weights_fit, memory_needed
 from ldm.loading.origin import Origin
 from ldm.loading.single_file import load_file, replace_parts
 from ldm.loading.turns import changes_model, reads_model
 from ldm.loading.vae import load_preview_vae
 from ldm.loading.write_file import save_file
+from ldm.memory.estimate import MemoryNeeded
 from ldm.output import Output
 from ldm.request import CallRequest, Request
 from ldm.run import Progress
@@ -120,6 +122,7 @@ class Pipeline(DiffusersMethods):
         dtype = None if dtype == "auto" else choose_dtype(dtype, device)
         other = None if vae is None else Path(vae).expanduser()
         encoders = [Path(text).expanduser() for text in texts]
+        check_weights_fit(path, dtype, device, variant)
         if path.is_file():
             parts = load_file(
                 path, dtype, device, prediction_type, ema, vae=other, text_encoders=encoders
@@ -359,6 +362,25 @@ class Pipeline(DiffusersMethods):
         ``preview_vae``, or a TAESD as the VAE, it decodes: (B, 3, 8h, 8w).
         """
         return latents.preview(self.preview_vae or self.vae, x, self.decode)
+
+    def memory_needed(
+        self,
+        height: int | None = None,
+        width: int | None = None,
+        num_images: int = 1,
+        *,
+        guidance_scale: float | None = None,
+        image: bool = False,
+        controlnets: int = 0,
+    ) -> MemoryNeeded:
+        """Estimate the memory that pictures need, without drawing: see ``ldm.memory``.
+
+        ``print(pipe.memory_needed(1024, 1024, num_images=4))``. None is the model's own.
+        num_images: pictures drawn at once. image: whether a picture is read. controlnets: how many
+        steer. What cannot fit is refused when it is to be drawn, by the same estimate.
+        """
+        drawing = (height, width, num_images, guidance_scale, image, controlnets)
+        return memory_needed(self, *drawing)
 
     @contextlib.contextmanager
     def explain(self) -> Iterator[AttentionMaps]:

@@ -34,6 +34,7 @@ from ldm.images.inputs import fit_size, pictures_to_tensor, read_pictures
 from ldm.images.masks import to_masks
 from ldm.latents import Codec, encode_pictures
 from ldm.loading.model import Model
+from ldm.loading.needed import check_memory
 from ldm.loading.tasks import check_task, image_scale, image_strength
 from ldm.output import Output
 from ldm.output.record import with_records
@@ -170,6 +171,7 @@ def prepare(model: Model, request: Request) -> Run:
     adapters = adapter_uses(shown.t2i_adapters, request, pictures, size)
     noise = make_noise(model, request, canvas)
     prompted, labels = make_conditioning(model, request, schedule, canvas, scale > 1)
+    check_memory(model, request, size, prompted, scale > 1, networks)
     times = compute_times([model.unet, *networks.values()], [start.t for start, _ in schedule.run])
     watched = watches(model.unet, shown.unet)
     unet = watched[-1].unet if watched else shown.unet

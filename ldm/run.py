@@ -31,6 +31,7 @@ from ldm.images.masks import THRESHOLD, shrink_masks
 from ldm.latents import Codec, decode_latents, encode_means
 from ldm.loading.compatibility import nonfinite_error
 from ldm.loading.model import Model
+from ldm.memory.shortage import names_shortage
 from ldm.output import Output
 from ldm.preparation import Run, prepare
 from ldm.request import Request
@@ -90,6 +91,7 @@ class Start:
     eps: Tensor | None  # the first noise
 
 
+@names_shortage
 @torch.no_grad()
 def steps_of(run: Run, start: Start | None = None) -> Iterator[Progress]:
     """Compute a run step by step, from a ``start`` of its own or that of another run."""

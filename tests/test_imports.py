@@ -21,7 +21,7 @@ LAYERS = [
     {"_moved", "errors"},
     {"writing"},
     {"config", "layers"},
-    {"request"},
+    {"memory", "request"},
     {"checkpoints", "clip", "scheduler", "taesd", "unet", "vae"},
     {"clip_vision"},
     {"fast", "guidance", "likelihood", "samplers", "text"},

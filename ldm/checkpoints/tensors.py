@@ -19,7 +19,8 @@ from ldm.checkpoints.pickle_content import tensors_of
 from ldm.checkpoints.pickles import read_pickle
 from ldm.checkpoints.plain import check_finite, check_mapping, check_real, refuse_name
 from ldm.checkpoints.scaled_fp8 import apply_scales, is_scale
-from ldm.errors import CheckpointError
+from ldm.errors import CheckpointError, NotEnoughMemoryError
+from ldm.memory.shortage import is_shortage, message
 from ldm.writing import as_os_error, whole_file
 
 # The names of vectors in files of one word, which they do not name: for SDXL's two text encoders,
@@ -149,7 +150,14 @@ def read_content(path: Path) -> tuple[object, dict[str, str]]:
         raise
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error.strerror or error})") from None
-    except (SafetensorError, ValueError, RuntimeError) as error:  # it changed meanwhile
+    except (
+        SafetensorError,
+        MemoryError,
+        ValueError,
+        RuntimeError,
+    ) as error:  # it changed meanwhile
+        if is_shortage(error):
+            raise NotEnoughMemoryError(f"{path}: {message(error)}") from error
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
             f"{path} is truncated or not a weight file ({reason}); get it again"

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from ldm.cli.allocator import keep_memory
 from ldm.errors import ArgumentError, LDMError
+from ldm.memory import shortage
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 CLOSED, TERMINATED = 141, 143  # as of programs that SIGPIPE and SIGTERM end
@@ -104,12 +105,11 @@ def describe_error(error: Exception) -> tuple[str, int]:
         return str(error), USAGE
     if isinstance(error, OSError) and error.errno in FULL and error.filename:
         return f"{error.filename} cannot be written ({error.strerror}); free some space", FAILED
+    if not isinstance(error, LDMError) and shortage.is_shortage(error):
+        return shortage.message(error), FAILED
     if isinstance(error, LDMError | OSError):
         return str(error), FAILED
     reason = f"{type(error).__name__}: {error}".splitlines()[0]
-    # PyTorch's two errors, recognised by their text so that PyTorch need not be imported here.
-    if isinstance(error, MemoryError) or "t allocate memory" in reason or "OutOfMemory" in reason:
-        return f"not enough memory ({reason}); try a smaller size, or fewer at once", FAILED
     return f"{reason} (unexpected: --debug shows where)", FAILED
 
 

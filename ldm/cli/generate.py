@@ -12,6 +12,7 @@ from ldm.cli import choices, ip_adapters, observe, streams
 from ldm.cli.common import USAGE, importing_torch, notify, run
 from ldm.cli.configuration import Setting, listing, merged, read_settings, with_origin
 from ldm.cli.controlnets import all_controls, move_scales, read_given_controls
+from ldm.cli.dry_run import dry_run
 from ldm.cli.guidance_options import (
     given_depth,
     given_pictures,
@@ -31,6 +32,7 @@ from ldm.cli.sharing import my_share
 from ldm.cli.slips import NO_PROMPT, advice, check_prompt
 from ldm.cli.style_options import given_reference, read_given_reference
 from ldm.errors import ArgumentError
+from ldm.memory.start import check_start
 from ldm.writing import clear_leftovers
 
 
@@ -65,6 +67,9 @@ def generate(arguments: argparse.Namespace, argv: Sequence[str], has_prompt: boo
     if rank == 0 and world == 1 and not arguments.quiet:
         for line in [*advice(arguments), *advice_on_words(arguments, work.jobs)]:
             warnings.warn(line, stacklevel=1)
+    if arguments.dry_run:
+        dry_run(arguments, work)
+        return
     if arguments.processes > 1 and world == 1:
         launch(arguments, argv, len(work.batches), uses_stdin)
         return
@@ -125,6 +130,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "ldm-generate") -> int:
     streams.forget()
 
     def work() -> None:
+        check_start()
         own = {name: setting.value for name, setting in settings.items()}
         whole = with_file(arguments, argv, own)
         inform_of(whole, settings, given)

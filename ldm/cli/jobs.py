@@ -188,8 +188,10 @@ def settle(jobs: list[Job], taken: Mapping[Path, int]) -> list[Job]:
         if own.output == STREAM:
             settled.append(job)
             continue
+        planned = own.dry_run and is_made(own.output) and not job.path.parent.exists()
         if is_made(own.output):
-            make_folder(job.path.parent)
+            if not own.dry_run:
+                make_folder(job.path.parent)
             fixed = own.force or own.skip_existing or not alone or own.processes > 1
             there = functools.partial(all_files, arguments=own)
             path = free_name(job.path, (lambda path: []) if fixed else there, names)
@@ -200,7 +202,7 @@ def settle(jobs: list[Job], taken: Mapping[Path, int]) -> list[Job]:
             )
         if alone:
             check_new(job)
-        for path in files(job):
+        for path in () if planned else files(job):
             check_output(path, overwrite=True, animated=path != job.path)
         names.add(job.path)
         settled.append(job)

@@ -96,6 +96,12 @@ def parser() -> Checker:
     add_files(groups["files"])
     add_speed(groups["speed"])
     add = groups["other"].add_argument
+    add(
+        "--dry-run",
+        action="store_true",
+        help="list the pictures with their files and seeds, and the memory that they need; draw "
+        "and write nothing",
+    )
     add("--quiet", action="store_true", help="print nothing but errors and the names of the files")
     add("--debug", action="store_true", help="show the traceback of an error")
     add("--version", action="version", version=f"ldm {__version__}", help="print it, and exit")

@@ -64,12 +64,14 @@ def plan_control_files(arguments: argparse.Namespace, jobs: Sequence[Job]) -> Co
             path = path.with_stem(f"{path.stem}-control")
         taken = drawn | set(found.values())
         if is_made(naming.output):
-            make_folder(path.parent)
+            if not arguments.dry_run:
+                make_folder(path.parent)
             kept = arguments.force or arguments.skip_existing
             path = free_name(path, (lambda path: []) if kept else (lambda path: [path]), taken)
         if path in taken:
             raise ArgumentError(f"--save-control is {path}, as another file is called; change it")
-        check_output(path, overwrite=True)
+        if not arguments.dry_run or path.parent.exists():
+            check_output(path, overwrite=True)
         if os.path.lexists(path) and not (arguments.force or arguments.skip_existing):
             raise ImageError(f"{path} exists; choose another --save-control, or add --force")
         found[key] = path

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from torch import Tensor
 
 from ldm.fast.strips import widest
+from ldm.memory import system
+from ldm.memory.networks import AT_ONCE
 from ldm.vae import AutoencoderKL
-
-AT_ONCE = 5  # layers' values that a decode holds at its peak: measured 4.3 on the CPU
-MEMINFO = Path("/proc/meminfo")
-CGROUP = Path("/sys/fs/cgroup")
 
 
 def decode_needs_strips(vae: AutoencoderKL, z: Tensor) -> bool:
@@ -24,14 +20,9 @@ def decode_needs_strips(vae: AutoencoderKL, z: Tensor) -> bool:
 def available_memory(device: torch.device) -> int | None:
     """Count the bytes that may still be taken on a device; None if that is not known."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        free, _ = torch.cuda.mem_get_info(device)
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return free + cached
     if device.type != "cpu":
         return None
-    limits = []
-    if MEMINFO.exists():
-        lines = dict(line.split(":", 1) for line in MEMINFO.read_text().splitlines())
-        limits.append(1024 * int(lines["MemAvailable"].split()[0]))
-    limit, used = CGROUP / "memory.max", CGROUP / "memory.current"
-    if limit.exists() and used.exists() and (most := limit.read_text().strip()) != "max":
-        limits.append(int(most) - int(used.read_text()))
-    return min(limits, default=None)
+    return system.available_memory()

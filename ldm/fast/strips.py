@@ -21,13 +21,11 @@ from ldm.fast import onednn
 from ldm.fast.packed import PackedConv2d
 from ldm.fast.replace import Replacement
 from ldm.layers import ResnetBlock, Upsample
+from ldm.memory.networks import FAST_STRIP, STRIP, WHOLE
 from ldm.vae import AutoencoderKL, Block, Decoder
 
 Strips = deque[Tensor]  # (1, C, rows, W) each, from top to bottom
 Before = Callable[..., Tensor]  # (x, out=None): what a convolution reads, and where to put it
-WHOLE = 32 << 20  # bytes of a layer's values up to which it is computed whole
-STRIP = 3 << 20  # about the bytes of strips that take the least memory
-FAST_STRIP = 16 << 20  # of strips that take the least time
 
 
 class StripDecoder(Replacement, Decoder):

@@ -1,0 +1,31 @@
+"""Where memory is short, the C library gives freed blocks back at once, instead of keeping them.
+
+Kept blocks make a run faster, but of tensors of many sizes they leave holes that nothing fits into:
+measured, up to twice as much memory as the tensors that are alive. Blocks that are mapped one by
+one take only what they hold, and time for mapping: some percent of a step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import sys
+
+OPT_OUT = "LDM_MALLOC"  # the environment variable; "system" leaves the C library as it is
+# The numbers of mallopt(3) and bytes.
+MMAP_THRESHOLD = (-3, 256 << 10)
+TRIM_THRESHOLD = (-1, 1 << 20)
+TOP_PAD = (-2, 1 << 20)
+HOLES = 2.5  # times what tensors take, from which on holes do no harm
+
+
+def be_thrifty() -> None:
+    """Map blocks one by one in this process from now on, and return what is free."""
+    if os.environ.get(OPT_OUT) == "system" or not sys.platform.startswith("linux"):
+        return
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        library = ctypes.CDLL(None)
+        for option in (MMAP_THRESHOLD, TRIM_THRESHOLD, TOP_PAD):
+            library.mallopt(*option)
+        library.malloc_trim(0)
