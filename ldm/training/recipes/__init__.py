@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from ldm.errors import ArgumentError
+from ldm.training.foreign import check_defaults
 
 if TYPE_CHECKING:
     from ldm.training.config import TrainConfig
@@ -25,6 +26,7 @@ RECIPES = {
 
 def build_recipe(config: TrainConfig) -> Recipe:
     """Build the recipe that ``config.recipe`` names. Raises ArgumentError for an unknown name."""
+    check_defaults()
     if config.recipe not in RECIPES:
         expected = ", ".join(map(repr, RECIPES))
         raise ArgumentError(f"recipe is {config.recipe!r}; expected one of {expected}")

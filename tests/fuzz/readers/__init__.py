@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from tests.fuzz.reader import Reader
 from tests.fuzz.readers.checkpoints import CHECKPOINTS
+from tests.fuzz.readers.data import DATA
 
-READERS: dict[str, Reader] = {reader.name: reader for reader in [*CHECKPOINTS]}
+READERS: dict[str, Reader] = {reader.name: reader for reader in [*CHECKPOINTS, *DATA]}
