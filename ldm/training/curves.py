@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from ldm.training.figures import matplotlib_available
 from ldm.training.metrics import read_log
 
 NOT_DRAWN = {"step", "seconds", "lr", "steps_per_second"}
+MOST = 1e100  # of a value that is drawn
 SMOOTH = 0.9  # decay of the exponential average, the bold line
 
 
@@ -24,7 +26,9 @@ def draw_curves(run: Path) -> None:
 
     rows = read_log(run)
     found = dict.fromkeys(key for row in rows for key in row)
-    names = [name for name in found if name not in NOT_DRAWN]
+    names = [name for name in found if name not in NOT_DRAWN and points(rows, name)[0]]
+    if not names:
+        return
     columns = min(len(names), 3)
     lines = -(-len(names) // columns)
     figure = Figure(figsize=(4.5 * columns, 3.2 * lines), layout="constrained")
@@ -42,14 +46,14 @@ def draw_curves(run: Path) -> None:
         axes.set_xlabel("step")
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.grid(alpha=0.3)
-    partial = run / ".curves.partial.png"
-    figure.savefig(partial, dpi=100)
+    partial = run / ".curves.png.partial"
+    figure.savefig(partial, dpi=100, format="png")
     partial.replace(run / "curves.png")
 
 
 def points(rows: list[dict[str, Any]], name: str) -> tuple[list[int], list[float]]:
-    """Return the steps at which a figure was measured, and its values."""
-    found = [(row["step"], row[name]) for row in rows if name in row]
+    """Return the steps at which a figure was measured, and its values, those that are finite."""
+    found = [(row["step"], row[name]) for row in rows if abs(row.get(name, math.inf)) < MOST]
     return [step for step, _ in found], [value for _, value in found]
 
 

@@ -144,6 +144,6 @@ def name_row(axes: Axes, text: str) -> None:
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a PNG whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}")
-    figure.savefig(partial, dpi=120)
+    partial = path.with_name(f".{path.name}.partial")
+    figure.savefig(partial, dpi=120, format="png")
     partial.replace(path)

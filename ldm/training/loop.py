@@ -19,8 +19,8 @@ from accelerate.utils import broadcast
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ldm.config import read_json, write_json
-from ldm.errors import ArgumentError, TrainingError
+from ldm.config import write_json
+from ldm.errors import ArgumentError, LDMError, TrainingError
 from ldm.training.checkpoint import (
     Learner,
     check_finite,
@@ -32,9 +32,12 @@ from ldm.training.checkpoint import (
 from ldm.training.clock import Clock
 from ldm.training.config import TrainConfig, as_json, check_resumable
 from ldm.training.curves import draw_curves
+from ldm.training.damage import read_settings
 from ldm.training.data import step_generator
 from ldm.training.ema import EMA
+from ldm.training.foreign import check_defaults
 from ldm.training.launch import build_accelerator, start_trackers
+from ldm.training.leftovers import clear_leftovers
 from ldm.training.lock import only_run_in
 from ldm.training.metrics import Metrics, append_row, cut_log
 from ldm.training.optimizer import build_optimizer
@@ -68,6 +71,8 @@ def train_steps(
     """
     trainer = Trainer(config, recipe)
     with only_run_in(trainer.run) if trainer.main else contextlib.nullcontext():
+        if trainer.main:
+            clear_leftovers(trainer.run)
         if trainer.is_finished(accept_changes):
             return
         for step in range(trainer.start(), config.steps):
@@ -84,6 +89,7 @@ class Trainer:
     """A run on this process: its training steps, and its logs, samples and checkpoints."""
 
     def __init__(self, config: TrainConfig, recipe: Recipe) -> None:
+        check_defaults()
         self.config, self.recipe = config, recipe
         self.run = Path(config.output)
         self.accelerator = build_accelerator(config)
@@ -127,7 +133,7 @@ class Trainer:
         self.sharded = is_sharded(model)
         if self.sharded and config.optimizer == "muon":
             raise ArgumentError("optimizer 'muon' needs whole matrices; use 'adamw' with FSDP")
-        self.learner = Learner(model, ema, optimizer, accelerator.scaler)
+        self.learner = Learner(model, ema, optimizer, accelerator.scaler, self.metrics)
         done, spent = load_state(run, self.learner)
         if config.compile:
             model.compile()
@@ -136,6 +142,7 @@ class Trainer:
             cut_log(run, done)
             start_trackers(accelerator, config)
         self.clock = Clock(spent)
+        self.clock.leave_out("log", -self.learner.since_row)
         return done
 
     def train_step(self, step: int) -> State:
@@ -173,7 +180,19 @@ class Trainer:
         self.metrics.watch(step + 1, loss)
 
     def after_step(self, state: State) -> None:
-        """Log, draw samples and save a checkpoint, each if it is due."""
+        """Log, draw samples and save a checkpoint, each if it is due.
+
+        Raises TrainingError where the disk is full, or a file stands in the way.
+        """
+        try:
+            self.write_due(state)
+        except LDMError:  # some of which are OSErrors
+            raise
+        except OSError as error:
+            raise unwritten(self.run, state.step, error) from error
+
+    def write_due(self, state: State) -> None:
+        """Write what is due after a step."""
         config, clock = self.config, self.clock
         before = clock.spent()
         last = state.step == config.steps
@@ -210,7 +229,9 @@ class Trainer:
             picture, figures = self.recipe.evaluate(averaged)
             if picture is not None:
                 (self.run / "samples").mkdir(exist_ok=True)
-                picture.save(self.run / "samples" / f"{state.step:08d}.png")
+                partial = self.run / "samples" / f".{state.step:08d}.png.partial"
+                picture.save(partial, "PNG")
+                partial.replace(self.run / "samples" / f"{state.step:08d}.png")
             self.recipe.figures(averaged, self.run / "figures")
             state.metrics |= figures
         if self.sharded:
@@ -231,6 +252,7 @@ class Trainer:
                 self.recipe.save(averaged, self.run)
             except OSError as error:
                 raise unwritten(self.run, state.step, error) from error
+        self.learner.since_row = self.clock.since("log")
         save_state(self.run, state.step, state.seconds, self.learner, writes=self.main)
         self.saved = state.step
         self.clock.restart("checkpoint")
@@ -255,7 +277,8 @@ class Trainer:
 
 def check_same_run(run: Path, config: TrainConfig, accept_changes: bool) -> None:
     """Warn of settings that differ from the run's; raise ArgumentError where they may not."""
-    changed = check_resumable(read_json(run / "config.json"), config, accept_changes)
+    old = read_settings(run, accept_changes)
+    changed = {} if old is None else check_resumable(old, config, accept_changes)
     if changed:
         settings = "; ".join(f"{key} was {how}" for key, how in changed.items())
         warnings.warn(f"the run goes on with other settings: {settings}", stacklevel=2)

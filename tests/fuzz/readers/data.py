@@ -333,7 +333,7 @@ DATA = [
         (b"[[", b"= ", b".", b"1979-05-27", b'"""', b"\\u0000"),
     ),
     Reader(
-        "--set",
+        "setting",
         lambda: [b"steps=5", b"model.a.b=[1, 2]", b"options.data.classes=['a']"],
         override,
         "set",
