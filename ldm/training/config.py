@@ -19,6 +19,7 @@ from ldm.training.foreign import (
 )
 
 MOST_BYTES = 1 << 20  # of a config, and of an override
+MOST_ROWS = 1 << 20  # of a batch
 MOST_TABLES = 16  # in each other, in an override's key
 
 # What may change when a run goes on; anything else would make it another run.
@@ -67,6 +68,13 @@ class TrainConfig:
         for name in ("recipe", "output"):
             if not getattr(self, name):
                 raise ArgumentError(f"{name} is empty; see configs/train/ for examples")
+        if self.batch_size > MOST_ROWS:
+            raise ArgumentError(
+                f"batch_size is {self.batch_size!s:.40}; at most {MOST_ROWS:,} work"
+            )
+        for name, value in vars(self).items():
+            if type(value) is int and value >= 2**63:
+                raise ArgumentError(f"{name} is {value!s:.40}; it must fit into 64 bits")
 
     def learning_rate_at(self, step: int) -> float:
         """Linear warm-up, a plateau, and a linear fall to zero at the last step."""

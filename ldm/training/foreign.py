@@ -31,7 +31,7 @@ else:
 MOST_LINE = 1 << 24  # characters of a line, or bytes of a text inside another file
 MOST_DIGITS = 400  # of a whole number: larger ones are beyond every float
 MOST_DEPTH = 64  # of lists and objects in each other
-MOST_PARTS = 64  # of a dotted key of TOML, whose reader takes their square
+MOST_PARTS = 32  # of a dotted key of TOML, whose reader takes their square
 KINDS = {
     stat.S_IFIFO: "a named pipe",
     stat.S_IFSOCK: "a socket",

@@ -153,11 +153,15 @@ class Trainer:
             group["lr"] = rate
         rank = accelerator.process_index
         torch.manual_seed(step_seed(config.seed, step, rank))  # of dropout
-        batch = self.recipe.batch(step, step_generator(config.seed, step))
+        with enough_memory(step, config):
+            batch = self.recipe.batch(step, step_generator(config.seed, step))
         parts = share(batch, rank, accelerator.num_processes, config.gradient_accumulation_steps)
         for i, part in enumerate(parts, 1):
             more = i < len(parts)  # processes exchange their gradients once a step
-            with accelerator.no_sync(self.parallel) if more else contextlib.nullcontext():
+            with (
+                accelerator.no_sync(self.parallel) if more else contextlib.nullcontext(),
+                enough_memory(step, config),
+            ):
                 self.backward(step, part, len(parts))
         norm = accelerator.clip_grad_norm_(self.parallel.parameters(), config.max_grad_norm)
         norm = full_tensor(norm)
@@ -273,6 +277,24 @@ class Trainer:
         self.accelerator.free_memory()
         gc.collect()
         self.accelerator.end_training()
+
+
+@contextlib.contextmanager
+def enough_memory(step: int, config: TrainConfig) -> Iterator[None]:
+    """Raise TrainingError in place of PyTorch's errors for memory that there is not."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        reason = (str(error) or "MemoryError").splitlines()[0]
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and (
+            "t allocate memory" not in reason
+        ):
+            raise
+        raise TrainingError(
+            f"not enough memory at step {step + 1}, with a batch of {config.batch_size} in "
+            f"{config.gradient_accumulation_steps} parts ({reason:.200}); give more "
+            "gradient_accumulation_steps, a smaller batch_size or smaller pictures"
+        ) from error
 
 
 def check_same_run(run: Path, config: TrainConfig, accept_changes: bool) -> None:

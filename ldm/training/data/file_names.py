@@ -24,6 +24,7 @@ class FileNames:
 
     def __init__(self, folder: Path, pictures: Sequence[str]) -> None:
         self.folder, self.known = folder, set(pictures)
+        self.depth = max((name.count("/") + 1 for name in self.known), default=0)
         self.missing: list[tuple[str, Path]] = []  # the name, and the metadata file
         self.outside: dict[str, Path] = {}  # files elsewhere, and the metadata file
         self.moved: dict[str, str] = {}  # picture → the absolute name that is read so
@@ -68,7 +69,7 @@ class FileNames:
     def find_moved(self, given: str, text: str, source: Path) -> str | None:
         """Return the picture whose path has most of the end of an absolute name."""
         parts = ntpath.splitdrive(text)[1].strip("/").split("/")
-        for start in range(len(parts)):
+        for start in range(max(0, len(parts) - self.depth), len(parts)):
             name = "/".join(parts[start:])
             if name in self.known:
                 before = self.moved.setdefault(name, given)

@@ -19,7 +19,7 @@ TEXT = ("text", "caption", "captions", "prompt", "txt", "description")
 LABEL = ("label", "labels", "fine_label", "cls", "class")
 MOST_CAPTION = 1 << 20  # characters of a caption
 SHOWN = 12  # names of columns that an error offers
-WHOLE = re.compile(r"-?[0-9]{1,18}")
+WHOLE = re.compile(r"-?[0-9]{1,19}")
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -79,7 +79,7 @@ def _csv(path: Path, file: Iterable[str]) -> list[dict[str, Any]]:
 
 
 def as_label(text: object) -> Any:
-    """Convert a label in a text: a whole number of at most 18 digits is one, as in other files."""
+    """Convert a label in a text: a whole number of at most 19 digits is one, as in other files."""
     if isinstance(text, str) and WHOLE.fullmatch(text):
         return int(text)
     return text

@@ -88,9 +88,18 @@ def count_values(file: Any, column: str, most: int) -> None:
     largest = max(c.total_uncompressed_size for c in chunks(file.metadata))
     found = 0
     for batch in file.iter_batches(max(1, BATCH // max(largest, 1)), columns=[column]):
-        found += batch.nbytes
+        found += sum(map(decoded_size, batch.columns))
         if found > most:
             raise ValueError(f"column {column!r} has more than {most:,} bytes of values")
+
+
+def decoded_size(array: Any) -> int:
+    """Return the bytes of an array's values, each as often as it stands there."""
+    if hasattr(array, "dictionary_decode"):
+        array = array.dictionary_decode()
+    if hasattr(array.type, "fields"):  # a structure, such as {"bytes", "path"}
+        return sum(map(decoded_size, array.flatten()))
+    return array.nbytes
 
 
 def check_features(description: Any) -> None:
