@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +18,32 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ldm.checkpoints.tensors import write_tensors
-from ldm.config import read_json, write_json
+from ldm.config import write_json
 from ldm.errors import CheckpointError, TrainingError
+from ldm.training.damage import check_file, damage, read_state, way_out
 from ldm.training.ema import EMA
+from ldm.training.leftovers import remove
+from ldm.training.metrics import Metrics
 from ldm.training.sharding import collect, spread_like
-from ldm.writing import clear_leftovers
 
+# What the optimizers keep of a parameter: all of a set, or nothing.
+MOMENTS = ({"exp_avg", "exp_avg_sq", "step"}, {"momentum"})
 KEEP = 2  # the newest is the one to resume; the one before is for the unlucky
 
 
 @dataclass
 class Learner:
-    """All that training changes: the weights, their average, the optimizer's state."""
+    """All that training changes: the weights, their average, the optimizer's state.
+
+    And the figures since the last row of the log, so that the next row averages all its steps.
+    """
 
     model: nn.Module
     ema: EMA[nn.Module]
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler | None = None  # of fp16
+    metrics: Metrics = field(default_factory=Metrics)
+    since_row: float = 0.0  # seconds since the last row
 
     @torch.no_grad()
     def tensors(self, keep: bool) -> dict[str, dict[str, Tensor]]:
@@ -49,25 +58,57 @@ class Learner:
 
     @torch.no_grad()
     def load(self, folder: Path) -> None:
-        """Load the files of ``tensors``. Raises ValueError for tensors of another model."""
+        """Load the files of ``tensors``.
+
+        Raises CheckpointError, naming the file, for one that is damaged or of another model.
+        """
         files: dict[str, dict[str, Tensor]]
         files = {"model": self.model.state_dict(), "ema": self.ema.averages}
         for file, own in files.items():
-            found = load_file(folder / f"{file}.safetensors")
-            check_names(own, found)
-            for name, value in own.items():
-                value.copy_(spread_like(value, found[name]))
+            path = folder / f"{file}.safetensors"
+            with damage(path):
+                found = read_part(path)
+                check_names(own, found)
+                for name, value in own.items():
+                    value.copy_(spread_like(value, found[name]))
+        path = folder / "optimizer.safetensors"
+        with damage(path):
+            self.load_moments(read_part(path))
+
+    def load_moments(self, found: dict[str, Tensor]) -> None:
+        """Load the optimizer's state. Raises ValueError for that of another model."""
         parameters = dict(self.model.named_parameters())
-        for key, value in load_file(folder / "optimizer.safetensors").items():
+        kept: dict[str, set[str]] = {}
+        for key, value in found.items():
             entry, _, name = key.partition("/")
+            if name not in parameters:
+                raise ValueError(f"{key} is not of this model")
             parameter = parameters[name]
+            kept.setdefault(name, set()).add(entry)
+            if entry == "step" and value.numel() != 1:
+                raise ValueError(f"{key} is {tuple(value.shape)}; expected one number")
+            if entry != "step" and value.shape != parameter.shape:
+                raise ValueError(f"{key} is {tuple(value.shape)}, here {tuple(parameter.shape)}")
             if not value.is_floating_point():  # Muon counts its steps with whole numbers
                 moment: int | Tensor = int(value)
-            elif value.shape == parameter.shape:
+            elif entry != "step":
                 moment = spread_like(parameter, value)
             else:  # AdamW has a tensor for its count
                 moment = value.to(parameter.device)
             self.optimizer.state[parameter][entry] = moment
+        for name, entries in kept.items():
+            if entries not in MOMENTS:
+                raise ValueError(f"of {name} it has {', '.join(sorted(entries))}")
+
+
+def read_part(path: Path) -> dict[str, Tensor]:
+    """Read a file of a checkpoint. Raises an error for a damaged one, or one with other numbers."""
+    check_file(path)
+    found = load_file(path)
+    for name, value in found.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise ValueError(f"{name} is not finite")
+    return found
 
 
 def check_names(own: dict[str, Tensor], found: dict[str, Tensor]) -> None:
@@ -77,6 +118,8 @@ def check_names(own: dict[str, Tensor], found: dict[str, Tensor]) -> None:
     for name, value in own.items():
         if value.shape != found[name].shape:
             raise ValueError(f"{name} is {tuple(found[name].shape)}, here {tuple(value.shape)}")
+        if value.dtype != found[name].dtype:
+            raise ValueError(f"{name} is {found[name].dtype}, here {value.dtype}")
 
 
 def save_state(run: Path, step: int, seconds: float, learner: Learner, writes: bool = True) -> None:
@@ -91,12 +134,13 @@ def save_state(run: Path, step: int, seconds: float, learner: Learner, writes: b
     if folder.exists():
         return  # the same state: a step has one outcome
     partial = folder.with_suffix(".partial")
-    state: dict[str, Any] = {"step": step, "seconds": seconds}
+    metrics = learner.metrics.state(learner.since_row)
+    state: dict[str, Any] = {"step": step, "seconds": seconds, "metrics": metrics}
     if learner.scaler is not None:
         state["scaler"] = learner.scaler.state_dict()
     try:
         for left in folder.parent.glob("*.partial"):  # by a run that was killed
-            shutil.rmtree(left)
+            remove(left)
         partial.mkdir(parents=True)
         for name, values in tensors.items():
             write_tensors(values, partial / f"{name}.safetensors")
@@ -112,14 +156,6 @@ def save_state(run: Path, step: int, seconds: float, learner: Learner, writes: b
         gone = old.with_suffix(".partial")  # one half deleted must not look complete
         old.rename(gone)
         shutil.rmtree(gone)
-
-
-def clear_run(run: Path) -> None:
-    """Remove what killed runs left half-written or half-deleted in a folder that is ours now."""
-    for left in (run / "checkpoints").glob("*.partial"):
-        shutil.rmtree(left, ignore_errors=True)
-    for folder in (run, *(path for path in run.glob("*") if path.is_dir())):
-        clear_leftovers(folder)
 
 
 def check_finite(model: nn.Module, step: int) -> None:
@@ -156,26 +192,33 @@ def unwritten(run: Path, step: int, error: Exception) -> TrainingError:
 
 def checkpoints(run: Path) -> list[Path]:
     """List the complete checkpoints of a run, oldest first."""
-    return sorted(path for path in (run / "checkpoints").glob("*") if path.name.isdigit())
+    found = [
+        path
+        for path in (run / "checkpoints").glob("*")
+        if path.name.isascii() and path.name.isdigit() and path.is_dir()
+    ]
+    return sorted(found, key=lambda path: int(path.name))
 
 
 def load_state(run: Path, learner: Learner) -> tuple[int, float]:
     """Resume from the newest checkpoint: (steps done, seconds spent), or (0, 0.0) for a new run.
 
-    Raises CheckpointError when the checkpoint is of another model or broken.
+    Raises CheckpointError when the checkpoint is of another model or broken; it names the file, and
+    what still works.
     """
     found = checkpoints(run)
     if not found:
         return 0, 0.0
     folder = found[-1]
     try:
-        state = read_json(folder / "state.json")
+        state = read_state(folder)
         learner.load(folder)
-        if learner.scaler is not None and "scaler" in state:
-            learner.scaler.load_state_dict(state["scaler"])
-        return state["step"], state["seconds"]
-    except Exception as error:  # whatever the parsers raise: the remedy is the same
-        raise CheckpointError(
-            f"{folder} does not fit this run ({error}); "
-            "remove that folder to go on from the one before, or give another output"
-        ) from error
+        with damage(folder / "state.json"):
+            if learner.scaler is not None and "scaler" in state:
+                learner.scaler.load_state_dict(state["scaler"])
+            if "metrics" in state:
+                learner.since_row = learner.metrics.load_state(state["metrics"])
+    except CheckpointError as error:
+        own = dict(learner.model.state_dict())
+        raise CheckpointError(f"{error}; {way_out(run, found, own)}") from error
+    return state["step"], state["seconds"]

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from ldm.config.settings import check_values, choice, read_table, within
 from ldm.errors import ArgumentError
+from ldm.training.foreign import (
+    TOMLDecodeError,
+    check_depth,
+    check_text,
+    check_unicode,
+    parse_toml,
+    read_file,
+    scalars,
+)
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+MOST_BYTES = 1 << 20  # of a config, and of an override
+MOST_ROWS = 1 << 20  # of a batch
+MOST_TABLES = 16  # in each other, in an override's key
 
 # What may change when a run goes on; anything else would make it another run.
 CHANGEABLE = frozenset({
@@ -56,6 +63,18 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_values(self)
+        check_content("model", self.model)
+        check_content("options", self.options)
+        for name in ("recipe", "output"):
+            if not getattr(self, name):
+                raise ArgumentError(f"{name} is empty; see configs/train/ for examples")
+        if self.batch_size > MOST_ROWS:
+            raise ArgumentError(
+                f"batch_size is {self.batch_size!s:.40}; at most {MOST_ROWS:,} work"
+            )
+        for name, value in vars(self).items():
+            if type(value) is int and value >= 2**63:
+                raise ArgumentError(f"{name} is {value!s:.40}; it must fit into 64 bits")
 
     def learning_rate_at(self, step: int) -> float:
         """Linear warm-up, a plateau, and a linear fall to zero at the last step."""
@@ -67,16 +86,17 @@ class TrainConfig:
 def read_config(path: str | Path, overrides: list[str] | None = None) -> TrainConfig:
     """Read a TOML file, then ``key=value`` overrides (values in TOML, tables by dots).
 
-    Raises ArgumentError for a file that is missing or not TOML, for unknown keys (with the nearest
-    known one), missing ones, and values of a wrong type or out of range.
+    Raises ArgumentError for a file that is missing, not TOML or larger than ``MOST_BYTES``, for
+    unknown keys (with the nearest known one), missing ones, and values of a wrong type or out of
+    range; see ``parse_toml`` for what else is refused.
     """
     try:
-        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        values = parse_toml(read_file(Path(path), MOST_BYTES).decode("utf-8"))
     except FileNotFoundError:
         raise ArgumentError(
             f"{path} does not exist; configs/train/ has those that made the built-in model"
         ) from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ArgumentError(f"{path} cannot be read as TOML ({error})") from None
     for override in overrides or []:
         _override(values, override)
@@ -88,18 +108,51 @@ def read_config(path: str | Path, overrides: list[str] | None = None) -> TrainCo
 
 def _override(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
-    if not equals:
-        raise ArgumentError(f"{override!r} is not of the form key=value")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text  # a bare word is a string
-    *tables, last = key.strip().split(".")
+    if not equals or not key.strip():
+        raise ArgumentError(f"{override!r:.200} is not of the form key=value")
+    if len(override) > MOST_BYTES:
+        raise ArgumentError(f"{override!r:.60} has more than {MOST_BYTES:,} characters")
+    *tables, last = key.strip().split(".", MOST_TABLES + 1)
+    if len(tables) > MOST_TABLES:
+        raise ArgumentError(f"{override!r:.200} names more than {MOST_TABLES} tables")
+    value = value_of(override, text)
     for table in tables:
         values = values.setdefault(table, {})
         if not isinstance(values, dict):
-            raise ArgumentError(f"{override!r}: {table} is no table, so it has no {last}")
+            raise ArgumentError(f"{override!r:.200}: {table} is no table, so it has no {last}")
     values[last] = value
+
+
+def value_of(override: str, text: str) -> Any:
+    """Read a value in TOML; a bare word is a string. Raises ArgumentError for one to refuse."""
+    try:
+        found = parse_toml(f"value = {text}")
+    except TOMLDecodeError:
+        try:
+            check_text(text)
+        except ValueError as error:
+            raise ArgumentError(f"{override!r:.200}: {error}") from None
+        return text
+    except ValueError as error:
+        raise ArgumentError(f"{override!r:.200}: {error}") from None
+    if len(found) > 1:
+        raise ArgumentError(f"{override!r:.200} has several lines; give --set for each setting")
+    return found["value"]
+
+
+def check_content(name: str, values: Any) -> None:
+    """Raise ArgumentError for a table that ``config.json`` cannot hold."""
+    try:
+        check_depth(values)
+        check_unicode(values)
+    except ValueError as error:
+        raise ArgumentError(f"{name}: {error}") from None
+    for one in scalars(values):
+        if not isinstance(one, str | int | float | tuple | None):
+            raise ArgumentError(
+                f"{name} holds a {type(one).__name__}, {one!r:.60}; expected strings, numbers, "
+                "true or false, lists and tables"
+            )
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], table: str = "") -> dict[str, str]:
@@ -110,8 +163,14 @@ def differences(old: dict[str, Any], new: dict[str, Any], table: str = "") -> di
         if isinstance(before, dict) and isinstance(after, dict):
             found |= differences(before, after, f"{table}{key}.")
         elif before != after:
-            found[table + key] = f"{before}, now {after}"
+            found[table + key] = f"{shown(before)}, now {shown(after)}"
     return found
+
+
+def shown(value: object) -> str:
+    """Return a value for a message, cut where it is long."""
+    text = str(value)
+    return text if len(text) <= 200 else f"{text[:200]}…"
 
 
 def check_resumable(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from ldm.training.metrics import read_log
 from ldm.writing import whole_file
 
 NOT_DRAWN = {"step", "seconds", "lr", "steps_per_second"}
+MOST = 1e100  # of a value that is drawn
 SMOOTH = 0.9  # decay of the exponential average, the bold line
 
 
@@ -25,7 +27,9 @@ def draw_curves(run: Path) -> None:
 
     rows = read_log(run)
     found = dict.fromkeys(key for row in rows for key in row)
-    names = [name for name in found if name not in NOT_DRAWN]
+    names = [name for name in found if name not in NOT_DRAWN and points(rows, name)[0]]
+    if not names:
+        return
     columns = min(len(names), 3)
     lines = -(-len(names) // columns)
     figure = Figure(figsize=(4.5 * columns, 3.2 * lines), layout="constrained")
@@ -48,8 +52,8 @@ def draw_curves(run: Path) -> None:
 
 
 def points(rows: list[dict[str, Any]], name: str) -> tuple[list[int], list[float]]:
-    """Return the steps at which a figure was measured, and its values."""
-    found = [(row["step"], row[name]) for row in rows if name in row]
+    """Return the steps at which a figure was measured, and its values, those that are finite."""
+    found = [(row["step"], row[name]) for row in rows if abs(row.get(name, math.inf)) < MOST]
     return [step for step, _ in found], [value for _, value in found]
 
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 from ldm.errors import TrainingError
+from ldm.training.foreign import kind_of_file, parse_json
+
+MOST = 4096  # characters of the file that are read
 
 
 @contextlib.contextmanager
@@ -21,15 +26,13 @@ def only_run_in(run: Path) -> Iterator[None]:
     """
     import fcntl  # not on Windows
 
-    run.mkdir(parents=True, exist_ok=True)
-    # Never deleted: a second file of the same name could be locked beside the first.
-    with (run / "lock").open("a+", encoding="utf-8") as file:
+    with open_lock(run) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             file.seek(0)
             raise TrainingError(
-                f"another run works in {run} ({_owner(file.read())}); wait for it, stop it, or "
+                f"another run works in {run} ({_owner(file.read(MOST))}); wait for it, stop it, or "
                 "give another output"
             ) from None
         file.truncate(0)
@@ -41,8 +44,26 @@ def only_run_in(run: Path) -> Iterator[None]:
             file.truncate(0)
 
 
+def open_lock(run: Path) -> TextIO:
+    """Open ``run/lock``. Raises TrainingError where that cannot be."""
+    path = run / "lock"
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        if path.exists() and (kind := kind_of_file(path)):
+            raise OSError(errno.EINVAL, f"it is {kind}", str(path))
+        # Never deleted: a second file of the same name could be locked beside the first.
+        return path.open("a+", encoding="utf-8", errors="replace")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise TrainingError(
+            f"{str(path)!r:.300} cannot be written ({reason}); give another output"
+        ) from None
+
+
 def _owner(text: str) -> str:
     try:
-        return "process {pid} on {host}".format(**json.loads(text))
+        owner = parse_json(text)
+        process, host = owner["pid"], owner["host"]
     except (ValueError, KeyError, TypeError):  # it is just writing its name
         return "a process that has just begun"
+    return f"process {process!s:.20} on {host!s:.80}"

@@ -19,14 +19,13 @@ from accelerate.utils import broadcast
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ldm.config import read_json, write_json
-from ldm.errors import ArgumentError, TrainingError
+from ldm.config import write_json
+from ldm.errors import ArgumentError, LDMError, TrainingError
 from ldm.images.files import save_image
 from ldm.training.checkpoint import (
     Learner,
     check_finite,
     checkpoints,
-    clear_run,
     load_state,
     save_state,
     unwritten,
@@ -34,9 +33,12 @@ from ldm.training.checkpoint import (
 from ldm.training.clock import Clock
 from ldm.training.config import TrainConfig, as_json, check_resumable
 from ldm.training.curves import draw_curves
+from ldm.training.damage import read_settings
 from ldm.training.data import step_generator
 from ldm.training.ema import EMA
+from ldm.training.foreign import check_defaults
 from ldm.training.launch import build_accelerator, start_trackers
+from ldm.training.leftovers import clear_run
 from ldm.training.lock import only_run_in
 from ldm.training.metrics import Metrics, append_row, cut_log
 from ldm.training.optimizer import build_optimizer
@@ -88,6 +90,7 @@ class Trainer:
     """A run on this process: its training steps, and its logs, samples and checkpoints."""
 
     def __init__(self, config: TrainConfig, recipe: Recipe) -> None:
+        check_defaults()
         self.config, self.recipe = config, recipe
         self.run = Path(config.output)
         self.accelerator = build_accelerator(config)
@@ -131,7 +134,7 @@ class Trainer:
         self.sharded = is_sharded(model)
         if self.sharded and config.optimizer == "muon":
             raise ArgumentError("optimizer 'muon' needs whole matrices; use 'adamw' with FSDP")
-        self.learner = Learner(model, ema, optimizer, accelerator.scaler)
+        self.learner = Learner(model, ema, optimizer, accelerator.scaler, self.metrics)
         done, spent = load_state(run, self.learner)
         if config.compile:
             model.compile()
@@ -140,6 +143,7 @@ class Trainer:
             cut_log(run, done)
             start_trackers(accelerator, config)
         self.clock = Clock(spent)
+        self.clock.leave_out("log", -self.learner.since_row)
         return done
 
     def train_step(self, step: int) -> State:
@@ -150,11 +154,15 @@ class Trainer:
             group["lr"] = rate
         rank = accelerator.process_index
         torch.manual_seed(step_seed(config.seed, step, rank))  # of dropout
-        batch = self.recipe.batch(step, step_generator(config.seed, step))
+        with enough_memory(step, config):
+            batch = self.recipe.batch(step, step_generator(config.seed, step))
         parts = share(batch, rank, accelerator.num_processes, config.gradient_accumulation_steps)
         for i, part in enumerate(parts, 1):
             more = i < len(parts)  # processes exchange their gradients once a step
-            with accelerator.no_sync(self.parallel) if more else contextlib.nullcontext():
+            with (
+                accelerator.no_sync(self.parallel) if more else contextlib.nullcontext(),
+                enough_memory(step, config),
+            ):
                 self.backward(step, part, len(parts))
         norm = accelerator.clip_grad_norm_(self.parallel.parameters(), config.max_grad_norm)
         norm = full_tensor(norm)
@@ -177,7 +185,19 @@ class Trainer:
         self.metrics.watch(step + 1, loss)
 
     def after_step(self, state: State) -> None:
-        """Log, draw samples and save a checkpoint, each if it is due."""
+        """Log, draw samples and save a checkpoint, each if it is due.
+
+        Raises TrainingError where the disk is full, or a file stands in the way.
+        """
+        try:
+            self.write_due(state)
+        except LDMError:  # some of which are OSErrors
+            raise
+        except OSError as error:
+            raise unwritten(self.run, state.step, error) from error
+
+    def write_due(self, state: State) -> None:
+        """Write what is due after a step."""
         config, clock = self.config, self.clock
         before = clock.spent()
         last = state.step == config.steps
@@ -235,6 +255,7 @@ class Trainer:
                 self.recipe.save(averaged, self.run)
             except OSError as error:
                 raise unwritten(self.run, state.step, error) from error
+        self.learner.since_row = self.clock.since("log")
         save_state(self.run, state.step, state.seconds, self.learner, writes=self.main)
         self.saved = state.step
         self.clock.restart("checkpoint")
@@ -257,9 +278,28 @@ class Trainer:
         self.accelerator.end_training()
 
 
+@contextlib.contextmanager
+def enough_memory(step: int, config: TrainConfig) -> Iterator[None]:
+    """Raise TrainingError in place of PyTorch's errors for memory that there is not."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        reason = (str(error) or "MemoryError").splitlines()[0]
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and (
+            "t allocate memory" not in reason
+        ):
+            raise
+        raise TrainingError(
+            f"not enough memory at step {step + 1}, with a batch of {config.batch_size} in "
+            f"{config.gradient_accumulation_steps} parts ({reason:.200}); give more "
+            "gradient_accumulation_steps, a smaller batch_size or smaller pictures"
+        ) from error
+
+
 def check_same_run(run: Path, config: TrainConfig, accept_changes: bool) -> None:
     """Warn of settings that differ from the run's; raise ArgumentError where they may not."""
-    changed = check_resumable(read_json(run / "config.json"), config, accept_changes)
+    old = read_settings(run, accept_changes)
+    changed = {} if old is None else check_resumable(old, config, accept_changes)
     if changed:
         settings = "; ".join(f"{key} was {how}" for key, how in changed.items())
         warnings.warn(f"the run goes on with other settings: {settings}", stacklevel=2)

@@ -69,7 +69,21 @@ def begin_with(module: nn.Module, folder: str) -> None:
                 f"start is {folder!r}, where {name} is {tuple(old.shape)}, but [model] makes "
                 f"it {tuple(new.shape)}; only the first and last layers may get more channels"
             )
-        copy_channels(new, dense(old), END_LAYERS.get(layer, ()) if new.shape != old.shape else ())
+        halves = END_LAYERS.get(layer, ()) if new.shape != old.shape else ()
+        if any(
+            shape[dim] % 2 for dim in halves if dim < new.ndim for shape in (old.shape, new.shape)
+        ):
+            raise ArgumentError(
+                f"start is {folder!r}, where {name} is {tuple(old.shape)}, which are no means and "
+                "log-variances: their number is odd"
+            )
+        values = dense(old)
+        if not values.is_floating_point() or not values.isfinite().all():
+            raise ArgumentError(
+                f"start is {folder!r}, where {name} holds {values.dtype} or numbers that are not "
+                "finite; expected finite floats"
+            )
+        copy_channels(new, values, halves)
 
 
 def copy_channels(new: Tensor, old: Tensor, halves: tuple[int, ...]) -> None:

@@ -52,6 +52,8 @@ def mutate(
         return gzip.compress(mutate(gzip.decompress(data), rng, others, tokens), 1)
     if data[:4] == b"\x89PNG" and rng.random() < 0.7:
         return mutate_png(data, rng, others, tokens)
+    if data[257:262] == b"ustar" and rng.random() < 0.7:
+        return mutate_tar(data, rng, others, tokens)
     if data[:1] in b"{[" and rng.random() < 0.6:
         try:
             return mutate_json(data, rng)
@@ -167,6 +169,28 @@ def mutate_png(
         result += len(inside).to_bytes(4, "big") + name + inside
         result += zlib.crc32(name + inside).to_bytes(4, "big")
     return result
+
+
+def mutate_tar(
+    data: bytes, rng: random.Random, others: Sequence[bytes], tokens: Sequence[bytes]
+) -> bytes:
+    """Damage a header of a tar file and put its sum right, or damage the content behind one."""
+    heads = [i for i in range(0, len(data), 512) if data[i + 257 : i + 262] == b"ustar"]
+    place = rng.choice(heads)
+    if rng.random() < 0.4:
+        end = next((i for i in heads if i > place), len(data))
+        changed = mutate(data[place + 512 : end], rng, (), tokens)[: end - place - 512]
+        return data[: place + 512] + changed.ljust(end - place - 512, b"\0") + data[end:]
+    head = bytearray(data[place : place + 512])
+    first, length = rng.choice([(0, 100), (124, 12), (156, 1), (257, 8), (345, 155)])
+    numbers = [f"{rng.choice(NUMBERS):o}".encode(), b"\x80" + rng.randbytes(11), b"\xff" * 12]
+    field = rng.choice([*numbers, rng.choice(b"0123456789LKxgXSDV\0").to_bytes(1, "big")])
+    field = rng.choice([field, rng.choice(tokens) if tokens else b"", rng.randbytes(length)])
+    head[first : first + length] = field[:length].ljust(length, b"\0")
+    head[148:156] = b" " * 8
+    head[148:155] = f"{sum(head):06o}\0".encode()
+    again = bytes(head) * rng.choice([1, 1, 1, 1, 40])
+    return data[:place] + again + data[place + rng.choice([0, 512, 512, 512]) :]
 
 
 def mutate_header(data: bytes, rng: random.Random) -> bytes:

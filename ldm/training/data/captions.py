@@ -8,9 +8,8 @@ from pathlib import Path
 
 from ldm.errors import DataError
 from ldm.training.data.listing import Listing
-from ldm.training.data.metadata import encoding_of
-
-MOST_BYTES = 1 << 20  # of a caption file
+from ldm.training.data.metadata import MOST_CAPTION
+from ldm.training.foreign import text_lines
 
 
 def read_captions(folder: Path, files: Listing, pictures: Sequence[str]) -> list[str | None]:
@@ -37,11 +36,10 @@ def read_captions(folder: Path, files: Listing, pictures: Sequence[str]) -> list
 def read_lines(path: Path) -> list[str]:
     """Read the lines of a small text, without empty ones."""
     try:
-        if path.stat().st_size > MOST_BYTES:
-            raise DataError(f"{path} is larger than a caption, {MOST_BYTES:,} bytes; check data")
-        with path.open(encoding=encoding_of(path)) as file:
-            return [line.strip() for line in file if line.strip()]
-    except UnicodeError as error:
+        if path.stat().st_size > MOST_CAPTION:
+            raise DataError(f"{path} is larger than a caption, {MOST_CAPTION:,} bytes; check data")
+        return [line.strip() for line in text_lines(path) if line.strip()]
+    except ValueError as error:
         raise DataError(f"{path} is not UTF-8 text ({error}); save it as UTF-8") from None
     except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror})") from None
+        raise DataError(f"{path} cannot be read ({error.strerror or error})") from None

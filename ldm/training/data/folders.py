@@ -201,17 +201,23 @@ def described(folder: Path, files: Listing, options: DataOptions) -> list[Folder
     found: list[FolderRow] = []
     for source in sources[:1] or best_of_each(files.metadata):
         found += rows_of(folder, source, names, options)
+    if names.outside:
+        elsewhere, by = next(iter(names.outside.items()))
+        warnings.warn(
+            f"{by} names {len(names.outside)} pictures outside of {folder} (such as {elsewhere}), "
+            "which are read from there",
+            stacklevel=2,
+        )
     if names.missing:
-        missing = [text for text, _ in names.missing]
+        missing, count = [f"{text:.80}" for text, _ in names.missing[:11]], len(names.missing)
         listed = ", ".join(missing[:10]) + (", …" if len(missing) > 10 else "")
         if not found:
             raise DataError(
-                f"{names.missing[0][1]} names no picture that is there ({len(missing)} rows, the "
+                f"{names.missing[0][1]} names no picture that is there ({count} rows, the "
                 f"first {missing[0]}); file_name is a path from its folder"
             )
         warnings.warn(
-            f"{names.missing[0][1]} names {len(missing)} pictures that are not there, skipped: "
-            f"{listed}",
+            f"{names.missing[0][1]} names {count} pictures that are not there, skipped: {listed}",
             stacklevel=2,
         )
     if not found:

@@ -11,6 +11,7 @@ import math
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +19,11 @@ from ldm.errors import DataError
 from ldm.training.data.arrays import with_channels
 from ldm.training.data.options import DataOptions
 from ldm.training.data.pictures import Pictures
+from ldm.training.foreign import open_file
 
+MOST_BYTES = 1 << 30  # of values: the largest such set, EMNIST, has 0.6 GB
+RATIO = 1032  # bytes that one compressed byte can at most become (zlib.net/zlib_tech.html)
+CHUNK = 1 << 20
 UBYTE = 0x08  # the type of unsigned bytes, the only one that MNIST uses
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 REMEDY = "get the file again, or build the set with python -m tools.build_mnist"
@@ -37,30 +42,51 @@ def find_idx(folder: Path, split: str, kind: str) -> Path | None:
 def read_idx(path: Path, dimensions: int) -> np.ndarray:
     """Read the uint8 values of an IDX file, or of one inside .gz.
 
-    Raises DataError for another magic number and for a file that is cut off or too long.
+    The header is read first, and no more than it says.
+    Raises DataError for another magic number, for a file that is cut off or too long, and for more
+    than ``MOST_BYTES`` values, or more than the file can hold.
     """
     try:
-        content = path.read_bytes()
-        if path.suffix == ".gz":
-            content = gzip.decompress(content)
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path} cannot be read ({error}); {REMEDY}") from None
+        with open_file(path) as file:
+            size = path.stat().st_size
+            if path.suffix != ".gz":
+                return read_values(path, file, size, dimensions)
+            with gzip.open(file) as content:
+                return read_values(path, content, RATIO * size, dimensions)
+    except DataError:
+        raise
+    except (OSError, EOFError, zlib.error, MemoryError) as error:
+        reason = str(error) or "not enough memory"
+        raise DataError(f"{path} cannot be read ({reason}); {REMEDY}") from None
+
+
+def read_values(path: Path, file: Any, room: int, dimensions: int) -> np.ndarray:
+    """Read the header and the values; ``room``: the most bytes that the file can have."""
+    start = file.read(4 + 4 * dimensions)
     wanted = bytes([0, 0, UBYTE, dimensions])
-    if content[:4] != wanted:
+    if start[:4] != wanted:
         raise DataError(
-            f"{path} begins with {content[:4].hex(' ')}; an IDX file of bytes in {dimensions} "
+            f"{path} begins with {start[:4].hex(' ')}; an IDX file of bytes in {dimensions} "
             f"dimensions begins with {wanted.hex(' ')}; {REMEDY}"
         )
-    start = 4 + 4 * dimensions
-    if len(content) < start:
+    if len(start) < 4 + 4 * dimensions:
         raise DataError(f"{path} ends within its header; {REMEDY}")
-    shape = struct.unpack(f">{dimensions}I", content[4:start])
-    if len(content) - start != math.prod(shape):
-        raise DataError(
-            f"{path} holds {len(content) - start} values, but its header says "
-            f"{' × '.join(map(str, shape))} = {math.prod(shape)}; {REMEDY}"
-        )
-    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+    shape = struct.unpack(f">{dimensions}I", start[4:])
+    count = math.prod(shape)
+    says = f"its header says {' × '.join(map(str, shape))} = {count}"
+    if not 0 < count <= MOST_BYTES:
+        raise DataError(f"{path}: {says}; expected 1 to {MOST_BYTES:,} values; {REMEDY}")
+    if count > (most := room - len(start)):
+        raise DataError(f"{path} holds {most} values, but {says}; {REMEDY}")
+    values = np.empty(count, np.uint8)
+    rest, found = memoryview(values.data), 0
+    while read := file.readinto(rest[found : found + CHUNK]):
+        found += read
+    more = len(file.read(1))
+    if found < count or more:
+        holds = "more than that" if more else f"{found}"
+        raise DataError(f"{path} holds {holds} values, but {says}; {REMEDY}")
+    return values.reshape(shape)
 
 
 def write_idx(path: Path, values: np.ndarray) -> None:
@@ -83,6 +109,7 @@ class IDXImages(Pictures):
         folder, options = Path(folder), options or DataOptions()
         images, labels = read_split(folder, "train")
         held_out = None
+        self.parts = [images]  # train, and t10k
         if find_idx(folder, "t10k", "images-idx3"):
             more, more_labels = read_split(folder, "t10k")
             if more.shape[1:] != images.shape[1:]:
@@ -91,14 +118,16 @@ class IDXImages(Pictures):
                     f"in t10k; {REMEDY}"
                 )
             held_out = np.arange(len(images) + len(more)) >= len(images)
-            images, labels = np.concatenate([images, more]), np.concatenate([labels, more_labels])
-        self.images = images
+            labels = np.concatenate([labels, more_labels])
+            self.parts.append(more)
         super().__init__(
-            str(folder), options, len(images), labels=labels, held_out=held_out, classes=DIGITS
+            str(folder), options, len(labels), labels=labels, held_out=held_out, classes=DIGITS
         )
 
     def picture(self, index: int, enough: int) -> np.ndarray:
-        return with_channels(self.images[index], self.options.channels)
+        first = self.parts[0]
+        picture = first[index] if index < len(first) else self.parts[1][index - len(first)]
+        return with_channels(picture, self.options.channels)
 
 
 def read_split(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:

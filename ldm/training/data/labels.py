@@ -10,6 +10,9 @@ from torch import Tensor
 
 from ldm.errors import DataError
 
+MOST_CLASSES = 1 << 20  # of a data set: each has a name in memory and a row in the network
+SHOWN = 12  # names of classes that an error gives
+
 
 def number_labels(
     data: str, labels: Sequence[int | str | None] | np.ndarray | None, classes: Sequence[str]
@@ -17,11 +20,14 @@ def number_labels(
     """Return the labels as int64 (N,) and the names of the classes; ``data`` names the data set.
 
     Without ``classes``, names are sorted, and a number names itself.
-    Raises DataError for a row without a label, of an unknown name, or out of range.
+    Raises DataError for a row without a label, of an unknown name, or out of range, and for more
+    than ``MOST_CLASSES`` classes.
     """
     if labels is None:
         return None, []
-    if not isinstance(labels, np.ndarray):
+    if isinstance(labels, np.ndarray):
+        labels = labels.tolist()
+    else:
         labels = list(labels)
         kinds = {type(label) for label in labels}
         if not kinds <= {str} and not kinds <= {int}:
@@ -31,30 +37,38 @@ def number_labels(
                 else 0
             )
             raise DataError(
-                f"{data}, row {row}: the label is {labels[row]!r}; the labels of a set must be "
+                f"{data}, row {row}: the label is {labels[row]!r:.60}; the labels of a set must be "
                 "all whole numbers or all names, one for each row"
             )
         if kinds == {str}:
             return _number_names(data, [str(label) for label in labels], classes)
-    numbers = torch.as_tensor(np.asarray(labels, np.int64))
-    names = list(classes) or [str(i) for i in range(int(numbers.max()) + 1)]
-    wrong = ((numbers < 0) | (numbers >= len(names))).nonzero()[:, 0]
-    if len(wrong):
-        row = int(wrong[0])
+    most = len(classes) or MOST_CLASSES
+    if min(labels) < 0 or max(labels) >= most:
+        wrong = next(row for row, label in enumerate(labels) if not 0 <= label < most)
+        remedy = "correct it, or give data.classes a name for each label"
+        if not classes:
+            remedy = "correct it, or use names as labels"
         raise DataError(
-            f"{data}, row {row}: label {int(numbers[row])} is not from 0 to {len(names) - 1}; "
-            "correct it, or give data.classes a name for each label"
+            f"{data}, row {wrong}: label {labels[wrong]!s:.40} is not from 0 to {most - 1}; "
+            f"{remedy}"
         )
-    return numbers, names
+    numbers = torch.as_tensor(np.asarray(labels, np.int64))
+    return numbers, list(classes) or [str(i) for i in range(int(numbers.max()) + 1)]
 
 
 def _number_names(data: str, labels: list[str], classes: Sequence[str]) -> tuple[Tensor, list[str]]:
     names = list(classes) or sorted(set(labels))
+    if len(names) > MOST_CLASSES:
+        raise DataError(
+            f"{data} has {len(names):,} different labels; at most {MOST_CLASSES:,} work: are they "
+            "captions? then set data.text to their column, and data.label to another"
+        )
     number = {name: i for i, name in enumerate(names)}
     for row, label in enumerate(labels):
         if label not in number:
             raise DataError(
-                f"{data}, row {row}: the label {label!r} is not one of the classes "
-                f"{', '.join(names)}; correct it, or add it to data.classes"
+                f"{data}, row {row}: the label {label!r:.60} is not one of the classes "
+                f"{', '.join(names[:SHOWN])}{', …' if len(names) > SHOWN else ''}; correct it, or "
+                "add it to data.classes"
             )
     return torch.tensor([number[label] for label in labels]), names

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ldm.training.data.reading import suffixes, unreadable_suffixes
+from ldm.training.foreign import kind_of_file
 
 METADATA = ("metadata.jsonl", "metadata.csv")  # the first counts
 CAPTIONS = (".txt", ".caption")  # beside a picture; the first counts
@@ -72,7 +73,7 @@ def walk(folder: Path) -> Iterator[str]:
     that links which lead back, or many that lead to each other, end.
     """
     entered: set[tuple[int, int]] = set()
-    inner, links, repeated = [""], list[str](), list[str]()
+    inner, links, repeated, odd = [""], list[str](), list[str](), list[str]()
     while inner or links:
         is_link = not inner
         inside = (inner or links).pop()
@@ -93,16 +94,40 @@ def walk(folder: Path) -> Iterator[str]:
             if entry.name.startswith("."):
                 continue
             name = f"{inside}/{entry.name}" if inside else entry.name
-            if not entry.is_dir():
-                yield name
-            else:
+            if is_folder(entry):
                 (links if entry.is_symlink() else inner).append(name)
+            elif kind := special(entry):
+                odd.append(f"{name}, {kind}")
+            else:
+                yield name
+    if odd:
+        warnings.warn(
+            f"{folder}: {len(odd)} entries that are no files are left out: "
+            + "; ".join(sorted(odd)[:10]),
+            stacklevel=2,
+        )
     if repeated:
         warnings.warn(
             f"{folder}: links to folders that are read already are left out: "
             + ", ".join(sorted(repeated)[:10]),
             stacklevel=2,
         )
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder or a link to one; a link to itself is not."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
+def special(entry: os.DirEntry[str]) -> str | None:
+    """Return what an entry is that would block its reader, such as "a named pipe", else None."""
+    try:
+        return None if entry.is_file() else kind_of_file(entry.path)
+    except OSError:  # a link to nothing: the row that needs it says so
+        return None
 
 
 def identity(path: Path) -> object:

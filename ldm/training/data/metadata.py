@@ -2,60 +2,61 @@
 
 from __future__ import annotations
 
-import codecs
 import csv
 import itertools
-import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from ldm.errors import ArgumentError, DataError
+from ldm.training.foreign import parse_json, text_lines
 
 # The usual names, the first that is there counts.
 FILE = ("file_name", "filename", "file", "image", "image_path", "img_path", "path", "img")
 IMAGE = ("image", "img", "jpg", "png", "webp", "jpeg", "pixel_values")
 TEXT = ("text", "caption", "captions", "prompt", "txt", "description")
 LABEL = ("label", "labels", "fine_label", "cls", "class")
+MOST_CAPTION = 1 << 20  # characters of a caption
+SHOWN = 12  # names of columns that an error offers
+WHOLE = re.compile(r"-?[0-9]{1,19}")
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Read the rows of a JSON-lines or .csv file.
 
-    Raises ArgumentError where it is missing or broken, naming the row.
+    Raises ArgumentError where it is missing or broken, naming the row; see ``foreign`` for the
+    limits of a line.
     """
     try:
-        with path.open(encoding=encoding_of(path), newline="") as file:
-            rows = _csv(path, file) if path.suffix == ".csv" else _json_lines(path, file)
+        lines = text_lines(path)
+        return _csv(path, lines) if path.suffix == ".csv" else _json_lines(path, lines)
     except FileNotFoundError:
         raise ArgumentError(f"{path} does not exist; the README's data command builds it") from None
-    except (UnicodeError, csv.Error) as error:
+    except OSError as error:
+        raise ArgumentError(f"{path} cannot be read ({error.strerror or error})") from None
+    except ArgumentError:  # which is a ValueError, too
+        raise
+    except (ValueError, csv.Error) as error:  # of the encoding, a limit, quotes
         raise ArgumentError(
             f"{path} cannot be read ({error}); check its quotes, and save it as UTF-8"
         ) from None
-    return rows
 
 
-def encoding_of(path: Path) -> str:
-    """Return a text file's encoding: UTF-8, unless its first bytes say UTF-16; marks are left out.
-
-    Editors on Windows write such marks.
-    """
-    with path.open("rb") as file:
-        begin = file.read(2)
-    return "utf-16" if begin in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
-
-
-def _json_lines(path: Path, file: Iterable[str]) -> list[dict[str, Any]]:
-    try:
-        rows = [json.loads(line) for line in file if line.strip()]
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ArgumentError(
-            f"{path} is not JSON lines ({error}); build the data set again"
-        ) from None
-    for number, row in enumerate(rows):
+def _json_lines(path: Path, lines: Iterable[str]) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for line in lines:
+        if not line.strip():
+            continue
+        try:
+            row = parse_json(line)
+        except ValueError as error:
+            raise ArgumentError(
+                f"{path} is not JSON lines (row {len(rows)}: {error}); build the data set again"
+            ) from None
         if not isinstance(row, dict):
-            raise ArgumentError(f"{path}, row {number}: {row!r} is not a JSON object")
+            raise ArgumentError(f"{path}, row {len(rows)}: {row!r:.60} is not a JSON object")
+        rows.append(row)
     return rows
 
 
@@ -78,8 +79,8 @@ def _csv(path: Path, file: Iterable[str]) -> list[dict[str, Any]]:
 
 
 def as_label(text: object) -> Any:
-    """Convert a .csv file's label: a whole number is one, as in other files."""
-    if isinstance(text, str) and text.isascii() and text.isdigit() and len(text) < 10:
+    """Convert a label in a text: a whole number of at most 19 digits is one, as in other files."""
+    if isinstance(text, str) and WHOLE.fullmatch(text):
         return int(text)
     return text
 
@@ -95,14 +96,24 @@ def column(
     if chosen is None:
         return next((name for name in usual if name in known), None)
     if chosen not in known:
-        raise ArgumentError(f"{data} has no column {chosen!r}; it has {', '.join(known)}")
+        more = ", …" if len(known) > SHOWN else ""
+        raise ArgumentError(
+            f"{data} has no column {chosen!r}; it has {', '.join(known[:SHOWN])}{more}"
+        )
     return chosen
 
 
 def first_text(value: object, row: str) -> str | None:
-    """Return a row's caption, or the first of several. Raises DataError for another type."""
+    """Return a row's caption, or the first of several.
+
+    Raises DataError for another type, and for more than ``MOST_CAPTION`` characters.
+    """
     if isinstance(value, list | tuple):
         value = value[0] if value else None
     if value is not None and not isinstance(value, str):
-        raise DataError(f"{row}: the caption is {value!r}; expected text")
+        raise DataError(f"{row}: the caption is {value!r:.60}; expected text")
+    if value is not None and len(value) > MOST_CAPTION:
+        raise DataError(
+            f"{row}: the caption has {len(value):,} characters; at most {MOST_CAPTION:,} work"
+        )
     return value

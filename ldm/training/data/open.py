@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ldm.errors import ArgumentError, DataError
+from ldm.errors import ArgumentError, DataError, LDMError
 from ldm.training.data.arrays import CaptionedImages
 from ldm.training.data.dataset import Dataset
 from ldm.training.data.folders import ImageFolder
@@ -15,6 +15,7 @@ from ldm.training.data.pictures import Pictures
 from ldm.training.data.shards import ShardImages, ShardSource, find_shards
 from ldm.training.data.stream import Source, Stream
 from ldm.training.data.tables import HUB, TableImages, TableSource, is_table
+from ldm.training.foreign import check_defaults, kind_of_file
 
 
 def open_data(name: str, options: dict[str, Any] | None = None) -> Dataset:
@@ -34,8 +35,20 @@ def open_data(name: str, options: dict[str, Any] | None = None) -> Dataset:
     Raises ArgumentError for a name or an option that cannot work, DataError for a set that is
     empty or broken.
     """
+    check_defaults()
     read = DataOptions.from_dict(options or {})
-    data = _open(name, read)
+    try:
+        data = _open(name, read)
+    except (LDMError, KeyboardInterrupt):
+        raise
+    except (
+        OSError,
+        ValueError,
+        MemoryError,
+        RecursionError,
+    ) as error:  # such as a name that no file can have
+        reason = getattr(error, "strerror", None) or str(error) or "not enough memory"
+        raise DataError(f"{name!r:.200} cannot be opened ({reason})") from error
     if isinstance(data, Pictures):
         data.check_captions()
     return data
@@ -60,6 +73,8 @@ def _open(name: str, options: DataOptions) -> Dataset:
         return IDXImages(folder, options)
     if is_table(folder):
         return TableImages(name, options)
+    if (kind := kind_of_file(folder)) not in (None, "a folder"):
+        raise DataError(f"{name} is {kind}; expected .parquet, .tar or a folder")
     if folder.is_file():
         raise DataError(f"{name} is a file of no known kind; expected .parquet, .tar or a folder")
     return ImageFolder(folder, options)

@@ -109,7 +109,13 @@ class Pictures(ABC):
         """How often each row of ``train`` is drawn, relative to the others."""
         if self._weights is None:
             return torch.ones(len(self.train))
-        return torch.tensor([float(self._weights[i]) for i in self.train.tolist()])
+        found = torch.tensor([float(self._weights[i]) for i in self.train.tolist()])
+        if len(found) and not 0 < float(found.sum()) < torch.inf:
+            raise DataError(
+                f"the weights of the training rows of {self.name} add up to {float(found.sum())}; "
+                "expected a number above 0"
+            )
+        return found
 
     @cached_property
     def held_out(self) -> Tensor:

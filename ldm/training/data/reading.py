@@ -14,6 +14,7 @@ from PIL import Image, UnidentifiedImageError
 
 from ldm.errors import ImageError
 from ldm.images import load_image
+from ldm.training.foreign import kind_of_file
 
 SUFFIXES = (
     ".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm",
@@ -23,6 +24,9 @@ SUFFIXES = (
 OPTIONAL = (".avif", ".avifs", ".heic", ".heif", ".hif", ".jp2", ".jxl")
 # What is a picture to people, and not to Pillow.
 OTHERS = (".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2", ".exr", ".svg", ".psd")
+MOST_BYTES = 1 << 30  # of a picture file
+# Pillow starts Ghostscript to read it, which runs what the file says.
+PROGRAMS = {"EPS"}
 NAMED = 10  # unreadable pictures warned of one by one; after that, at each tenfold
 
 
@@ -40,6 +44,42 @@ def suffixes() -> tuple[str, ...]:
     return SUFFIXES + tuple(end for end in OPTIONAL if formats.get(end) in Image.OPEN)
 
 
+@functools.cache
+def safe_formats() -> tuple[str, ...]:
+    """Return the names of Pillow's formats that are read, whatever a file is called."""
+    suffixes()  # makes Pillow load its plug-ins
+    return tuple(name for name in Image.OPEN if name not in PROGRAMS)
+
+
+def check_size(size: int, name: str) -> None:
+    """Raise ImageError for a picture file of more than ``MOST_BYTES`` bytes."""
+    if size > MOST_BYTES:
+        raise ImageError(f"{name} has {size:,} bytes; at most {MOST_BYTES:,} are read")
+
+
+def open_picture(source: Path | bytes, name: str) -> Image.Image:
+    """Open a picture file, or its bytes, without reading the pixels.
+
+    Raises ImageError for a file that is no regular one, or too large.
+    """
+    if isinstance(source, bytes):
+        return Image.open(io.BytesIO(source), formats=safe_formats())
+    if kind := kind_of_file(source):
+        raise ImageError(f"{name} is {kind}; expected a picture file")
+    check_size(source.stat().st_size, name)
+    return Image.open(source, formats=safe_formats())
+
+
+def check_pixels(image: Image.Image, name: str) -> None:
+    """Raise ImageError for a picture beyond Pillow's limit; it reads up to twice as many."""
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and image.width * image.height > limit:
+        raise ImageError(
+            f"{name} has {image.width} × {image.height} px, more than {limit // 1_000_000} "
+            "megapixels; scale it down"
+        )
+
+
 def unreadable_suffixes() -> tuple[str, ...]:
     """Return the ends of the names of picture files that cannot be read here."""
     return tuple(end for end in (*OPTIONAL, *OTHERS) if end not in suffixes())
@@ -51,21 +91,22 @@ def decode_picture(source: Path | bytes, name: str, channels: int, enough: int =
     A JPEG is decoded at a fraction of its size where that leaves both sides ``enough`` px.
     Raises ImageError with ``name`` for what cannot be read.
     """
-    image = None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's notes on odd files that it does read
-            image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
-            with image:
+            with open_picture(source, name) as image:
                 if enough:
                     image.draft(None, (enough, enough))
+                check_pixels(image, name)
                 picture = load_image(image)
     except UnidentifiedImageError:
         raise ImageError(f"{name} is not a picture") from None
     except FileNotFoundError:
         raise ImageError(f"{name} does not exist") from None
-    except (ImageError, OSError, Image.DecompressionBombError) as error:
-        raise ImageError(f"{name}: {error}") from None
+    except ImageError as error:
+        raise ImageError(str(error) if name in str(error) else f"{name}: {error}") from None
+    except Exception as error:  # Pillow's readers raise errors of many types on damaged files
+        raise ImageError(f"{name}: {str(error) or type(error).__name__}") from None
     if channels == 1:
         return np.asarray(picture.convert("L"))[:, :, None]
     return np.asarray(picture)
@@ -77,11 +118,16 @@ def stored_size(source: Path | bytes, name: str) -> tuple[int, int]:
     Raises ImageError where there is none.
     """
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            turned = image.getexif().get(0x0112, 1) >= 5  # EXIF orientation: lying on its side
-            width, height = image.size
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with open_picture(source, name) as image:
+                if image.format == "PNG":  # all pixels are read to find what stands behind them
+                    check_pixels(image, name)
+                orientation = image.getexif().get(0x0112, 1)
+                width, height = image.size
     except Exception as error:  # Pillow's readers raise errors of many types on damaged files
-        raise ImageError(f"{name}: {error}") from None
+        raise ImageError(f"{name}: {str(error) or type(error).__name__}") from None
+    turned = isinstance(orientation, int) and 5 <= orientation <= 8  # it lies on its side
     return (width, height) if turned else (height, width)
 
 

@@ -7,8 +7,6 @@ label as a JSON object; 000012.cls is its label.
 from __future__ import annotations
 
 import glob
-import json
-import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,10 +17,12 @@ import torch
 
 from ldm.errors import DataError, ImageError
 from ldm.training.data.encoded import EncodedImages, EncodedRow, columns_if_any
-from ldm.training.data.metadata import LABEL, TEXT, first_text
+from ldm.training.data.metadata import LABEL, TEXT, as_label, first_text
 from ldm.training.data.options import DataOptions
 from ldm.training.data.pictures import choose_held_out
-from ldm.training.data.reading import suffixes
+from ldm.training.data.reading import check_size, suffixes
+from ldm.training.data.tar import tar_members
+from ldm.training.foreign import MOST_LINE, parse_json
 
 
 @dataclass
@@ -41,12 +41,19 @@ class Member:
     def read(self, end: str) -> bytes:
         """Read a part's content. Raises ImageError where the shard has become unreadable."""
         offset, size = self.parts[end]
+        check_size(size, self.name)
         try:
             with self.shard.open("rb") as file:
                 file.seek(offset)
                 return file.read(size)
         except OSError as error:
             raise ImageError(f"{self.name}: {error.strerror}") from None
+
+    def read_text(self, end: str) -> bytes:
+        """Read a part of at most ``MOST_LINE`` bytes. Raises ValueError for a larger one."""
+        if self.parts[end][1] > MOST_LINE:
+            raise ValueError(f".{end} has more than {MOST_LINE:,} bytes")
+        return self.read(end)
 
     @property
     def picture(self) -> str:
@@ -58,17 +65,15 @@ class Member:
         values: dict[str, Any] = {}
         try:
             if "json" in self.parts:
-                values |= json.loads(self.read("json"))
+                values |= parse_json(self.read_text("json"))
             for end in ("txt", "text", "caption", "cls"):
                 if end in self.parts:
-                    values[end] = self.read(end).decode("utf-8").strip()
+                    values[end] = self.read_text(end).decode("utf-8").strip()
         except (ValueError, TypeError) as error:
             raise DataError(f"{self.name}: its caption or label is damaged ({error})") from None
         text = next((values[k] for k in (options.text, *TEXT) if k in values), None)
         label = next((values[k] for k in (options.label, *LABEL) if k in values), None)
-        if isinstance(label, str) and label.lstrip("-").isdigit():
-            label = int(label)
-        return first_text(text, self.name), label
+        return first_text(text, self.name), as_label(label)
 
 
 def find_shards(name: str) -> list[Path]:
@@ -83,22 +88,16 @@ def members(shard: Path) -> Iterator[Member]:
     """Yield the rows of a shard, read from its headers. Raises DataError for a truncated shard."""
     row = Member(shard, "")
     try:
-        with tarfile.open(shard, "r:") as tar:
-            for part in tar:
-                if not part.isfile():
-                    continue
-                folder, _, file = part.name.rpartition("/")
-                stem, _, end = file.partition(".")
-                key = f"{folder}/{stem}" if folder else stem
-                if key != row.key:
-                    yield row
-                    row = Member(shard, key)
-                row.parts[end.lower()] = (part.offset_data, part.size)
-    except (tarfile.TarError, OSError) as error:
+        for part in tar_members(shard):
+            folder, _, file = part.name.rpartition("/")
+            stem, _, end = file.partition(".")
+            key = f"{folder}/{stem}" if folder else stem
+            if key != row.key:
+                yield row
+                row = Member(shard, key)
+            row.parts[end.lower()] = (part.offset, part.size)
+    except (ValueError, OSError) as error:
         raise DataError(f"{shard} cannot be read ({error}); get it again") from None
-    size = shard.stat().st_size
-    if any(offset + length > size for offset, length in row.parts.values()):
-        raise DataError(f"{shard} is cut off at {size} bytes, in {row.key}; get it again")
     yield row
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -10,11 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ldm.errors import ArgumentError, DataError, ImageError
+from ldm.errors import ArgumentError, DataError, ImageError, LDMError
 from ldm.training.data.encoded import EncodedImages, EncodedRow
 from ldm.training.data.folders import HELD_OUT
 from ldm.training.data.metadata import IMAGE, LABEL, TEXT, column, first_text
 from ldm.training.data.options import DataOptions
+from ldm.training.data.parquet import check_tables
+from ldm.training.data.reading import MOST_BYTES
+from ldm.training.foreign import read_file
 
 if TYPE_CHECKING:
     from datasets import Features
@@ -49,11 +54,12 @@ def load(name: str, streaming: bool) -> Mapping[str, Any]:
     Raises DataError with the library's reason where it cannot be loaded.
     """
     datasets = import_datasets()
-    try:
+    with damage(f"datasets cannot load {name}"):
         if name.startswith(HUB):
             path, _, config = name.removeprefix(HUB).partition(":")
             return datasets.load_dataset(path, config or None, streaming=streaming)
         local = Path(name)
+        check_tables(local)
         if (local / "dataset_dict.json").exists():
             return datasets.load_from_disk(str(local))
         if (local / "state.json").exists():
@@ -61,9 +67,18 @@ def load(name: str, streaming: bool) -> Mapping[str, Any]:
         if local.is_file():
             return datasets.load_dataset("parquet", data_files=str(local), streaming=streaming)
         return datasets.load_dataset(str(local), streaming=streaming)
-    except Exception as error:  # errors of the library, the hub's client, Arrow and the network
+
+
+@contextlib.contextmanager
+def damage(problem: str) -> Iterator[None]:
+    """Turn errors of `datasets`, the hub's client, Arrow and the network into a DataError."""
+    try:
+        yield
+    except LDMError:
+        raise
+    except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"datasets cannot load {name}: {reason}") from error
+        raise DataError(f"{problem}: {reason:.300}") from error
 
 
 def choose_splits(name: str, splits: Mapping[str, Any], options: DataOptions) -> tuple[str, str]:
@@ -87,6 +102,7 @@ class Columns:
             raise ArgumentError(
                 f"{name} has no column of pictures among {', '.join(features)}; set data.image"
             )
+        self.name, self.hub = name, name.startswith(HUB)
         self.image = image
         self.text = column(features, options.text, TEXT, name)
         self.label = column(features, options.label, LABEL, name)
@@ -97,19 +113,27 @@ class Columns:
         """Convert one row of the table. Raises DataError for a caption that is no text."""
         text = first_text(values[self.text], name) if self.text else None
         label = values[self.label] if self.label else None
-        return EncodedRow(name, picture_bytes(values[self.image]), text, label)
+        return EncodedRow(name, self.picture(values), text, label)
 
+    def picture(self, values: Mapping[str, Any]) -> bytes:
+        """Return the file of a row's picture; b"", which is unreadable, where it has none.
 
-def picture_bytes(value: object) -> bytes:
-    """Return the file of a picture in a table; b"", which is unreadable, for any other value."""
-    if isinstance(value, Mapping):
-        if value.get("bytes") is None and value.get("path"):
-            try:
-                return Path(value["path"]).read_bytes()
-            except OSError:
-                return b""
-        value = value.get("bytes")
-    return value if isinstance(value, bytes) else b""
+        A table on this machine may name files beside it, which is warned of; one of the hub may
+        not.
+        """
+        value = values[self.image]
+        if isinstance(value, Mapping):
+            path = value.get("path")
+            if value.get("bytes") is None and isinstance(path, str) and not self.hub:
+                warnings.warn(
+                    f"{self.name} names picture files instead of holding them; they are read from "
+                    "where it says",
+                    stacklevel=3,
+                )
+                with contextlib.suppress(OSError, ValueError):
+                    return read_file(Path(path), MOST_BYTES)
+            value = value.get("bytes")
+        return value if isinstance(value, bytes) else b""
 
 
 def without_decoding(table: Any, columns: Columns) -> Any:
@@ -129,8 +153,30 @@ class TableImages(EncodedImages):
 
     def __init__(self, name: str, options: DataOptions | None = None) -> None:
         options = options or DataOptions()
-        datasets = import_datasets()
         splits = load(name, streaming=False)
+        with damage(f"{name} is damaged"):
+            table, held_out = self._rows(name, splits, options)
+            columns = Columns(name, table.features, options)
+            table.data.validate(full=True)  # Arrow trusts its own files
+            captions = self._texts(name, table[columns.text]) if columns.text else None
+            labels = table[columns.label][:] if columns.label else None
+        super().__init__(
+            name,
+            options,
+            len(table),
+            captions=captions,
+            labels=labels,
+            held_out=held_out,
+            classes=columns.classes,
+        )
+        self.table, self.columns = table.select_columns([columns.image]), columns
+
+    @staticmethod
+    def _rows(
+        name: str, splits: Mapping[str, Any], options: DataOptions
+    ) -> tuple[Any, np.ndarray | None]:
+        """Return the columns that count of the rows to train on, and of those held out; which."""
+        datasets = import_datasets()
         train, test = choose_splits(name, splits, options)
         table, held_out = splits[train], None
         columns = Columns(name, table.features, options)
@@ -145,27 +191,20 @@ class TableImages(EncodedImages):
                     f"{name}: the columns of {train} and {test} differ ({error}); set "
                     "data.held_out to the rows of the training split to hold out"
                 ) from None
-        table = without_decoding(table, columns)
-        super().__init__(
-            name,
-            options,
-            len(table),
-            captions=self._texts(name, table[columns.text]) if columns.text else None,
-            labels=table[columns.label][:] if columns.label else None,
-            held_out=held_out,
-            classes=columns.classes,
-        )
-        self.table = table.select_columns([columns.image])
-        self.column = columns.image
+        return without_decoding(table, columns), held_out
 
     @staticmethod
     def _texts(name: str, values: Iterable[object]) -> list[str | None]:
         return [first_text(value, f"{name}, row {i}") for i, value in enumerate(values)]
 
     def encoded(self, index: int) -> bytes:
-        content = picture_bytes(self.table[index][self.column])
+        try:
+            content = self.columns.picture(self.table[index])
+        except Exception as error:  # of Arrow
+            raise ImageError(f"{self.row_name(index)} is damaged ({error})") from None
         if not content:
-            raise ImageError(f"{self.row_name(index)} has no picture in column {self.column!r}")
+            column = self.columns.image
+            raise ImageError(f"{self.row_name(index)} has no picture in column {column!r}")
         return content
 
 
@@ -174,6 +213,13 @@ class TableSource:
 
     def __init__(self, name: str, options: DataOptions) -> None:
         splits = load(name, streaming=True)
+        with damage(f"{name} is damaged"):
+            self._open(name, splits, options)
+        self._at = (-1, 0)  # epoch and place of the iterator
+        self._rows: Iterator[Mapping[str, object]] = iter(())
+
+    def _open(self, name: str, splits: Mapping[str, Any], options: DataOptions) -> None:
+        """Find the columns, and read the rows that are held out."""
         train, test = choose_splits(name, splits, options)
         table = splits[train]
         if table.features is None:  # then only the first rows show them
@@ -190,10 +236,12 @@ class TableSource:
             columns.row(values, f"{name}, held-out row {i}")
             for i, values in enumerate(without_decoding(held_out, columns).take(count))
         ]
-        self._at = (-1, 0)  # epoch and place of the iterator
-        self._rows: Iterator[Mapping[str, object]] = iter(())
 
     def read(self, epoch: int, start: int, count: int) -> list[EncodedRow]:
+        with damage(f"{self.name} is damaged"):
+            return self._read(epoch, start, count)
+
+    def _read(self, epoch: int, start: int, count: int) -> list[EncodedRow]:
         if self._at != (epoch, start):
             self.table.set_epoch(epoch)  # another order of the files
             self._rows = iter(self.table.skip(start) if start else self.table)
@@ -206,4 +254,5 @@ class TableSource:
 
     def count(self) -> int:
         """Count the rows of an epoch by reading it to its end."""
-        return sum(1 for _ in self.table)
+        with damage(f"{self.name} is damaged"):
+            return sum(1 for _ in self.table)

@@ -6,14 +6,18 @@ A reading is what a text describes, field by field: {"noun 1": "car", "colour 1"
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ldm.errors import ArgumentError
+from ldm.errors import ArgumentError, DataError
 from ldm.training.binding_head import UNKNOWN, kind_of
-from ldm.training.data.metadata import read_rows
+from ldm.training.data.arrays import map_array
+from ldm.training.data.metadata import first_text, read_rows
+from ldm.training.foreign import check_defaults
+
+MOST_FIELDS = 256  # of all readings: each text has a number for each
 
 
 class EmbeddedTexts:
@@ -29,17 +33,28 @@ class EmbeddedTexts:
     """
 
     def __init__(self, folder: str | Path) -> None:
+        check_defaults()
         folder = Path(folder)
         rows = read_rows(folder / "texts.jsonl")
-        self.texts = [row["text"] for row in rows]
-        self.embeddings = np.load(folder / "embeddings.npy", mmap_mode="r")
+        self.texts = [text_of(row, f"{folder}, row {i}") for i, row in enumerate(rows)]
+        self.embeddings = map_array(folder / "embeddings.npy")
+        if self.embeddings.ndim != 2 or self.embeddings.dtype.kind != "f" or not len(rows):
+            raise DataError(
+                f"{folder}/embeddings.npy holds {self.embeddings.dtype} of shape "
+                f"{self.embeddings.shape}; expected a vector of floats for each text, and a text"
+            )
         if len(self.texts) != len(self.embeddings):
             raise ArgumentError(
                 f"{folder}: {len(self.texts)} texts but {len(self.embeddings)} embeddings; "
                 "build it again"
             )
-        readings = [row.get("says", {}) for row in rows]
+        readings = [reading_of(row, f"{folder}, row {i}") for i, row in enumerate(rows)]
         self.fields = list(dict.fromkeys(field for reading in readings for field in reading))
+        if len(self.fields) > MOST_FIELDS:
+            raise DataError(
+                f"{folder}: its readings have {len(self.fields):,} fields; at most {MOST_FIELDS} "
+                "work"
+            )
         known: dict[str, set[str]] = {kind_of(field): set() for field in self.fields}
         for reading in readings:
             for field, value in reading.items():
@@ -55,3 +70,19 @@ class EmbeddedTexts:
     def targets(self, indices: Tensor) -> Tensor:
         """Return the embeddings of texts: indices (B,) → float32 (B,E)."""
         return torch.from_numpy(self.embeddings[indices.numpy()]).float()
+
+
+def text_of(row: dict[str, Any], name: str) -> str:
+    """Return the text of a row. Raises DataError for a row without one."""
+    text = first_text(row.get("text"), name)
+    if text is None:
+        raise DataError(f"{name} has no text")
+    return text
+
+
+def reading_of(row: dict[str, Any], name: str) -> dict[str, str]:
+    """Return the reading of a row's text. Raises DataError for one that is not all strings."""
+    reading = row.get("says", {})
+    if not isinstance(reading, dict) or not all(isinstance(v, str) for v in reading.values()):
+        raise DataError(f'{name}: says is {reading!r:.60}; expected {{"noun 1": "car", …}}')
+    return reading

@@ -17,8 +17,9 @@ from ldm.config.settings import read_table, within
 from ldm.errors import ArgumentError
 from ldm.fast import adapt_to_cpu
 from ldm.images import image_grid, to_pil
-from ldm.training.config import TrainConfig
+from ldm.training.config import MOST_ROWS, TrainConfig
 from ldm.training.data import open_data
+from ldm.training.data.options import MOST_SIDE
 from ldm.training.discriminator import SMALLEST, PatchDiscriminator, adversarial_terms
 from ldm.training.objectives import psnr, reconstruction_loss
 from ldm.training.recipes.base import Recipe
@@ -52,8 +53,8 @@ class Phase:
     """A part of the run, with its own crops."""
 
     until: float = within("(0, 1]")  # fraction of the run
-    size: int = within("[1, inf)")  # of a crop, px
-    batch_size: int = within("[1, inf)")
+    size: int = within(f"[1, {MOST_SIDE}]")  # of a crop, px
+    batch_size: int = within(f"[1, {MOST_ROWS}]")
 
 
 @dataclass

@@ -11,8 +11,10 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from ldm.clip import CLIPTextEncoder
-from ldm.config import read_json, write_json
-from ldm.training.recipes.cached_latents import fingerprint
+from ldm.config import write_json
+from ldm.errors import DataError
+from ldm.training.leftovers import remove
+from ldm.training.recipes.cached_latents import check_array, fingerprint, kept
 
 BATCH = 64  # captions encoded at once
 
@@ -36,11 +38,12 @@ class CachedContexts:
             "captions": list(self.tokens.shape),
             "tokens": zlib.crc32(self.tokens.numpy().tobytes()),
         }
-        if read_json(done, optional=True) != belongs:
+        shape = (*self.tokens.shape, self.text_encoder.config.hidden_size)
+        if kept(done) != belongs or not is_whole(file, shape):
             if accelerator.is_main_process:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                done.unlink(missing_ok=True)
-                shape = (*self.tokens.shape, self.text_encoder.config.hidden_size)
+                remove(done)
+                remove(file)
                 np.lib.format.open_memmap(file, "w+", np.float16, shape).flush()
             accelerator.wait_for_everyone()
             rows = torch.arange(len(self.tokens)).tensor_split(accelerator.num_processes)
@@ -64,3 +67,12 @@ class CachedContexts:
     def of(self, captions: Tensor) -> Tensor:
         """Return the states of captions: indices (B,) → float32 (B, 77, D)."""
         return torch.from_numpy(self.states[captions.numpy()]).float()
+
+
+def is_whole(file: Path, shape: tuple[int, ...]) -> bool:
+    """Whether a file has the states of as many captions; damaged ones are computed again."""
+    try:
+        check_array(file, np.dtype(np.float16), shape)
+    except DataError:
+        return False
+    return True

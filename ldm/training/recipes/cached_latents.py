@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from ldm.config import read_json, write_json
-from ldm.errors import DataError, ImageError
+from ldm.config import write_json
+from ldm.errors import CheckpointError, DataError, ImageError
+from ldm.training.damage import read_object
 from ldm.training.data import Pictures
+from ldm.training.data.arrays import map_array
 from ldm.training.data.buckets import nearest_bucket
 from ldm.training.data.crops import Size
 from ldm.training.data.pictures import draw_places
+from ldm.training.leftovers import remove
 from ldm.vae import AutoencoderKL
 
 
@@ -62,13 +66,15 @@ class CachedLatents:
     def prepare(self, accelerator: Accelerator) -> None:
         """Encode every picture, each process its share, unless the files are there.
 
-        What a process that was killed has encoded is kept.
+        What a process that was killed has encoded is kept; damaged files are made again, with a
+        warning.
         Raises DataError where no training picture can be read.
         """
         belongs = self._belongs()
         begun, done = self.folder / "begun.json", self.folder / "latents.json"
-        if read_json(done, optional=True) != belongs:
-            if accelerator.is_main_process and read_json(begun, optional=True) != belongs:
+        if kept(done) != belongs or not self._is_whole():
+            main = accelerator.is_main_process
+            if main and (kept(begun) != belongs or not self._is_whole(warn=True)):
                 self._create()
                 write_json(begun, belongs)
             accelerator.wait_for_everyone()
@@ -107,16 +113,38 @@ class CachedLatents:
             "flip": self.flip,
         }
 
+    def _is_whole(self, warn: bool = False) -> bool:
+        """Whether all files have the shapes that belong to the data; with a warning, if not."""
+        try:
+            bucket = map_array(self.folder / "bucket.npy")
+            check_array(self.folder / "readable.npy", np.dtype(bool), (len(self.data),))
+            check_array(self.folder / "bucket.npy", np.dtype(np.int32), (len(self.data),))
+            if not ((bucket >= -1) & (bucket < len(self.sizes))).all():
+                raise DataError(f"{self.folder / 'bucket.npy'} names a size that there is not")
+            for size, rows in self._rows_of_sizes():
+                check_array(self._file(size), np.dtype(np.float16), self._shape(size, rows))
+        except DataError as error:
+            if warn:
+                warnings.warn(f"{error}; the latents are encoded again", stacklevel=2)
+            return False
+        return True
+
+    def _shape(self, size: Size, rows: Tensor) -> tuple[int, ...]:
+        """Return the shape of a size's file."""
+        channels, scale = self.vae.config.latent_channels, self.vae.config.scale
+        return len(rows), 1 + self.flip, channels, size[0] // scale, size[1] // scale
+
     def _create(self) -> None:
         """Make the files, still empty: which size each row has, which are readable, latents."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        for name in ("latents.json", "begun.json"):
-            (self.folder / name).unlink(missing_ok=True)
+        files = [self._file(size) for size in self.sizes]
+        names = ("latents.json", "begun.json", "bucket.npy", "readable.npy")
+        for path in (*(self.folder / name for name in names), *files):
+            remove(path)  # whatever stands there
         np.save(self.folder / "bucket.npy", self._assign())
         np.save(self.folder / "readable.npy", np.zeros(len(self.data), bool))
-        channels, scale = self.vae.config.latent_channels, self.vae.config.scale
         for size, rows in self._rows_of_sizes():
-            shape = (len(rows), 1 + self.flip, channels, size[0] // scale, size[1] // scale)
+            shape = self._shape(size, rows)
             np.lib.format.open_memmap(self._file(size), "w+", np.float16, shape).flush()
 
     def _assign(self) -> np.ndarray:
@@ -183,6 +211,23 @@ class CachedLatents:
                 "can be used; the warnings above say why"
             )
         return groups
+
+
+def kept(path: Path) -> dict[str, Any]:
+    """Read what files belong to; {} without such a note, or with a damaged one."""
+    try:
+        return read_object(path)
+    except CheckpointError:
+        return {}
+
+
+def check_array(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> None:
+    """Raise DataError for a file that holds no array of this type and shape."""
+    found = map_array(path)
+    if found.dtype != dtype or found.shape != shape:
+        raise DataError(
+            f"{path} holds {found.dtype} of shape {found.shape}, not {dtype} of {shape}"
+        )
 
 
 def fingerprint(module: torch.nn.Module) -> float:

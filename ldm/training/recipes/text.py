@@ -18,6 +18,7 @@ from ldm.checkpoints.folder import save_component
 from ldm.clip import CLIPTextEncoder
 from ldm.config import CLIPTextConfig
 from ldm.config.settings import read_table, within
+from ldm.errors import ArgumentError
 from ldm.text.tokenizer import CLIPTokenizer
 from ldm.training.binding_head import UNKNOWN, Reader, reading_figures, reading_loss
 from ldm.training.config import TrainConfig
@@ -86,6 +87,11 @@ class TextRecipe(Recipe[Student]):
         self.ids = torch.tensor(tokenizer(data.texts), dtype=torch.int32)
         self.length = (self.ids == tokenizer.eos_token_id).int().argmax(dim=1) + 1
         short = (self.length <= options.max_tokens).nonzero()[:, 0]
+        if options.held_out >= len(short):
+            raise ArgumentError(
+                f"options.held_out is {options.held_out}, but {config.data} has {len(short)} texts "
+                f"of at most {options.max_tokens} tokens; hold out fewer"
+            )
         order = short[
             torch.randperm(len(short), generator=torch.Generator().manual_seed(config.seed))
         ]
