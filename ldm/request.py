@@ -11,6 +11,7 @@ a picture's file are derived from the same fields. To add an argument, add it he
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
@@ -751,6 +752,7 @@ def default_strength(masked: bool, edits: bool = False) -> float:
     return MASKED_STRENGTH if masked or edits else STRENGTH
 
 
+@functools.cache
 def arguments_of(kind: PictureReader) -> tuple[str, ...]:
     """Return the names of the arguments that networks of a kind alone read: one group."""
     fields = dataclasses.fields(Request)

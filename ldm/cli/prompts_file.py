@@ -7,13 +7,15 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ldm.cli.choices import prepare_choices, reads_choices
 from ldm.cli.fields import ALIASES, FIELDS, FILES, LISTS, NEGATED, REPEATED, SWITCHES
-from ldm.cli.options import check_arguments, parser
-from ldm.cli.streams import STREAM, read_stdin
+from ldm.cli.options import MAX_PICTURES, check_arguments, parser
+from ldm.cli.streams import MOST_BYTES, STREAM, read_stdin
+from ldm.config.checking import shown
+from ldm.config.files import read_limited
+from ldm.config.json import load_json
 from ldm.errors import ArgumentError, LDMError
 
 CHOICES = ("choices", "all")
@@ -46,14 +48,17 @@ def read_lines(path: str, arguments: argparse.Namespace) -> Iterator[Line]:
     """Yield the lines of a file of prompts, also those that are wrong.
 
     A file is JSON lines if it is called .jsonl, or if its first line begins with "{". In plain
-    text, lines that begin with "#" are comments. Raises LDMError if it cannot be read.
+    text, lines that begin with "#" are comments. A file is also a pipe or a terminal.
+    Raises LDMError if it cannot be read, is too long, or has more lines than pictures may be drawn.
     """
     try:
-        content = read_stdin("--prompts") if path == STREAM else Path(path).read_bytes()
+        content = read_stdin("--prompts") if path == STREAM else read_file(path)
     except OSError as error:
         raise LDMError(f"{path} cannot be read ({error.strerror}); give a text file") from None
     rows = content.removeprefix(b"\xef\xbb\xbf").splitlines()
     filled = [(number, row.strip()) for number, row in enumerate(rows, 1) if row.strip()]
+    if len(filled) > MAX_PICTURES:
+        raise LDMError(f"{file_label(path)} has {len(filled)} lines; at most {MAX_PICTURES} work")
     begin = rb"\{\s*[\"}]" if reads_choices(arguments) else rb"\{"  # {red|blue} is no JSON
     in_json = path.endswith(".jsonl") or (bool(filled) and bool(re.match(begin, filled[0][1])))
     for number, row in filled:
@@ -71,13 +76,16 @@ def read_lines(path: str, arguments: argparse.Namespace) -> Iterator[Line]:
         yield line
 
 
+def read_file(path: str) -> bytes:
+    """Read a file of prompts, which may be a pipe. Raises OSError, and LDMError for what is not."""
+    return read_limited(path, MOST_BYTES, LDMError, "file of prompts", pipes=True)
+
+
 def _object(text: str) -> dict[str, Any]:
     try:
-        value = json.loads(text)
+        value = load_json(text)
     except ValueError as error:
         raise ArgumentError(f"it is no JSON ({error}); expected {{…}}") from None
-    except RecursionError:
-        raise ArgumentError("it is nested too deep; expected {…}") from None
     if not isinstance(value, dict):
         raise ArgumentError(f'it is {text[:40]}; expected an object such as {{"prompt": "a cat"}}')
     return value
@@ -90,7 +98,7 @@ def _names(given: dict[str, Any]) -> dict[str, Any]:
         name = ALIASES.get(key, key)
         if name not in KEYS:
             known = ", ".join(KEYS)
-            raise ArgumentError(f"{key!r} is no argument of a line; these are: {known}")
+            raise ArgumentError(f"{shown(key)} is no argument of a line; these are: {known}")
         if name in own:
             raise ArgumentError(f"{key!r} is said twice")
         own[name] = _value(key, name, value)
@@ -101,7 +109,7 @@ def _names(given: dict[str, Any]) -> dict[str, Any]:
 
 def _value(key: str, name: str, value: Any) -> str | int | float | bool | list[str]:
     """Convert a value to its command-line form. Raises ArgumentError for one of another kind."""
-    found = f"{key} is {json.dumps(value)}"
+    found = f"{key} is {json.dumps(value):.60}"
     if name in SWITCHES or name in CHOICES:
         if not isinstance(value, bool):
             raise ArgumentError(f"{found}; expected true or false")
@@ -137,7 +145,7 @@ def _merge(given: dict[str, Any], arguments: argparse.Namespace) -> argparse.Nam
     for name in REPEATED_KEYS & set(given):  # what the command line gives is not added to
         setattr(before, "control_image" if name == "control" else name, None)
     try:
-        merged = parser().parse_args(argv, before)
+        merged = parser().parse_args(argv, before) if argv else before  # it takes a while
     except ArgumentError as error:
         raise ArgumentError(str(error).removeprefix("argument ")) from None
     merged = argparse.Namespace(**vars(merged) | switches | {"prompt": [given["prompt"]]})

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageChops, ImageOps
 
 from ldm.errors import ArgumentError
 from ldm.images.files import load
@@ -38,16 +38,25 @@ def _to_depth(image: Image.Image) -> Image.Image:
         if alpha.min() < 255:
             raise ValueError("it has transparent parts; a depth map is grey and opaque")
     if image.mode not in ("1", "L", "LA", "I", "F") and not image.mode.startswith("I;16"):
-        channels = np.asarray(image.convert("RGB")).astype(np.int16)
-        if np.ptp(channels, axis=2).max() > GREY:
+        image = image.convert("RGB")
+        if colourfulness(image) > GREY:
             raise ValueError("it is in colours; a depth map is grey, and near is bright")
-        image = image.convert("RGB").convert("L")
+        image = image.convert("L")
     elif image.mode == "LA":
         image = image.convert("L")
     values = np.asarray(image).astype(np.float32)
     if not np.isfinite(values).all():
         raise ValueError("it has values that are NaN or infinite")
     return Image.fromarray(values)
+
+
+def colourfulness(image: Image.Image) -> int:
+    """Return the largest difference of a pixel's channels in an RGB picture."""
+    red, green, blue = image.split()
+    high = ImageChops.lighter(ImageChops.lighter(red, green), blue)
+    low = ImageChops.darker(ImageChops.darker(red, green), blue)
+    (_, most) = ImageChops.subtract(high, low).getextrema()
+    return int(most)  # type: ignore[arg-type]  # of one channel
 
 
 def read_depth(
