@@ -72,12 +72,12 @@ class DDPMScheduler:
         self.config = config
         self.alphas_cumprod = torch.cumprod(1 - betas(config), dim=0)
         self._abar: list[float] = self.alphas_cumprod.tolist()
+        check_noisier(self._abar)
         # At zero terminal SNR σ/α would be infinite; diffusers puts ᾱ = 2⁻²⁴ there, so we do.
         finite = self.alphas_cumprod.where(self.alphas_cumprod > 0, 2**-24)
         ratios = ((1 - finite) / finite) ** 0.5
         self.ratios: list[float] = ratios.tolist()
         self._log_ratios: list[float] = ratios.log().tolist()
-        check_noisier(self.ratios)
 
     @property
     def clip(self) -> float | None:
@@ -250,15 +250,15 @@ class DDPMScheduler:
         return abar**0.5, (1 - abar) ** 0.5
 
 
-def check_noisier(ratios: list[float]) -> None:
-    """Raise CheckpointError unless σ/α of the timesteps increases from above 0 to a number."""
-    pairs = zip([0.0, *ratios], [*ratios, math.inf], strict=True)
-    wrong = next((t for t, (before, after) in enumerate(pairs) if not before < after), None)
+def check_noisier(abar: list[float]) -> None:
+    """Raise CheckpointError unless ᾱ of the timesteps decreases from below 1 to 0 or above."""
+    pairs = zip([1.0, *abar], abar, strict=False)
+    wrong = next((t for t, (before, after) in enumerate(pairs) if not 0 <= after < before), None)
     if wrong is not None:
         raise CheckpointError(
-            f"the noise schedule is broken: timestep {min(wrong, len(ratios) - 1)} is not noisier "
-            "than the one before; check beta_start, beta_end, beta_schedule, trained_betas and "
-            "num_train_timesteps in scheduler_config.json"
+            f"the noise schedule is broken: timestep {wrong} is not noisier than the one before; "
+            "check beta_start, beta_end, beta_schedule, trained_betas and num_train_timesteps in "
+            "scheduler_config.json"
         )
 
 

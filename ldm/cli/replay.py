@@ -60,6 +60,7 @@ AROUND = recorded("never") | {
     "y",
     "prompts",
     "skip_existing",
+    "dry_run",
     "list_samplers",
     NAMED,
     "json",

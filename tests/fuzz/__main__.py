@@ -53,7 +53,10 @@ def run_apart(reader: str, options: argparse.Namespace) -> Figures:
 
 def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
-    result.add_argument("--readers", nargs="+", choices=READERS, default=list(READERS))
+    result.add_argument(
+        "--readers", nargs="+", choices=READERS, default=list(READERS), metavar="NAME",
+        help="default: all",
+    )  # fmt: skip
     result.add_argument("--cases", type=int, help="of each reader")
     result.add_argument("--seconds", type=float, help="for all readers together")
     result.add_argument("--seed", type=int, default=0)
