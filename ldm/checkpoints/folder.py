@@ -121,8 +121,9 @@ def load_component(
     dtype: torch.dtype | None,
     device: torch.device | str = "cpu",
     variant: str | None = None,
+    finite: bool = False,
 ) -> M:
-    """Build a module from its folder, in evaluation mode.
+    """Build a module from its folder, in evaluation mode; finite: as of ``fill``.
 
     Raises CheckpointError for whatever does not fit.
     """
@@ -131,7 +132,7 @@ def load_component(
     component = typing.cast("type[Component]", module_class)  # Python's types cannot express both
     module = empty(module_class, component.config_class.from_file(folder / "config.json"))
     path = find_weights(folder, component.weight_stem, variant)
-    fill(module, to_ours(read_weights(path), module.state_dict()), path, dtype, device)
+    fill(module, to_ours(read_weights(path), module.state_dict()), path, dtype, device, finite)
     return module
 
 

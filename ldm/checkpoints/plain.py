@@ -28,6 +28,7 @@ LONGEST_NAME = 1_000  # characters; the longest name of published files has 150
 CONTROL = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]"
 )
+MOST_SHOWN = 200  # characters of a name that is refused
 REAL = ("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")
 
 
@@ -42,9 +43,9 @@ def refuse_name(name: object) -> str | None:
     if not isinstance(name, str):
         return f"the key of a tensor is of the type {type(name).__name__}"
     if len(name) > LONGEST_NAME:
-        return f"the name {shown(name)} has {len(name):,} characters, more than {LONGEST_NAME:,}"
+        return f"the name {shown(name, MOST_SHOWN)} has {len(name):,} characters, more than {LONGEST_NAME:,}"
     if CONTROL.search(name):
-        return f"the name {shown(name)} has characters that cannot be shown"
+        return f"the name {shown(name, MOST_SHOWN)} has characters that cannot be shown"
     return None
 
 
@@ -60,7 +61,7 @@ def check_mapping(path: Path, content: object, *kinds: type[T]) -> dict[str, T]:
         if problem := refuse_name(name):
             raise CheckpointError(f"{refused}: {problem}")
         if not isinstance(value, kinds):
-            raise CheckpointError(f"{refused}: {shown(name)} is {describe(value)}")
+            raise CheckpointError(f"{refused}: {shown(name, MOST_SHOWN)} is {describe(value)}")
     return dict(content)
 
 
@@ -81,15 +82,15 @@ def check_real(path: Path, name: str, value: Stored) -> None:
     kind = str(value.dtype).removeprefix("torch.")
     if kind not in REAL:
         raise CheckpointError(
-            f"{path}: {shown(name)} is {kind}; expected floating point ({', '.join(REAL)}): "
+            f"{path}: {name} is {kind}; expected floating point ({', '.join(REAL)}): "
             "get a float16 version of the file"
         )
 
 
 def check_finite(path: Path | str, name: str, value: Any) -> None:
-    """Raise CheckpointError, naming a tensor, unless all of its values are finite."""
+    """Raise CheckpointError unless all values of a tensor, whose name is checked, are finite."""
     if not is_finite(value):
-        raise CheckpointError(f"{path}: {shown(name)} holds NaN or infinity; get it again")
+        raise CheckpointError(f"{path}: {name} holds NaN or infinity; get it again")
 
 
 def is_finite(value: Any) -> bool:

@@ -40,7 +40,7 @@ def load_t2i_adapter(
     if path.is_dir():
         folder = adapter_folder(path)
         check_fits(folder, T2IAdapterConfig.from_file(folder / "config.json"), unet, scale)
-        return load_component(T2IAdapter, folder, dtype, device)
+        return load_component(T2IAdapter, folder, dtype, device, finite=True)
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist; give a T2I-Adapter's folder or file")
     beside = path.parent / "config.json"
