@@ -10,7 +10,7 @@ models without an autoencoder, in that of the pixels (Ho et al. 2020).
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -21,10 +21,10 @@ from ldm import latents, preparation, run
 from ldm.adapters.lora import Lora
 from ldm.adapters.lora_scale import Scale
 from ldm.checkpoints.source import check_paths, find_model
-from ldm.config.arguments import takes
+from ldm.config.arguments import checked, takes
 from ldm.config.diffusers_habits import accepts_habits
 from ldm.control.control_lllite import ControlLLLite, check_lllite_ways
-from ldm.errors import ArgumentError
+from ldm.errors import ArgumentError, CheckpointError
 from ldm.fast.optimize import Optimized, check_optimize, optimize, undo
 from ldm.interface.diffusers_calls import as_tuple, call_back, check_inputs
 from ldm.interface.diffusers_methods import DiffusersMethods, lora_path
@@ -51,6 +51,18 @@ class Pipeline(DiffusersMethods):
 
     @classmethod
     @accepts_habits("from_pretrained")
+    @checked(
+        "device",
+        "dtype",
+        "variant",
+        "prediction_type",
+        "ema",
+        "cache_dir",
+        "revision",
+        "token",
+        "local_files_only",
+        "int8",
+    )
     def from_pretrained(
         cls,
         model: str | Path | None = None,
@@ -89,7 +101,7 @@ class Pipeline(DiffusersMethods):
         Habits of diffusers are accepted, such as ``torch_dtype``: ``ldm.config.diffusers_habits``.
         Raises CheckpointError for a model that is missing, broken or not supported.
         """
-        texts = [text_encoder] if isinstance(text_encoder, str | Path) else text_encoder or ()
+        texts = listed(text_encoder)
         controls, adapters = listed(controlnet), listed(adapter)
         check_paths({"controlnet": controls, "adapter": adapters})
         check_paths({"model": [model], "vae": [vae], "text_encoder": texts})
@@ -138,14 +150,20 @@ class Pipeline(DiffusersMethods):
 
     from_single_file = from_pretrained
 
+    @checked()
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write a folder that diffusers loads as a pipeline. None keeps the dtype.
 
         Active LoRAs are merged into the weights; words that were loaded are left out. In float8,
         some weights stay finer: see ``ldm.checkpoints.number_formats``.
         """
-        save_folder(self.parts, Path(folder), dtype)
+        check_paths({"folder": [folder]})
+        try:
+            save_folder(self.parts, Path(folder), dtype)
+        except OSError as error:
+            raise CheckpointError(f"cannot write {folder}: {error.strerror}") from error
 
+    @checked()
     def save_single_file(
         self, path: str | Path, dtype: torch.dtype | Literal["q8_0"] | None = None
     ) -> None:
@@ -156,8 +174,10 @@ class Pipeline(DiffusersMethods):
         Raises CheckpointError for a model whose sizes are those of no known family, ArgumentError
         for a dtype that the file cannot have.
         """
+        check_paths({"path": [path]})
         save_file(self.parts, Path(path), dtype)
 
+    @checked()
     def load_preview_vae(self, path: str | Path) -> None:
         """Load a TAESD that ``preview`` decodes with, from a folder or a file.
 
@@ -168,9 +188,11 @@ class Pipeline(DiffusersMethods):
             raise ArgumentError("this model draws pixels, which are their own preview")
         like = next(self.vae.parameters())
         channels = self.vae.config.latent_channels
+        check_paths({"path": [path]})
         path = Path(path).expanduser()
         self.preview_vae = load_preview_vae(path, channels, like.dtype, self.device)
 
+    @checked()
     def load_textual_inversion(
         self, path: str | Path, token: str | Sequence[str] | None = None
     ) -> str:
@@ -181,6 +203,7 @@ class Pipeline(DiffusersMethods):
         Raises CheckpointError for a file that does not fit, ArgumentError for a word in use.
         """
         self.need_text("a textual inversion is a word of it")
+        check_paths({"path": [path]})
         loaded = self.inversions.load(path, token)
         self.origin.embeddings.append(Path(path).stem)
         return ", ".join(inversion.word for inversion in loaded)
@@ -190,6 +213,7 @@ class Pipeline(DiffusersMethods):
         self.inversions.unload()
         self.origin.embeddings.clear()
 
+    @checked("adapter_name", "scale", "partial", "weight_name")
     def load_lora_weights(
         self,
         path: str | Path,
@@ -215,6 +239,7 @@ class Pipeline(DiffusersMethods):
         self.need_text("LoRAs are for the Stable Diffusion family")
         return self.loras.load(lora_path(path, weight_name), adapter_name, scale, partial)
 
+    @checked()
     def set_adapters(
         self,
         adapter_names: str | Sequence[str],
@@ -228,7 +253,7 @@ class Pipeline(DiffusersMethods):
         """
         scales = scales if adapter_weights is None else adapter_weights
         names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
-        if isinstance(scales, int | float | Mapping):
+        if not isinstance(scales, Sequence):
             scales = [scales] * len(names)
         each = list(scales)
         if len(each) != len(names):
@@ -242,6 +267,7 @@ class Pipeline(DiffusersMethods):
         """
         self.loras.use({n: lora for n, lora in self.loras.loaded.items() if n in self.fused})
 
+    @checked()
     def optimize(
         self,
         on: bool = True,
@@ -310,14 +336,17 @@ class Pipeline(DiffusersMethods):
         """
         return run.stream(self, request)
 
+    @checked()
     def decode(self, x: Tensor) -> Tensor:
         """Decode scaled latents (B, C, h, w) to pixels (B, 3, 8h, 8w), float32 in [-1, 1].
 
         See ``ldm.latents.decode_latents``. Raises CheckpointError for a result that is not finite
         in any number format, instead of returning a black picture.
         """
+        latents.check_latents(x, self.vae.config.latent_channels)
         return run.decode_finite(self, x)
 
+    @checked()
     def preview(self, x: Tensor) -> Tensor:
         """Preview scaled latents (B, C, h, w), as in ``Progress``, as RGB (B, 3, h, w) in [0, 1].
 
@@ -325,6 +354,7 @@ class Pipeline(DiffusersMethods):
         own, the first call fits one, which takes some seconds with a large VAE. With a
         ``preview_vae``, or a TAESD as the VAE, it decodes: (B, 3, 8h, 8w).
         """
+        latents.check_latents(x, self.vae.config.latent_channels)
         return latents.preview(self.preview_vae or self.vae, x, self.decode)
 
     @contextlib.contextmanager
@@ -343,10 +373,12 @@ class Pipeline(DiffusersMethods):
             finally:
                 self.listener = before
 
+    @checked()
     def choose_sampler(self, sampler: str | None, schedule: str | None = None) -> Choice:
         """Return the sampler and schedule for names as in ``stream``; None is the model's own."""
         return preparation.choose_sampler(self, sampler, schedule)
 
+    @checked()
     def schedule(
         self,
         num_inference_steps: int | None = None,

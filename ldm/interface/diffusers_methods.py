@@ -14,6 +14,9 @@ import torch
 from torch import nn
 
 from ldm.adapters.lora_scale import Scale
+from ldm.checkpoints.source import check_paths
+from ldm.config.arguments import checked
+from ldm.config.checking import shown
 from ldm.config.diffusers_habits import find, is_off, message
 from ldm.errors import ArgumentError, UnknownAttributeError
 from ldm.interface.ip_adapters import IPAdapters
@@ -48,6 +51,7 @@ class DiffusersMethods(T2IAdapters, IPAdapters):
         """The dtype of the U-Net."""
         return next(self.unet.parameters()).dtype
 
+    @checked()
     def to(
         self: T,
         *targets: str | torch.device | torch.dtype,
@@ -97,6 +101,7 @@ class DiffusersMethods(T2IAdapters, IPAdapters):
             self.optimize(True, compile=before.compile, offload=offload, int8=before.int8)
         self.loras.set_scales(scales)
 
+    @checked()
     def enable_model_cpu_offload(
         self, gpu_id: int | None = None, device: str | torch.device = "cuda"
     ) -> None:
@@ -124,6 +129,7 @@ class DiffusersMethods(T2IAdapters, IPAdapters):
 
     # LoRAs
 
+    @checked()
     def fuse_lora(
         self,
         components: Sequence[str] | None = None,
@@ -165,6 +171,7 @@ class DiffusersMethods(T2IAdapters, IPAdapters):
                     found.setdefault(part, []).append(name)
         return found
 
+    @checked()
     def delete_adapters(self, adapter_names: str | Sequence[str]) -> None:
         """Remove these LoRAs."""
         names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
@@ -175,7 +182,7 @@ class DiffusersMethods(T2IAdapters, IPAdapters):
         for name in names:
             if name not in self.loras.loaded:
                 known = ", ".join(self.loras.loaded) or "none"
-                raise ArgumentError(f"no LoRA named {name!r} is loaded; there are: {known}")
+                raise ArgumentError(f"no LoRA named {shown(name)} is loaded; there are: {known}")
 
     # Names that are not here
 
@@ -236,6 +243,7 @@ def lora_path(path: str | Path, weight_name: str | None) -> Path:
     """Return the file of a LoRA that diffusers' way names: a folder and a name in it."""
     if not isinstance(path, str | Path):
         raise ArgumentError(f"the LoRA is a {type(path).__name__}; give the path of its file")
+    check_paths({"path": [path], "weight_name": [weight_name]})
     path = Path(path).expanduser()
     if weight_name is not None or path.is_dir():
         return path / (weight_name or LORA_FILE)

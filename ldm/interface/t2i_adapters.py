@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from ldm.checkpoints.source import check_paths
+from ldm.config.arguments import checked
 from ldm.config.picture_readers import T2I_ADAPTER
 from ldm.images.generation_info import controlnet_name
 from ldm.interface.controlnets import ControlNets, check_loaded, choose_name
@@ -14,6 +15,7 @@ from ldm.interface.controlnets import ControlNets, check_loaded, choose_name
 class T2IAdapters(ControlNets):
     """A model with T2I-Adapters."""
 
+    @checked("name")
     def load_t2i_adapter(self, path: str | Path, name: str | None = None) -> str:
         """Load a T2I-Adapter, which steers by ``adapter_image``; return its name.
 
@@ -38,6 +40,7 @@ class T2IAdapters(ControlNets):
         self.origin.t2i_adapters[name] = label
         return name
 
+    @checked()
     def unload_t2i_adapter(self, name: str) -> None:
         """Remove a T2I-Adapter. Raises ArgumentError for a name that is not loaded."""
         check_loaded(name, self.t2i_adapters, T2I_ADAPTER)
