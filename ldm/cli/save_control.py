@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ldm.cli.controlnets import given_controls
 from ldm.cli.output_names import file_name, free_name, is_folder, is_made, make_folder
+from ldm.cli.printed import put_name
 from ldm.cli.prompts_file import Line
 from ldm.cli.rows import with_context
 from ldm.cli.streams import STREAM
@@ -90,7 +91,7 @@ def save_control(picture: Image, path: Path, arguments: argparse.Namespace) -> N
         return
     save_image(picture, path, overwrite=arguments.force)
     if not arguments.json:
-        with_context(path, os.fsencode(path) + b"\n")
+        with_context(path, lambda: put_name(path))
 
 
 def seen(pipe: Pipeline, arguments: argparse.Namespace) -> list[Image]:
