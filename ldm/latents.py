@@ -10,6 +10,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from ldm.config.forms import tensor_fault
+from ldm.errors import ArgumentError
 from ldm.fast import decode_in_strips, decode_needs_strips
 from ldm.images.inputs import expand
 from ldm.samplers.noise import Noise
@@ -115,3 +117,12 @@ def preview(codec: Codec, latents: Tensor, decode: Callable[[Tensor], Tensor]) -
         codec.preview = fit_to(lambda x: codec.encode(x.to(like)), decode, codec.config.scale)
     assert codec.preview is not None
     return codec.preview(latents)
+
+
+def check_latents(x: Tensor, channels: int) -> None:
+    """Raise ArgumentError for what is no (B, channels, h, w) with values."""
+    fault = tensor_fault(x, finite=False)
+    if fault is None and (x.ndim != 4 or x.shape[1] != channels):
+        fault = f"of the shape {tuple(x.shape)}; it must be (B, {channels}, h, w)"
+    if fault is not None:
+        raise ArgumentError(f"x is {fault}")

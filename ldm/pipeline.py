@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -22,10 +22,10 @@ from ldm import latents, preparation, run
 from ldm.adapters.lora import Lora
 from ldm.adapters.lora_scale import Scale
 from ldm.checkpoints.source import check_paths, find_model
-from ldm.config.arguments import takes
+from ldm.config.arguments import checked, takes
 from ldm.config.diffusers_habits import accepts_habits
 from ldm.control.control_lllite import ControlLLLite, check_lllite_ways
-from ldm.errors import ArgumentError
+from ldm.errors import ArgumentError, CheckpointError
 from ldm.fast.optimize import Optimized, check_optimize, optimize, undo
 from ldm.interface.diffusers_calls import as_tuple, call_back, check_inputs
 from ldm.interface.diffusers_methods import DiffusersMethods, lora_path
@@ -56,6 +56,18 @@ class Pipeline(DiffusersMethods):
 
     @classmethod
     @accepts_habits("from_pretrained")
+    @checked(
+        "device",
+        "dtype",
+        "variant",
+        "prediction_type",
+        "ema",
+        "cache_dir",
+        "revision",
+        "token",
+        "local_files_only",
+        "int8",
+    )
     def from_pretrained(
         cls,
         model: str | Path | None = None,
@@ -97,7 +109,7 @@ class Pipeline(DiffusersMethods):
         Habits of diffusers are accepted, such as ``torch_dtype``: ``ldm.config.diffusers_habits``.
         Raises CheckpointError for a model that is missing, broken or not supported.
         """
-        texts = [text_encoder] if isinstance(text_encoder, str | Path) else text_encoder or ()
+        texts = listed(text_encoder)
         controls, adapters = listed(controlnet), listed(adapter)
         check_paths({"controlnet": controls, "adapter": adapters})
         check_paths({"model": [model], "vae": [vae], "text_encoder": texts})
@@ -149,6 +161,7 @@ class Pipeline(DiffusersMethods):
 
     from_single_file = from_pretrained
 
+    @checked()
     @reads_model
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write a folder that diffusers loads as a pipeline. None keeps the dtype.
@@ -156,8 +169,13 @@ class Pipeline(DiffusersMethods):
         Active LoRAs are merged into the weights; words that were loaded are left out. In float8,
         some weights stay finer: see ``ldm.checkpoints.number_formats``.
         """
-        save_folder(self.parts, Path(folder), dtype)
+        check_paths({"folder": [folder]})
+        try:
+            save_folder(self.parts, Path(folder), dtype)
+        except OSError as error:
+            raise CheckpointError(f"cannot write {folder}: {error.strerror}") from error
 
+    @checked()
     @reads_model
     def save_single_file(
         self, path: str | Path, dtype: torch.dtype | Literal["q8_0"] | None = None
@@ -169,8 +187,10 @@ class Pipeline(DiffusersMethods):
         Raises CheckpointError for a model whose sizes are those of no known family, ArgumentError
         for a dtype that the file cannot have.
         """
+        check_paths({"path": [path]})
         save_file(self.parts, Path(path), dtype)
 
+    @checked()
     @changes_model
     def load_preview_vae(self, path: str | Path) -> None:
         """Load a TAESD that ``preview`` decodes with, from a folder or a file.
@@ -182,9 +202,11 @@ class Pipeline(DiffusersMethods):
             raise ArgumentError("this model draws pixels, which are their own preview")
         like = next(self.vae.parameters())
         channels = self.vae.config.latent_channels
+        check_paths({"path": [path]})
         path = Path(path).expanduser()
         self.preview_vae = load_preview_vae(path, channels, like.dtype, self.device)
 
+    @checked()
     @changes_model
     def load_textual_inversion(
         self, path: str | Path, token: str | Sequence[str] | None = None
@@ -196,6 +218,7 @@ class Pipeline(DiffusersMethods):
         Raises CheckpointError for a file that does not fit, ArgumentError for a word in use.
         """
         self.need_text("a textual inversion is a word of it")
+        check_paths({"path": [path]})
         loaded = self.inversions.load(path, token)
         self.origin.embeddings.append(Path(path).stem)
         return ", ".join(inversion.word for inversion in loaded)
@@ -206,6 +229,7 @@ class Pipeline(DiffusersMethods):
         self.inversions.unload()
         self.origin.embeddings.clear()
 
+    @checked("adapter_name", "scale", "partial", "weight_name")
     @changes_model
     def load_lora_weights(
         self,
@@ -232,6 +256,7 @@ class Pipeline(DiffusersMethods):
         self.need_text("LoRAs are for the Stable Diffusion family")
         return self.loras.load(lora_path(path, weight_name), adapter_name, scale, partial)
 
+    @checked()
     @changes_model
     def set_adapters(
         self,
@@ -246,7 +271,7 @@ class Pipeline(DiffusersMethods):
         """
         scales = scales if adapter_weights is None else adapter_weights
         names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
-        if isinstance(scales, int | float | Mapping):
+        if not isinstance(scales, Sequence):
             scales = [scales] * len(names)
         each = list(scales)
         if len(each) != len(names):
@@ -261,6 +286,7 @@ class Pipeline(DiffusersMethods):
         """
         self.loras.use({n: lora for n, lora in self.loras.loaded.items() if n in self.fused})
 
+    @checked()
     @changes_model
     def optimize(
         self,
@@ -344,6 +370,7 @@ class Pipeline(DiffusersMethods):
         """
         return run.stream(self, request)
 
+    @checked()
     @reads_model
     def decode(self, x: Tensor) -> Tensor:
         """Decode scaled latents (B, C, h, w) to pixels (B, 3, 8h, 8w), float32 in [-1, 1].
@@ -351,8 +378,10 @@ class Pipeline(DiffusersMethods):
         See ``ldm.latents.decode_latents``. Raises CheckpointError for a result that is not finite
         in any number format, instead of returning a black picture.
         """
+        latents.check_latents(x, self.vae.config.latent_channels)
         return run.decode_finite(self, self.vae, x)
 
+    @checked()
     @reads_model
     def preview(self, x: Tensor) -> Tensor:
         """Preview scaled latents (B, C, h, w), as in ``Progress``, as RGB (B, 3, h, w) in [0, 1].
@@ -361,6 +390,7 @@ class Pipeline(DiffusersMethods):
         own, the first call fits one, which takes some seconds with a large VAE. With a
         ``preview_vae``, or a TAESD as the VAE, it decodes: (B, 3, 8h, 8w).
         """
+        latents.check_latents(x, self.vae.config.latent_channels)
         return latents.preview(self.preview_vae or self.vae, x, self.decode)
 
     def memory_needed(
@@ -393,10 +423,12 @@ class Pipeline(DiffusersMethods):
         with watch_attention(self.unet, self.text_models[0].tokenizer) as attention:
             yield attention
 
+    @checked()
     def choose_sampler(self, sampler: str | None, schedule: str | None = None) -> Choice:
         """Return the sampler and schedule for names as in ``stream``; None is the model's own."""
         return preparation.choose_sampler(self, sampler, schedule)
 
+    @checked()
     def schedule(
         self,
         num_inference_steps: int | None = None,

@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ldm.config.arguments import about, argument
+from ldm.config.checking import plain_number, shown
+from ldm.config.forms import GENERATORS, PICTURES, TENSOR, TENSORS, is_a
 from ldm.config.picture_readers import CONTROLNET, T2I_ADAPTER, PictureReader
 from ldm.config.settings import check_values, choice, within
 from ldm.errors import ArgumentError
@@ -43,6 +45,7 @@ else:  # what reads them checks them: no heavy package is imported here
 
 STRENGTH, MASKED_STRENGTH = 0.8, 1.0  # of image-to-image, and of inpainting
 MAX_BLUR = 256  # pixels
+MAX_AT_ONCE = 10_000  # pictures of one call
 EMBEDDINGS = {
     "prompt_embeds": "b, n, D",
     "negative_prompt_embeds": "b, n, D",
@@ -206,6 +209,7 @@ class Request:
         metavar="FILE",
         group="image",
         recorded="another",
+        form=PICTURES,
     )
     mask_image: Picture | Sequence[Picture] | None = argument(
         None,
@@ -214,6 +218,7 @@ class Request:
         metavar="FILE",
         group="image",
         recorded="another",
+        form=PICTURES,
     )
     mask_blur: float = argument(
         within(f"[0, {MAX_BLUR}]", 4.0, f"in [0, {MAX_BLUR}] pixels"),
@@ -230,6 +235,7 @@ class Request:
         metavar="FILE",
         group="image",
         recorded="another",
+        form=PICTURES,
     )
     control_image: Pictures | Sequence[Pictures] | None = argument(
         None,
@@ -238,6 +244,7 @@ class Request:
         metavar="FILE",
         group="control",
         recorded="another",
+        form=PICTURES,
     )
     controlnet_conditioning_scale: float | list[float] | tuple[float, ...] = argument(
         within("(-inf, inf)", 1.0, "a number, 0 (off) to 2 as a rule"),
@@ -288,6 +295,7 @@ class Request:
         metavar="FILE",
         group="t2i_adapter",
         recorded="another",
+        form=PICTURES,
     )
     adapter_conditioning_scale: float | list[float] | tuple[float, ...] = argument(
         within("(-inf, inf)", 1.0, "a number, 0 (off) to 2 as a rule"),
@@ -315,6 +323,7 @@ class Request:
         metavar="FILE",
         group="style",
         recorded="another",
+        form=PICTURES,
     )
     reference_fidelity: float = argument(
         within("[0, 1]", 0.5, "in [0, 1]: 0 follows the prompt more, 1 the reference_image"),
@@ -348,9 +357,12 @@ class Request:
         metavar="FILE",
         group="ip_adapter",
         recorded="another",
+        form=PICTURES,
     )
     ip_adapter_image_embeds: Tensor | Sequence[Tensor] | None = argument(
-        None, "embeddings in place of ip_adapter_image: a tensor (2, n, …) for each IP-Adapter"
+        None,
+        "embeddings in place of ip_adapter_image: a tensor (2, n, …) for each IP-Adapter",
+        form=TENSORS,
     )
     ip_adapter_scale: float | list[float] | tuple[float, ...] | None = argument(
         within("(-inf, inf)", None, "a number, 0 (off) to 1 as a rule"),
@@ -368,6 +380,7 @@ class Request:
         metavar="FILE",
         group="ip_adapter",
         recorded="another",
+        form=PICTURES,
     )
     ip_adapter_blocks: str = argument(
         choice("all", "style", "layout", "style+layout"),
@@ -478,7 +491,9 @@ class Request:
         recorded="always",
     )
     generator: Generator | Sequence[Generator] | None = argument(
-        None, "CPU generators in place of a seed: one for all pictures, or one for each"
+        None,
+        "CPU generators in place of a seed: one for all pictures, or one for each",
+        form=GENERATORS,
     )
     variation_seed: int | None = argument(
         None,
@@ -497,16 +512,20 @@ class Request:
         group="noise",
         label="Variation seed strength",
     )
-    latents: Tensor | None = argument(None, "the first noise (B, C, h, w) instead of drawing it")
-    prompt_embeds: Tensor | None = argument(
-        None, "states (b, n, D) that the U-Net reads, in place of the prompt"
+    latents: Tensor | None = argument(
+        None, "the first noise (B, C, h, w) instead of drawing it", form=TENSOR
     )
-    negative_prompt_embeds: Tensor | None = argument(None, "likewise, of the negative prompt")
+    prompt_embeds: Tensor | None = argument(
+        None, "states (b, n, D) that the U-Net reads, in place of the prompt", form=TENSOR
+    )
+    negative_prompt_embeds: Tensor | None = argument(
+        None, "likewise, of the negative prompt", form=TENSOR
+    )
     pooled_prompt_embeds: Tensor | None = argument(
-        None, "the pooled states (b, P) that SDXL reads beside prompt_embeds"
+        None, "the pooled states (b, P) that SDXL reads beside prompt_embeds", form=TENSOR
     )
     negative_pooled_prompt_embeds: Tensor | None = argument(
-        None, "likewise, beside negative_prompt_embeds"
+        None, "likewise, beside negative_prompt_embeds", form=TENSOR
     )
     denoising_start: float | None = argument(
         within("(0, 1)", None, "in (0, 1), such as 0.8"),
@@ -594,23 +613,35 @@ class Request:
     def __post_init__(self) -> None:
         """Raise ArgumentError for a value of a wrong type or outside its range."""
         for name, axes in EMBEDDINGS.items():
-            shape = getattr(getattr(self, name), "shape", None)
-            if getattr(self, name) is not None and len(shape or ()) != len(axes.split(",")):
-                found = type(getattr(self, name)).__name__ if shape is None else tuple(shape)
+            value = getattr(self, name)
+            shape = value.shape if is_a(value, "torch", "Tensor") else None
+            if value is not None and len(shape or ()) != len(axes.split(",")):
+                found = type(value).__name__ if shape is None else tuple(shape)
                 raise ArgumentError(f"{name} is {found}; it must be a tensor ({axes})")
         is_texts = isinstance(self.prompt, str | Sequence | None)
         if not is_texts or not all(isinstance(text, str) for text in self.prompts):
-            raise ArgumentError(f"prompt is {self.prompt!r}; expected a text or a list of texts")
+            raise ArgumentError(
+                f"prompt is {shown(self.prompt)}; expected a text or a list of texts"
+            )
         if self.prompt_embeds is not None and any(self.prompt or ()):
             raise ArgumentError("prompt and prompt_embeds are both given; one of them decides")
         if self.prompt is None and self.prompt_embeds is None:
             raise ArgumentError("prompt is None; give a text, or prompt_embeds in its place")
         if not self.prompts:
             raise ArgumentError(
-                f"num_images_per_prompt is {self.num_images_per_prompt!r:.60} for 0 prompts; both "
+                f"num_images_per_prompt is {shown(self.num_images_per_prompt)} for 0 prompts; both "
                 "must be at least 1"
             )
         check_values(self, expected="it must be")
+        for field in dataclasses.fields(self):  # NumPy's numbers have no place in a file
+            value = getattr(self, field.name)
+            if (number := plain_number(value)) is not value:
+                object.__setattr__(self, field.name, number)
+        if self.count > MAX_AT_ONCE:
+            raise ArgumentError(
+                f"{len(self.prompts)} prompts and num_images_per_prompt {self.repeats} are "
+                f"{self.count} pictures; at most {MAX_AT_ONCE} are drawn at once"
+            )
         if isinstance(self.seed, list | tuple) and not 0 < len(self.seed) == self.count:
             raise ArgumentError(
                 f"seed has {len(self.seed)} seeds for {len(self.prompts)} prompts and "

@@ -27,6 +27,7 @@ from ldm.checkpoints.lora_names import Module
 from ldm.checkpoints.original import Rename
 from ldm.checkpoints.plain import check_finite, check_real
 from ldm.checkpoints.tensors import checkpoint_of, read_content
+from ldm.config.checking import shown
 from ldm.errors import ArgumentError, CheckpointError
 from ldm.fast.packed import plain_weight
 
@@ -132,7 +133,7 @@ class Loras:
         for name in scales:
             if name not in self.loaded:
                 known = ", ".join(self.loaded) or "none"
-                raise ArgumentError(f"no LoRA named {name!r} is loaded; there are: {known}")
+                raise ArgumentError(f"no LoRA named {shown(name)} is loaded; there are: {known}")
         self.use(
             {
                 name: replace(lora, scales=scales_of_parts(scales.get(name, 0.0)))

@@ -43,7 +43,8 @@ def refuse_name(name: object) -> str | None:
     if not isinstance(name, str):
         return f"the key of a tensor is of the type {type(name).__name__}"
     if len(name) > LONGEST_NAME:
-        return f"the name {shown(name, MOST_SHOWN)} has {len(name):,} characters, more than {LONGEST_NAME:,}"
+        start = shown(name, MOST_SHOWN)
+        return f"the name {start} has {len(name):,} characters, more than {LONGEST_NAME:,}"
     if CONTROL.search(name):
         return f"the name {shown(name, MOST_SHOWN)} has characters that cannot be shown"
     return None

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ldm.checkpoints.assets import asset_path
+from ldm.config.checking import shown
+from ldm.config.files import is_name
 from ldm.errors import ArgumentError, CheckpointError
 
 PART_FOLDERS = ("unet/", "vae/", "text_encoder/", "text_encoder_2/", "classifier/")
@@ -51,6 +53,8 @@ def check_paths(given: Mapping[str, Sequence[object]]) -> None:
                     f"{name} is of the type {type(value).__name__}; give the path of a folder or a "
                     "file, or put a pipeline together from parts: Pipeline(vae, text_encoder, …)"
                 )
+            if value is not None and not is_name(value):
+                raise ArgumentError(f"{name} is {shown(value)}, no name that a file can have")
             if isinstance(value, str) and "://" in value:
                 raise ArgumentError(
                     f"{name} is {value!r:.80}, an address; download it, and give the file"

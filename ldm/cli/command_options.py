@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from ldm.checkpoints.prediction import KNOWN_PREDICTIONS
-from ldm.cli.common import put, run
+from ldm.cli.common import run
 from ldm.cli.controlnets import preprocessed
 from ldm.cli.fields import filled
 from ldm.cli.guidance_options import Fast
+from ldm.cli.printed import put_text
 from ldm.config.picture_readers import CONTROLNET, PictureReader
 from ldm.samplers.names import listing
 
@@ -318,4 +319,4 @@ class ListSamplers(argparse.Action):
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         """Print to stdout; exit code 0."""
-        parser.exit(run(lambda: put(f"{listing()}\n".encode()), debug=False))
+        parser.exit(run(lambda: put_text(f"{listing()}\n"), debug=False))

@@ -10,12 +10,12 @@ import os
 import signal
 import sys
 import threading
-import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ldm.cli.allocator import keep_memory
+from ldm.cli.printed import discard_stdout, fail, notify, put_traceback
 from ldm.errors import ArgumentError, LDMError
 from ldm.memory import shortage
 
@@ -23,7 +23,6 @@ FAILED, USAGE, INTERRUPTED = 1, 2, 130
 CLOSED, TERMINATED = 141, 143  # as of programs that SIGPIPE and SIGTERM end
 EXIT_CODES = "exit codes: 0 done, 1 failed, 2 wrong arguments, 130 stopped by Ctrl-C"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a disk, a quota, the longest file allowed
-LONGEST = 1000  # characters of a line; longer ones quote the user's input at length
 
 
 class Terminated(KeyboardInterrupt):
@@ -69,7 +68,7 @@ def run(
         message, code = "stopped", TERMINATED if isinstance(error, Terminated) else INTERRUPTED
     except Exception as error:
         if debug:
-            traceback.print_exc()
+            put_traceback()
         message, code = describe_error(error)
         fail(message, code)
     if report is not None:
@@ -133,39 +132,3 @@ def importing_torch() -> Iterator[None]:
 def random_seed() -> int:
     """Draw a seed in [0, 2³²), as web UIs do."""
     return int.from_bytes(os.urandom(4), "big")
-
-
-def put(text: bytes) -> None:
-    """Write to stdout at once, if it is open.
-
-    Raises BrokenPipeError if nobody reads it any more, LDMError for any other failure.
-    """
-    if sys.stdout is None:  # closed by the caller
-        return
-    try:
-        sys.stdout.buffer.write(text)
-        sys.stdout.buffer.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        discard_stdout()
-        raise LDMError(f"standard output cannot be written ({error.strerror})") from None
-
-
-def discard_stdout() -> None:
-    """Discard what is left to write: Python flushes when it ends, which must not fail once more."""
-    with contextlib.suppress(OSError, ValueError):  # it is no file, in tests
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def fail(message: str, code: int) -> int:
-    """Print an error message and return its exit code."""
-    notify(f"error: {message}")
-    return code
-
-
-def notify(message: str) -> None:
-    """Print a message as one line on stderr, if that is open."""
-    line = " ".join(message.splitlines())
-    with contextlib.suppress(OSError):
-        print(line if len(line) <= LONGEST else f"{line[:LONGEST]}…", file=sys.stderr, flush=True)

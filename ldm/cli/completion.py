@@ -9,8 +9,9 @@ import argparse
 from collections.abc import Sequence
 from importlib import import_module
 
-from ldm.cli.common import USAGE, fail
+from ldm.cli.common import USAGE
 from ldm.cli.main import COMMANDS
+from ldm.cli.printed import fail, put
 from ldm.samplers import SAMPLERS, SCHEDULES
 
 SHELLS = ("bash", "zsh", "tcsh")
@@ -25,7 +26,7 @@ def print_completion(argv: Sequence[str]) -> int:
         import shtab
     except ImportError:
         return fail('--print-completion needs shtab: pip install "ldm[completion]"', USAGE)
-    print(shtab.complete(whole_parser(), argv[0]))
+    put(f"{shtab.complete(whole_parser(), argv[0])}\n".encode())
     return 0
 
 

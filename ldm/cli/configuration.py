@@ -27,12 +27,14 @@ from ldm.cli.allocator import OPT_OUT
 from ldm.cli.fields import ALIASES, SWITCHES
 from ldm.cli.options import NAMED, defaults, parser
 from ldm.cli.streams import OWN_INPUT
+from ldm.config.checking import shown as shown_value
+from ldm.config.files import read_limited
 from ldm.errors import ArgumentError, did_you_mean
 
 NAME = "ldm.toml"
 PREFIX = "LDM_"
 OWN = {OPT_OUT, OWN_INPUT}  # variables that are no options
-MOST_BYTES = 1 << 20
+MOST_BYTES = 64 << 10  # dotted keys take quadratic time
 # Options that are decisions of a single command.
 NOT_HERE = {
     *("prompt", NAMED, "prompts", "from_file", "force", "list_samplers", "version", "x", "y"),
@@ -87,11 +89,7 @@ def read_file(path: Path) -> Iterator[Setting]:
     else:
         import tomli as tomllib
     try:
-        with path.open("rb") as file:
-            content = file.read(MOST_BYTES + 1)
-        if len(content) > MOST_BYTES:
-            raise ArgumentError(f"{path} is longer than {MOST_BYTES >> 20} MB; it is no settings")
-        text = content.decode()
+        text = read_limited(path, MOST_BYTES, ArgumentError, "file of settings").decode()
         rows = tomllib.loads(text)
     except (OSError, ValueError, RecursionError) as error:
         if isinstance(error, ArgumentError):
@@ -99,7 +97,11 @@ def read_file(path: Path) -> Iterator[Setting]:
         reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
         raise ArgumentError(f"{path} cannot be read: {reason}") from None
     for key, value in rows.items():
-        line = re.search(rf"^[ \t]*\[*[ \t]*[\"']?{re.escape(key)}[\"']?[ \t]*[=.\]]", text, re.M)
+        line = re.search(
+            rf"^[ \t]{{0,99}}\[{{0,2}}[ \t]{{0,99}}[\"']?{re.escape(key)}[\"']?[ \t]*[=.\]]",
+            text,
+            re.M,
+        )
         number = text.count("\n", 0, line.start()) + 1 if line else 1
         yield read_setting(key, value, f"{path}:{number}")
 
@@ -151,12 +153,12 @@ def read_value(name: str, value: Any, key: str, origin: str) -> Any:
     if isinstance(switch_default(name), bool) or name in ("optimize", "choices"):
         switch = ON_OFF.get(value.lower()) if isinstance(value, str) else value
         if not isinstance(switch, bool):
-            raise ArgumentError(f"{origin}: {key} is {value!r}; expected true or false")
+            raise ArgumentError(f"{origin}: {key} is {shown_value(value)}; expected true or false")
         return switch
     if isinstance(value, list) and name in fields.LISTS:
         value = ",".join(map(str, value))
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise ArgumentError(f"{origin}: {key} is {value!r:.60}; expected a text or a number")
+        raise ArgumentError(f"{origin}: {key} is {shown_value(value)}; expected a text or a number")
     if name in FILES and isinstance(value, str):
         value = os.path.expanduser(value)  # noqa: PTH111  # a hub id is no path
     try:

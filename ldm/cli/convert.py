@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 from ldm import __version__
 from ldm.checkpoints.describe_control import find_reader
 from ldm.cli.command_options import add_loading, add_lora
-from ldm.cli.common import EXIT_CODES, importing_torch, notify, run
+from ldm.cli.common import EXIT_CODES, importing_torch, run
 from ldm.cli.configuration import read_settings
 from ldm.cli.loras import lora_option
 from ldm.cli.model_folder import find_model
 from ldm.cli.options import model_arguments
 from ldm.cli.parsing import Parser
+from ldm.cli.printed import notify, put_name
 from ldm.config.picture_readers import CONTROLNET
 from ldm.errors import ArgumentError, LDMError
 from ldm.writing import claim, whole_path
@@ -102,7 +103,7 @@ def convert(arguments: argparse.Namespace) -> None:
                 save_controlnet(network, new, dtype, single)
             elif save is not None:
                 save(new, dtype)
-    print(output)
+    put_name(output)
 
 
 def load_saver(

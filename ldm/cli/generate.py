@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 from ldm.cli import choices, ip_adapters, observe, streams
-from ldm.cli.common import USAGE, importing_torch, notify, run
+from ldm.cli.common import USAGE, importing_torch, run
 from ldm.cli.configuration import Setting, listing, merged, read_settings, with_origin
 from ldm.cli.controlnets import all_controls, move_scales, read_given_controls
 from ldm.cli.dry_run import dry_run
@@ -23,6 +23,7 @@ from ldm.cli.jobs import Job, plan_jobs, rank_and_world_size
 from ldm.cli.model_folder import find_model
 from ldm.cli.options import check_arguments, parser, read
 from ldm.cli.plots import read_plot
+from ldm.cli.printed import notify, put_error_text
 from ldm.cli.processes import check_processes, launch, share_threads
 from ldm.cli.replay import given_options, with_file
 from ldm.cli.rows import put_error
@@ -116,7 +117,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "ldm-generate") -> int:
     argv = sys.argv[1:] if argv is None else argv
     parser().prog = prog
     if not argv:
-        print(NO_PROMPT.format(prog=prog), file=sys.stderr)
+        put_error_text(NO_PROMPT.format(prog=prog))
         return USAGE
     try:
         arguments, given = read(argv), given_options(argv)

@@ -6,7 +6,8 @@ import argparse
 from collections.abc import Iterable
 from typing import Any
 
-from ldm.cli.common import put, run
+from ldm.cli.common import run
+from ldm.cli.printed import put_text
 
 EVERYDAY = "everyday options"  # the heading of the options that the short help shows
 USUAL = (EVERYDAY, "options")
@@ -62,7 +63,7 @@ class Help(argparse.Action):
         """Print to stdout; exit code 0."""
         parser.formatter_class = Full if str(rest[-1]).endswith("all") else Short
         text = parser.format_help()
-        parser.exit(run(lambda: put(text.encode()), debug=False))
+        parser.exit(run(lambda: put_text(text), debug=False))
 
 
 def add_help(parser: argparse.ArgumentParser, group: argparse._ArgumentGroup) -> None:

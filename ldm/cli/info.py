@@ -14,9 +14,10 @@ from ldm.checkpoints.assets import asset_path
 from ldm.checkpoints.describe import describe
 from ldm.checkpoints.describe_control import describe_reader_folder, find_reader
 from ldm.checkpoints.notes import Rows
-from ldm.cli.common import EXIT_CODES, FAILED, fail, put, run
+from ldm.cli.common import EXIT_CODES, FAILED, run
 from ldm.cli.model_folder import find_model
 from ldm.cli.parsing import Parser
+from ldm.cli.printed import fail, put_text, visible
 from ldm.errors import ArgumentError, CheckpointError, LDMError
 
 BLOCK = 1 << 20
@@ -84,7 +85,7 @@ def info(arguments: argparse.Namespace) -> None:
             failed += 1
             fail(str(error), FAILED)
         else:
-            put(b"\n" * (i > 0))
+            put_text("\n" * (i > 0))
             print_rows(rows)
     if failed:
         raise LDMError(f"{failed} of {len(arguments.path)} could not be read")
@@ -100,8 +101,9 @@ def rows_of(path: Path, with_hash: bool) -> Rows:
 
 def print_rows(rows: Rows) -> None:
     """Print a table of two columns."""
+    rows = [(visible(name), value) for name, value in rows]
     width = max(len(name) for name, _ in rows)
-    put("".join(f"{name:{width}}  {value}\n" for name, value in rows).encode(errors="replace"))
+    put_text("".join(f"{name:{width}}  {visible(value)}\n" for name, value in rows))
 
 
 def list_words(text: str) -> None:
@@ -113,7 +115,7 @@ def list_words(text: str) -> None:
         near = nearest([text])
         hint = f"; near are {', '.join(near)}" if near else "; ldm info --words lists all"
         raise LDMError(f"the built-in model knows no {text!r}{hint}")
-    put("".join(f"{row}\n" for row in found).encode())
+    put_text("".join(f"{visible(row)}\n" for row in found))
 
 
 def find_path(name: str, folder: Path | None) -> Path:

@@ -47,19 +47,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         from ldm.cli.completion import print_completion
 
         return print_completion([*name.split("=", 1)[1:], *rest])
-    from ldm.cli.common import USAGE, fail
+    from ldm.cli.common import USAGE
+    from ldm.cli.printed import fail, put_error_text
 
     if not name:
-        print(help_text(), end="", file=sys.stderr)
+        put_error_text(help_text().rstrip())
         return USAGE
     return fail(unknown(name), USAGE)
 
 
 def show(text: str) -> int:
     """Print to stdout; returns the exit code."""
-    from ldm.cli.common import put, run
+    from ldm.cli.common import run
+    from ldm.cli.printed import put_text
 
-    return run(lambda: put(text.encode()), debug=False)
+    return run(lambda: put_text(text), debug=False)
 
 
 def help_text() -> str:

@@ -8,7 +8,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from ldm.cli.common import USAGE, fail
+from ldm.cli.common import USAGE
+from ldm.cli.printed import fail
 from ldm.errors import ArgumentError, did_you_mean
 
 UNKNOWN = "unrecognized arguments: "

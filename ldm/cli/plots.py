@@ -18,6 +18,7 @@ from ldm.cli.options import MAX_PICTURES, check_arguments, parser
 from ldm.config.arguments import about
 from ldm.errors import ArgumentError
 
+MOST_VALUES = 1000  # of an axis
 ON_OFF = {"on": True, "off": False}
 AXIS_NAMES = [name for name in FIELDS if name not in {*FILES, *recorded("never")}]  # of axes
 
@@ -111,18 +112,20 @@ def read_axis(text: str | None, option: str) -> Axis | None:
     name = name if name in NEGATED else ALIASES.get(name, name)
     if not equals or name not in AXIS_NAMES:
         raise ArgumentError(
-            f"--{option} is {text!r}; expected NAME=VALUE,VALUE,… with one of the names "
+            f"--{option} is {text!r:.80}; expected NAME=VALUE,VALUE,… with one of the names "
             + ", ".join(AXIS_NAMES)
         )
     try:
         (texts,) = csv.reader([rest], skipinitialspace=True, strict=True)
     except (csv.Error, ValueError):
         raise ArgumentError(
-            f"--{option} {text!r}: the values are no list; write a value with a comma in it as "
+            f"--{option} {text!r:.80}: the values are no list; write a value with a comma in it as "
             '"a, b", on one line'
         ) from None
     if not texts:
         raise ArgumentError(f"--{option} is {text!r}; give at least one value")
+    if len(texts) > MOST_VALUES:
+        raise ArgumentError(f"--{option} has {len(texts)} values; at most {MOST_VALUES} work")
     texts = [text.strip() for text in texts]
     return Axis(name, tuple(texts), tuple(_read(name, text, option) for text in texts))
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-from ldm.cli.common import notify
+from ldm.cli.printed import notify
 
 BAR = "{desc}{percentage:3.0f}%|{bar}| {n}/{total} [{elapsed}<{remaining}, {rate_inv_fmt}]"
 EVERY = 10.0  # seconds between two lines in a log file

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldm.cli.common import put
+from ldm.cli.printed import put, put_name
 from ldm.cli.streams import STREAM
 from ldm.errors import LDMError
 
@@ -45,13 +44,13 @@ def write_picture(
         return
     save_image(picture, path, parameters, overwrite, settings, **options)
     if named:
-        with_context(path, os.fsencode(path) + b"\n")
+        with_context(path, lambda: put_name(path))
 
 
-def with_context(path: Path, text: bytes) -> None:
-    """Print a text about a file. Raises LDMError, naming the file, if that fails."""
+def with_context(path: Path, write: Callable[[], None]) -> None:
+    """Print about a file. Raises LDMError, naming the file, if that fails."""
     try:
-        put(text)
+        write()
     except LDMError as error:
         raise LDMError(f"stopped after {path}: {error}") from None
 
@@ -73,4 +72,4 @@ def put_picture(
         row["template"] = job.template
     if others:
         row["files"] = {name: str(path) for name, path in others.items()}
-    with_context(job.path, json.dumps(row).encode() + b"\n")
+    with_context(job.path, lambda: put_json(row))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ldm.cli.controlnets import given_controls
 from ldm.cli.output_names import file_name, free_name, is_folder, is_made, make_folder
+from ldm.cli.printed import put_name
 from ldm.cli.prompts_file import Line
 from ldm.cli.rows import with_context
 from ldm.cli.streams import STREAM
@@ -106,7 +107,7 @@ def save_control(picture: Image, path: Path, arguments: argparse.Namespace) -> P
         else:
             break
     if not arguments.json:
-        with_context(free, os.fsencode(free) + b"\n")
+        with_context(free, lambda: put_name(free))
     return free
 
 

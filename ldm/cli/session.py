@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from ldm.adapters.lora_scale import Scale, TagScale
 from ldm.checkpoints.source import find_model
 from ldm.cli import observe
-from ldm.cli.common import FAILED, fail, notify
+from ldm.cli.common import FAILED
 from ldm.cli.controlnets import all_controls, labels, original
 from ldm.cli.fields import request_arguments
 from ldm.cli.grids import grid_columns, lay_out
@@ -30,6 +30,7 @@ from ldm.cli.metadata import picture_texts
 from ldm.cli.observe import Watch
 from ldm.cli.options import model_arguments
 from ldm.cli.plots import Plot
+from ldm.cli.printed import fail, notify
 from ldm.cli.progress import showing
 from ldm.cli.prompts_file import Line, file_label
 from ldm.cli.rows import put_error, put_picture, write_picture

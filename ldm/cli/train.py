@@ -11,8 +11,9 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 
 from ldm import __version__
-from ldm.cli.common import EXIT_CODES, check_counts, notify, run
+from ldm.cli.common import EXIT_CODES, check_counts, run
 from ldm.cli.parsing import Parser
+from ldm.cli.printed import notify, put_text
 from ldm.cli.processes import share_threads
 
 
@@ -71,17 +72,15 @@ def run_training(arguments: argparse.Namespace) -> None:
     torch.manual_seed(config.seed)  # for the initial weights
     recipe = build_recipe(config)
     if arguments.dry_run:
-        print(json.dumps(as_json(config), indent=2, ensure_ascii=False))
-        print(*describe_run(config, recipe, world_size()), sep="\n")
+        put_text(f"{json.dumps(as_json(config), indent=2, ensure_ascii=False)}\n")
+        put_text("".join(f"{row}\n" for row in describe_run(config, recipe, world_size())))
         return
     with stopping() as stop_requested:
         for state in train_steps(config, recipe, arguments.accept_changes):
             if state.metrics and state.main and not arguments.quiet:
                 figures = "  ".join(f"{key} {value:.4g}" for key, value in state.metrics.items())
-                print(
-                    f"step {state.step}/{config.steps}  {state.seconds / 60:.1f} min  {figures}",
-                    flush=True,
-                )
+                minutes = f"{state.seconds / 60:.1f} min"
+                put_text(f"step {state.step}/{config.steps}  {minutes}  {figures}\n")
             state.stop = stop_requested()
         if stop_requested():
             raise KeyboardInterrupt

@@ -9,11 +9,15 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
+from ldm.config.checking import fits, in_words, shown
 from ldm.config.diffusers_habits import translate
+from ldm.config.forms import Form
+from ldm.errors import ArgumentError
 
 P = ParamSpec("P")
 M = TypeVar("M")  # a model
@@ -52,16 +56,18 @@ class Argument:
     command_offset: int = 0
 
 
-def argument(default: Any, help: str, *options: str, kind: str = "", **names: Any) -> Any:
+def argument(
+    default: Any, help: str, *options: str, kind: str = "", form: Form | None = None, **names: Any
+) -> Any:
     """Make a field of a ``Request``.
 
     default: the value, or a field of ``within`` or ``choice``. kind: its type, as errors call it.
-    names: further ones of ``Argument``.
+    form: what an object of another library has to be. names: further ones of ``Argument``.
     """
     field = default
     if not isinstance(field, dataclasses.Field):
         field = dataclasses.field(default=default)
-    about = {"argument": Argument(help, options, **names), "kind": kind}
+    about = {"argument": Argument(help, options, **names), "kind": kind, "form": form}
     return dataclasses.field(default=field.default, metadata={**field.metadata, **about})
 
 
@@ -130,3 +136,46 @@ def read_arguments(cls: type[Any], function: Callable[..., Any], given: Mapping[
     found = translate("call", name, given, fields, options)
     # Without a prompt, but for embeddings, the request is refused: it is no empty picture.
     return {name: value for name, value in found.items() if value is not None or name == "prompt"}
+
+
+def checked(*names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Have a function refuse arguments that are not of the types that they are annotated with.
+
+    names: of these arguments alone; without any, of all. Raises ArgumentError.
+    """
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        form = inspect.signature(function)
+
+        @functools.wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            hints = function_hints(function)
+            for name, value in form.bind(*args, **kwargs).arguments.items():
+                hint = hints.get(name)
+                if hint is None or (names and name not in names):
+                    continue
+                values = value if form.parameters[name].kind in VARIADIC else [value]
+                for one in values:
+                    if not fits(one, hint):
+                        raise ArgumentError(f"{name} is {shown(one)}; expected {in_words(hint)}")
+            return function(*args, **kwargs)
+
+        return call
+
+    return decorate
+
+
+VARIADIC = (inspect.Parameter.VAR_POSITIONAL,)
+
+
+@functools.cache
+def function_hints(function: Callable[..., Any]) -> dict[str, Any]:
+    """Return the types of a function's arguments; **options and the object itself have none."""
+    parameters = inspect.signature(function).parameters.values()
+    given = {
+        one.name: one.annotation
+        for one in parameters
+        if one.name not in ("self", "cls") and one.kind is not inspect.Parameter.VAR_KEYWORD
+    }
+    arguments = type("Arguments", (), {"__annotations__": given})  # what it returns is not read
+    return typing.get_type_hints(arguments, function.__globals__)

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import math
 import types
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from numbers import Integral, Real
-from typing import Any, Union, get_args, get_origin
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
 
+LARGEST = 2**64  # no whole number that anything here means is as large
 UNIONS = (Union, types.UnionType)
-WORDS = {
+WORDS: dict[Any, str] = {
+    Path: "a path",
+    Mapping: "a table",
     int: "a whole number",
     float: "a number",
     str: "a string",
@@ -37,11 +41,20 @@ def fits(value: Any, hint: Any) -> bool:
             return False
         each = [inner[0]] * len(value) if Ellipsis in inner or origin is list else list(inner)
         return len(value) == len(each) and all(map(fits, value, each))
+    if origin is Literal:
+        return any(not differs(value, one) for one in inner)
+    if origin is Mapping:
+        return isinstance(value, Mapping) and all(fits(one, inner[1]) for one in value.values())
+    if origin is Sequence:
+        listed = isinstance(value, Sequence) and not isinstance(value, str | bytes)
+        return listed and all(fits(one, inner[0]) for one in value)
     if isinstance(value, bool):
         return hint is bool
     if hint is float:
         return is_real(value)
-    return isinstance(value, Integral if hint is int else origin or hint)
+    if hint is int:
+        return isinstance(value, Integral) and abs(int(value)) < LARGEST
+    return isinstance(value, origin or hint)
 
 
 def is_real(value: object) -> bool:
@@ -65,6 +78,25 @@ def shown(value: object, length: int = 60) -> str:
         return f"a {type(value).__name__} that cannot be shown"
     text = text if text.isprintable() else " ".join(text.split())
     return text if len(text) <= length else f"{text[:length]}…"
+
+
+def differs(value: Any, other: Any) -> bool:
+    """Whether two values are not equal; those that cannot be compared, such as arrays, are not."""
+    if value is other:
+        return False
+    try:
+        return bool(value != other)
+    except Exception:
+        return True
+
+
+def plain_number(value: Any) -> Any:
+    """Return a number of another library as Python's own, also in a list; any other value as is."""
+    if type(value) in (list, tuple):
+        return type(value)(one if isinstance(one, list) else plain_number(one) for one in value)
+    if isinstance(value, bool | int | float) or not isinstance(value, Real):
+        return value
+    return int(value) if isinstance(value, Integral) else float(value)
 
 
 def inside(value: Any, interval: str) -> bool:
@@ -93,7 +125,9 @@ def in_words(hint: Any) -> str:
         return " or ".join(in_words(one) for one in inner if one is not type(None))
     if origin is tuple and Ellipsis not in inner:
         return f"a list of {len(inner)} values"
-    return WORDS.get(origin or hint, str(hint))
+    if origin is Literal:
+        return listed(inner)
+    return WORDS.get(origin or hint) or f"a {getattr(hint, '__name__', hint)}"
 
 
 def listed(choices: Collection[Any]) -> str:

@@ -74,6 +74,17 @@ def read_limited(
     return content
 
 
+def is_name(path: str | Path) -> bool:
+    """Whether a file can have a name: without a zero byte, valid, and not too long."""
+    try:
+        os.stat(os.path.expanduser(path))  # noqa: PTH111, PTH116  # a hub id is no path
+    except ValueError:
+        return False
+    except OSError as error:
+        return error.errno not in (errno.ENAMETOOLONG, errno.EINVAL)
+    return True
+
+
 def is_file(path: Path) -> bool:
     """Whether there is a file of a name, which may be one that no file can have."""
     try:

@@ -15,7 +15,7 @@ import functools
 from collections.abc import Iterable
 from typing import Any, TypeVar, get_type_hints
 
-from ldm.config.checking import fits, in_words, inside, listed
+from ldm.config.checking import differs, fits, in_words, inside, listed, shown
 from ldm.errors import ArgumentError, did_you_mean
 
 T = TypeVar("T")
@@ -64,21 +64,25 @@ def read_table(cls: type[T], values: dict[str, Any], prefix: str = "") -> T:
 def check_values(table: Any, prefix: str = "", expected: str = "expected") -> None:
     """Raise ArgumentError for a field of a dataclass of a wrong type or outside its range.
 
-    expected: what stands before the type in words. A field's metadata may name the type ("kind").
+    expected: what stands before the type in words. A field's metadata may name the type ("kind"),
+    and what objects of other libraries have to be ("form": see ``ldm.config.forms``).
     """
     hints = type_hints(table.__class__)
     for field in dataclasses.fields(table):
         value, rule = getattr(table, field.name), field.metadata
-        wrong = f"{prefix}{field.name} is {value!r:.60}"
+        wrong = f"{prefix}{field.name} is {shown(value)}"
         interval, names, words = (rule.get(key) for key in ("interval", "names", "words"))
-        if names and value not in names:
+        if names and all(differs(value, name) for name in names):
             raise ArgumentError(f"{wrong}; expected {words or listed(names)}")
         if not fits(value, hints[field.name]):
             kind = rule.get("kind") or in_words(hints[field.name])
             raise ArgumentError(f"{wrong}; {expected} {kind}")
         if interval and not inside(value, interval):
             where = words or f"in {interval}"
-            raise ArgumentError(f"{prefix}{field.name} is {value}; it must be {where}")
+            raise ArgumentError(f"{wrong}; it must be {where}")
+        form = rule.get("form")
+        if form and value is not None and (fault := form.fault(value)) is not None:
+            raise ArgumentError(f"{prefix}{field.name} is or has {fault}")
 
 
 @functools.cache

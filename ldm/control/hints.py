@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from PIL.Image import Image
 from torch import Tensor
 
+from ldm.config.checking import differs
 from ldm.config.controlnet_union import PREPROCESSED, listing, read_mode
 from ldm.config.picture_readers import CONTROLNET, PictureReader
 from ldm.control.control_lllite import ControlLLLite, Network, check_lllite_size
@@ -187,7 +188,8 @@ def find_mode(mode: Any, source: Any, name: str) -> Any:
 def refuse_unused(request: Request, kind: PictureReader) -> None:
     """Raise ArgumentError for arguments of a kind of which none is loaded."""
     for name in arguments_of(kind):
-        if getattr(request, name) not in (None, getattr(Request, name)):
+        value = getattr(request, name)
+        if value is not None and differs(value, getattr(Request, name)):
             raise ArgumentError(
                 f"{name} is of a {kind.name}, and none is loaded: {kind.load}(path), or "
                 f"{kind.flag} FILE"

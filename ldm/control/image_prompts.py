@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.clip_vision import CLIPVisionEncoder
+from ldm.config.checking import differs
 from ldm.control.image_sources import (
     EMBEDS,
     IMAGE,
@@ -121,7 +122,8 @@ class ImagePrompts:
 def refuse_unused(request: Request) -> None:
     """Raise ArgumentError for arguments of IP-Adapters if none is loaded."""
     for name in IP_ADAPTER:
-        if getattr(request, name) not in (None, getattr(Request, name)):
+        value = getattr(request, name)
+        if value is not None and differs(value, getattr(Request, name)):
             raise ArgumentError(f"{name} is of an IP-Adapter, and none is loaded: {LOAD}")
 
 

@@ -246,6 +246,7 @@ def load(
 @contextlib.contextmanager
 def _reading(name: str | Path) -> Iterator[None]:
     """Turn whatever goes wrong while an image is read into an ImageError of one line."""
+    name = f"{name!s:.500}"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's notes on odd files that it does read

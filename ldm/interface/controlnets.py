@@ -11,6 +11,8 @@ from typing import TypeVar
 from torch import Tensor
 
 from ldm.checkpoints.source import check_paths
+from ldm.config.arguments import checked
+from ldm.config.checking import shown
 from ldm.config.picture_readers import CONTROLNET, PictureReader
 from ldm.control.control_lllite import ControlLLLite, check_lllite_ways
 from ldm.errors import ArgumentError
@@ -43,12 +45,13 @@ def check_loaded(name: str, loaded: Mapping[str, object], kind: PictureReader) -
     """Raise ArgumentError for the name of a network that is not loaded."""
     if name not in loaded:
         known = ", ".join(loaded) or "none"
-        raise ArgumentError(f"no {kind.name} named {name!r} is loaded; there are: {known}")
+        raise ArgumentError(f"no {kind.name} named {shown(name)} is loaded; there are: {known}")
 
 
 class ControlNets(Model):
     """A model with ControlNets."""
 
+    @checked("name")
     @changes_model
     def load_controlnet(self, path: str | Path, name: str | None = None) -> str:
         """Load a ControlNet, which steers by ``control_image``; return its name.
@@ -108,6 +111,7 @@ class ControlNets(Model):
         finally:
             self.loras.set_scales(scales)
 
+    @checked()
     @changes_model
     def unload_controlnet(self, name: str) -> None:
         """Remove a ControlNet. Raises ArgumentError for a name that is not loaded."""

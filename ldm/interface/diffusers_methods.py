@@ -14,6 +14,9 @@ import torch
 from torch import nn
 
 from ldm.adapters.lora_scale import Scale
+from ldm.checkpoints.source import check_paths
+from ldm.config.arguments import checked
+from ldm.config.checking import shown
 from ldm.config.diffusers_habits import find, is_off, message
 from ldm.errors import ArgumentError, UnknownAttributeError
 from ldm.interface.ip_adapters import IPAdapters
@@ -49,6 +52,7 @@ class DiffusersMethods(T2IAdapters, IPAdapters):
         """The dtype of the U-Net."""
         return next(self.unet.parameters()).dtype
 
+    @checked()
     @changes_model
     def to(
         self: T,
@@ -99,6 +103,7 @@ class DiffusersMethods(T2IAdapters, IPAdapters):
             self.optimize(True, compile=before.compile, offload=offload, int8=before.int8)
         self.loras.set_scales(scales)
 
+    @checked()
     @changes_model
     def enable_model_cpu_offload(
         self, gpu_id: int | None = None, device: str | torch.device = "cuda"
@@ -127,6 +132,7 @@ class DiffusersMethods(T2IAdapters, IPAdapters):
 
     # LoRAs
 
+    @checked()
     @changes_model
     def fuse_lora(
         self,
@@ -170,6 +176,7 @@ class DiffusersMethods(T2IAdapters, IPAdapters):
                     found.setdefault(part, []).append(name)
         return found
 
+    @checked()
     @changes_model
     def delete_adapters(self, adapter_names: str | Sequence[str]) -> None:
         """Remove these LoRAs."""
@@ -181,7 +188,7 @@ class DiffusersMethods(T2IAdapters, IPAdapters):
         for name in names:
             if name not in self.loras.loaded:
                 known = ", ".join(self.loras.loaded) or "none"
-                raise ArgumentError(f"no LoRA named {name!r} is loaded; there are: {known}")
+                raise ArgumentError(f"no LoRA named {shown(name)} is loaded; there are: {known}")
 
     # Names that are not here
 
@@ -242,6 +249,7 @@ def lora_path(path: str | Path, weight_name: str | None) -> Path:
     """Return the file of a LoRA that diffusers' way names: a folder and a name in it."""
     if not isinstance(path, str | Path):
         raise ArgumentError(f"the LoRA is a {type(path).__name__}; give the path of its file")
+    check_paths({"path": [path], "weight_name": [weight_name]})
     path = Path(path).expanduser()
     if weight_name is not None or path.is_dir():
         return path / (weight_name or LORA_FILE)

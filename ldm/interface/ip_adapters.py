@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ldm.checkpoints.source import check_paths
+from ldm.config.arguments import checked
+from ldm.config.checking import shown
 from ldm.errors import ArgumentError
 from ldm.images.generation_info import adapter_name
 from ldm.images.inputs import Picture, flat
@@ -24,6 +26,7 @@ ENCODERS = "image_encoder"
 class IPAdapters(ControlNets):
     """A model with IP-Adapters."""
 
+    @checked("subfolder", "weight_name", "image_encoder_folder", "name")
     def load_ip_adapter(
         self,
         path: str | Path | Sequence[str | Path],
@@ -79,6 +82,10 @@ class IPAdapters(ControlNets):
         name: str | None,
     ) -> str:
         check_paths({"ip_adapter": [path], "image_encoder": [image_encoder]})
+        if path is None:
+            raise ArgumentError("path is None; give the file of an IP-Adapter, or a folder")
+        inside = Path(path, *(str(part) for part in (subfolder, weight_name) if part is not None))
+        check_paths({"subfolder and weight_name": [inside]})
         # Only here: most pipelines never load one.
         from ldm.loading.ip_adapter import find_file
 
@@ -104,12 +111,13 @@ class IPAdapters(ControlNets):
         for key in [key for key, adapter in self.ip_adapters.items() if adapter.own]:
             del self.ip_adapters[key]
 
+    @checked()
     @changes_model
     def unload_ip_adapter(self, name: str | None = None) -> None:
         """Remove an IP-Adapter; None removes all. Raises ArgumentError for an unknown name."""
         if name is not None and name not in self.ip_adapters:
             known = ", ".join(self.ip_adapters) or "none"
-            raise ArgumentError(f"no IP-Adapter named {name!r} is loaded; there are: {known}")
+            raise ArgumentError(f"no IP-Adapter named {shown(name)} is loaded; there are: {known}")
         with self.plain():
             for each in [name] if name is not None else list(self.ip_adapters):
                 del self.ip_adapters[each]
@@ -140,6 +148,7 @@ class IPAdapters(ControlNets):
         for adapter, one in zip(self.ip_adapters.values(), scales, strict=True):
             adapter.scale = one
 
+    @checked("name")
     def encode_ip_adapter_image(
         self, image: Picture | Sequence[Picture], name: str | None = None
     ) -> Tensor:
@@ -157,7 +166,9 @@ class IPAdapters(ControlNets):
             (name,) = self.ip_adapters
         if name not in self.ip_adapters:
             known = ", ".join(self.ip_adapters) or "none: load_ip_adapter(path)"
-            raise ArgumentError(f"name is {name!r}; the IP-Adapters that are loaded are {known}")
+            raise ArgumentError(
+                f"name is {shown(name)}; the IP-Adapters that are loaded are {known}"
+            )
         parts: Sequence[Any] = image if isinstance(image, list | tuple) else [image]
         pictures = [load_image(one) for part in parts for one in flat(part, "image")]
         if not pictures:

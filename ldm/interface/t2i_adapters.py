@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from ldm.checkpoints.source import check_paths
+from ldm.config.arguments import checked
 from ldm.config.picture_readers import T2I_ADAPTER
 from ldm.images.generation_info import controlnet_name
 from ldm.interface.controlnets import ControlNets, check_loaded, choose_name
@@ -15,6 +16,7 @@ from ldm.loading.turns import changes_model
 class T2IAdapters(ControlNets):
     """A model with T2I-Adapters."""
 
+    @checked("name")
     @changes_model
     def load_t2i_adapter(self, path: str | Path, name: str | None = None) -> str:
         """Load a T2I-Adapter, which steers by ``adapter_image``; return its name.
@@ -40,6 +42,7 @@ class T2IAdapters(ControlNets):
         self.origin.t2i_adapters[name] = label
         return name
 
+    @checked()
     @changes_model
     def unload_t2i_adapter(self, name: str) -> None:
         """Remove a T2I-Adapter. Raises ArgumentError for a name that is not loaded."""

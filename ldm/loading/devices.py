@@ -24,8 +24,9 @@ def choose_device(device: str | torch.device | None) -> torch.device:
         torch.zeros(1, device=device).item()  # "meta" fails here: it has no values
     except (RuntimeError, AssertionError) as error:
         raise ArgumentError(
-            f"device is {str(device)!r}, which does not work here ({str(error).splitlines()[0]}); "
-            "use 'cpu', or leave it out for CUDA if it is available"
+            f"device is {str(device)!r:.80}, which does not work here "
+            f"({str(error).splitlines()[0]:.200}); use 'cpu', or leave it out for CUDA if it is "
+            "available"
         ) from None
     return device
 
@@ -41,7 +42,9 @@ def choose_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch
         return torch.bfloat16 if native_bfloat16() else torch.float32
     if isinstance(dtype, str):
         if dtype not in DTYPE_BY_NAME:
-            raise ArgumentError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPE_BY_NAME)}")
+            raise ArgumentError(
+                f"dtype is {dtype!r:.80}; expected one of {', '.join(DTYPE_BY_NAME)}"
+            )
         dtype = DTYPE_BY_NAME[dtype]
     if dtype == torch.float16 and device.type == "cpu":
         raise ArgumentError(

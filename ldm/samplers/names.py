@@ -98,7 +98,7 @@ def _unknown(what: str, text: str, names: Iterable[str], plain: dict[str, str]) 
         hint += " ldm-generate --list-samplers has all"
     else:
         hint = f"expected one of {', '.join(names)}"
-    return ArgumentError(f"{what} is {text!r}; {hint}")
+    return ArgumentError(f"{what} is {text!r:.80}; {hint}")
 
 
 SAMPLER_OF = {
