@@ -8,7 +8,7 @@ from collections.abc import Container
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ldm.cli.jobs import Job, all_files, files
 from ldm.cli.output_names import free_name
@@ -43,6 +43,19 @@ def save_picture(
     if not is_done(job):
         check_same(job, picture, texts)
     return job
+
+
+def save_beside(
+    picture: Image, path: Path, texts: Texts, arguments: argparse.Namespace, **options: Any
+) -> None:
+    """Save a file beside a picture; with --skip-existing, one that is there stays."""
+    if arguments.skip_existing and os.path.lexists(path):
+        return
+    try:
+        write_picture(picture, path, texts, arguments.force, not arguments.json, **options)
+    except ImageError:
+        if not (arguments.skip_existing and os.path.lexists(path)):  # by a quicker process
+            raise
 
 
 def rename(job: Job, taken: Container[Path]) -> Job:

@@ -33,9 +33,9 @@ from ldm.cli.plots import Plot
 from ldm.cli.printed import fail, notify
 from ldm.cli.progress import showing
 from ldm.cli.prompts_file import Line, file_label
-from ldm.cli.rows import put_error, put_picture, write_picture
+from ldm.cli.rows import put_error, put_picture
 from ldm.cli.save_control import ControlFiles, file_names, save_control, seen
-from ldm.cli.saving import save_picture
+from ldm.cli.saving import save_beside, save_picture
 from ldm.cli.sharing import claimed, is_done, wait_for
 from ldm.cli.sizes import image_size, size_advice
 from ldm.cli.style_options import given_reference
@@ -305,16 +305,14 @@ class Session:
     def save_batch(self, batch: list[Job], drawn: list[Image], watch: Watch) -> None:
         """Save each picture of a batch, and the files beside it."""
         arguments = self.arguments
-        skip, named = arguments.skip_existing, not arguments.json
         for index, (job, picture) in enumerate(zip(batch, drawn, strict=True)):
-            if skip and is_done(job):
+            if arguments.skip_existing and is_done(job):
                 continue  # of a batch in which another is missing
             texts = picture_texts(self.pipe, job, picture, batch)
             job = save_picture(job, picture, texts, arguments, self.names)
             paths = observe.beside(job.path, arguments)
             for name, shown, options in watch.files(index + arguments.replay[1], picture):
-                if not (skip and os.path.lexists(paths[name])):
-                    write_picture(shown, paths[name], texts, arguments.force, named, **options)
+                save_beside(shown, paths[name], texts, arguments, **options)
             if arguments.json:
                 paths |= file_names(self.work.controls.get(job.line, []))
                 put_picture(job, paths, self.each, texts[1])

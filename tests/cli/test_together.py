@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -51,9 +52,12 @@ def test_they_share_the_work(folder: Path, tmp_path: Path) -> None:
         Path(name).unlink()
     for kept in list(whole)[:5]:  # a run that was stopped
         Path(kept).write_bytes(whole[kept])
+    argv.remove("--quiet")
     codes, lines, errors = together(COUNT, tmp_path / "logs", *argv)
     assert codes == [0] * COUNT, errors
     assert files() == whole
+    drawn = map(int, re.findall(r"^(\d+) pictures? in", errors, re.MULTILINE))
+    assert sum(drawn) == 10  # of 12, as the first batch was done
     assert sorted(lines) == sorted(set(whole) - set(list(whole)[:5]))
 
 
