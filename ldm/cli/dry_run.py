@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -12,9 +11,10 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from ldm.checkpoints.assets import asset_path
-from ldm.cli.common import importing_torch, put
+from ldm.cli.common import importing_torch
 from ldm.cli.controlnets import all_controls, original
 from ldm.cli.guidance_options import given_pictures
+from ldm.cli.printed import put_text
 from ldm.cli.rows import put_json
 from ldm.cli.sizes import image_size
 from ldm.config import read_json
@@ -52,8 +52,8 @@ def dry_run(arguments: argparse.Namespace, work: Work) -> None:
     for drawing, count in kinds.items():
         needed = estimate(model, drawing, available)
         put_needed(drawing, needed, count, arguments.json)
-    if arguments.processes > 1:
-        put_text(f"memory: of each of {arguments.processes} processes", arguments.json)
+    if arguments.processes > 1 and not arguments.json:
+        put_text(f"memory: of each of {arguments.processes} processes\n")
     for drawing in kinds:
         check_fits(model, drawing, available)
 
@@ -153,8 +153,7 @@ def put_job(job: Job, drawing: Drawing, in_json: bool) -> None:
         put_json({"path": str(job.path), "seed": job.seed, "prompt": job.prompt, **size})
         return
     shown = " ".join(job.prompt.split())
-    text = f"{job.path}  {drawing.width}x{drawing.height}  seed {job.seed}  {shown}\n"
-    put(os.fsencode(text) if text.isascii() else text.encode(errors="surrogateescape"))
+    put_text(f"{job.path}  {drawing.width}x{drawing.height}  seed {job.seed}  {shown}\n")
 
 
 def put_needed(drawing: Drawing, needed: MemoryNeeded, count: int, in_json: bool) -> None:
@@ -171,10 +170,4 @@ def put_needed(drawing: Drawing, needed: MemoryNeeded, count: int, in_json: bool
         put_json(row)
         return
     what = f"{drawing.count} at once of {drawing.width}x{drawing.height}"
-    put_text(f"memory: {what}: {needed}", in_json)
-
-
-def put_text(text: str, in_json: bool) -> None:
-    """Print a line; with ``--json`` nothing."""
-    if not in_json:
-        put(f"{text}\n".encode())
+    put_text(f"memory: {what}: {needed}\n")
