@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from ldm.adapters.lora_checks import check_shapes, fits
+from ldm.checkpoints.deferred import computable
 from ldm.checkpoints.family import FAMILIES, read_family
 from ldm.checkpoints.kinds import of_other_option
 from ldm.checkpoints.lora_first import is_first_format, name_layers
@@ -205,7 +206,7 @@ class Adaptable:
                         f"{path}: {key} has shape {tuple(vectors.shape)}; expected vectors of a "
                         f"word, such as (2, 768); get it again"
                     )
-                vectors = vectors.reshape(-1, vectors.shape[-1])
+                vectors = computable(vectors.reshape(-1, vectors.shape[-1]))
                 part = self.word_part(kind, vectors.shape[1])
                 if kind.endswith("_out"):
                     account.leave(OUTPUT, [key])

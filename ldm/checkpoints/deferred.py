@@ -35,6 +35,11 @@ def dense(value: Stored) -> Tensor:
     return value.read() if isinstance(value, Deferred) else value
 
 
+def computable(value: Tensor) -> Tensor:
+    """Return a tensor in a dtype that PyTorch computes in: float8 becomes float16, exactly."""
+    return value.to(torch.float16) if value.dtype in FLOAT8 else value
+
+
 def change(value: Stored, function: Callable[[Tensor], Tensor]) -> Stored:
     """Apply a function of one tensor, to a deferred one when it is read."""
     if isinstance(value, Tensor):

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ldm.checkpoints.deferred import FLOAT8, Deferred, Stored, dense
+from ldm.checkpoints.deferred import FLOAT8, Deferred, Stored, computable, dense
 from ldm.checkpoints.formats import GGUF, IP_ADAPTER, SAFETENSORS, find_format
 from ldm.checkpoints.header import Header, read_header
 from ldm.checkpoints.number_formats import check_range, float_format
@@ -118,7 +118,7 @@ def as_vectors(path: Path, name: str, value: object) -> Tensor | None:
     if not isinstance(value, Tensor | Deferred) or value.ndim not in (1, 2) or 0 in value.shape:
         return None
     check_real(path, name, value)
-    vectors = dense(value)
+    vectors = computable(dense(value))
     check_finite(path, name, vectors.float())
     return vectors.reshape(-1, vectors.shape[-1])
 
