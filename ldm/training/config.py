@@ -65,9 +65,6 @@ class TrainConfig:
         check_values(self)
         check_content("model", self.model)
         check_content("options", self.options)
-        for name in ("recipe", "output"):
-            if not getattr(self, name):
-                raise ArgumentError(f"{name} is empty; see configs/train/ for examples")
         if self.batch_size > MOST_ROWS:
             raise ArgumentError(
                 f"batch_size is {self.batch_size!s:.40}; at most {MOST_ROWS:,} work"

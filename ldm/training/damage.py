@@ -87,7 +87,10 @@ def way_out(run: Path, found: Sequence[Path], own: dict[str, Tensor]) -> str:
             f"{found[good]} is whole: to go on from step {int(found[good].name)}, remove that "
             f"folder (rm -r {gone}), then run the same command"
         )
-    return f"no other checkpoint is whole; give another output for a new run. {drawable(run)}"
+    return (
+        "no other checkpoint is whole: remove that folder to begin anew, or give another output. "
+        f"{drawable(run)}"
+    )
 
 
 def drawable(run: Path) -> str:

@@ -91,6 +91,8 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, recipe: Recipe) -> None:
         check_defaults()
+        if not config.output:
+            raise ArgumentError("output is empty; give the folder of the run")
         self.config, self.recipe = config, recipe
         self.run = Path(config.output)
         self.accelerator = build_accelerator(config)

@@ -205,7 +205,9 @@ def test_when_no_checkpoint_is_whole(tmp_path: Path, two: Path) -> None:
     older, newest = checkpoints(tmp_path / "run")
     half(older / "ema.safetensors")
     half(newest / "model.safetensors")
-    with pytest.raises(CheckpointError, match=r"no other checkpoint is whole; give another output"):
+    with pytest.raises(
+        CheckpointError, match=r"no other checkpoint is whole: remove that folder to"
+    ):
         train(tmp_path / "run")
     component = tmp_path / "run" / "unet"
     component.mkdir()
@@ -277,8 +279,9 @@ def test_an_output_that_cannot_be_a_folder(tmp_path: Path) -> None:
     for output in (tmp_path / "file", tmp_path / "file" / "in", Path("x" * 300), Path("a\0b")):
         with pytest.raises(TrainingError, match="give another output"):
             train(output)
+    config = TrainConfig("toy", "", "", 1, 1, 1.0)
     with pytest.raises(ArgumentError, match="output is empty"):
-        TrainConfig("toy", "", "", 1, 1, 1.0)
+        next(train_steps(config, Toy(config)))
 
 
 def test_a_file_where_samples_should_be(tmp_path: Path) -> None:

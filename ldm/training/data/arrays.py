@@ -100,7 +100,10 @@ def map_array(path: Path) -> np.ndarray:
             raise ValueError(f"it is {kind}")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # NumPy's notes on old headers
-            return np.lib.format.open_memmap(path, "r", max_header_size=MOST_HEADER)
+            found = np.lib.format.open_memmap(path, "r", max_header_size=MOST_HEADER)
+        if not found.dtype.isnative:
+            raise ValueError(f"its numbers, {found.dtype.str}, have another byte order")
+        return found
     except Exception as error:  # NumPy's reader raises errors of many types on damaged headers
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise DataError(f"{path} cannot be read ({reason:.200}); build it again") from None

@@ -13,6 +13,7 @@ from ldm.training.foreign import MOST_LINE, kind_of_file, parse_json, read_file
 # Bytes of values for each byte of the file, as the best compression of pictures and captions is far
 # from, and what small files may have beyond it.
 MOST_GROWTH, ROOM = 1100, 1 << 28
+BUFFER = 1 << 16  # bytes of a column that are read at once
 BATCH = 1 << 24  # bytes of values that are counted at once
 NAMES = ("dataset_info.json", "state.json", "dataset_dict.json")
 
@@ -51,13 +52,17 @@ def check_parquet(path: Path) -> None:
     if kind := kind_of_file(path):
         raise ValueError(f"it is {kind}, not a file")
     size = path.stat().st_size
-    with ParquetFile(path) as file:
+    with ParquetFile(path, buffer_size=BUFFER) as file:
         meta, most = file.metadata, MOST_GROWTH * size + ROOM
         if meta.num_rows > size:
             raise ValueError(f"it claims {meta.num_rows:,} rows in {size:,} bytes")
         description = (file.schema_arrow.metadata or {}).get(b"huggingface")
         if description:
             check_features(parse_json(description))
+        for group in range(meta.num_row_groups):
+            # The first row, for what Arrow checks then: what the footer says of a column would
+            # abort the process if it is damaged.
+            next(file.iter_batches(1, row_groups=[group]), None)
         claimed = 0
         for chunk in chunks(meta):
             claimed += max(chunk.total_uncompressed_size, 0)
@@ -73,6 +78,8 @@ def check_parquet(path: Path) -> None:
 def chunks(meta: Any) -> Iterator[Any]:
     """Yield what the footer says of each column of each group of rows."""
     for group in range(meta.num_row_groups):
+        if not meta.row_group(group).num_rows:
+            continue
         for column in range(meta.num_columns):
             yield meta.row_group(group).column(column)
 

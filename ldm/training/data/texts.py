@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,6 +18,7 @@ from ldm.training.data.arrays import map_array
 from ldm.training.data.metadata import first_text, read_rows
 from ldm.training.foreign import check_defaults
 
+FLOATS = (np.float16, np.float32, np.float64)
 MOST_FIELDS = 256  # of all readings: each text has a number for each
 
 
@@ -38,7 +40,7 @@ class EmbeddedTexts:
         rows = read_rows(folder / "texts.jsonl")
         self.texts = [text_of(row, f"{folder}, row {i}") for i, row in enumerate(rows)]
         self.embeddings = map_array(folder / "embeddings.npy")
-        if self.embeddings.ndim != 2 or self.embeddings.dtype.kind != "f" or not len(rows):
+        if self.embeddings.ndim != 2 or self.embeddings.dtype not in FLOATS or not len(rows):
             raise DataError(
                 f"{folder}/embeddings.npy holds {self.embeddings.dtype} of shape "
                 f"{self.embeddings.shape}; expected a vector of floats for each text, and a text"
