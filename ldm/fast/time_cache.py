@@ -54,7 +54,9 @@ class TimeCache(Caching):
             return
         if config.class_conditional or config.addition_embed_type or config.time_cond_proj_dim:
             return
-        t = torch.tensor(list(dict.fromkeys(times)))  # in float32, as the U-Net reads them
+        t = torch.tensor(
+            list(dict.fromkeys(times)), dtype=torch.float32, device="cpu"
+        )  # as the U-Net reads them
         dtype = cast(Tensor, unet.conv_in.bias).dtype  # its weight would be unpacked
         embedded = unet.embed(t, None, None, None, None, dtype=dtype)
         rows = dict(zip(t.tolist(), embedded.split(1), strict=True))
