@@ -110,7 +110,9 @@ class Denoiser:
         ]
         self.weights: Tensor | None = None  # (B, texts), where AND joins texts
         if any(one.combined for one in prompted):
-            self.weights = torch.zeros(len(prompted), len(self.texts))
+            self.weights = torch.zeros(
+                len(prompted), len(self.texts), dtype=torch.float32, device="cpu"
+            )
             for i, row in enumerate(self.texts):
                 self.weights[row.picture, i] = row.script.weight
         # The last U-Net calls, which are used again if the conditionings stay the same.
@@ -166,9 +168,9 @@ class Denoiser:
             options: dict[str, Any] = dict(call.inputs)
             if self.embedded_scale is not None:
                 options["guidance_scale"] = torch.full(
-                    (len(mine),), self.embedded_scale, device=mine.device
+                    (len(mine),), self.embedded_scale, dtype=torch.float32, device=mine.device
                 )
-            t = torch.full((len(mine),), level.t, device=mine.device)
+            t = torch.full((len(mine),), level.t, dtype=torch.float32, device=mine.device)
             if self.listener is not None:
                 self.listener(call.texts)
             if self.control is not None:
@@ -184,7 +186,7 @@ class Denoiser:
                 outputs.append(unet(mine, t, **options))
         if len(outputs) == 1:
             return outputs[0]
-        order = torch.tensor([row for call in self._calls for row in call.rows])
+        order = torch.tensor([row for call in self._calls for row in call.rows], device="cpu")
         return torch.cat(outputs)[order.argsort().to(outputs[0].device)]
 
 

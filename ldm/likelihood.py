@@ -116,7 +116,7 @@ def bound_terms(
     """
     x0 = quantise(x0)
     terms = [
-        _drawn(scheduler, predict, x0, torch.full((len(x0),), t), generator, clip)
+        _drawn(scheduler, predict, x0, torch.full((len(x0),), t, device="cpu"), generator, clip)
         for t in range(len(scheduler.ratios))
     ]
     return torch.stack([*terms, prior_term(scheduler, x0)], dim=1) * BITS_PER_NAT
@@ -139,10 +139,10 @@ def bound_estimate(
     if calls < 2:
         raise ArgumentError(f"calls is {calls}; it must be at least 2: one is for L_0 alone")
     x0 = quantise(x0)
-    at = torch.zeros(len(x0), dtype=torch.int64)
+    at = torch.zeros(len(x0), dtype=torch.int64, device="cpu")
     total = prior_term(scheduler, x0) + _drawn(scheduler, predict, x0, at, generator, clip)
     for start, end in pairwise(spans(len(scheduler.ratios), calls - 1)):
-        t = torch.randint(start, end, (len(x0),), generator=generator)
+        t = torch.randint(start, end, (len(x0),), generator=generator, device="cpu")
         total = total + (end - start) * _drawn(scheduler, predict, x0, t, generator, clip)
     return total * BITS_PER_NAT
 
@@ -162,7 +162,7 @@ def _drawn(
     clip: float | None,
 ) -> Tensor:
     """Compute ``term`` at t, int64 (B,), with x_t drawn from q(x_t | x₀): nats per dimension."""
-    noise = torch.randn(x0.shape, generator=generator).to(x0)
+    noise = torch.randn(x0.shape, generator=generator, dtype=torch.float32, device="cpu").to(x0)
     t = t.to(x0.device)
     x_t = scheduler.add_noise(x0, noise, t)
     return term(scheduler, predict(x_t, t), x0, x_t, t, clip)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -463,4 +463,5 @@ def size_ids(model: Model, canvas: Canvas) -> tuple[Tensor, Tensor]:
     """Return the sizes that SDXL is conditioned on: for the prompts, and for negative ones."""
     scores = (AESTHETIC_SCORE, NEGATIVE_AESTHETIC_SCORE)
     rows = [time_ids(canvas.height, canvas.width, model.time_ids, score) for score in scores]
-    return torch.tensor(rows[0], device=model.device), torch.tensor(rows[1], device=model.device)
+    options: dict[str, Any] = {"dtype": torch.float32, "device": model.device}
+    return torch.tensor(rows[0], **options), torch.tensor(rows[1], **options)

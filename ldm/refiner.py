@@ -71,7 +71,9 @@ def stream(models: Ensemble, request: RefinedRequest) -> Iterator[Progress]:
         sampler=first.schedule.choice.name,
         schedule=first.schedule.choice.schedule,
         denoising_start=where,
-        latents=torch.zeros(first.noise.shape),  # in the place of what the base will hand over
+        latents=torch.zeros(
+            first.noise.shape, dtype=torch.float32, device="cpu"
+        ),  # in the place of what the base will hand over
         output_type="latent",
         # What the base alone reads.
         **{name: getattr(RefinedRequest, name) for name in (*CONTROL, *ADAPTER, *IP_ADAPTER)},

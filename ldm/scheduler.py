@@ -135,7 +135,7 @@ class DDPMScheduler:
         if kind == "learned_range" and v is None:
             raise ArgumentError("variance_type 'learned_range' needs v, which the network predicts")
         _, _, beta, small = self._posterior(t)
-        instead = self._posterior(torch.ones(1, dtype=torch.int64))[-1]
+        instead = self._posterior(torch.ones(1, dtype=torch.int64, device="cpu"))[-1]
         small = torch.where(t.cpu() == 0, instead, small)
         if kind == "fixed_large":
             return _column(torch.where(t.cpu() == 0, instead, beta).log(), like)
@@ -276,7 +276,7 @@ def _posterior(before: N, abar: N) -> tuple[N, N, N, N]:
 
 def linear_betas(start: float, end: float, steps: int) -> Tensor:
     """Space β evenly from start to end (Ho et al. 2020, section 4)."""
-    return torch.linspace(start, end, steps, dtype=torch.float32)
+    return torch.linspace(start, end, steps, dtype=torch.float32, device="cpu")
 
 
 def quadratic_betas(start: float, end: float, steps: int) -> Tensor:
@@ -284,12 +284,16 @@ def quadratic_betas(start: float, end: float, steps: int) -> Tensor:
 
     Latent diffusion calls the same "linear", and diffusers "scaled_linear".
     """
-    return torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float32) ** 2
+    return torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float32, device="cpu") ** 2
 
 
 def sigmoid_betas(start: float, end: float, steps: int) -> Tensor:
     """Follow 1/(1 + e^{−s}) from start to end, s from −6 to 6 (Xu et al. 2022, GeoDiff's code)."""
-    return torch.sigmoid(torch.linspace(-6, 6, steps)) * (end - start) + start
+    return (
+        torch.sigmoid(torch.linspace(-6, 6, steps, dtype=torch.float32, device="cpu"))
+        * (end - start)
+        + start
+    )
 
 
 def squared_cosine_betas(start: float, end: float, steps: int) -> Tensor:
@@ -305,7 +309,7 @@ def exponential_betas(start: float, end: float, steps: int) -> Tensor:
 def _of_abar(abar: Callable[[float], float], steps: int) -> Tensor:
     """Compute β from ᾱ as a function of s in [0, 1], capped at 0.999."""
     capped = [min(1 - abar((i + 1) / steps) / abar(i / steps), 0.999) for i in range(steps)]
-    return torch.tensor(capped, dtype=torch.float32)
+    return torch.tensor(capped, dtype=torch.float32, device="cpu")
 
 
 # (β of the first step, of the last, T) → β (T,), by diffusers' names and the literature's
@@ -338,7 +342,7 @@ def betas(config: SchedulerConfig) -> Tensor:
     """
     steps = config.num_train_timesteps
     if config.trained_betas is not None:
-        beta = torch.tensor(config.trained_betas, dtype=torch.float32)
+        beta = torch.tensor(config.trained_betas, dtype=torch.float32, device="cpu")
     elif config.beta_schedule in BETAS:
         beta = BETAS[config.beta_schedule](config.beta_start, config.beta_end, steps)
     else:

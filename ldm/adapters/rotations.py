@@ -146,7 +146,11 @@ def boft(factors: Factors[Tensor], weight: Tensor, scale: float) -> Tensor:
     half = (blocks - blocks.transpose(-1, -2)) / 2
     turned = flat.T
     for i, rotation in enumerate(cayley(-half)):
-        order = butterfly(inputs, count // 2**i, size // 2) if stages > 1 else torch.arange(inputs)
+        order = (
+            butterfly(inputs, count // 2**i, size // 2)
+            if stages > 1
+            else torch.arange(inputs, device="cpu")
+        )
         inner = turned[order.argsort()].reshape(count, size, -1)
         turned = (rotation @ inner).reshape(inputs, -1)[order]
     changed = turned.T.reshape(weight.shape) * rows.reshape(-1, *[1] * (weight.ndim - 1))
@@ -157,7 +161,7 @@ def butterfly(inputs: int, blocks: int, run: int) -> Tensor:
     """Return the order that puts, in each block, the even runs of inputs before the odd ones."""
     if run < 1:
         raise ValueError("its blocks are too small")
-    order = torch.arange(inputs).reshape(blocks, -1, run)
+    order = torch.arange(inputs, device="cpu").reshape(blocks, -1, run)
     return torch.cat((order[:, ::2], order[:, 1::2]), 1).flatten()
 
 

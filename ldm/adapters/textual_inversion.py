@@ -137,7 +137,7 @@ class TextualInversions:
                 ids = dict(
                     zip(
                         words,
-                        torch.arange(len(embeddings.extra)).split([*words.values()]),
+                        torch.arange(len(embeddings.extra), device="cpu").split([*words.values()]),
                         strict=True,
                     )
                 )

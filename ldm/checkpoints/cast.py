@@ -17,7 +17,7 @@ def cast(x: Tensor, dtype: torch.dtype | None) -> Tensor:
     if (x.device.type, x.dtype, dtype) != ("cpu", torch.float16, torch.bfloat16):
         return x.to(dtype)
     y = torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format)
-    between = torch.empty(min(CHUNK, x.numel()))
+    between = torch.empty(min(CHUNK, x.numel()), dtype=torch.float32, device="cpu")
     for source, result in zip(x.reshape(-1).split(CHUNK), y.view(-1).split(CHUNK), strict=True):
         result.copy_(between[: len(source)].copy_(source))
     return y

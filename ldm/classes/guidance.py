@@ -56,7 +56,7 @@ class ClassifierGuidance(Modifier):
         like = next(self.classifier.parameters())
         with torch.inference_mode(False), torch.enable_grad():
             inputs = x.detach()[pictures].requires_grad_()
-            t = torch.full((len(inputs),), level.t, device=x.device)
+            t = torch.full((len(inputs),), level.t, dtype=torch.float32, device=x.device)
             logits = self.classifier(inputs.to(like), t).float()
             labels = torch.tensor([self.labels[i] for i in pictures], device=x.device)[:, None]
             chosen = logits.log_softmax(dim=1).gather(1, labels).sum()

@@ -18,6 +18,8 @@ from ldm.cli.common import EXIT_CODES, FAILED, run
 from ldm.cli.model_folder import find_model
 from ldm.cli.parsing import Parser
 from ldm.cli.printed import fail, put_text, visible
+from ldm.cli.streams import MOST_BYTES
+from ldm.config.files import read_limited
 from ldm.errors import ArgumentError, CheckpointError, LDMError
 
 BLOCK = 1 << 20
@@ -146,7 +148,8 @@ def describe_any(path: Path) -> Rows:
     if is_picture(path):
         return describe_picture(path)
     if path.suffix.lower() in TEXTS:
-        lines = [line for line in path.read_bytes().splitlines() if line.strip()]
+        content = read_limited(path, MOST_BYTES, what="file of prompts")
+        lines = [line for line in content.splitlines() if line.strip()]
         return [
             ("file of prompts", f"{path}, {len(lines)} lines"),
             ("draw", f"ldm generate --prompts {shlex.quote(str(path))} -o out/"),

@@ -12,9 +12,10 @@ from ldm.cli.controlnets import KINDS, control_option
 from ldm.cli.fields import EVERYDAY
 from ldm.cli.options import defaults
 from ldm.cli.replay import AROUND, IN_ANOTHER_FORM, as_options
+from ldm.config.files import open_regular
 from ldm.config.picture_readers import T2I_ADAPTER
 from ldm.errors import ImageError
-from ldm.images.files import read_texts
+from ldm.images.files import open_picture, read_texts
 from ldm.images.generation_info import (
     BUILT_IN,
     OWN_CONTROLNET,
@@ -30,7 +31,7 @@ SHOWN = 2000  # characters of a text
 
 def is_picture(path: Path) -> bool:
     """Whether a file begins as pictures do, whatever its name."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         start = file.read(16)
     brand = start[8:12]
     of_box = start[4:8] == b"ftyp" and brand in (b"avif", b"avis", b"heic", b"heix", b"mif1")
@@ -39,10 +40,8 @@ def is_picture(path: Path) -> bool:
 
 def describe_picture(path: Path) -> Rows:
     """Describe a picture, row by row. Raises ImageError for one that is damaged."""
-    from PIL import Image
-
     texts = read_texts(path)  # reads all of it
-    with Image.open(path) as image:
+    with open_picture(path) as image:
         size, kind = image.size, image.format
     rows: Rows = [("picture", f"{path}, {kind}, {size[0]}x{size[1]}")]
     try:

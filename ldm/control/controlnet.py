@@ -138,6 +138,9 @@ def scaled(
     Source: the authors' code of guess mode (lllyasviel/ControlNet), as diffusers has it.
     """
     if guess_mode:
-        factors = (torch.logspace(WEAKEST, 0, count or len(found)) * scale).tolist()
+        factors = (
+            torch.logspace(WEAKEST, 0, count or len(found), dtype=torch.float32, device="cpu")
+            * scale
+        ).tolist()
         return [y * factor for y, factor in zip(found, factors, strict=count is None)]
     return found if scale == 1 else [y * scale for y in found]

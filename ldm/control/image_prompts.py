@@ -92,7 +92,7 @@ class LoadedIPAdapter:
             )
         if pixels is None:
             size = self.encoder.config.image_size
-            pixels = torch.zeros(states.shape[1], 3, size, size, dtype=states.dtype)
+            pixels = torch.zeros(states.shape[1], 3, size, size, dtype=states.dtype, device="cpu")
         return self.states(torch.zeros_like(pixels))[None].to(states)
 
 

@@ -122,7 +122,7 @@ class ControlNetUnion(ControlNet):
 
     def control_type(self, modes: Sequence[int]) -> Tensor:
         """Return which kinds are given: (1, num_control_type), 1 or 0."""
-        given = torch.zeros(1, self.config.num_control_type)
+        given = torch.zeros(1, self.config.num_control_type, dtype=torch.float32, device="cpu")
         given[0, list(modes)] = 1
         return given
 

@@ -80,7 +80,9 @@ def pack_conv(layer: nn.Conv2d, zero: int, shape: torch.Size, padding: tuple[int
     """Pack a convolution's weight for inputs of a shape."""
     weight, scales = rounded_rows(layer.weight)
     packed = onednn.int8_convolution_weight(weight, scales, zero, layer, padding, shape)
-    return Weight(packed, scales, torch.zeros(len(scales), dtype=torch.int32), marks(layer))
+    return Weight(
+        packed, scales, torch.zeros(len(scales), dtype=torch.int32, device="cpu"), marks(layer)
+    )
 
 
 def pack_linear(layer: nn.Linear, parts: int, shape: torch.Size) -> list[Weight]:
@@ -89,7 +91,7 @@ def pack_linear(layer: nn.Linear, parts: int, shape: torch.Size) -> list[Weight]
     for part in layer.weight.chunk(parts):
         weight, scales = rounded_rows(part)
         packed = onednn.int8_linear_weight(weight, shape)
-        zeros = torch.zeros(len(scales), dtype=torch.int32)
+        zeros = torch.zeros(len(scales), dtype=torch.int32, device="cpu")
         found.append(Weight(packed, scales, zeros, known))
     return found
 
@@ -209,7 +211,10 @@ def supported() -> bool:
 def _right() -> bool:
     """Try each operator on small tensors."""
     generator = torch.Generator().manual_seed(0)
-    image, x = (torch.randn(s, generator=generator) for s in ((2, 16, 5, 5), (1, 3, 16)))
+    image, x = (
+        torch.randn(s, generator=generator, dtype=torch.float32, device="cpu")
+        for s in ((2, 16, 5, 5), (1, 3, 16))
+    )
     conv, layer = nn.Conv2d(16, 8, 3, padding=1), nn.Linear(16, 8)
     pairs = []
     for zero, y in ((AFTER_SILU, F.silu(image)), (SYMMETRIC, image)):

@@ -91,7 +91,7 @@ def _right(dtype: torch.dtype) -> bool:
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator).to(dtype)
+        return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu").to(dtype)
 
     x, weight, bias, image, kernel = (
         draw(3, 8), draw(6, 8), draw(6), draw(1, 8, 5, 5), draw(6, 8, 3, 3),

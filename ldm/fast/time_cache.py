@@ -62,7 +62,8 @@ class TimeCache:
             return None
         if config.class_conditional or config.addition_embed_type or config.time_cond_proj_dim:
             return None
-        t = torch.tensor(list(dict.fromkeys(times)))  # in float32, as the U-Net reads them
+        unique = list(dict.fromkeys(times))  # in float32, as the U-Net reads them
+        t = torch.tensor(unique, dtype=torch.float32, device="cpu")
         dtype = cast(Tensor, unet.conv_in.bias).dtype  # its weight would be unpacked
         embedded = unet.embed(t, None, None, None, None, dtype=dtype)
         rows = dict(zip(t.tolist(), embedded.split(1), strict=True))

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from ldm.config.files import open_regular
 from ldm.errors import ArgumentError, ImageError
 from ldm.images.picture import ANIMATIONS, FILE_FORMATS, QUALITY
 from ldm.images.text_fields import embed, parameters_of, settings_of, text_fields
@@ -26,6 +27,8 @@ if TYPE_CHECKING:  # reading and writing files must not wait for torch
 
 # Of one picture to draw; more is a slip of the finger.
 MAX_SIDE, MAX_PIXELS = 8192, 4096 * 4096
+MAX_GRID_PIXELS = 1 << 28  # of all pictures of a grid: 800 MB
+PROGRAMS = ("EPS",)  # formats that Pillow starts another program for
 
 
 def load_image(source: str | Path | Image.Image) -> Image.Image:
@@ -54,7 +57,7 @@ def read_texts(path: str | Path | Image.Image) -> dict[str, str]:
         return text_fields(path)
     if not isinstance(path, str | Path):
         raise ArgumentError(f"{path!r:.60} is no picture; give a path or a PIL image")
-    with _reading(path), Image.open(path) as image:
+    with _reading(path), open_picture(path) as image:
         image.load()  # PNG text may come after the pixels
         return text_fields(image)
 
@@ -222,6 +225,11 @@ def image_grid(images: Sequence[Image.Image], columns: int | None = None) -> Ima
     columns = min(columns, len(images))
     rows = math.ceil(len(images) / columns)
     width, height = max(i.width for i in images), max(i.height for i in images)
+    if columns * width * rows * height > MAX_GRID_PIXELS:
+        raise ArgumentError(
+            f"a grid of {columns}x{rows} pictures of {width}x{height} has more than "
+            f"{MAX_GRID_PIXELS >> 20} megapixels; lay out fewer, or smaller ones"
+        )
     grid = Image.new("RGB", (columns * width, rows * height), "white")
     for index, image in enumerate(images):
         grid.paste(image, (index % columns * width, index // columns * height))
@@ -239,8 +247,20 @@ def load(
         raise ArgumentError(
             f"image is of the type {type(source).__name__}; it must be a path or a PIL image"
         )
-    with _reading(source), Image.open(source) as image:
+    with _reading(source), open_picture(source) as image:
         return convert(image)
+
+
+@contextlib.contextmanager
+def open_picture(path: str | Path) -> Iterator[Image.Image]:
+    """Open a regular file as a picture; nothing else is run to read it, as for EPS."""
+    with (
+        open_regular(path, ImageError, wanted="an image file") as file,
+        Image.open(file) as image,
+    ):
+        if image.format in PROGRAMS:
+            raise UnidentifiedImageError(image.format)
+        yield image
 
 
 @contextlib.contextmanager
@@ -252,10 +272,10 @@ def _reading(name: str | Path) -> Iterator[None]:
             warnings.simplefilter("ignore")  # Pillow's notes on odd files that it does read
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             yield
+    except ImageError:
+        raise
     except FileNotFoundError as error:
         raise ImageError(f"{name} does not exist; check the path") from error
-    except IsADirectoryError as error:
-        raise ImageError(f"{name} is a folder; give an image file") from error
     except UnidentifiedImageError as error:
         raise ImageError(f"{name} is not an image; give a PNG, JPEG or WebP file") from error
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
@@ -278,6 +298,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _to_layer(image: Image.Image) -> Image.Image:
+    if not image.width or not image.height:
+        raise ValueError("it has no pixels")
     image = ImageOps.exif_transpose(image)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         image = _to_8_bits(image)

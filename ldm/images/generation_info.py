@@ -18,6 +18,7 @@ from typing import Any
 from PIL.Image import Image
 
 from ldm.config.arguments import about
+from ldm.config.files import open_regular
 from ldm.errors import ArgumentError, ImageError
 from ldm.images import control_text
 from ldm.images.depth import load_depth
@@ -303,7 +304,13 @@ def given_digest(name: str, source: Any) -> str:
     """Return the digest of what an option gives: of a picture, or of a file of embeddings."""
     if isinstance(source, str | Path) and str(source).lower().endswith(".safetensors"):
         try:
-            return hashlib.sha256(Path(source).read_bytes()).hexdigest()[:10]
+            with open_regular(source, ImageError) as file:
+                found = hashlib.sha256()
+                while block := file.read(1 << 20):
+                    found.update(block)
+                return found.hexdigest()[:10]
+        except ImageError:
+            raise
         except OSError as error:
             raise ImageError(f"{source} cannot be read ({error.strerror})") from None
     return digest(load_given(name, source))

@@ -69,7 +69,9 @@ def save_file(parts: dict[str, Any], path: Path, dtype: torch.dtype | str | None
         tensors |= write_original(own, prefix, rename, convolutions)
     # Programs look for it in two places: in keys, and in the metadata.
     scheduler = parts["scheduler"].config
-    marker = torch.zeros(1) if gguf else torch.empty(0)  # ggml's readers refuse empty tensors
+    marker = torch.zeros(
+        1 if gguf else 0, dtype=torch.float32, device="cpu"
+    )  # ggml's readers refuse empty tensors
     if scheduler.prediction_type == "v_prediction":
         tensors["v_pred"] = marker
     if scheduler.rescale_betas_zero_snr:

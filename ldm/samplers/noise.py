@@ -89,17 +89,21 @@ class Noise:
         if not self.variation_strength:
             return eps
         generators = [torch.Generator().manual_seed(seed) for seed in self.variation_seeds]
-        other = torch.cat([torch.randn((1, *self.shape[1:]), generator=g) for g in generators])
+        other = torch.cat([draw((1, *self.shape[1:]), each) for each in generators])
         return slerp(eps, other, self.variation_strength)
 
     def __call__(self, count: int | None = None) -> Tensor:
         """Draw ε like ``shape``, or for ``count`` pictures (with a single generator only)."""
         rest = self.shape[1:]
         if self.separate:
-            return torch.cat([torch.randn((1, *rest), generator=each) for each in self.generators])
-        return torch.randn(
-            (self.shape[0] if count is None else count, *rest), generator=self.generators[0]
-        )
+            return torch.cat([draw((1, *rest), each) for each in self.generators])
+        rows = self.shape[0] if count is None else count
+        return draw((rows, *rest), self.generators[0])
+
+
+def draw(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Draw N(0, I) on the CPU, whatever PyTorch's default dtype and device are."""
+    return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
 
 
 def slerp(a: Tensor, b: Tensor, t: float) -> Tensor:

@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image
 
 from ldm.errors import ArgumentError
+from ldm.images.files import MAX_PIXELS, MAX_SIDE
 
 
 def extend_canvas(
@@ -15,7 +16,7 @@ def extend_canvas(
 
     The new parts repeat the picture's edge, so that image-to-image has something to begin with; the
     right and lower ones also fill each side up to a multiple of ``factor``.
-    Raises ArgumentError for a margin below 0, or none at all.
+    Raises ArgumentError for a margin below 0, or none at all, and for a canvas that is too large.
     """
     margins = {"left": left, "top": top, "right": right, "bottom": bottom}
     for name, value in margins.items():
@@ -25,6 +26,12 @@ def extend_canvas(
         raise ArgumentError("all margins are 0; there is nothing to draw")
     right += -(image.width + left + right) % factor
     bottom += -(image.height + top + bottom) % factor
+    height, width = image.height + top + bottom, image.width + left + right
+    if height * width > MAX_PIXELS or max(height, width) > MAX_SIDE:  # before it is made
+        raise ArgumentError(
+            f"the picture of {image.width}x{image.height} with its margins would be "
+            f"{width}x{height}; at most {MAX_PIXELS:,} pixels and {MAX_SIDE} a side work"
+        )
     around = ((top, bottom), (left, right))
     pixels = np.pad(np.asarray(image), (*around, (0, 0)), mode="edge")
     known = np.zeros((image.height, image.width), np.uint8)

@@ -36,7 +36,10 @@ class LinearPreview:
     def of(cls, values: dict[str, Any], channels: int, where: object) -> LinearPreview:
         """Read a file's ``weight`` (3, channels) and ``bias`` (3). Raises CheckpointError."""
         try:
-            weight, bias = torch.tensor(values["weight"]), torch.tensor(values["bias"])
+            weight, bias = (
+                torch.tensor(values[name], dtype=torch.float32, device="cpu")
+                for name in ("weight", "bias")
+            )
             fits = weight.shape == (3, channels) and bias.shape == (3,)
             fits = fits and bool(weight.isfinite().all() and bias.isfinite().all())
         except (KeyError, TypeError, ValueError, RuntimeError, OverflowError):
@@ -91,7 +94,11 @@ def fit_to(
     for index in range(PICTURES):
         side = COARSE[index % len(COARSE)]
         # Half of the values are 0 or 1: pure colours are the most informative.
-        patches = (torch.rand((1, 3, side, side), generator=generator) * 4 - 2).clamp(-1, 1)
+        patches = (
+            torch.rand((1, 3, side, side), generator=generator, dtype=torch.float32, device="cpu")
+            * 4
+            - 2
+        ).clamp(-1, 1)
         size = (SIDE * factor, SIDE * factor)
         z = encode(F.interpolate(patches, size=size, mode="nearest"))
         latents.append(z.float().cpu())

@@ -126,7 +126,9 @@ class Reference:
             self.unet = add_adain(self.unet, self.rows)
         if "attention" in mode:
             self.unet = replace_self_attention(self.unet, self._make, "reference_image")
-        self.x = torch.empty(0)  # the picture at the level of the present step
+        self.x = torch.empty(
+            0, dtype=torch.float32, device="cpu"
+        )  # the picture at the level of the present step
         self._doubled: tuple[UNetCall, dict[str, Tensor]] | None = None  # inputs of the last call
 
     def _make(self, layer: Attention) -> ReferenceAttention:

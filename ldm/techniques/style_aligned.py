@@ -93,7 +93,7 @@ def first_rows(call: UNetCall) -> Tensor:
     """Return the number of the first row of each row's kind: (rows,)."""
     bare = set(call.bare)
     kinds = [(text is None, row in bare) for row, text in enumerate(call.texts)]
-    return torch.tensor([kinds.index(kind) for kind in kinds])
+    return torch.tensor([kinds.index(kind) for kind in kinds], device="cpu")
 
 
 def check_lengths(prompted: Sequence[Prompted]) -> None:

@@ -241,7 +241,7 @@ def weighted(states: Tensor, weights: Sequence[float]) -> Tensor:
     if all(weight == 1 for weight in weights):
         return states
     plain = states.float()
-    scaled = plain * torch.tensor(weights, device=states.device)[:, None]
+    scaled = plain * torch.tensor(weights, dtype=torch.float32, device=states.device)[:, None]
     return (scaled * (plain.mean() / scaled.mean())).to(states)
 
 

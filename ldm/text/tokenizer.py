@@ -12,6 +12,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_
 from tokenizers.models import BPE
 
 from ldm.config import read_json, write_json
+from ldm.config.files import check_file
+from ldm.config.json import MOST_BYTES
 from ldm.errors import ArgumentError, CheckpointError
 from ldm.writing import as_os_error, part_folder
 
@@ -242,6 +244,7 @@ def _read_bpe(folder: Path, unknown: str) -> tuple[BPE, dict[int, Any]]:
                 f"{path} does not exist; a CLIP tokenizer is vocab.json and merges.txt, "
                 "or tokenizer.json: check the path, or download the model again"
             )
+        check_file(path, MOST_BYTES, "vocabulary")
     added = read_json(folder / "added_tokens.json", optional=True)
     return BPE.from_file(str(vocab), str(merges), **options), {
         index: {"content": content, "normalized": True} for content, index in added.items()

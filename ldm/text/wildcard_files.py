@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from ldm.config.files import read_limited
 from ldm.errors import ArgumentError
 
 MOST_BYTES = 4 << 20
@@ -65,12 +65,7 @@ class WildcardFolder(Mapping[str, list[str]]):
             path = self.paths[name].resolve(strict=True)
             if not path.is_relative_to(self.root):
                 raise ArgumentError(f"{shown} is a link out of its folder; copy the file there")
-            if not stat.S_ISREG(path.stat().st_mode):
-                raise ArgumentError(f"{shown} is no file of text")
-            with path.open("rb") as file:
-                content = file.read(MOST_BYTES + 1)
-            if len(content) > MOST_BYTES:
-                raise ArgumentError(f"{shown} is longer than {MOST_BYTES >> 20} MB; split it")
+            content = read_limited(path, MOST_BYTES, ArgumentError, "file of wildcards")
             rows = content.decode("utf-8-sig").splitlines()
         except UnicodeDecodeError:
             raise ArgumentError(f"{shown} is not UTF-8 text; save it as UTF-8") from None
