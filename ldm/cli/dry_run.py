@@ -55,7 +55,7 @@ def dry_run(arguments: argparse.Namespace, work: Work) -> None:
     if arguments.processes > 1 and not arguments.json:
         put_text(f"memory: of each of {arguments.processes} processes\n")
     for drawing in kinds:
-        check_fits(model, drawing, available)
+        check_fits(model, drawing, lambda: available)
 
 
 def outline(arguments: argparse.Namespace, device: Any) -> tuple[Networks, float]:

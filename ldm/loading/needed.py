@@ -17,7 +17,7 @@ from ldm.latents import Pixels
 from ldm.loading.model import Model
 from ldm.loading.outline import read_outline
 from ldm.memory.estimate import Drawing, MemoryNeeded, Networks, estimate
-from ldm.memory.refusal import MARGIN, OVERRIDE, check_fits
+from ldm.memory.refusal import OVERRIDE, check_fits
 from ldm.memory.system import gigabytes
 from ldm.request import Request
 from ldm.text.conditioning import Prompted
@@ -99,7 +99,7 @@ def check_memory(
         request.reference_image is not None,
         request.output_type != "latent",
     )
-    check_fits(networks_of(model), drawing, available_memory(model.device))
+    check_fits(networks_of(model), drawing, lambda: available_memory(model.device))
 
 
 def check_weights_fit(
@@ -119,7 +119,7 @@ def check_weights_fit(
         weights = sum(read_outline(path, dtype, device.type, variant).weights.values())
     except LDMError:
         return  # loading names what is wrong
-    if weights > MARGIN * available:
+    if weights > available:
         half = "; half precision (--dtype bfloat16) takes half" * (dtype == torch.float32)
         away = "; --device cpu may have more" * (device.type == "cuda")
         raise NotEnoughMemoryError(

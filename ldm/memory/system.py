@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import functools
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path("/")  # another one in tests
@@ -22,13 +20,14 @@ def available_memory(root: Path | None = None) -> int | None:
     """Count the bytes that this process may still take; None if that is not known.
 
     It is the least of what the machine has, of each cgroup of the process up to the root (versions
-    1 and 2), and of ``ulimit -v`` and ``ulimit -d``; and what the C library keeps for it.
+    1 and 2), and of ``ulimit -v`` and ``ulimit -d``. What the C library keeps counts as taken: see
+    ``ldm.memory.thrift``.
     """
     root = ROOT if root is None else root
     limits = [*_machine(root), *_cgroups(root)]
     if root == Path("/"):
         limits += _own_limits()
-    return None if not limits else max(0, min(limits)) + _kept_by_allocator()
+    return None if not limits else max(0, min(limits))
 
 
 def gigabytes(count: float) -> str:
@@ -144,31 +143,3 @@ def _fields(path: Path, separator: str) -> dict[str, int]:
     """Read lines of a name and a number."""
     lines = (line.partition(separator) for line in path.read_text().splitlines())
     return {name: int(value.split()[0]) for name, _, value in lines if value.strip()}
-
-
-class _Mallinfo(ctypes.Structure):
-    """The result of mallinfo2(3)."""
-
-    _fields_ = [
-        *((f"other_{i}", ctypes.c_size_t) for i in range(8)),
-        ("fordblks", ctypes.c_size_t),  # bytes of free blocks
-        ("keepcost", ctypes.c_size_t),
-    ]
-
-
-@functools.cache
-def _mallinfo() -> Callable[[], _Mallinfo] | None:
-    if not sys.platform.startswith("linux"):
-        return None
-    try:
-        function = ctypes.CDLL(None).mallinfo2  # glibc 2.33 and later
-    except (OSError, AttributeError):
-        return None
-    function.restype = _Mallinfo
-    return function
-
-
-def _kept_by_allocator() -> int:
-    """Count what the C library has of freed blocks, which the next ones take."""
-    function = _mallinfo()
-    return 0 if function is None else int(function().fordblks)

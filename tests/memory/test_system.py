@@ -15,11 +15,10 @@ V2 = "30 1 0:1 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n"
 
 
 @pytest.fixture
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def root(tmp_path: Path) -> Path:
     """A machine with 700 kB available."""
     (tmp_path / "proc/self").mkdir(parents=True)
     (tmp_path / "proc/meminfo").write_text("MemTotal: 900 kB\nMemAvailable:  700 kB\n")
-    monkeypatch.setattr(system, "_kept_by_allocator", lambda: 0)
     return tmp_path
 
 
@@ -93,4 +92,4 @@ def test_limit_of_address_space() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     left, available = map(int, done.stdout.split())
     assert 200_000_000 < left < 300_000_000
-    assert available < left + 50_000_000
+    assert available <= left
