@@ -178,4 +178,4 @@ def function_hints(function: Callable[..., Any]) -> dict[str, Any]:
         if one.name not in ("self", "cls") and one.kind is not inspect.Parameter.VAR_KEYWORD
     }
     arguments = type("Arguments", (), {"__annotations__": given})  # what it returns is not read
-    return typing.get_type_hints(arguments, function.__globals__)
+    return typing.get_type_hints(arguments, inspect.unwrap(function).__globals__)
