@@ -115,11 +115,13 @@ def picture_source(file: str) -> str | Image:
 def _picture() -> Image:
     from PIL import Image
 
+    from ldm.images.files import open_content
+
     content = read_stdin("the image")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(content))
+            image = open_content(io.BytesIO(content))
             image.load()
     except Exception as error:  # Pillow's decoders raise errors of many types
         raise ImageError(

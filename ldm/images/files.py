@@ -11,7 +11,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # reading and writing files must not wait for torch
 # Of one picture to draw; more is a slip of the finger.
 MAX_SIDE, MAX_PIXELS = 8192, 4096 * 4096
 MAX_GRID_PIXELS = 1 << 28  # of all pictures of a grid: 800 MB
-PROGRAMS = ("EPS",)  # formats that Pillow starts another program for
+PROGRAMS = ("EPS",)  # formats that Pillow starts another program for, which runs what they say
 
 
 def load_image(source: str | Path | Image.Image) -> Image.Image:
@@ -253,14 +253,23 @@ def load(
 
 @contextlib.contextmanager
 def open_picture(path: str | Path) -> Iterator[Image.Image]:
-    """Open a regular file as a picture; nothing else is run to read it, as for EPS."""
+    """Open a regular file as a picture."""
     with (
         open_regular(path, ImageError, wanted="an image file") as file,
-        Image.open(file) as image,
+        open_content(file) as image,
     ):
-        if image.format in PROGRAMS:
-            raise UnidentifiedImageError(image.format)
         yield image
+
+
+def open_content(file: BinaryIO) -> Image.Image:
+    """Open a picture, of any format but those that Pillow starts another program for, as EPS.
+
+    Raises UnidentifiedImageError, and what else Pillow raises.
+    """
+    image = Image.open(file)  # it is read later
+    if image.format in PROGRAMS:
+        raise UnidentifiedImageError(image.format)
+    return image
 
 
 @contextlib.contextmanager

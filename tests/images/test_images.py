@@ -10,14 +10,16 @@ import sys
 import threading
 import warnings
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from diffusers.image_processor import VaeImageProcessor
-from PIL import Image
+from PIL import EpsImagePlugin, Image, UnidentifiedImageError
 
+from ldm.cli import streams
 from ldm.errors import ArgumentError, ImageError
 from ldm.images import (
     check_output,
@@ -30,6 +32,7 @@ from ldm.images import (
     to_pil,
     to_tensor,
 )
+from ldm.training.data.reading import open_picture
 from tests.helpers.files import names
 
 
@@ -672,3 +675,25 @@ def test_pillow_stream_is_read_lazily_and_errors_are_ours() -> None:
     image = Image.open(io.BytesIO(stream.getvalue()[:2000]))
     with pytest.raises(ImageError, match="cannot read image: "):
         load_image(image)
+
+
+@pytest.mark.parametrize("way", ["file", "stdin", "data set"])
+def test_pictures_start_no_other_program(
+    way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pillow gives PostScript, under whatever name, to Ghostscript, which runs it."""
+    content = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
+    path = tmp_path / "picture.png"
+    path.write_bytes(content)
+    started: list[object] = []
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: started.append(1))
+    monkeypatch.setattr(streams, "read_stdin", lambda _: content)
+    streams._picture.cache_clear()
+    ways: dict[str, Callable[[], object]] = {
+        "file": lambda: load_image(path),
+        "stdin": lambda: streams.picture_source("-"),
+        "data set": lambda: open_picture(path, "picture.png").load(),
+    }
+    with pytest.raises((ImageError, UnidentifiedImageError), match="picture|identify|EPS"):
+        ways[way]()
+    assert not started

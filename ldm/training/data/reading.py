@@ -14,6 +14,7 @@ from PIL import Image, UnidentifiedImageError
 
 from ldm.errors import ImageError
 from ldm.images import load_image
+from ldm.images.files import PROGRAMS
 from ldm.training.foreign import kind_of_file
 
 SUFFIXES = (
@@ -25,8 +26,6 @@ OPTIONAL = (".avif", ".avifs", ".heic", ".heif", ".hif", ".jp2", ".jxl")
 # What is a picture to people, and not to Pillow.
 OTHERS = (".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2", ".exr", ".svg", ".psd")
 MOST_BYTES = 1 << 30  # of a picture file
-# Pillow starts Ghostscript to read it, which runs what the file says.
-PROGRAMS = {"EPS"}
 NAMED = 10  # unreadable pictures warned of one by one; after that, at each tenfold
 
 
