@@ -97,7 +97,7 @@ def test_vectors_that_are_none(models: Any, tmp_path: Path) -> None:
     ours, _ = models("sd")
     for bad in (torch.full((2, 32), float("nan")), torch.ones(2, 32, dtype=torch.int64)):
         lora(tmp_path / "a.safetensors", {"bundle_emb.zxcat.clip_l": bad})
-        with pytest.raises(CheckpointError, match="zxcat (holds NaN|is int64)"):
+        with pytest.raises(CheckpointError, match=r"zxcat (holds NaN|is int64)"):
             ours.load_lora_weights(tmp_path / "a.safetensors")
         assert not ours.loras.loaded
 
