@@ -21,7 +21,7 @@ from ldm.checkpoints.tensors import read_checkpoint, to_save, write_tensors
 from ldm.config import Config, read_json, write_json
 from ldm.config.checking import shown
 from ldm.config.files import is_file
-from ldm.errors import CheckpointError
+from ldm.errors import CheckpointError, LDMError
 
 MOST_NAMED = 3  # wrong names or shapes that an error lists; of further ones it gives the number
 
@@ -141,7 +141,9 @@ def empty(module_class: type[M], config: Config) -> M:
     try:
         with torch.device("meta"), Uninitialised():
             return module_class(config)
-    except (RuntimeError, OverflowError) as error:  # more bytes than a number of 64 bits counts
+    except LDMError:
+        raise
+    except (RuntimeError, ArithmeticError, ValueError) as error:  # too large for 64 bits, or of 0
         raise CheckpointError(
             f"no {module_class.__name__} has sizes as {str(config)[:200]} "
             f"({str(error).splitlines()[0]}); get it again"

@@ -694,6 +694,6 @@ def test_pictures_start_no_other_program(
         "stdin": lambda: streams.picture_source("-"),
         "data set": lambda: open_picture(path, "picture.png").load(),
     }
-    with pytest.raises((ImageError, UnidentifiedImageError), match="picture|identify|EPS"):
+    with pytest.raises((ImageError, UnidentifiedImageError), match=r"picture|identify|EPS"):
         ways[way]()
     assert not started
