@@ -26,7 +26,7 @@ from ldm.errors import LDMError
 
 TEMPORARY = (".partial", ".part", ".tmp", ".claim")
 Tree = dict[str, str]  # path: digest of its content
-MEASURED = 3  # undisturbed runs, of which the middle one's time counts
+MEASURED = 10  # kills, after which the time of an undisturbed run is measured again
 
 
 @dataclass
@@ -113,7 +113,11 @@ def call(argv: Sequence[str]) -> Callable[[], int]:
 def kill_after(seconds: float, work: Callable[[], int], folder: Path) -> bool:
     """Run, and kill after some seconds; return whether that came before the end."""
     pid = start(work, folder)
-    time.sleep(seconds)
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        if os.waitpid(pid, os.WNOHANG)[0]:
+            return False
+        time.sleep(min(left, 0.005))
     os.kill(pid, signal.SIGKILL)  # not yet waited for, the number is still its own
     _, status = os.waitpid(pid, 0)
     return os.WIFSIGNALED(status)
@@ -158,13 +162,11 @@ def try_kills(command: Command, counts: Counts, kills: int, seed: int, work: Pat
     """Kill a command many times, and count."""
     rng = random.Random(f"{counts.what} {seed}")
     undisturbed, folder, run = work / "undisturbed", work / "run", call(command.argv)
-    times = []
-    for _ in range(MEASURED):
-        fresh(undisturbed, command, 0)
-        times.append(finish(run, undisturbed))
-    counts.seconds = round(sorted(times)[MEASURED // 2], 2)
-    whole = tree(undisturbed)
     for kill in range(kills):
+        if kill % MEASURED == 0:  # again and again, as the machine may have other work to do
+            fresh(undisturbed, command, 0)
+            counts.seconds = round(finish(run, undisturbed), 2)
+            whole = tree(undisturbed)
         fresh(folder, command, kill)
         old = tree(folder)
         counts.kills += 1
