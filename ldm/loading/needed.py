@@ -30,13 +30,15 @@ def networks_of(model: Model) -> Networks:
     """Return the networks of a model, with what is installed on them."""
     parts = {name: part for name, part in model.parts.items() if isinstance(part, torch.nn.Module)}
     others = model.controlnets | model.t2i_adapters | model.adapters
-    weights = {
-        name: sum(p.numel() * p.dtype.itemsize for p in part.parameters())
-        for name, part in (parts | others).items()
-    }
-    unet, fast = next(model.unet.parameters()).dtype, model.optimized
+    fast = model.optimized
+    with onednn.as_plain_tensors():  # packed weights would be unpacked
+        weights = {
+            name: sum(p.numel() * p.dtype.itemsize for p in part.parameters())
+            for name, part in (parts | others).items()
+        }
+        unet = next(model.unet.parameters()).dtype
+        own = [parameter.dtype.itemsize for parameter in model.vae.parameters()]
     codec = None if isinstance(model.vae, Pixels) else model.vae.config
-    own = [parameter.dtype.itemsize for parameter in model.vae.parameters()]
     direct = fast.on and not fast.compile
     if model.device.type == "cpu":
         direct = direct and onednn.packs(unet)

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from ldm.errors import ArgumentError, NotEnoughMemoryError
-from ldm.fast import speed_up
+from ldm.fast import onednn, speed_up
+from ldm.fast.packed import PackedWeight
 from ldm.loading.needed import check_memory, networks_of
 from ldm.memory import networks, refusal
 from ldm.memory.estimate import Drawing, Networks, estimate
@@ -73,6 +74,22 @@ def test_strips_take_less(pipe: Pipeline) -> None:
     counted = networks.decode(config, side**2, Kernels(4, True), thin=False)
     assert 0.85 <= counted / taken <= 1.35
     assert counted < networks.decode_whole(config, side**2, Kernels(4, True)) * 4
+
+
+def test_packed_weights_stay_packed(pipe: Pipeline) -> None:
+    pipe.optimize()
+    pipe("a red car", num_inference_steps=1, seed=1)
+
+    def count() -> int:
+        with onednn.as_plain_tensors():
+            weights = [p for part in (pipe.unet, pipe.vae) for p in part.parameters()]
+            return sum(type(p) is PackedWeight and p.packed is not None for p in weights)
+
+    before = count()
+    needed = pipe.memory_needed()
+    assert count() == before > 20
+    pipe.optimize(False)
+    assert needed.weights == pipe.memory_needed().weights
 
 
 def test_a_pipeline_says_what_it_needs(pipe: Pipeline) -> None:
