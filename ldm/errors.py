@@ -5,11 +5,19 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable, Mapping
 
+LONGEST_MESSAGE = 1500  # letters
 LONGEST_WORD = 100  # letters that are compared, which takes quadratic time
 
 
 class LDMError(Exception):
-    """Base of all errors that this package raises on purpose."""
+    """Base of all errors that this package raises on purpose.
+
+    What a message quotes may be long; the message is cut then.
+    """
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        return text if len(text) <= LONGEST_MESSAGE else f"{text[:LONGEST_MESSAGE]}…"
 
 
 class ArgumentError(LDMError, ValueError):

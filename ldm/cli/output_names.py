@@ -122,7 +122,7 @@ def fill(template: str, values: Mapping[str, Value]) -> str:
         parts = list(string.Formatter().parse(template))
     except ValueError:
         raise ArgumentError(
-            f"--output is {template!r}, which is no template; write {{{{ or }}}} for a brace"
+            f"--output is {template!r:.200}, which is no template; write {{{{ or }}}} for a brace"
         ) from None
     texts: list[Callable[[int], str]] = []
     for literal, name, spec, conversion in parts:
@@ -134,10 +134,12 @@ def fill(template: str, values: Mapping[str, Value]) -> str:
         if all(len(os.fsencode(part)) <= LONGEST_PART for part in PurePath(filled).parts):
             break
     else:
-        raise ArgumentError(f"--output {template!r} makes a name that is too long: {filled:.80}…")
+        raise ArgumentError(
+            f"--output {template!r:.200} makes a name that is too long: {filled:.80}…"
+        )
     if ".." in PurePath(filled).parts:
         raise ArgumentError(
-            f"--output {template!r} climbs out of its folder by ..; give the folder's own path"
+            f"--output {template!r:.200} climbs out of its folder by ..; give the folder's own path"
         )
     return filled
 
@@ -154,19 +156,21 @@ def field_text(
         hint = did_you_mean(name, FIELDS)
         known = ", ".join(f"{{{field}}}" for field in FIELDS)
         raise ArgumentError(
-            f"--output {template!r} has an unknown field {{{name}}}; {hint}{' ' * bool(hint)}"
+            f"--output {template!r:.200} has an unknown field {{{name}}}; {hint}{' ' * bool(hint)}"
             f"the fields are {known}; a brace is written {{{{"
         )
     if name not in values:
         option = OPTIONS[name].replace("_", "-")
-        raise ArgumentError(f"--output {template!r} has {{{name}}}, but --{option} is not given")
+        raise ArgumentError(
+            f"--output {template!r:.200} has {{{name}}}, but --{option} is not given"
+        )
     value = values[name]
     if callable(value) and not spec and not conversion:
         return value
     if conversion or (spec and not (isinstance(value, int) and DIGITS.fullmatch(spec))):
         raise ArgumentError(
-            f"--output {template!r}: {{{name}}} has a wrong format; a number may have one such as "
-            "{number:04}, another field has none"
+            f"--output {template!r:.200}: {{{name}}} has a wrong format; a number may have one "
+            "such as {number:04}, another field has none"
         )
     return lambda most: format(value, spec)
 

@@ -12,6 +12,7 @@ from ldm.cli.common import USAGE
 from ldm.cli.printed import fail
 from ldm.errors import ArgumentError, did_you_mean
 
+LONGEST = 800  # letters of a message, which may quote what was given
 UNKNOWN = "unrecognized arguments: "
 CHOICE = re.compile(r"invalid choice: (['\"])(?P<value>.*)\1 \(choose from (?P<known>.*)\)$", re.S)
 
@@ -62,7 +63,7 @@ class Parser(argparse.ArgumentParser):
             known_values = re.findall(r"[\w.-]+", found["known"])
             if hint := did_you_mean(found["value"], known_values):
                 message += f"; {hint}"
-        return message
+        return message if len(message) <= LONGEST else f"{message[:LONGEST]}…"
 
 
 class Checker(Parser):

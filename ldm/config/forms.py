@@ -36,7 +36,7 @@ def tensor_fault(value: Any, finite: bool = True) -> str | None:
     finite: whether NaN and infinities are faults.
     """
     if not is_a(value, "torch", "Tensor"):
-        return f"a {type(value).__name__}; it must be a tensor"
+        return f"{type(value).__name__}; expected a tensor"
     if value.is_nested or value.is_quantized or str(value.layout) != "torch.strided":
         return "a nested, quantized or sparse tensor; it must be a dense one"
     if value.device.type == "meta":
@@ -62,7 +62,9 @@ def generators_fault(value: Any) -> str | None:
     """Return what is wrong with a generator, or with a list of generators."""
     for one in value if is_list(value) else [value]:
         if not is_a(one, "torch", "Generator"):
-            return f"a {type(one).__name__}; it must be a torch.Generator, or a list of them"
+            return (
+                f"of the type {type(one).__name__}; it must be a torch.Generator, or a list of them"
+            )
         if one.device.type != "cpu":
             return f"on {one.device}; it must be of the CPU, so that no device changes a picture"
     return None
@@ -87,8 +89,8 @@ def pictures_fault(value: Any, nested: int = 0) -> str | None:
     if is_a(value, "ldm.control.preprocessed", "ControlSource"):
         return None
     return (
-        f"a {type(value).__name__}; it must be a path or a PIL image, an array or a tensor, or a "
-        "list of these"
+        f"of the type {type(value).__name__}; it must be a path or a PIL image, an array or a "
+        "tensor, or a list of these"
     )
 
 

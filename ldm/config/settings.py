@@ -82,7 +82,7 @@ def check_values(table: Any, prefix: str = "", expected: str = "expected") -> No
             raise ArgumentError(f"{wrong}; it must be {where}")
         form = rule.get("form")
         if form and value is not None and (fault := form.fault(value)) is not None:
-            raise ArgumentError(f"{prefix}{field.name} is or has {fault}")
+            raise ArgumentError(f"{prefix}{field.name} is {fault}")
 
 
 @functools.cache

@@ -6,10 +6,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from ldm.errors import ArgumentError
-from ldm.text.grammar import NUMBER, check_depth
+from ldm.text.grammar import NUMBER, check_depth, check_length
 
-MAX_LENGTH = 100_000  # characters of a prompt; a context of a hundred chunks is far shorter
 TOKEN = re.compile(r"(?P<text>(?:[^\\\[\]():|]|\\.)+)|(?P<sign>[\[\]():|])")
 WHEN = re.compile(rf"\s*({NUMBER}(?:[eE][+-]?\d+)?)\s*")
 CLOSES = {"(": ")", "[": "]"}
@@ -26,10 +24,7 @@ def schedule(text: str, steps: int, steps_before: int = 0) -> list[tuple[int, st
     count from its start, and fractions are 1 at its end.
     Raises ArgumentError for a text that is too long, or brackets nested too deep.
     """
-    if len(text) > MAX_LENGTH:
-        raise ArgumentError(
-            f"a prompt has {len(text)} characters; at most {MAX_LENGTH} are read: shorten it"
-        )
+    check_length(text)
     items = _parse(text)
     if items is None:
         return [(steps, text)]

@@ -25,6 +25,8 @@ from typing import NamedTuple
 from ldm.errors import ArgumentError
 
 MAX_OPEN = 100  # brackets open at once; 1.1^100 is 13,781
+MAX_LENGTH = 100_000  # characters of a prompt; a context of a hundred chunks is far shorter
+MAX_TEXTS = 100  # joined by AND; each is a row of every call of the U-Net
 MAX_WEIGHT = 1e4  # times a state of the text encoder; float16 ends at 65,504
 
 AND = re.compile(r"\bAND\b")
@@ -52,10 +54,14 @@ def split(prompt: str) -> list[Span]:
 
     As in A1111, a prompt without AND may also end in a weight; a warning says so, as "a screen of
     16:9" hardly means it.
-    Raises ArgumentError for a weight too large.
+    Raises ArgumentError for a weight too large, too many texts, and a prompt that is too long.
     """
+    check_length(prompt)
     spans = []
-    for part in AND.split(prompt):
+    parts = AND.split(prompt)
+    if len(parts) > MAX_TEXTS:
+        raise ArgumentError(f"a prompt joins {len(parts)} texts by AND; at most {MAX_TEXTS} work")
+    for part in parts:
         text, colon, weight = part.rpartition(":")
         if colon and re.fullmatch(NUMBER, weight.strip()):
             spans.append(Span(text.rstrip(), _checked(float(weight), part)))
@@ -149,6 +155,14 @@ def _merge(spans: list[Span | None], weights: list[float], text: str) -> list[li
             last = weight
     flush()
     return chunks
+
+
+def check_length(text: str) -> None:
+    """Raise ArgumentError for a prompt that is too long."""
+    if len(text) > MAX_LENGTH:
+        raise ArgumentError(
+            f"a prompt has {len(text)} characters; at most {MAX_LENGTH} are read: shorten it"
+        )
 
 
 def check_depth(depth: int) -> None:

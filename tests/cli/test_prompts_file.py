@@ -264,7 +264,7 @@ BAD = [
     ('{"prompt": "a", "output": "no/such/folder.png"}', "no/such"),
     ('{"prompt": "<lora:none>"}', "<lora:none>: . has no such file"),
     ('{"prompt": "a"', "it is no JSON ("),
-    ("[" * 100_000, "it is nested too deep"),
+    ("[" * 100_000, "it is nested deeper than 100"),
     ("plain text", "it is no JSON ("),
     ('["a"]', 'it is ["a"]; expected an object such as {"prompt": "a cat"}'),
     ("{}", 'it has no "prompt"'),
@@ -322,7 +322,7 @@ def test_files_that_are_there_already(command: Command) -> None:
         ("a", ["--from", "p.txt"], 2, "--prompts takes all texts from a file; leave --from out"),
         ("a", ["--image", "none.png"], 1, "p.txt:1: none.png does not exist"),
         ("a", ["--prompts", "none.txt"], 1, "none.txt cannot be read (No such file or directory)"),
-        ("a", ["--prompts", "."], 1, ". cannot be read (Is a directory)"),
+        ("a", ["--prompts", "."], 1, ". is a folder; give an ordinary file"),
         ("a\n" * 3, ["--num-images", "40000"], 2, "p.txt asks for more than 100000 pictures"),
     ],
 )

@@ -301,7 +301,7 @@ EMBEDS: list[tuple[Any, str]] = [
     (torch.randn(3, 1, 17, 24), "expected 2 rows, or 1 without guidance"),
     (torch.full((2, 1, 17, 24), torch.nan), "values that are NaN or infinite"),
     ([torch.randn(2, 1, 17, 24)] * 2, "ip_adapter_image_embeds is 2 for 1 IP-Adapter; give a list"),
-    ("x", "ip_adapter_image_embeds is str for 1 IP-Adapter"),
+    ("x", "ip_adapter_image_embeds is str; expected a tensor"),
     ([3], "ip_adapter_image_embeds is int; expected a tensor"),
 ]
 
