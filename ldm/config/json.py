@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,28 +13,36 @@ from ldm.writing import whole_file
 
 MOST_BYTES = 64 << 20  # of a file; the largest real ones, vocabularies, have 5 MB
 MOST_DEPTH = 100  # of lists in lists; real ones have ten
+TOO_DEEP = f"it is nested deeper than {MOST_DEPTH}"
 
 
-def load_json(text: str | bytes, strict: bool = True) -> Any:
+def load_json(
+    text: str | bytes, strict: bool = True, parse_int: Callable[[str], int] | None = None
+) -> Any:
     """Read a JSON text. Raises ValueError for one that is broken, or nested deeper than 100.
 
     Numbers of more than 4,300 digits, which take quadratic time, are among these. What is read can
     be walked by recursion, and shown.
 
     strict: whether control characters within strings are errors, as JSON has it.
+    parse_int: reads the digits of a whole number; None is ``int``.
     """
-    too_deep = f"it is nested deeper than {MOST_DEPTH}"
     try:
-        value = json.loads(text, strict=strict)
+        value = json.loads(text, strict=strict, parse_int=parse_int)
     except RecursionError:
-        raise ValueError(too_deep) from None
+        raise ValueError(TOO_DEEP) from None
+    check_depth(value)
+    return value
+
+
+def check_depth(value: Any) -> None:
+    """Raise ValueError for lists and objects nested deeper than ``MOST_DEPTH``."""
     level = [value] if isinstance(value, dict | list) else []
     for _ in range(MOST_DEPTH):
         inner = [one.values() if isinstance(one, dict) else one for one in level]
         level = [each for one in inner for each in one if isinstance(each, dict | list)]
     if level:
-        raise ValueError(too_deep)
-    return value
+        raise ValueError(TOO_DEEP)
 
 
 def read_json(path: str | Path, optional: bool = False) -> dict[str, Any]:

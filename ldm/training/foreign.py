@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import codecs
 import errno
-import json
 import os
 import re
 import stat
@@ -21,6 +20,8 @@ from typing import Any, BinaryIO
 
 import torch
 
+from ldm.config.files import KINDS
+from ldm.config.json import TOO_DEEP, check_depth, load_json
 from ldm.errors import ArgumentError
 
 if sys.version_info >= (3, 11):
@@ -30,15 +31,7 @@ else:
 
 MOST_LINE = 1 << 24  # characters of a line, or bytes of a text inside another file
 MOST_DIGITS = 400  # of a whole number: larger ones are beyond every float
-MOST_DEPTH = 64  # of lists and objects in each other
 MOST_PARTS = 32  # of a dotted key of TOML, whose reader takes their square
-KINDS = {
-    stat.S_IFIFO: "a named pipe",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-    stat.S_IFDIR: "a folder",
-}
 # Half of a pair of surrogates, which is no text.
 HALF = re.compile("[\ud800-\udfff]")
 BETWEEN_KEYS, DOT = re.compile(r"[=,{}\[\]\n]"), re.compile(r"\.[ \t]*[\w\"'-]")
@@ -95,41 +88,20 @@ def whole_number(digits: str) -> int:
 
 
 TOMLDecodeError = tomllib.TOMLDecodeError
-DECODER = json.JSONDecoder(parse_int=whole_number)
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Read JSON.
+    """Read JSON, as ``load_json`` does.
 
-    Raises ValueError for other text, for a number of more than ``MOST_DIGITS`` digits, for more
-    than ``MOST_DEPTH`` lists in each other, and for strings that are not valid Unicode.
+    Raises ValueError also for a number of more than ``MOST_DIGITS`` digits, and for strings that
+    are not valid Unicode.
     """
     if isinstance(text, bytes):
         text = text.decode("utf-8-sig")
-    try:
-        value = DECODER.decode(text)
-    except RecursionError:
-        raise ValueError(too_deep()) from None
-    if text.count("[") + text.count("{") > MOST_DEPTH:
-        check_depth(value)
+    value = load_json(text, parse_int=whole_number)
     if "\\ud" in text or "\\uD" in text:
         check_unicode(value)
     return value
-
-
-def too_deep() -> str:
-    """Say that lists are too deep in each other."""
-    return f"it has more than {MOST_DEPTH} lists or tables in each other"
-
-
-def check_depth(value: Any) -> None:
-    """Raise ValueError for lists and objects too deep in each other."""
-    level, depth = [value], 0
-    while level:
-        depth += 1
-        if depth > MOST_DEPTH + 1:
-            raise ValueError(too_deep())
-        level = [inner for one in level for inner in inside(one)]
 
 
 def inside(value: Any) -> list[Any]:
@@ -169,7 +141,7 @@ def parse_toml(text: str) -> dict[str, Any]:
     try:
         values = tomllib.loads(text)
     except RecursionError:
-        raise ValueError(too_deep()) from None
+        raise ValueError(TOO_DEEP) from None
     check_depth(values)
     for one in scalars(values):
         if isinstance(one, str):

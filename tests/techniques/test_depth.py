@@ -110,7 +110,7 @@ WRONG: dict[str, tuple[Any, str]] = {
     "a number": (lambda: 5, "is of the type int; it must be a path"),
     "two for one": (lambda: [Image.fromarray(EIGHT)] * 2, "depth_map holds 2 pictures for 1"),
     "tensor of colours": (lambda: torch.rand(1, 3, 40, 64), r"shape \(1, 3, 40, 64\); expected"),
-    "empty tensor": (lambda: torch.rand(0, 40, 64), "expected"),
+    "empty tensor": (lambda: torch.rand(0, 40, 64), "without values"),
     "tensor with NaN": (lambda: torch.full((40, 64), float("nan")), "NaN or infinite"),
     "tensor of two": (lambda: torch.rand(2, 40, 64), "holds 2 pictures for 1 prompts"),
 }

@@ -211,7 +211,7 @@ def odd_file(tmp_path: Path, request: pytest.FixtureRequest) -> Callable[[Path],
     def make(path: Path) -> str:
         if request.param == "pipe":
             os.mkfifo(path)
-            return "a named pipe"
+            return "a pipe"
         if request.param == "socket":
             before = Path.cwd()
             os.chdir(path.parent)  # a socket's name has at most 107 characters

@@ -139,7 +139,7 @@ def test_settings_of_recipes(tmp_path: Path, name: str, key: str) -> None:
     [
         ("steps=1" + "0" * 400, "Exceeds|64 bits|integer"),
         ("steps=" + "9" * 5000, "limit|digits"),
-        ("model.x=" + "[" * 5000, "more than 64 lists"),
+        ("model.x=" + "[" * 5000, "nested deeper than 100"),
         ("model.x=1979-05-27", "a date or time, 1979-05-27"),
         ("steps=1\nseed=2", "several lines"),
         ("output=a\0b", "NUL"),
