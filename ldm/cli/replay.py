@@ -40,6 +40,7 @@ AROUND = recorded("never") | {
     "from_file",
     "output",
     "force",
+    "dry_run",
     "quiet",
     "debug",
     "lora_dir",
