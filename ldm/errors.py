@@ -6,18 +6,19 @@ import difflib
 from collections.abc import Callable, Iterable, Mapping
 
 LONGEST_MESSAGE = 1500  # letters
+START, END = 600, 300  # letters of a longer one that are kept: what is wrong may stand at its end
 LONGEST_WORD = 100  # letters that are compared, which takes quadratic time
 
 
 class LDMError(Exception):
     """Base of all errors that this package raises on purpose.
 
-    What a message quotes may be long; the message is cut then.
+    What a message quotes may be long; its middle is left out then.
     """
 
     def __str__(self) -> str:
         text = super().__str__()
-        return text if len(text) <= LONGEST_MESSAGE else f"{text[:LONGEST_MESSAGE]}…"
+        return text if len(text) <= LONGEST_MESSAGE else f"{text[:START]}…{text[-END:]}"
 
 
 class ArgumentError(LDMError, ValueError):
