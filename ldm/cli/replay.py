@@ -61,7 +61,6 @@ AROUND = recorded("never") | {
     "y",
     "prompts",
     "skip_existing",
-    "dry_run",
     "list_samplers",
     NAMED,
     "json",
