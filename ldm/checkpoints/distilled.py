@@ -96,13 +96,16 @@ def original_names(entries: Mapping[str, T], shapes: Mapping[str, Sequence[int]]
 
     Other tensors, such as marker keys, keep their names. {} for anything but a U-Net with a text.
     """
-    inner = {name for name in entries if place_of(name)}
+    places = {name: place for name in entries if (place := place_of(name))}
+    inner = set(places)
     ends = {name for name in entries if name.rpartition(".")[0] in UNET_ENDS}
     strange = (name for name in entries.keys() - inner - ends if "." in name)
     structure = read_structure(shapes)
     if structure is None or "conv_in.weight" not in ends or any(strange):
         return {}
     layers = tuple(map(len, structure.down))
+    if any(level >= len(layers) for _, level, *_ in places.values()):  # a tensor of no level
+        return {}
     rename = unet_names(layers, [any(level) for level in structure.up])
     return {
         rename(name).name if name in inner or name in ends else name: entry

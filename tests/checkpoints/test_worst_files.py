@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from ldm.checkpoints.header import MOST_AXES
 from ldm.checkpoints.pickle_content import read_contents
@@ -19,9 +20,9 @@ from ldm.checkpoints.prediction import read_beside
 from ldm.checkpoints.tensors import read_checkpoint
 from ldm.cli.info import check_values
 from ldm.errors import CheckpointError, LDMError
-from tests.fuzz import worst
+from tests.fuzz import tiny, worst
 from tests.fuzz.readers.checkpoints import read_info
-from tests.fuzz.readers.weights import read_lora
+from tests.fuzz.readers.weights import read_lora, read_single_file
 
 QUARTER = 1 << 18
 FLOOR, MOST_RATIO = 1.5, 6.0  # seconds of a busy machine; of four times the size
@@ -141,6 +142,15 @@ def test_weights_alone_runs_nothing(tmp_path: Path) -> None:
     with weights_alone():
         assert read_pickle(path) == {}
     assert read_contents(path, weights_alone=True).places == {}
+
+
+def test_a_tensor_of_a_level_that_no_unet_has(tmp_path: Path) -> None:
+    path, tensors = tmp_path / "x.safetensors", dict(tiny.parts()["unet"])
+    tensors["up_blocks.99.resnets.0.conv1.weight"] = torch.ones(8, 8, 3, 3)
+    save_file(tensors, path)
+    read_info(path)
+    with pytest.raises(CheckpointError, match="is a U-Net, not a whole model"):
+        read_single_file(path)
 
 
 def test_values_are_checked_on_request(tmp_path: Path) -> None:
