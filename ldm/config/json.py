@@ -58,7 +58,7 @@ def read_json(path: str | Path, optional: bool = False) -> dict[str, Any]:
             return {}
         raise CheckpointError(f"{path} does not exist; a model folder needs it") from None
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read ({error.strerror})") from None
+        raise CheckpointError(f"{path!s:.500} cannot be read ({error.strerror})") from None
     except ValueError as error:  # not UTF-8, or not JSON
         raise CheckpointError(
             f"cannot read {path} as JSON ({error}); download the model again"

@@ -292,7 +292,7 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
         load_image(tmp_path / "no.png")
     with pytest.raises(ImageError, match="is a folder"):
         load_image(tmp_path)
-    with pytest.raises(ImageError, match=r"cannot read .*: embedded null byte"):
+    with pytest.raises(ImageError, match=r"is no name that a file can have"):
         load_image("a\0b.png")
 
 
