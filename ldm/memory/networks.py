@@ -177,7 +177,7 @@ def decode(config: VAEConfig, pixels: int, kernels: Kernels, thin: bool) -> floa
     layer = widest(config, pixels) * kernels.itemsize
     if not thin and not (kernels.direct and layer > WHOLE):
         return whole
-    return min(whole, max(layer + BESIDE * (STRIP if thin else FAST_STRIP), 4 * WHOLE))
+    return min(whole, max(layer + BESIDE * (STRIP if thin else FAST_STRIP), 2.5 * WHOLE))
 
 
 def encode(config: VAEConfig, pixels: int, kernels: Kernels) -> float:
