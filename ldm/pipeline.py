@@ -393,6 +393,7 @@ class Pipeline(DiffusersMethods):
         latents.check_latents(x, self.vae.config.latent_channels)
         return latents.preview(self.preview_vae or self.vae, x, self.decode)
 
+    @checked()
     def memory_needed(
         self,
         height: int | None = None,

@@ -201,6 +201,9 @@ METHODS = {
     "set_ip_adapter_scale": ["scale"],
     "encode_ip_adapter_image": ["image", "name"],
     "load_preview_vae": ["path"],
+    "memory_needed": [
+        *("height", "width", "num_images", "guidance_scale", "image", "controlnets"),
+    ],
     "optimize": ["on", "compile", "offload", "int8"],
     "to": ["device", "dtype"],
     "enable_model_cpu_offload": ["gpu_id", "device"],
@@ -268,7 +271,7 @@ def test_every_method_is_tried(pipe: Pipeline) -> None:
         *("need_encoder", "load_own_controlnet", "make_ip_adapter", "unfuse_lora"),
         *("unload_lora_weights", "unload_textual_inversion", "get_active_adapters"),
         *("get_list_adapters", "set_progress_bar_config", "from_single_file"),
-        "enable_sequential_cpu_offload",
+        *("enable_sequential_cpu_offload", "drawing", "load_own_adapters"),
     }
     assert known - without == set(METHODS)
 

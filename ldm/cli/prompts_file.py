@@ -11,7 +11,7 @@ from typing import Any
 
 from ldm.cli.choices import prepare_choices, reads_choices
 from ldm.cli.fields import ALIASES, FIELDS, FILES, LISTS, NEGATED, REPEATED, SWITCHES
-from ldm.cli.options import MAX_PICTURES, check_arguments, parser
+from ldm.cli.options import MAX_PICTURES, NAMED, check_arguments, parser
 from ldm.cli.streams import MOST_BYTES, STREAM, read_stdin
 from ldm.config.checking import shown
 from ldm.config.files import read_limited
@@ -148,6 +148,7 @@ def _merge(given: dict[str, Any], arguments: argparse.Namespace) -> argparse.Nam
         merged = parser().parse_args(argv, before) if argv else before  # it takes a while
     except ArgumentError as error:
         raise ArgumentError(str(error).removeprefix("argument ")) from None
+    vars(merged).pop(NAMED, None)
     merged = argparse.Namespace(**vars(merged) | switches | {"prompt": [given["prompt"]]})
     if "strength" not in given and merged.image is None:
         merged.strength = None  # the command line's is for the lines that have an image

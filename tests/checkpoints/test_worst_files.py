@@ -23,9 +23,10 @@ from ldm.errors import CheckpointError, LDMError
 from tests.fuzz import tiny, worst
 from tests.fuzz.readers.checkpoints import read_info
 from tests.fuzz.readers.weights import read_lora, read_single_file
+from tests.helpers import timing
 
 QUARTER = 1 << 18
-FLOOR, MOST_RATIO = 1.5, 6.0  # seconds of a busy machine; of four times the size
+FLOOR = 1.5  # seconds of a busy machine
 
 
 def seconds(make: worst.Make, size: int, path: Path, read: Callable[[Path], Any]) -> float:
@@ -38,10 +39,7 @@ def seconds(make: worst.Make, size: int, path: Path, read: Callable[[Path], Any]
 
 def check_linear(make: worst.Make, path: Path, read: Callable[[Path], Any]) -> None:
     """Fail for a megabyte that takes long, and more than its share of a quarter of it."""
-    long = seconds(make, 4 * QUARTER, path, read)
-    if long > FLOOR:
-        short = seconds(make, QUARTER, path, read)
-        assert long < MOST_RATIO * short, (short, long)
+    timing.check_linear(lambda size: seconds(make, size, path, read), QUARTER, FLOOR)
 
 
 @pytest.mark.parametrize("name", worst.WORST)
