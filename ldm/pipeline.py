@@ -167,7 +167,8 @@ class Pipeline(DiffusersMethods):
         """Write a folder that diffusers loads as a pipeline. None keeps the dtype.
 
         Active LoRAs are merged into the weights; words that were loaded are left out. In float8,
-        some weights stay finer: see ``ldm.checkpoints.number_formats``.
+        some weights stay finer: see ``ldm.checkpoints.number_formats``. Raises CheckpointError
+        for a folder that cannot be written.
         """
         check_paths({"folder": [folder]})
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.util
 import os
 import sys
@@ -111,6 +112,8 @@ def load_saver(
 ) -> Callable[[Path, Any], None]:
     """Load the model with its LoRAs; return what writes it."""
     from ldm.checkpoints.pickles import weights_alone
+    from ldm.loading.folder import save_folder
+    from ldm.loading.write_file import save_file
     from ldm.pipeline import Pipeline
 
     with weights_alone():
@@ -121,7 +124,7 @@ def load_saver(
         path, scale = lora_option(text)
         partial = arguments.partial_lora
         notify(pipe.load_lora_weights(path, scale=scale._asdict(), partial=partial).summary)
-    return pipe.save_single_file if single else pipe.save_pretrained
+    return functools.partial(save_file if single else save_folder, pipe.parts)
 
 
 def load_controlnet_alone(model: str | None, changed: bool) -> ControlNet | None:

@@ -1,6 +1,6 @@
 """The gate: what a reader may do with a damaged file, and the counts of what it did.
 
-It may read the file, or refuse it by an ``LDMError`` of one clean line, within ten seconds and two
+It may read the file, or refuse it by an ``LDMError``, within ten seconds and two
 gigabytes. Anything else is an escape.
 """
 
@@ -72,11 +72,6 @@ def virtual_size() -> int:
     """Count the bytes of this process's address space."""
     lines = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
     return 1024 * int(lines["VmSize"].split()[0])
-
-
-def clean(text: str) -> bool:
-    """Whether a message is one line that leaves the terminal alone."""
-    return all(letter.isprintable() or letter in "\u00a0\u3000" for letter in text)
 
 
 def try_case(reader: Reader, path: Path) -> tuple[bool, str | None]:
