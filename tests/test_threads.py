@@ -240,6 +240,21 @@ def test_a_change_waits_for_the_whole_picture(pipe: Pipeline, lora: Path) -> Non
     assert pipe.loras.loaded and not torch.equal(draw(pipe), want)
 
 
+def test_a_preview_in_another_thread_goes_before_a_change(pipe: Pipeline, lora: Path) -> None:
+    """Else both would wait for the picture, which may wait for its preview."""
+    pipe = copy.deepcopy(pipe)
+    steps = stream(pipe)
+    latents = next(steps).latents
+    want = pipe.preview(latents)
+    other = threading.Thread(target=pipe.load_lora_weights, args=(lora,), daemon=True)
+    other.start()
+    time.sleep(0.1)
+    assert torch.equal(at_once(lambda: pipe.preview(latents))[0], want) and other.is_alive()
+    steps.close()
+    other.join(PATIENCE)
+    assert pipe.loras.loaded
+
+
 def test_a_picture_that_was_prepared_sees_a_change(pipe: Pipeline, lora: Path) -> None:
     """It is prepared again, so that all of it is of one model."""
     pipe = copy.deepcopy(pipe)

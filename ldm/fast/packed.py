@@ -37,19 +37,10 @@ if hasattr(os, "register_at_fork"):  # not on Windows; another thread may hold i
 
 
 # What is known of a weight without its values.
-METADATA = frozenset(
-    getattr(Tensor, name).__get__
-    for name in (
-        "device",
-        "dtype",
-        "shape",
-        "ndim",
-        "is_cpu",
-        "is_cuda",
-        "is_meta",
-        "requires_grad",
-    )
-)
+PROPERTIES = ("device", "dtype", "shape", "ndim", "is_cpu", "is_cuda", "is_meta", "requires_grad")
+METADATA = {getattr(Tensor, name).__get__ for name in PROPERTIES} | {
+    *(Tensor.numel, Tensor.size, Tensor.dim, Tensor.element_size, Tensor.is_floating_point)
+}
 
 
 class PackedWeight(nn.Parameter):

@@ -184,14 +184,15 @@ class Model:
             own_ip_adapter(self)
 
     @contextlib.contextmanager
-    def drawing(self) -> Iterator[Hold]:
-        """Let nothing change the model inside, except for this thread.
+    def drawing(self, queue: bool = True) -> Iterator[Hold]:
+        """Let nothing change the model inside, except for this thread; see ``Turns.drawing``.
 
         Raises ArgumentError in a process that cannot draw with it.
         """
         check_process(self.device)
         # What offloading brings to the GPU, another run would take away.
-        with self.turns.drawing(alone=lambda: self.optimized.offload is not None) as hold:
+        alone = lambda: self.optimized.offload is not None  # noqa: E731
+        with self.turns.drawing(alone, queue) as hold:
             yield hold
 
     @property

@@ -71,14 +71,18 @@ class Turns:
         return Turns, ()
 
     @contextlib.contextmanager
-    def drawing(self, alone: Callable[[], bool] = lambda: False) -> Iterator[Hold]:
+    def drawing(
+        self, alone: Callable[[], bool] = lambda: False, queue: bool = True
+    ) -> Iterator[Hold]:
         """Let nothing change the model inside, except for this thread.
 
         alone: whether no other thread may draw meanwhile; it is called when the model is at rest.
+        queue: whether changes that wait go first. What a run of another thread may wait for, such
+            as a preview of it, must not queue behind a change that waits for the run.
         """
         hold = Hold()
         with self._condition:
-            self._condition.wait_for(lambda: self._may_draw(hold.thread, alone))
+            self._condition.wait_for(lambda: self._may_draw(hold.thread, alone, queue))
             self._holds.append(hold)
         try:
             yield hold
@@ -88,12 +92,12 @@ class Turns:
                     self._holds.remove(hold)
                 self._condition.notify_all()
 
-    def _may_draw(self, me: int, alone: Callable[[], bool]) -> bool:
+    def _may_draw(self, me: int, alone: Callable[[], bool], queue: bool) -> bool:
         if self._changer not in (None, me):
             return False
         if any(hold.thread == me for hold in self._holds):  # a run within a run
             return True
-        return not self._waiting and not (self._holds and alone())
+        return not (queue and self._waiting) and not (self._holds and alone())
 
     @contextlib.contextmanager
     def changing(self) -> Iterator[None]:
@@ -208,7 +212,7 @@ def reads_model(method: Callable[Concatenate[Any, P], R]) -> Callable[Concatenat
 
     @functools.wraps(method)
     def call(model: Any, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        with model.drawing():
+        with model.drawing(queue=False):
             return method(model, *args, **kwargs)
 
     return call

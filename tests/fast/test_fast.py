@@ -423,3 +423,15 @@ def test_a_pixelwise_convolution_is_packed_for_each_size(dtype: torch.dtype) -> 
             assert used.weight.packed_for == x.shape[2:]
     assert torch.equal(used(pictures[1]), fresh(pictures[1]))
     assert torch.equal(used.weight, layer.weight)
+
+
+def test_what_a_weight_is_leaves_it_packed() -> None:
+    pipe = Pipeline.from_pretrained(device="cpu", dtype="float32").optimize()
+    pipe("a", seed=1, num_inference_steps=1, output_type="latent")
+    packed = [p for p in pipe.unet.parameters() if type(p) is PackedWeight and p.packed is not None]
+    assert len(packed) > 20
+    assert pipe.dtype == torch.float32 and pipe.device.type == "cpu" and repr(pipe)
+    assert sum(p.numel() * p.element_size() for p in packed) > 1 << 20
+    assert all(p.packed is not None for p in packed)
+    assert not any(p.isnan().any() for p in packed)  # values are another matter
+    assert all(p.packed is None for p in packed)
