@@ -15,7 +15,7 @@ from tests.fuzz.readers import READERS
 @pytest.mark.parametrize("name", READERS)
 def test_damaged_files_are_read_or_refused(name: str, tmp_path: Path) -> None:
     reader = READERS[name]
-    figures = fuzz(reader, tmp_path, cases=300, seconds=1.5)
+    figures = fuzz(reader, tmp_path, cases=300, seconds=1.0)
     assert not figures.escapes, figures.escapes[0]
     assert figures.cases >= 3
 

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from ldm.config import SchedulerConfig, UNetConfig
 from ldm.fast import adapt_to_cpu
 from ldm.scheduler import DDPMScheduler
-from ldm.training.config import TrainConfig, tomllib
+from ldm.training.config import TrainConfig
 from ldm.training.data import step_generator
+from ldm.training.foreign import parse_toml
 from ldm.training.loop import train_steps
 from ldm.training.recipes.base import Recipe
 from ldm.unet import UNet
@@ -136,7 +137,7 @@ def apart(recipe: Cached, theirs: Theirs) -> float:
 
 def beside(precision: str, what: str, goal: float) -> Race:
     """Race steps of ours in bfloat16 against theirs."""
-    settings = tomllib.loads((ROOT / "configs/train/latent.toml").read_text(encoding="utf-8"))
+    settings = parse_toml((ROOT / "configs/train/latent.toml").read_text(encoding="utf-8"))
     recipe = Cached(settings)
     peer, folder = Theirs(recipe, settings, precision), tempfile.TemporaryDirectory()
     loop = ours(recipe, folder.name)
