@@ -19,6 +19,8 @@ from ldm.config.checking import shown
 from ldm.errors import CheckpointError
 
 if TYPE_CHECKING:  # ``ldm info`` needs no PyTorch
+    from torch import Tensor
+
     from ldm.checkpoints.deferred import Stored
 
 T = TypeVar("T")
@@ -80,12 +82,17 @@ def check_real(path: Path, name: str, value: Stored) -> None:
     Those of float8 and of GGUF's blocks are known quantised formats. Integers are none: they are
     blocks of other programs, whose scales are elsewhere.
     """
-    kind = str(value.dtype).removeprefix("torch.")
-    if kind not in REAL:
+    if not is_real(value):
+        kind = str(value.dtype).removeprefix("torch.")
         raise CheckpointError(
             f"{path}: {name} is {kind}; expected floating point ({', '.join(REAL)}): "
             "get a float16 version of the file"
         )
+
+
+def is_real(value: Stored | Tensor) -> bool:
+    """Whether a tensor is of a dtype that weights have; float8_e8m0fnu is one of scales."""
+    return str(value.dtype).removeprefix("torch.") in REAL
 
 
 def check_finite(path: Path | str, name: str, value: Any) -> None:

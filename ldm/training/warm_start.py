@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ldm.checkpoints.deferred import dense
 from ldm.checkpoints.folder import find_weights, read_weights
 from ldm.checkpoints.names import to_ours
-from ldm.checkpoints.plain import is_finite
+from ldm.checkpoints.plain import is_finite, is_real
 from ldm.config import UNetConfig
 from ldm.errors import ArgumentError
 from ldm.fast import adapt_to_cpu
@@ -79,7 +79,7 @@ def begin_with(module: nn.Module, folder: str) -> None:
                 "log-variances: their number is odd"
             )
         values = dense(old)
-        if not values.is_floating_point() or not is_finite(values):
+        if not is_real(values) or not is_finite(values):
             raise ArgumentError(
                 f"start is {folder!r}, where {name} holds {values.dtype} or numbers that are not "
                 "finite; expected finite floats"
