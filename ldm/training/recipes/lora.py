@@ -70,7 +70,7 @@ class LoraRecipe(FineTuningRecipe):
             model, folder, self.config, self.options,
             {
                 "title": self.options.name or Path(self.config.output).name,
-                "base": Path(self.options.base).name,
+                "base": Path(self.options.base).name or "ldm's built-in model",
                 "pictures": len(rows), "captions": captions, "size": self.latents.sizes[0],
                 "clip_skip": self.options.clip_skip,
             },
