@@ -100,6 +100,9 @@ class CaptionedRecipe(Recipe[M]):
 
     def prepare(self, accelerator: Accelerator) -> None:
         """Encode every picture once, and make the captions tokens."""
+        # Also where a resumed run has all latents: it draws samples as one without a stop.
+        vae: nn.Module = self.vae.to(accelerator.device)
+        vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.latents.prepare(accelerator)
         texts = self.data.captions(torch.arange(len(self.data)))
         captions = sorted({*texts, ""})
