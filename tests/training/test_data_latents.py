@@ -132,7 +132,7 @@ def test_captions_that_are_cut_are_counted(parts: Path, photos: Path, tmp_path: 
     recipe = build(parts, folder, tmp_path / "run", data={"size": 32, "held_out": 0})
     with pytest.warns(UserWarning, match=r"2 of 3 different captions .* more than 75 tokens"):
         recipe.prepare(Accelerator(cpu=True))
-    kept = recipe.tokens[recipe.caption[:3]]
+    kept = recipe._tokens(recipe.data.captions(torch.arange(3)))
     assert torch.equal(kept[0], kept[1]) and torch.equal(kept[0], kept[2])
 
 
@@ -222,7 +222,7 @@ def test_buckets_batch_pictures_of_like_proportions(
     sizes = bucket_sizes(32, 8, 2.0)
     seen, rows_seen = {}, set()
     for step in range(40):
-        rows, x0, _ = recipe.latents.draw(4, step_generator(0, step))
+        rows, x0 = recipe.latents.draw(4, step_generator(0, step))[:2]
         rows_seen |= set(rows.tolist())
         size = (x0.shape[2] * 4, x0.shape[3] * 4)
         assert {sizes[nearest_bucket(SIZES[i % 6], sizes)] for i in rows.tolist()} == {size}
@@ -242,7 +242,7 @@ def test_mirrored_latents_are_those_of_mirrored_pictures(
 ) -> None:
     recipe = build(parts, photos, tmp_path, data={"size": 32, "flip": True})
     recipe.prepare(Accelerator(cpu=True))
-    rows, x0, _ = recipe.latents.draw(16, step_generator(0, 0))
+    rows, x0 = recipe.latents.draw(16, step_generator(0, 0))[:2]
     generator = step_generator(0, 0)
     torch.multinomial(torch.ones(18), 16, replacement=True, generator=generator)
     mirrored = torch.rand(16, generator=generator) < 0.5
