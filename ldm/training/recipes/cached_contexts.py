@@ -41,6 +41,7 @@ class CachedContexts:
         encode: encodes ids, with these modules.
         texts: the captions, N of them.
         ids_of: converts texts to ids, int (B, encoders, 77).
+        clip_skip: layers of the encoders that ``encode`` leaves out.
     """
 
     def __init__(
@@ -50,9 +51,10 @@ class CachedContexts:
         encode: Encode,
         texts: Sequence[str],
         ids_of: Callable[[Sequence[str]], Tensor],
+        clip_skip: int = 0,
     ) -> None:
         self.folder, self.encoders, self.encode = folder, encoders, encode
-        self.texts, self.ids_of = texts, ids_of
+        self.texts, self.ids_of, self.clip_skip = texts, ids_of, clip_skip
 
     def prepare(self, accelerator: Accelerator) -> None:
         """Encode every caption, each process its share, unless the files are there.
@@ -97,6 +99,7 @@ class CachedContexts:
             tokens = zlib.crc32(ids.int().numpy().tobytes(), tokens)
         return {
             "weights": [fingerprint(encoder) for encoder in self.encoders],
+            "clip_skip": self.clip_skip,
             "captions": len(self.texts),
             "tokens": tokens,
         }

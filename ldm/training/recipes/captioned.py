@@ -26,6 +26,7 @@ from ldm.training.config import TrainConfig
 from ldm.training.data import Pictures, step_generator
 from ldm.training.data.caption_changes import CaptionChanges
 from ldm.training.data.masks import open_masks
+from ldm.training.finetuning.texts import text_states
 from ldm.training.objectives import check_zero_snr, diffusion_weight, simple_error
 from ldm.training.recipes.base import Recipe
 from ldm.training.recipes.cached_contexts import CachedContexts
@@ -64,6 +65,7 @@ class CaptionedOptions(PriorOptions, CaptionChanges):
     # 2·77·D bytes each, D the width of all encoders together; for captions that do not change.
     keep_contexts: bool = False
     caption_dropout: float = within("[0, 1]", 0.1)  # share of captions made "", for guidance
+    clip_skip: int = within("[0, inf)", 0)  # layers of the text encoders left out, as diffusers
     # Strength of noise that is one number for each channel of a picture, so that the model learns
     # to change its mean (Guttenberg 2023).
     offset_noise: float = within("[0, inf)", 0.0)
@@ -149,6 +151,7 @@ class CaptionedRecipe(Recipe[M]):
                 lambda ids: self.text_conditions({"ids": ids}),
                 captions,
                 self._tokens,
+                self.captioned.clip_skip,
             )
             self.contexts.prepare(accelerator)
 
@@ -251,10 +254,7 @@ class CaptionedRecipe(Recipe[M]):
         """Return what ``UNet.forward`` reads of the captions of a batch."""
         if "context" in batch:
             return {name: batch[name] for name in ("context", "pooled") if name in batch}
-        rows = zip(self.text_models, batch["ids"].long().unbind(1), strict=True)
-        states = [model.encoder(ids, int(self.xl), not self.xl) for model, ids in rows]
-        found = {"context": torch.cat([each.context for each in states], dim=-1)}
-        return found | {"pooled": states[-1].pooled} if self.xl else found
+        return text_states(self.text_models, batch["ids"], self.xl, self.captioned.clip_skip)
 
     def sizes(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the sizes that SDXL reads, (B, 6); nothing for others.
