@@ -32,6 +32,7 @@ from ldm.training.recipes.size_groups import (
     SizeGroup,
     assign_sizes,
     choose,
+    class_pictures_of,
     count_instances,
     rows_of_sizes,
     training_groups,
@@ -166,7 +167,7 @@ class CachedLatents:
             "options": str(self.data.options),
             "sizes": [list(size) for size in self.sizes],
             "flip": self.flip,
-            "class_pictures": len(self.data) - count_instances(self.data),
+            "class_pictures": class_pictures_of(self.data),
         }
 
     def _warn_of_others(self, before: dict[str, object], belongs: dict[str, object]) -> None:

@@ -33,6 +33,13 @@ def count_instances(data: Pictures) -> int:
     return data.instances if isinstance(data, WithClassPictures) else len(data)
 
 
+def class_pictures_of(data: Pictures) -> list[object]:
+    """Return the name of the set of class pictures, and their number; [] without any."""
+    if not isinstance(data, WithClassPictures):
+        return []
+    return [data.parts[1].name, len(data.parts[1])]
+
+
 def assign_sizes(data: Pictures, sizes: Sequence[Size]) -> np.ndarray:
     """Choose the index of each row's size, int32 (N,); -1 for a picture that has none.
 
