@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ldm.training.config import TrainConfig
 from ldm.training.loop import fast_attention
-from ldm.training.optimizer import moments_size
+from ldm.training.optimizer_state import moments_size
 from ldm.training.recipes.base import Recipe
 
 
