@@ -91,7 +91,8 @@ def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, An
             )
     groups: dict[str, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        groups.setdefault(part_of(name) if rates else "", []).append(parameter)
+        if parameter.requires_grad:
+            groups.setdefault(part_of(name) if rates else "", []).append(parameter)
     return [
         {"params": parameters, "peak": rates.get(part, config.learning_rate)}
         for part, parameters in groups.items()

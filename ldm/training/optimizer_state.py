@@ -65,6 +65,7 @@ def moments_size(model: nn.Module, config: TrainConfig) -> int:
     return sum(
         kept.nbytes
         for weight in model.parameters()
+        if weight.requires_grad
         for kept in moments(config.optimizer, weight, options).values()
     )
 
