@@ -41,7 +41,12 @@ class Trained(nn.Module):
     @property
     def pipe(self) -> Pipeline:
         """The pipeline that draws with what is trained."""
-        return self.frozen.pipe
+        pipe = self.frozen.pipe
+        own = {n: part for n, part in self.parts.items() if not isinstance(part, Adapters)}
+        if any(getattr(pipe, name) is not part for name, part in own.items()):  # this is a copy
+            pipe = Pipeline(**pipe.parts | own)
+            self.frozen = Frozen(pipe)
+        return pipe
 
     @property
     def trains_text(self) -> bool:

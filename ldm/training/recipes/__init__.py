@@ -20,6 +20,7 @@ RECIPES = {
     "image_encoder": "ImageEncoderRecipe",
     "ip_adapter": "IPAdapterRecipe",
     "lora": "LoraRecipe",
+    "full": "FullRecipe",
     "pixel": "PixelRecipe",
     "classifier": "ClassifierRecipe",
 }  # module of this package → its class

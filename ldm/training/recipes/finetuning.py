@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ldm.config.settings import within
 from ldm.images import image_grid
+from ldm.training.checkpointing import checkpoint_blocks
 from ldm.training.config import TrainConfig
 from ldm.training.finetuning.trained import Trained
 from ldm.training.recipes.frozen_base import FrozenBaseOptions, FrozenBaseRecipe
@@ -29,6 +30,7 @@ class FineTuningOptions(FrozenBaseOptions):
     columns: int = within("[1, 64]", 4)  # of the sheet of these pictures
     num_inference_steps: int | None = within("[1, inf)", None)  # of them; None: as the base
     guidance_scale: float | None = within("[0, inf)", None)
+    gradient_checkpointing: bool = False  # less memory for a third more time
 
 
 class FineTuningRecipe(FrozenBaseRecipe[Trained]):
@@ -42,6 +44,9 @@ class FineTuningRecipe(FrozenBaseRecipe[Trained]):
         """Load the base; a subclass sets ``model``. Raises as ``FrozenBaseRecipe`` does."""
         self.tuning = options
         super().__init__(config, options, what)
+        if options.gradient_checkpointing:
+            for network in (self.pipe.unet, *(model.encoder for model in self.text_models)):
+                checkpoint_blocks(network)
 
     def prepare(self, accelerator: Accelerator) -> None:
         super().prepare(accelerator)
