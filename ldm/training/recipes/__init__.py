@@ -19,6 +19,7 @@ RECIPES = {
     "controlnet": "ControlNetRecipe",
     "image_encoder": "ImageEncoderRecipe",
     "ip_adapter": "IPAdapterRecipe",
+    "lora": "LoraRecipe",
     "pixel": "PixelRecipe",
     "classifier": "ClassifierRecipe",
 }  # module of this package → its class

@@ -27,6 +27,7 @@ from ldm.training.config import TrainConfig
 from ldm.training.data import Pictures, open_data
 from ldm.training.data.buckets import bucket_sizes
 from ldm.training.data.crops import Size
+from ldm.training.finetuning.texts import text_states
 from ldm.training.objectives import check_zero_snr, diffusion_weight, simple_error
 from ldm.training.recipes.base import Recipe
 from ldm.training.recipes.cached_contexts import CachedContexts
@@ -50,6 +51,7 @@ class CaptionedOptions:
     # 2·77·D bytes each, which a small encoder of width D and a small set of captions are worth.
     keep_contexts: bool = False
     caption_dropout: float = within("[0, 1]", 0.1)  # share of captions made "", for guidance
+    clip_skip: int = within("[0, inf)", 0)  # layers of the text encoders left out, as diffusers
     # Strength of noise that is one number for each channel of a picture, so that the model learns
     # to change its mean (Guttenberg 2023).
     offset_noise: float = within("[0, inf)", 0.0)
@@ -158,14 +160,17 @@ class CaptionedRecipe(Recipe[M]):
         """
         if "context" in batch:
             return {"context": batch["context"]}
-        rows = zip(self.text_models, batch["ids"].long().unbind(1), strict=True)
-        states = [model.encoder(ids, int(self.xl), not self.xl) for model, ids in rows]
-        found = {"context": torch.cat([each.context for each in states], dim=-1)}
-        if self.xl:
-            height, width = (side * self.vae.config.scale for side in batch["x0"].shape[2:])
-            sizes = torch.tensor(time_ids(height, width, 6, 0.0), device=batch["x0"].device)
-            found |= {"pooled": states[-1].pooled, "time_ids": sizes.expand(len(batch["x0"]), -1)}
-        return found
+        return text_states(
+            self.text_models, batch["ids"], self.xl, self.captioned.clip_skip
+        ) | self.sizes(batch)
+
+    def sizes(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the sizes that SDXL reads, (B, 6); nothing for others."""
+        if not self.xl:
+            return {}
+        height, width = (side * self.vae.config.scale for side in batch["x0"].shape[2:])
+        sizes = torch.tensor(time_ids(height, width, 6, 0.0), device=batch["x0"].device)
+        return {"time_ids": sizes.expand(len(batch["x0"]), -1)}
 
     def x_t(self, batch: dict[str, Tensor]) -> Tensor:
         """Return the noised latents of a batch."""
