@@ -133,6 +133,7 @@ class Trainer:
         ema = EMA(model, config.ema_decay)
         self.parallel, optimizer = accelerator.prepare(model, build_optimizer(model, config))
         ema.follow(model)
+        self.recipe.follow(ema.model)
         self.sharded = is_sharded(model)
         if self.sharded and config.optimizer == "muon":
             raise ArgumentError("optimizer 'muon' needs whole matrices; use 'adamw' with FSDP")
