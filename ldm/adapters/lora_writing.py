@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +13,6 @@ from torch import Tensor
 
 from ldm.checkpoints.lora_kinds import Factors, rank_of
 from ldm.checkpoints.lora_names import Module
-from ldm.checkpoints.lora_settings import METADATA
 from ldm.checkpoints.original import Rename
 
 Updates = Mapping[Module, Factors[Tensor]]
@@ -43,15 +41,28 @@ def kohya_tensors(updates: Updates, original: Rename, xl: bool) -> dict[str, Ten
     return tensors
 
 
-def peft_tensors(updates: Updates, prefix: bool = True) -> dict[str, Tensor]:
-    """Name a LoRA's tensors as peft does, with the part's name before them as in diffusers."""
+def peft_tensors(updates: Updates) -> dict[str, Tensor]:
+    """Name the tensors of one part's adapters as peft does."""
     tensors = {}
-    for (part, path), factors in updates.items():
-        stem = f"{part}.{path}" if prefix else path
+    for (_, path), factors in updates.items():
         for role, value in factors.tensors.items():
             if role == "dora_scale":
                 value = value.flatten() if value.ndim == 2 else value.transpose(0, 1)
-            tensors[f"{stem}.{PEFT_ENDS.get(role, role)}"] = value
+            tensors[f"{path}.{PEFT_ENDS.get(role, role)}"] = value
+    return tensors
+
+
+def diffusers_tensors(updates: Updates) -> dict[str, Tensor]:
+    """Name a LoRA's tensors as diffusers does: peft's names behind the part's.
+
+    There is no α, which tools that read this layout take for the rank: it is brought into "up".
+    """
+    tensors: dict[str, Tensor] = {}
+    for module, factors in updates.items():
+        rank, alpha = scale_of(factors)
+        scaled = factors.tensors | {"up": factors.tensors["up"] * (alpha / rank)}
+        named = peft_tensors({module: Factors(scaled)})
+        tensors |= {f"{module[0]}.{name}": value for name, value in named.items()}
     return tensors
 
 
@@ -70,15 +81,6 @@ def peft_config(updates: Updates) -> dict[str, Any]:
     if kind == "LoRA":
         return config | {"lora_alpha": alpha, "use_dora": "dora_scale" in first.tensors}
     return config | {"peft_type": kind.upper(), "alpha": alpha}
-
-
-def diffusers_metadata(updates: Updates) -> dict[str, str]:
-    """Return the metadata in which diffusers keeps peft's settings of each part."""
-    settings: dict[str, Any] = {}
-    for part in dict.fromkeys(part for part, _ in updates):
-        own = {module: factors for module, factors in updates.items() if module[0] == part}
-        settings |= {f"{part}.{key}": value for key, value in peft_config(own).items()}
-    return {METADATA: json.dumps(settings, sort_keys=True)}
 
 
 def scale_of(factors: Factors[Tensor]) -> tuple[int, float]:

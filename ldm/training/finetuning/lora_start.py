@@ -58,7 +58,8 @@ def fill(adapter: Adapter, found: Factors[Tensor], where: str) -> None:
         )
     for role, value in tensors.items():
         place = own.tensors[role]
-        if value.numel() != place.numel() or value.shape[0] != place.shape[0]:
+        lengths = role == "dora_scale"  # in peft's files along another axis
+        if value.numel() != place.numel() or (len(value) != len(place) and not lengths):
             raise ArgumentError(
                 f"{where} has {role} of {tuple(value.shape)}, rank {rank_of(found)}; the options "
                 f"make {tuple(place.shape)}, rank {rank_of(own)}: give options.rank and conv_rank "

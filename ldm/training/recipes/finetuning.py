@@ -16,12 +16,15 @@ from ldm.training.config import TrainConfig
 from ldm.training.finetuning.trained import Trained
 from ldm.training.recipes.frozen_base import FrozenBaseOptions, FrozenBaseRecipe
 
+SHOWN = 4  # captions drawn, where no prompts are given
+
 
 @dataclass(kw_only=True)
 class FineTuningOptions(FrozenBaseOptions):
     """What the tables ``[options]`` of these recipes share."""
 
-    prompts: list[str] = field(default_factory=list)  # drawn to show the progress, at fixed seeds
+    # Drawn to show the progress, at fixed seeds; without any, some of the captions.
+    prompts: list[str] = field(default_factory=list)
     negative_prompt: str = ""
     columns: int = within("[1, 64]", 4)  # of the sheet of these pictures
     num_inference_steps: int | None = within("[1, inf)", None)  # of them; None: as the base
@@ -62,17 +65,20 @@ class FineTuningRecipe(FrozenBaseRecipe[Trained]):
             "guidance_scale": options.guidance_scale,
         }
 
+    def some_captions(self) -> list[str]:
+        """Return up to ``SHOWN`` different captions of the data."""
+        return list(dict.fromkeys(self.data.captions(self.data.train)))[:SHOWN]
+
     @torch.no_grad()
     def evaluate(self, model: Trained) -> tuple[Image.Image | None, dict[str, float]]:
         """Draw the prompts, always from the same seeds."""
         options = self.tuning
-        if not options.prompts:
-            return None, {}
+        prompts = options.prompts or self.some_captions()
         sizes = self.latents.sizes  # from tall to wide
         height, width = sizes[len(sizes) // 2]
         with model.in_place_of(self.model) as pipe:
             drawn = pipe(
-                options.prompts,
+                prompts,
                 negative_prompt=options.negative_prompt or None,
                 height=height,
                 width=width,

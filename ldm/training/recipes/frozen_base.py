@@ -25,7 +25,8 @@ M = TypeVar("M", bound=nn.Module)
 class FrozenBaseOptions(CaptionedOptions):
     """What the tables ``[options]`` of these recipes share."""
 
-    base: str  # the model: a folder, a file or a hub id, as ``ldm generate --model`` takes
+    # The model: a folder, a file or a hub id, as ``ldm generate --model`` takes; "": the built-in.
+    base: str = ""
 
 
 class FrozenBaseRecipe(CaptionedRecipe[M]):
@@ -42,6 +43,8 @@ class FrozenBaseRecipe(CaptionedRecipe[M]):
         that cannot be loaded.
         """
         self.pipe, vae = load_base(options.base, what)
+        if options.data.get("size") is None:  # what the model draws
+            options.data = options.data | {"size": self.pipe.default_size()[0]}
         models, scheduler, unet = self.pipe.text_models, self.pipe.scheduler, self.pipe.unet
         super().__init__(config, options, vae, models, scheduler, unet.config)
 
@@ -67,7 +70,7 @@ def load_base(name: str, what: str) -> tuple[Pipeline, AutoencoderKL]:
     what: is trained, for messages. Raises ArgumentError for a model that is not from text to
     image in latents.
     """
-    pipe = Pipeline.from_pretrained(name, dtype=torch.float32, device="cpu")
+    pipe = Pipeline.from_pretrained(name or None, dtype=torch.float32, device="cpu")
     pipe.need_text(f"{what} is trained for models of the Stable Diffusion family")
     if pipe.task != "text" or not isinstance(pipe.vae, AutoencoderKL):
         raise ArgumentError(

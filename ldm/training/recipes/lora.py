@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ldm.adapters import lora_writing
 from ldm.checkpoints.lora_kinds import Factors
 from ldm.checkpoints.lora_names import Module
+from ldm.checkpoints.tensors import write_tensors
 from ldm.config import write_json
 from ldm.config.settings import choice, read_table
 from ldm.errors import ArgumentError
@@ -23,7 +23,6 @@ from ldm.training.finetuning.lora_metadata import lora_metadata
 from ldm.training.finetuning.lora_start import begin_with_lora
 from ldm.training.finetuning.trained import Trained, adapters_of
 from ldm.training.recipes.finetuning import FineTuningOptions, FineTuningRecipe
-from ldm.writing import whole_file
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -73,7 +72,7 @@ def described(recipe: FineTuningRecipe, options: LoraSaving) -> dict[str, Any]:
     rows = recipe.data.train
     return {
         "title": options.name or Path(recipe.config.output).name,
-        "base": Path(recipe.tuning.base).name,
+        "base": Path(recipe.tuning.base).name or "ldm's built-in model",
         "pictures": len(rows),
         "captions": recipe.data.captions(rows),
         "size": recipe.latents.sizes[0],
@@ -123,13 +122,12 @@ def save_lora(
         return
     if options.save_as == "kohya":
         tensors = lora_writing.kohya_tensors(updates, names_of(pipe.unet.config), pipe.xl)
-        name, more = f"{data['title']}.safetensors", {}
+        name = f"{data['title']}.safetensors"
     else:
-        tensors = lora_writing.peft_tensors(updates)
-        name, more = "pytorch_lora_weights.safetensors", lora_writing.diffusers_metadata(updates)
-    metadata = lora_metadata(config, options, pipe, tensors, data) | more | {"format": "pt"}
-    with whole_file(folder / name) as part:
-        save_file(tensors, part, metadata)
+        tensors = lora_writing.diffusers_tensors(updates)
+        name = "pytorch_lora_weights.safetensors"
+    metadata = lora_metadata(config, options, pipe, tensors, data)
+    write_tensors(tensors, folder / name, metadata)
 
 
 def save_peft(updates: dict[Module, Factors[Tensor]], folder: Path) -> None:
@@ -138,10 +136,9 @@ def save_peft(updates: dict[Module, Factors[Tensor]], folder: Path) -> None:
         own = {module: factors for module, factors in updates.items() if module[0] == part}
         tensors = {
             f"base_model.model.{name}": value
-            for name, value in lora_writing.peft_tensors(own, prefix=False).items()
+            for name, value in lora_writing.peft_tensors(own).items()
         }
         config = lora_writing.peft_config(own)
         (folder / part).mkdir(exist_ok=True)
         write_json(folder / part / "adapter_config.json", {"peft_type": "LORA"} | config)
-        with whole_file(folder / part / "adapter_model.safetensors") as file:
-            save_file(tensors, file, {"format": "pt"})
+        write_tensors(tensors, folder / part / "adapter_model.safetensors")
