@@ -134,6 +134,7 @@ class Trainer:
         ema = EMA(model, config.ema_decay)
         self.parallel, optimizer = accelerator.prepare(model, build_optimizer(model, config))
         ema.follow(model)
+        self.recipe.follow(ema.model)
         self.sharded = is_sharded(model)
         if self.sharded and config.optimizer != "adamw":
             raise ArgumentError(

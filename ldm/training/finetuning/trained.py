@@ -68,6 +68,17 @@ class Trained(nn.Module):
         finally:
             other.attach()
 
+    @contextlib.contextmanager
+    def without_adapters(self) -> Iterator[Pipeline]:
+        """Let the pipeline compute as the frozen base; whole networks stay as they are trained."""
+        adapters = {n: part for n, part in self.parts.items() if isinstance(part, Adapters)}
+        for name, part in adapters.items():
+            part.detach(getattr(self.pipe, name))
+        try:
+            yield self.pipe
+        finally:
+            self.attach()
+
     def forward(self, x: Tensor, t: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
         """Predict as ``UNet.forward``.
 

@@ -21,6 +21,8 @@ RECIPES = {
     "ip_adapter": "IPAdapterRecipe",
     "lora": "LoraRecipe",
     "full": "FullRecipe",
+    "lcm": "LCMRecipe",
+    "guidance_distillation": "GuidanceDistillationRecipe",
     "pixel": "PixelRecipe",
     "classifier": "ClassifierRecipe",
 }  # module of this package → its class

@@ -64,17 +64,20 @@ class LoraRecipe(FineTuningRecipe):
 
     def save(self, model: Trained, folder: Path) -> None:
         """Write the LoRA; ``ldm generate --lora`` takes the run's folder."""
-        rows = self.data.train
-        captions = self.data.captions(rows)
-        save_lora(
-            model, folder, self.config, self.options,
-            {
-                "title": self.options.name or Path(self.config.output).name,
-                "base": Path(self.options.base).name or "ldm's built-in model",
-                "pictures": len(rows), "captions": captions, "size": self.latents.sizes[0],
-                "clip_skip": self.options.clip_skip,
-            },
-        )  # fmt: skip
+        save_lora(model, folder, self.config, self.options, described(self, self.options))
+
+
+def described(recipe: FineTuningRecipe, options: LoraSaving) -> dict[str, Any]:
+    """Return what a LoRA's file says of the run: see ``lora_metadata``."""
+    rows = recipe.data.train
+    return {
+        "title": options.name or Path(recipe.config.output).name,
+        "base": Path(recipe.tuning.base).name or "ldm's built-in model",
+        "pictures": len(rows),
+        "captions": recipe.data.captions(rows),
+        "size": recipe.latents.sizes[0],
+        "clip_skip": recipe.tuning.clip_skip,
+    }
 
 
 def check_saving(options: LoraSaving) -> None:
