@@ -13,7 +13,7 @@ from PIL import ImageOps
 from .sources import Icon, render
 from .variants import paste
 
-SIDE, ROOM = 128, 7  # of the drawings' coordinates; around them, for what is tilted
+SIDE, ROOM = 128, 12  # of the drawings' coordinates; around them, for what is tilted
 MOUTHS = ("smile", "open", "flat")
 DARK, GRAY, LIGHT = "#2b2440", "#9aa3b2", "#f6f4fb"
 
@@ -38,11 +38,12 @@ class NewThing:
 
     word: str
     noun: str  # of the model's things the nearest: the class of DreamBooth
-    described: str  # the best that the model can be asked for without the word
+    described: str  # the best that the model can be asked for instead of the word
     colours: dict[str, str]
     parts: tuple[str, ...]  # that it is not itself without
     body: Callable[["Pose", dict[str, str]], str]
     own: tuple[str, ...]  # words for its colours: backgrounds that hide it
+    near: tuple[str, ...]  # the model's things that are most like it
 
     def svg(self, pose: Pose) -> str:
         """Write the SVG body of a pose, SIDE units a side."""
@@ -136,20 +137,22 @@ THINGS = {
     "robot-snail": NewThing(
         "zwilbo",
         "snail",
-        "a purple and orange robot snail",
+        "purple and orange robot snail",
         {"body": "#7d45cf", "shade": "#5a2b9e", "shell": "#ff9a2e", "line": "#d9660b"},
         ("shell", "head"),
         robot_snail,
         ("purple", "orange"),
+        ("robot", "snail"),
     ),
     "cyclops-imp": NewThing(
         "grimpox",
-        "imp",
-        "a green imp with orange horns and one eye",
+        "devil",
+        "green devil with orange horns and one eye",
         {"face": "#4fbf4b", "shade": "#2f9434", "horn": "#ff9a2e", "line": "#d9660b"},
         ("horns", "one eye"),
         cyclops_imp,
         ("green", "orange"),
+        ("alien", "devil", "frog", "monster", "sick face", "smiley face"),
     ),
 }
 OTHER_COLOURS = ("#e0393e", "#f2d13a", "#3f86e8", "#f28cb8", "#8a5a3a", "#8d939c", "#f3f1ee",
@@ -159,7 +162,7 @@ OTHER_COLOURS = ("#e0393e", "#f2d13a", "#3f86e8", "#f28cb8", "#8a5a3a", "#8d939c
 def any_pose(rng: np.random.Generator) -> Pose:
     """Draw a pose."""
     return Pose(
-        tilt=float(rng.uniform(-14, 14)),
+        tilt=float(rng.uniform(-12, 12)),
         look=(float(rng.uniform(-1, 1)), float(rng.uniform(-1, 1))),
         sway=float(rng.uniform(-1, 1)),
         grown=float(rng.uniform(0.88, 1.08)),
