@@ -20,6 +20,8 @@ RECIPES = {
     "image_encoder": "ImageEncoderRecipe",
     "ip_adapter": "IPAdapterRecipe",
     "lora": "LoraRecipe",
+    "textual_inversion": "TextualInversionRecipe",
+    "pivotal": "PivotalRecipe",
     "pixel": "PixelRecipe",
     "classifier": "ClassifierRecipe",
 }  # module of this package → its class

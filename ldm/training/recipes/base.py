@@ -40,6 +40,9 @@ class Recipe(ABC, Generic[M]):
     def prepare(self, accelerator: Accelerator) -> None:
         """Compute what the first step needs, such as cached latents. By default nothing."""
 
+    def after_backward(self, step: int) -> None:
+        """Change the gradients of a step, over all of its batch. By default nothing."""
+
     def evaluate(self, model: M) -> tuple[Image.Image | None, dict[str, float]]:
         """Return a picture of what the averaged model does, and figures on held-out data."""
         return None, {}
