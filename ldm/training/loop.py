@@ -170,6 +170,7 @@ class Trainer:
                 enough_memory(step, config),
             ):
                 self.backward(step, part, len(parts))
+        self.recipe.after_backward(step)
         norm = accelerator.clip_grad_norm_(self.parallel.parameters(), config.max_grad_norm)
         norm = full_tensor(norm)
         self.metrics.add({"grad_norm": norm})

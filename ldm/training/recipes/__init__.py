@@ -23,6 +23,8 @@ RECIPES = {
     "full": "FullRecipe",
     "lcm": "LCMRecipe",
     "guidance_distillation": "GuidanceDistillationRecipe",
+    "textual_inversion": "TextualInversionRecipe",
+    "pivotal": "PivotalRecipe",
     "pixel": "PixelRecipe",
     "classifier": "ClassifierRecipe",
 }  # module of this package → its class

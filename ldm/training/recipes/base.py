@@ -46,6 +46,9 @@ class Recipe(ABC, Generic[M]):
         It changes as the training goes on; of a sharded model it is not up to date.
         """
 
+    def after_backward(self, step: int) -> None:
+        """Change the gradients of a step, over all of its batch. By default nothing."""
+
     def evaluate(self, model: M) -> tuple[Image.Image | None, dict[str, float]]:
         """Return a picture of what the averaged model does, and figures on held-out data."""
         return None, {}
