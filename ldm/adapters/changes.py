@@ -99,13 +99,16 @@ def dora_axis(factors: Factors[Tensor], weight: Tensor) -> int:
 
 
 def with_lengths(weight: Tensor, factors: Factors[Tensor]) -> Tensor:
-    """Return a changed weight with the lengths learnt (eq. 5), if any: it gives the direction."""
+    """Return a changed weight with the lengths learnt (eq. 5), if any: it gives the direction.
+
+    In training, the lengths that it has are constants, as section 4.3 proposes.
+    """
     lengths = factors.get("dora_scale")
     lengths = factors.get("magnitude") if lengths is None else lengths
     if lengths is None:
         return weight
     axis = dora_axis(factors, weight)
     others = [i for i in range(weight.ndim) if i != axis]
-    present = torch.linalg.vector_norm(weight, dim=others, keepdim=True)
+    present = torch.linalg.vector_norm(weight.detach(), dim=others, keepdim=True)
     present = present.clamp(min=torch.finfo(weight.dtype).eps)  # of a row of zeros
     return weight * (lengths.reshape(present.shape) / present)

@@ -19,6 +19,10 @@ RECIPES = {
     "controlnet": "ControlNetRecipe",
     "image_encoder": "ImageEncoderRecipe",
     "ip_adapter": "IPAdapterRecipe",
+    "lora": "LoraRecipe",
+    "full": "FullRecipe",
+    "lcm": "LCMRecipe",
+    "guidance_distillation": "GuidanceDistillationRecipe",
     "pixel": "PixelRecipe",
     "classifier": "ClassifierRecipe",
 }  # module of this package → its class
