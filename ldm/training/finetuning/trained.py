@@ -42,7 +42,12 @@ class Trained(nn.Module):
     @property
     def pipe(self) -> Pipeline:
         """The pipeline that draws with what is trained."""
-        return self.frozen.pipe
+        pipe = self.frozen.pipe
+        own = {n: part for n, part in self.parts.items() if not isinstance(part, Adapters | Words)}
+        if any(getattr(pipe, name) is not part for name, part in own.items()):  # this is a copy
+            pipe = Pipeline(**pipe.parts | own)
+            self.frozen = Frozen(pipe)
+        return pipe
 
     @property
     def trains_text(self) -> bool:
@@ -75,6 +80,16 @@ class Trained(nn.Module):
             yield self.pipe
         finally:
             other.attach()
+
+    @contextlib.contextmanager
+    def without_adapters(self) -> Iterator[Pipeline]:
+        """Let the pipeline compute as the frozen base; whole networks stay as they are trained."""
+        for name, part in self.adapters.items():
+            part.detach(getattr(self.pipe, name))
+        try:
+            yield self.pipe
+        finally:
+            self.attach()
 
     def forward(self, x: Tensor, t: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
         """Predict as ``UNet.forward``.
