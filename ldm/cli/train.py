@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ldm import __version__
@@ -66,7 +67,8 @@ def parser(prog: str = "ldm-train") -> Parser:
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="print the settings, the sizes and the memory to expect, then stop",
+        help="print the settings, the sizes and the memory to expect, and write the first batch as "
+        "OUTPUT/first_batch.png, then stop",
     )
     parser.add_argument(
         "--accept-changes",
@@ -91,6 +93,8 @@ def run_training(arguments: argparse.Namespace) -> None:
     from ldm.training.loop import train_steps
     from ldm.training.memory import describe_run
     from ldm.training.recipes import build_recipe
+    from ldm.training.recipes.captioned import CaptionedRecipe
+    from ldm.training.recipes.contact_sheet import write_first_batch
 
     share_threads(arguments.threads)
     config = read_config(config_file, [*given_settings(arguments), *arguments.set])
@@ -99,6 +103,8 @@ def run_training(arguments: argparse.Namespace) -> None:
     if arguments.dry_run:
         put_text(f"{json.dumps(as_json(config), indent=2, ensure_ascii=False)}\n")
         put_text("".join(f"{row}\n" for row in describe_run(config, recipe, world_size())))
+        if isinstance(recipe, CaptionedRecipe) and config.output:
+            put_text(f"first batch: {write_first_batch(recipe, Path(config.output))}\n")
         return
     with stopping() as stop_requested:
         for state in train_steps(config, recipe, arguments.accept_changes):

@@ -134,6 +134,7 @@ class Trainer:
         ema = EMA(model, config.ema_decay)
         self.parallel, optimizer = accelerator.prepare(model, build_optimizer(model, config))
         ema.follow(model)
+        self.recipe.follow(ema.model)
         self.sharded = is_sharded(model)
         if self.sharded and config.optimizer != "adamw":
             raise ArgumentError(
@@ -169,6 +170,7 @@ class Trainer:
                 enough_memory(step, config),
             ):
                 self.backward(step, part, len(parts))
+        self.recipe.after_backward(step)
         norm = accelerator.clip_grad_norm_(self.parallel.parameters(), config.max_grad_norm)
         norm = full_tensor(norm)
         self.metrics.add({"grad_norm": norm})

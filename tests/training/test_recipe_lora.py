@@ -35,21 +35,6 @@ SIZE = 64
 
 
 @pytest.fixture(scope="module")
-def bases(models: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The folder of a family's model, with diffusers' pipeline."""
-    made: dict[str, tuple[Path, Any]] = {}
-
-    def get(family: str) -> tuple[Path, Any]:
-        if family not in made:
-            _, theirs = models(family)
-            made[family] = tmp_path_factory.mktemp(family), copy.deepcopy(theirs)
-            theirs.save_pretrained(made[family][0])
-        return made[family]
-
-    return get
-
-
-@pytest.fixture(scope="module")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six pictures with captions beside them."""
     folder = tmp_path_factory.mktemp("photographs")

@@ -279,9 +279,8 @@ def shared_parser(description: str) -> Parser:
     return parser
 
 
-def parser() -> Parser:
-    """Build the parser of the command line."""
-    parser = shared_parser(__doc__.splitlines()[0])
+def add_drawing(parser: Parser) -> None:
+    """Add the options that say how ``draw`` draws."""
     add = parser.add_argument
     add(
         "--num-inference-steps",
@@ -294,6 +293,14 @@ def parser() -> Parser:
     add("--sampler", metavar="NAME", help="as of ldm-generate (default: the model's own)")
     add("--seed", type=int, default=0, help="of the first picture; the next count up (default: 0)")
     add("--batch-size", type=int, default=16, metavar="N", help="pictures at once (default: 16)")
+    add("--dtype", help="of the model, as of ldm-generate (default: by the device)")
+
+
+def parser() -> Parser:
+    """Build the parser of the command line."""
+    parser = shared_parser(__doc__.splitlines()[0])
+    add_drawing(parser)
+    add = parser.add_argument
     add("--judge", type=Path, metavar="DIR", help="folder of the judges (default: --output)")
     add(
         "--kinds",
@@ -303,7 +310,6 @@ def parser() -> Parser:
         metavar="KIND",
         help=f"only prompts of these: {', '.join(prompts.KINDS)} (default: all)",
     )
-    add("--dtype", help="of the model, as of ldm-generate (default: by the device)")
     add("--vae-only", action="store_true", help="only the PSNR; --model may hold only a vae/")
     return parser
 

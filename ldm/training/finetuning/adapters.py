@@ -74,6 +74,12 @@ class Adapter(nn.Module):
         elif isinstance(layer, nn.Conv2d):  # ``ExactDownsample`` calls this one directly
             layer._conv_forward = partial(self.convolve, layer)  # type: ignore[method-assign]
 
+    @staticmethod
+    def detach(layer: nn.Module) -> None:
+        """Let a layer compute as its class does, without an adapter."""
+        for name in ("forward", "_conv_forward"):
+            vars(layer).pop(name, None)
+
     def linear(self, layer: nn.Linear, x: Tensor) -> Tensor:
         """Compute the layer's output with the change."""
         if self.low_rank:
@@ -143,6 +149,12 @@ class Adapters(nn.Module):
         modules = dict(network.named_modules())
         for path, adapter in self.items():
             adapter.attach(modules[path])
+
+    def detach(self, network: nn.Module) -> None:
+        """Let a network compute as it does without adapters."""
+        modules = dict(network.named_modules())
+        for path, adapter in self.items():
+            adapter.detach(modules[path])
 
 
 def check_rank(path: str, layer: nn.Linear | nn.Conv2d, rank: int, options: AdapterOptions) -> None:

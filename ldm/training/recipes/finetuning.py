@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -62,6 +62,14 @@ class FineTuningRecipe(FrozenBaseRecipe[Trained]):
             return self.conditions(batch)
         return {"ids": batch["ids"], **self.sizes(batch)}
 
+    def shown(self) -> dict[str, Any]:
+        """Return the arguments with which the prompts are drawn."""
+        options = self.tuning
+        return {
+            "num_inference_steps": options.num_inference_steps,
+            "guidance_scale": options.guidance_scale,
+        }
+
     def some_captions(self) -> list[str]:
         """Return up to ``SHOWN`` different captions of the data."""
         return list(dict.fromkeys(self.data.captions(self.data.train)))[:SHOWN]
@@ -80,9 +88,8 @@ class FineTuningRecipe(FrozenBaseRecipe[Trained]):
                 height=height,
                 width=width,
                 clip_skip=options.clip_skip,
-                num_inference_steps=options.num_inference_steps,
-                guidance_scale=options.guidance_scale,
                 seed=0,
+                **self.shown(),
             )
         pictures = cast("list[Image.Image]", drawn.images)
         return image_grid(pictures, columns=min(options.columns, len(pictures))), {}

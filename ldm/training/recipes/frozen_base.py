@@ -16,6 +16,8 @@ from ldm.training.config import TrainConfig
 from ldm.training.data.crops import Size
 from ldm.training.recipes.cached_latents import Drawn
 from ldm.training.recipes.captioned import CaptionedOptions, CaptionedRecipe
+from ldm.training.recipes.class_pictures import draw_class_pictures
+from ldm.training.recipes.prior import class_folder, missing_class_pictures
 from ldm.vae import AutoencoderKL
 
 M = TypeVar("M", bound=nn.Module)
@@ -49,6 +51,16 @@ class FrozenBaseRecipe(CaptionedRecipe[M]):
         super().__init__(config, options, vae, models, scheduler, unet.config)
 
     def prepare(self, accelerator: Accelerator) -> None:
+        """Draw the class pictures that are missing, then prepare as others do."""
+        options = self.captioned
+        if missing_class_pictures(options, self.config.output):
+            if accelerator.is_main_process:
+                folder = class_folder(options, self.config.output)
+                self.pipe.to(accelerator.device)
+                draw_class_pictures(
+                    self.pipe, str(options.class_prompt), folder, options.num_class_images
+                )
+            accelerator.wait_for_everyone()
         super().prepare(accelerator)
         unet: nn.Module = self.pipe.unet.to(accelerator.device)
         unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
