@@ -58,6 +58,7 @@ class LoraRecipe(FineTuningRecipe):
         self.options = options = read_table(LoraOptions, config.options, "options.")
         check_saving(options)
         super().__init__(config, options, "a LoRA")
+        check_many_steps(self.pipe, options.base)
         if config.model:
             raise ArgumentError("[model] has settings, but a LoRA's are those of [options]")
         check_many_steps(self.pipe, options.base)
