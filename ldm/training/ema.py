@@ -6,7 +6,7 @@ import copy
 from typing import Generic, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ldm.training.sharding import full_tensor, is_sharded, local, spread_like
 

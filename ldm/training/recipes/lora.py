@@ -61,7 +61,6 @@ class LoraRecipe(FineTuningRecipe):
         check_many_steps(self.pipe, options.base)
         if config.model:
             raise ArgumentError("[model] has settings, but a LoRA's are those of [options]")
-        check_many_steps(self.pipe, options.base)
         text = options.train_text_encoder
         self.model = adapters_of(self.pipe, options, text, options.clip_skip)
         begin_with_lora(self.model, config.start)
