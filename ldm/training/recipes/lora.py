@@ -19,6 +19,7 @@ from ldm.errors import ArgumentError
 from ldm.loading.single_file import names_of
 from ldm.training.config import TrainConfig
 from ldm.training.finetuning.adapters import AdapterOptions
+from ldm.training.finetuning.few_steps import check_many_steps
 from ldm.training.finetuning.lora_metadata import lora_metadata
 from ldm.training.finetuning.lora_start import begin_with_lora
 from ldm.training.finetuning.trained import Trained, adapters_of
@@ -57,6 +58,7 @@ class LoraRecipe(FineTuningRecipe):
         self.options = options = read_table(LoraOptions, config.options, "options.")
         check_saving(options)
         super().__init__(config, options, "a LoRA")
+        check_many_steps(self.pipe, options.base)
         if config.model:
             raise ArgumentError("[model] has settings, but a LoRA's are those of [options]")
         text = options.train_text_encoder

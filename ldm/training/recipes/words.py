@@ -11,6 +11,7 @@ from torch import Tensor
 from ldm.config.settings import choice
 from ldm.errors import ArgumentError
 from ldm.training.config import TrainConfig
+from ldm.training.finetuning.few_steps import check_many_steps
 from ldm.training.finetuning.word_templates import OBJECT, STYLE
 from ldm.training.finetuning.words import WordOptions, Words, read_words, warn_without_words
 from ldm.training.recipes.cached_latents import Drawn
@@ -42,6 +43,7 @@ class WordsRecipe(FineTuningRecipe):
             )
         self.templates = read_templates(options)
         super().__init__(config, options, what)
+        check_many_steps(self.pipe, options.base)
         words = read_words(options, list(self.pipe.inversions.base.values()))
         self.words = Words(self.pipe, words, config.seed)
         self.text_models = self.pipe.text_models  # whose tokenizers know the words
