@@ -71,19 +71,28 @@ def tags_of(text: str) -> list[str]:
     return [tag.strip() for tag in text.split(",")]
 
 
-def warn_without_word(captions: Sequence[str], word: str) -> int:
-    """Warn of captions that lack the word that is to be learnt; returns their number.
+def warn_without_word(captions: Sequence[str], *words: str) -> int:
+    """Warn of captions that lack the word that is to be learnt, or all of several.
 
-    A word is found in either case, but not inside of another word.
+    And of a word that no caption has. A word is found in either case, but not inside of another
+    word. Returns the number of such captions.
     """
-    found = re.compile(rf"(?<!\w){re.escape(word.strip())}(?!\w)", re.IGNORECASE)
-    without = [text for text in captions if not found.search(text)]
+    found = [
+        re.compile(rf"(?<!\w){re.escape(word.strip())}(?!\w)", re.IGNORECASE) for word in words
+    ]
+    without = [text for text in captions if not any(one.search(text) for one in found)]
+    named = f"the word {words[0]!r}" if len(words) == 1 else f"one of the words {', '.join(words)}"
     if without:
         every = "none" if len(without) == len(captions) else f"only {len(captions) - len(without)}"
         warnings.warn(
-            f"{every} of {len(captions)} captions has the word {word!r} (without it, for example: "
+            f"{every} of {len(captions)} captions has {named} (without it, for example: "
             f"{without[0][:60]!r}); what these pictures show is not learnt under that word: write "
             "it into the captions",
             stacklevel=2,
+        )
+    unused = [w for w, one in zip(words, found, strict=True) if not any(map(one.search, captions))]
+    if unused and len(without) < len(captions):
+        warnings.warn(
+            f"no caption has {', '.join(unused)}, of which nothing is learnt", stacklevel=2
         )
     return len(without)
