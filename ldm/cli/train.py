@@ -58,6 +58,16 @@ def parser(prog: str = "ldm-train") -> Parser:
     parser.add_argument("--data", metavar="FOLDER", help="pictures, or another data set")
     parser.add_argument("--output", metavar="RUN", help="the folder of the run")
     parser.add_argument(
+        "--instance-prompt",
+        metavar="TEXT",
+        help='the caption of pictures without one, such as "a photo of sks dog"',
+    )
+    parser.add_argument(
+        "--class-prompt",
+        metavar="TEXT",
+        help='what else must not be forgotten (DreamBooth), such as "a photo of a dog"',
+    )
+    parser.add_argument(
         "--set",
         action="append",
         default=[],
@@ -155,6 +165,8 @@ def given_settings(arguments: argparse.Namespace) -> list[str]:
         "options.base": arguments.model and find_model(arguments.model, folder),
         "data": arguments.data,
         "output": arguments.output,
+        "options.instance_prompt": arguments.instance_prompt,
+        "options.class_prompt": arguments.class_prompt,
     }
     return [
         f"{key}={json.dumps(str(value), ensure_ascii=False)}"

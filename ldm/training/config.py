@@ -52,7 +52,7 @@ class TrainConfig:
     weight_decay: float = within("[0, inf)", 0.01)
     betas: tuple[float, float] = within("[0, 1)", (0.9, 0.99))  # of AdamW, Prodigy
     max_grad_norm: float = within("(0, inf]", 1.0)
-    ema_decay: float = within("[0, 1)", 0.999)  # reached by (1 + step) / (10 + step) from below
+    ema_decay: float = within("[0, 1)", 0.999)  # reached by (1 + step) / (10 + step); 0: no average
     mixed_precision: str = choice("bf16", "fp16", "no")  # "no" for float32
     compile: bool = False  # the network by torch.compile: minutes at first; gains on CUDA only
     gradient_accumulation_steps: int = within("[1, inf)", 1)  # parts of a batch, to save memory

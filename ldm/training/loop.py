@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate.utils import broadcast
-from torch import Tensor
+from accelerate.utils import DistributedType, broadcast
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ldm.config import write_json
@@ -131,7 +131,8 @@ class Trainer:
         self.recipe.prepare(accelerator)
         model = self.recipe.model
         model.to(memory_format=weights_format(config))
-        ema = EMA(model, config.ema_decay)
+        shards = accelerator.distributed_type == DistributedType.FSDP
+        ema = EMA(model, config.ema_decay, shards)
         self.parallel, optimizer = accelerator.prepare(model, build_optimizer(model, config))
         ema.follow(model)
         self.recipe.follow(ema.model)
@@ -238,11 +239,12 @@ class Trainer:
         averaged = self.learner.ema.whole()
         if self.main:
             averaged.to(self.accelerator.device)
-            picture, figures = self.recipe.evaluate(averaged)
+            with evaluating(averaged):
+                picture, figures = self.recipe.evaluate(averaged)
+                self.recipe.figures(averaged, self.run / "figures")
             if picture is not None:
                 (self.run / "samples").mkdir(exist_ok=True)
                 save_image(picture, self.run / "samples" / f"{state.step:08d}.png", overwrite=True)
-            self.recipe.figures(averaged, self.run / "figures")
             state.metrics |= figures
         if self.sharded:
             averaged.to("cpu")  # where it does not take a whole model's space
@@ -310,6 +312,18 @@ def check_same_run(run: Path, config: TrainConfig, accept_changes: bool) -> None
     if changed:
         settings = "; ".join(f"{key} was {how}" for key, how in changed.items())
         warnings.warn(f"the run goes on with other settings: {settings}", stacklevel=2)
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model in evaluation mode: without dropout. Afterwards each part is as it was."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def fast_attention(device: torch.device) -> contextlib.AbstractContextManager:

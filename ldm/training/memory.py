@@ -30,9 +30,11 @@ def describe_run(config: TrainConfig, recipe: Recipe, processes: int = 1) -> Ite
     else:
         yield f"data: {config.data}: read in order, {held_out} examples held out"
     moments = moments_size(recipe.model, config)
-    state = 3 * weights + moments
+    averaged = config.ema_decay > 0
+    state = (3 if averaged else 2) * weights + moments
+    each = "weights, gradients, their average" if averaged else "weights, gradients"
     yield (
-        f"memory: {_gb(state)} for weights, gradients, their average ({_gb(weights)} each) "
+        f"memory: {_gb(state)} for {each} ({_gb(weights)} each) "
         f"and the optimizer's moments ({_gb(moments)})"
     )
     rows = config.batch_size // (processes * config.gradient_accumulation_steps)
@@ -41,7 +43,7 @@ def describe_run(config: TrainConfig, recipe: Recipe, processes: int = 1) -> Ite
         yield "memory: activations are not counted, this recipe cannot tell before it begins"
     else:
         yield f"memory: {_gb(kept)} for the activations of {rows} examples at once"
-    yield f"disk: {_gb(2 * weights + moments)} for each of two checkpoints"
+    yield f"disk: {_gb((1 + averaged) * weights + moments)} for each of two checkpoints"
 
 
 def kept_activations(config: TrainConfig, recipe: Recipe, rows: int) -> int | None:

@@ -324,7 +324,7 @@ def test_captions_of_a_word_alone_are_drawn(
 
 def test_captions_without_the_words_are_counted(bases: Any, dogs: Path, tmp_path: Path) -> None:
     base, _ = bases("sd")
-    with pytest.warns(UserWarning, match="only 3 of 6 captions has the word 'zwilbo'"):
+    with pytest.warns(UserWarning, match="3 of 6 captions lack the word 'zwilbo'"):
         prepared(config_for(base, dogs, tmp_path, words=["zwilbo"], templates=False))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -374,6 +374,7 @@ def test_pictures_without_captions_get_those_of_the_word(
         ({"words": {"<x1>": {"vectors": 75}}}, r"options.words.<x1>.vectors is 75"),
         ({"vectors": 0}, "options.vectors is 0"),
         ({"templates": ["a dog"]}, "'a dog'; each needs one {}"),
+        ({"templates": []}, "''; each needs one {}"),
         ({"keep_contexts": True}, "options.keep_contexts keeps"),
         ({"save_as": "diffusers"}, "whose files have one word, not 2"),
     ],

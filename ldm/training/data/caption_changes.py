@@ -77,15 +77,13 @@ def warn_without_word(captions: Sequence[str], *words: str) -> int:
     And of a word that no caption has. A word is found in either case, but not inside of another
     word. Returns the number of such captions.
     """
-    found = [
-        re.compile(rf"(?<!\w){re.escape(word.strip())}(?!\w)", re.IGNORECASE) for word in words
-    ]
+    patterns = [rf"(?<!\w){re.escape(word.strip())}(?!\w)" for word in words]
+    found = [re.compile(pattern, re.IGNORECASE) for pattern in patterns]
     without = [text for text in captions if not any(one.search(text) for one in found)]
-    named = f"the word {words[0]!r}" if len(words) == 1 else f"one of the words {', '.join(words)}"
+    named = f"the word {words[0]!r}" if len(words) == 1 else f"the words {', '.join(words)}"
     if without:
-        every = "none" if len(without) == len(captions) else f"only {len(captions) - len(without)}"
         warnings.warn(
-            f"{every} of {len(captions)} captions has {named} (without it, for example: "
+            f"{len(without)} of {len(captions)} captions lack {named} (such as "
             f"{without[0][:60]!r}); what these pictures show is not learnt under that word: write "
             "it into the captions",
             stacklevel=2,

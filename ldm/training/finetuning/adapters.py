@@ -84,7 +84,8 @@ class Adapter(nn.Module):
         """Compute the layer's output with the change."""
         if self.low_rank:
             y = F.linear(x, layer.weight, layer.bias)
-            down, up = self.factors["down"], self.factors["up"]
+            # x has another dtype where a base of half precision draws
+            down, up = (self.factors[role].to(x.dtype) for role in ("down", "up"))
             return y + self.scale * F.linear(F.linear(self.dropout(x), down), up)
         return self.by_weight(x, layer.weight, layer.bias, F.linear)
 

@@ -17,6 +17,7 @@ from ldm.config.settings import choice, within
 from ldm.errors import ArgumentError, TrainingError
 from ldm.fast import adapt_to_cpu
 from ldm.pipeline import Pipeline
+from ldm.training.checkpointing import checkpoint_blocks
 from ldm.training.config import TrainConfig
 from ldm.training.distillation import guide
 from ldm.training.finetuning.texts import text_states
@@ -61,6 +62,12 @@ class DistillationRecipe(FineTuningRecipe):
                 f"options.w_min is {options.w_min}, but options.w_max {options.w_max}; exchange "
                 "them, or give both the same value"
             )
+        if options.class_prompt is not None or options.data.get("mask"):
+            name = "data.mask" if options.class_prompt is None else "class_prompt"
+            raise ArgumentError(
+                f"options.{name} weighs the error of pictures, but a student imitates its teacher, "
+                "whatever they show; leave it out"
+            )
         super().__init__(config, options, what)
         if config.model:
             raise ArgumentError("[model] has settings, but these are of [options] here")
@@ -77,6 +84,8 @@ class DistillationRecipe(FineTuningRecipe):
             self.model = adapters_of(self.pipe, options, False, options.clip_skip)
         else:
             student = with_guidance_embedding(self.teacher, options.time_cond_proj_dim)
+            if options.gradient_checkpointing:
+                checkpoint_blocks(student)
             pipe = Pipeline(**self.pipe.parts | self.saved_parts() | {"unet": student})
             self.model = Trained(pipe, {"unet": student}, options.clip_skip)
         self.nothing: dict[str, Tensor] = {}

@@ -19,6 +19,7 @@ from ldm.errors import ArgumentError
 from ldm.loading.single_file import names_of
 from ldm.training.config import TrainConfig
 from ldm.training.finetuning.adapters import AdapterOptions
+from ldm.training.finetuning.few_steps import check_many_steps
 from ldm.training.finetuning.lora_metadata import lora_metadata
 from ldm.training.finetuning.lora_start import begin_with_lora
 from ldm.training.finetuning.trained import Trained, adapters_of
@@ -57,9 +58,15 @@ class LoraRecipe(FineTuningRecipe):
         self.options = options = read_table(LoraOptions, config.options, "options.")
         check_saving(options)
         super().__init__(config, options, "a LoRA")
+        check_many_steps(self.pipe, options.base)
         if config.model:
             raise ArgumentError("[model] has settings, but a LoRA's are those of [options]")
         text = options.train_text_encoder
+        if text and options.keep_contexts:
+            raise ArgumentError(
+                "options.keep_contexts keeps the states of a text encoder that is trained; leave "
+                "it or options.train_text_encoder out"
+            )
         self.model = adapters_of(self.pipe, options, text, options.clip_skip)
         begin_with_lora(self.model, config.start)
 
@@ -70,7 +77,7 @@ class LoraRecipe(FineTuningRecipe):
 
 def described(recipe: FineTuningRecipe, options: LoraSaving) -> dict[str, Any]:
     """Return what a LoRA's file says of the run: see ``lora_metadata``."""
-    rows = recipe.data.train
+    rows = recipe.rows_to_learn
     return {
         "title": options.name or Path(recipe.config.output).name,
         "base": Path(recipe.tuning.base).name or "ldm's built-in model",

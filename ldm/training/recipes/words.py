@@ -12,10 +12,10 @@ from ldm.config.settings import choice
 from ldm.errors import ArgumentError
 from ldm.training.config import TrainConfig
 from ldm.training.data.caption_changes import warn_without_word
+from ldm.training.finetuning.few_steps import check_many_steps
 from ldm.training.finetuning.word_templates import OBJECT, STYLE
 from ldm.training.finetuning.words import WordOptions, Words, read_words
 from ldm.training.recipes.finetuning import FineTuningOptions, FineTuningRecipe
-from ldm.training.recipes.size_groups import count_instances
 
 
 @dataclass(kw_only=True)
@@ -46,6 +46,7 @@ class WordsRecipe(FineTuningRecipe):
         if options.instance_prompt is None and len(options.words) == 1:
             (options.instance_prompt,) = options.words
         super().__init__(config, options, what)
+        check_many_steps(self.pipe, options.base)
         words = read_words(options, list(self.pipe.inversions.base.values()))
         self.words = Words(self.pipe, words, config.seed)
         self.text_models = self.pipe.text_models  # whose tokenizers know the words
@@ -54,8 +55,7 @@ class WordsRecipe(FineTuningRecipe):
     def prepare(self, accelerator: Accelerator) -> None:
         super().prepare(accelerator)
         if accelerator.is_main_process:
-            rows = self.data.train[self.data.train < count_instances(self.data)]
-            warn_without_word(self.texts(rows), *self.words.counts)
+            warn_without_word(self.texts(self.rows_to_learn), *self.words.counts)
 
     def drawn_texts(self, rows: Tensor, dropped: Tensor, generator: torch.Generator) -> list[str]:
         texts = super().drawn_texts(rows, dropped, generator)
@@ -71,7 +71,7 @@ def read_templates(options: LearntWordsOptions) -> tuple[str, ...]:
     if isinstance(options.templates, bool):
         own = STYLE if options.learnable_property == "style" else OBJECT
         return own if options.templates else ("{}",)
-    for text in options.templates:
+    for text in options.templates or [""]:
         if text.count("{}") != 1:
             raise ArgumentError(
                 f"options.templates holds {text!r:.120}; each needs one {{}}, for the word: "

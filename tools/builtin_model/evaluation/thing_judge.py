@@ -30,7 +30,7 @@ from tools.builtin_model.icons.variants import background_tone
 OTHER = "another"
 NAMES = (OTHER, *THINGS)
 FOLDER = "new_things"  # within that of the other judges
-STEPS, BATCH, LEARNING_RATE, WEIGHT_DECAY, SMOOTHING = 700, 96, 2e-3, 0.05, 0.05
+STEPS, BATCH, LEARNING_RATE, WEIGHT_DECAY, SMOOTHING = 400, 96, 2e-3, 0.05, 0.05
 ICONS, DRAWN = 6000, 400  # pictures of other icons; of each thing, right and wrong
 NEAR = 300  # … of each of the icons' things that are most like them
 RIGHT, WRONG = 0.3, 0.2  # shares of a batch

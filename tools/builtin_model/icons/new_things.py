@@ -1,4 +1,4 @@
-"""Two things that the built-in model does not know, drawn here: for fine-tuning on a few pictures.
+"""Three things that the built-in model does not know, for fine-tuning on a few pictures.
 
 Each is drawn in any pose, and wrongly on purpose (other colours, parts missing), so that a judge
 learns what makes the thing.
@@ -121,6 +121,27 @@ def cyclops_imp(pose: Pose, colours: dict[str, str]) -> str:
     return "".join(parts)
 
 
+def two_tone_mushroom(pose: Pose, colours: dict[str, str]) -> str:
+    """Draw a mushroom whose cap and stem have colours of their own, with dots."""
+    cap, shade, stem, dots = (colours[key] for key in ("cap", "shade", "stem", "dots"))
+    parts = []
+    if "stem" not in pose.missing:
+        wide, foot = 18 * pose.grown, 64 + 5 * pose.sway
+        parts.append(
+            f'<path fill="{stem}" d="M{64 - wide:.1f} 66h{2 * wide:.1f}Q{foot + 17:.1f} 96 '
+            f"{foot + 25:.1f} 114Q{foot:.1f} 124 {foot - 25:.1f} 114Q{foot - 17:.1f} 96 "
+            f'{64 - wide:.1f} 66z"/>'
+        )
+    parts.append(
+        f'<path fill="{shade}" d="M8 70Q10 12 64 12Q118 12 120 70Q64 88 8 70z"/>'
+        f'<path fill="{cap}" d="M8 68Q10 12 64 12Q118 12 120 68Q64 80 8 68z"/>'
+    )
+    for x, y, radius in ((40, 40, 10), (76, 32, 9), (99, 55, 8), (65, 58, 8), (21, 59, 5)):
+        at = f'cx="{x + 3 * pose.look[0]:.1f}" cy="{y + 2 * pose.look[1]:.1f}"'
+        parts.append(f'<circle {at} r="{radius}" fill="{dots}"/>')
+    return "".join(parts)
+
+
 def _mouth(pose: Pose, x: float, y: float, half: float, colour: str) -> str:
     left, right = x - half, x + half
     stroke = f'fill="none" stroke="{colour}" stroke-width="{max(half / 5, 2.5):.1f}"'
@@ -137,7 +158,7 @@ THINGS = {
     "robot-snail": NewThing(
         "zwilbo",
         "snail",
-        "purple and orange robot snail",
+        "purple robot snail",
         {"body": "#7d45cf", "shade": "#5a2b9e", "shell": "#ff9a2e", "line": "#d9660b"},
         ("shell", "head"),
         robot_snail,
@@ -147,12 +168,23 @@ THINGS = {
     "cyclops-imp": NewThing(
         "grimpox",
         "devil",
-        "green devil with orange horns and one eye",
+        "green one-eyed devil",
         {"face": "#4fbf4b", "shade": "#2f9434", "horn": "#ff9a2e", "line": "#d9660b"},
         ("horns", "one eye"),
         cyclops_imp,
         ("green", "orange"),
         ("alien", "devil", "frog", "monster", "sick face", "smiley face"),
+    ),
+    # The nearest to what the model draws, for a word alone.
+    "two-tone-mushroom": NewThing(
+        "tilvora",
+        "mushroom",
+        "purple mushroom",
+        {"cap": "#7d45cf", "shade": "#5a2b9e", "stem": "#4fbf4b", "dots": "#f7e26b"},
+        ("stem",),
+        two_tone_mushroom,
+        ("purple", "green"),
+        ("mushroom", "umbrella"),
     ),
 }
 OTHER_COLOURS = ("#e0393e", "#f2d13a", "#3f86e8", "#f28cb8", "#8a5a3a", "#8d939c", "#f3f1ee",
