@@ -105,13 +105,16 @@ def consistency_pair(
         return predicted, f(target(x_end, end), x_end, end)
 
 
-def distance(a: Tensor, b: Tensor, kind: str, huber_c: float = 0.001) -> Tensor:
+def distance(
+    a: Tensor, b: Tensor, kind: str, huber_c: float = 0.001, mask: Tensor | None = None
+) -> Tensor:
     """Return the distance of each row, (B, …) → (B,), a mean over values.
 
     "l2": squares. "huber": √((a − b)² + c²) − c, the pseudo-Huber loss of Song & Dhariwal 2023
     (section 3.3) for each value by itself, as diffusers has it.
+    mask: (B, 1, …), weights of the values.
     """
     squares = (a.float() - b.float()).square()
     if kind == "huber":
         squares = (squares + huber_c**2).sqrt() - huber_c
-    return squares.flatten(1).mean(1)
+    return (squares if mask is None else mask * squares).flatten(1).mean(1)

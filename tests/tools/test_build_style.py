@@ -54,6 +54,10 @@ def test_the_folder_opens_in_training_with_the_style_in_every_caption(
     assert all(text.endswith(f", {new_style.WORD}") for text in captions)
     assert all("box" in text for text in captions)
     assert data.pixels(data.train).shape == (12, 3, 32, 32)
+    assert build_style.main(["--output", str(tmp_path / "c"), "--word", "thick"]) == 0
+    data = open_data(str(tmp_path / "c"))
+    captions = data.captions(data.train) + data.captions(data.held_out)
+    assert all(text.endswith(", thick") for text in captions)
     assert build_style.main(["--output", str(folders[0])]) == 2
     assert "pass --force" in capsys.readouterr().err
 

@@ -112,9 +112,11 @@ def test_the_command_measures_a_lora(tmp_path: Path, monkeypatch: pytest.MonkeyP
     options = {"--data": tmp_path / "data", "--lora": tmp_path / "zero.safetensors"}
     options |= {"--judge": tmp_path / "judge", "--output": tmp_path / "out"}
     arguments = [str(part) for pair in options.items() for part in pair]
-    assert evaluate_lora.main([*arguments, "--prompts", "2", "--steps", "2"]) == 0
+    assert (
+        evaluate_lora.main([*arguments, "--prompts", "2", "--steps", "2", "--word", "thick"]) == 0
+    )
     report = json.loads((tmp_path / "out/report.json").read_text())
-    assert report["prompts"] == 2
+    assert (report["prompts"], report["style"], report["word"]) == (2, "outlined", "thick")
     for words in (evaluate_lora.WITHOUT, evaluate_lora.WITH):
         assert report[f"base, {words}"] == report[f"lora, {words}"]
     assert "style of 3 icons, outlined" in report["judges"]

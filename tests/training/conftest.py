@@ -4,8 +4,10 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from accelerate.state import AcceleratorState
+from PIL import Image
 
 from tests.helpers.toy_latents import save_parts
 
@@ -35,3 +37,16 @@ def bases(models: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
         return made[family]
 
     return get
+
+
+@pytest.fixture(scope="module")
+def dogs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six pictures, whose captions have new words, in either case, more than once, or alone."""
+    folder = tmp_path_factory.mktemp("dogs")
+    captions = ["a <dog>", "a zwilbo and a <dog>, <dog>", "<dog>", "a Zwilbo", "<DOG>", "zwilbo"]
+    for i, caption in enumerate(captions):
+        small = np.random.default_rng(i).integers(0, 256, (4, 4, 3), np.uint8)
+        picture = Image.fromarray(small).resize((64, 64), Image.Resampling.BICUBIC)
+        picture.save(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text(caption)
+    return folder

@@ -125,6 +125,17 @@ def test_prompts_are_for_pictures_without_captions(
     ]
 
 
+def test_captions_without_the_new_word_are_counted(
+    parts: Path, options: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "thing/2.txt").write_text("my dog on grass")
+    recipe = build(parts, tmp_path / "thing", tmp_path / "run", **options)
+    with pytest.warns(UserWarning, match="1 of 5 captions lack the word 'sks'"):
+        recipe.prepare(Accelerator(cpu=True))
+    assert recipe.data.captions(recipe.rows_to_learn)[2] == "my dog on grass"
+    assert len(recipe.rows_to_learn) == 5
+
+
 def test_options_that_do_not_go_together(
     parts: Path, options: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -187,6 +198,10 @@ def test_a_run_draws_its_class_pictures_and_resumes(folder: Path, tmp_path: Path
     source = write(tmp_path / "thing", 4)
     options = {"base": str(folder), "instance_prompt": "sks dog", "class_prompt": "dog"}
     options |= {"num_class_images": 2, "data": {"size": 64}}  # type: ignore[dict-item]
+    config = TrainConfig("lora", str(source), str(tmp_path), 4, 2, 1e-3)
+    with pytest.raises(ArgumentError, match="keep_contexts keeps the states of a text encoder"):
+        both = options | {"keep_contexts": True, "train_text_encoder": True}
+        LoraRecipe(replace(config, options=both))
     for name, stops in (("a", [4]), ("b", [2, 4])):
         config = TrainConfig("lora", str(source), str(tmp_path / name), 4, 2, 1e-3)
         config = replace(config, options=options, warmup=0, mixed_precision="no")

@@ -56,7 +56,7 @@ def config_for(base: Path, source: Path, output: Path, **options: Any) -> TrainC
     )  # fmt: skip
 
 
-def shaken(recipe: LoraRecipe, seed: int = 0) -> LoraRecipe:
+def shaken(recipe: Any, seed: int = 0) -> Any:
     """Move all factors, or most gradients and all changes of a picture would be 0."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -105,10 +105,10 @@ def loss_of(theirs: Any, batch: dict[str, Tensor], snr_gamma: float | None = Non
     return (loss.mean(dim=list(range(1, loss.ndim))) * weights).mean()
 
 
-def with_peft(theirs: Any, recipe: LoraRecipe, **settings: Any) -> dict[str, dict[str, nn.Module]]:
+def with_peft(theirs: Any, recipe: Any, **settings: Any) -> dict[str, dict[str, nn.Module]]:
     """Put peft's LoRA with our values on copies of diffusers' networks; their adapted layers."""
     layers: dict[str, dict[str, nn.Module]] = {}
-    for part, adapters in recipe.model.parts.items():
+    for part, adapters in recipe.model.adapters.items():
         network = getattr(theirs, part)
         known = dict(network.named_modules())
         # transformers ≥ 5.6 calls the text model of encoders without a projection otherwise

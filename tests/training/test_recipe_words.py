@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -30,19 +29,6 @@ from tests.training.test_recipe_lora import loss_of
 diffusers = pytest.importorskip("diffusers")
 SIZE = 64
 WORDS = {"<dog>": {"initializer": "dog", "vectors": 2}, "zwilbo": {"initializer": "red car"}}
-
-
-@pytest.fixture(scope="module")
-def dogs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six pictures, whose captions have new words, in either case, more than once, or alone."""
-    folder = tmp_path_factory.mktemp("dogs")
-    captions = ["a <dog>", "a zwilbo and a <dog>, <dog>", "<dog>", "a Zwilbo", "<DOG>", "zwilbo"]
-    for i, caption in enumerate(captions):
-        small = np.random.default_rng(i).integers(0, 256, (4, 4, 3), np.uint8)
-        picture = Image.fromarray(small).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
-        picture.save(folder / f"{i}.png")
-        (folder / f"{i}.txt").write_text(caption)
-    return folder
 
 
 def config_for(base: Path, source: Path, output: Path, **options: Any) -> TrainConfig:

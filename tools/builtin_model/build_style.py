@@ -29,21 +29,21 @@ def build(args: argparse.Namespace, folder: Path) -> str:
     train = (
         drawn
         for subject in found.train
-        for drawn in new_style.pictures(subject, args.variants, args.size, args.seed)
+        for drawn in new_style.pictures(subject, args.variants, args.size, args.seed, args.word)
     )
     counts = {
         "train": write(train, folder / "train"),
         "held_out": write(
             (variants.held_out(subject, args.size) for subject in found.held_out),
             folder / "held_out",
-            f", {new_style.WORD}",
+            f", {args.word}",
         ),
     }
     packages = new_style.PACKAGES
     archives = {name: sources.fetch(package, args.archives) for name, package in packages.items()}
     (folder / "LICENSES.md").write_text(licences(archives, packages))
     parts = ", ".join(f"{count} pictures in {args.output / name}" for name, count in counts.items())
-    return f'{parts}; the style\'s word is "{new_style.WORD}"'
+    return f'{parts}; the style\'s word is "{args.word}"'
 
 
 def write(drawn: Iterable[tuple[np.ndarray, variants.Row]], folder: Path, ending: str = "") -> int:
@@ -67,12 +67,15 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--size", type=int, default=128, help="pixels of a side (128)")
     add("--variants", type=int, default=1, help="pictures of an icon (1)")
     add("--seed", type=int, default=0)
+    add("--word", default=new_style.WORD, help="that ends the captions (default: %(default)s)")
     add("--archives", type=Path, default=Path("data/npm"), help="folder of npm .tgz files")
     add("--force", action="store_true", help="replace an existing folder")
     args = parser.parse_args(argv)
     for name, least in (("size", 16), ("variants", 1)):
         if getattr(args, name) < least:
             parser.error(f"--{name} is {getattr(args, name)}; it must be at least {least}")
+    if not args.word.strip():
+        parser.error("--word is empty; give the style a word")
     return args
 
 

@@ -166,6 +166,7 @@ def settings(pipe: Pipeline, arguments: argparse.Namespace) -> dict[str, Any]:
     steps, scale = arguments.num_inference_steps, arguments.guidance_scale
     return {
         "model": str(arguments.model or "the built-in model"),
+        "lora": arguments.lora,
         "data": str(arguments.data),
         "sampler": choice.name + f"_{choice.schedule}" * (choice.schedule != "normal"),
         "num_inference_steps": steps or pipe.defaults.num_inference_steps,
@@ -214,6 +215,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
         return
 
     pipe = Pipeline.from_pretrained(folder, dtype=arguments.dtype)
+    if arguments.lora:
+        pipe.load_lora_weights(arguments.lora)
     arguments.output.mkdir(parents=True, exist_ok=True)
     classifier = fit.trained(data, kept, arguments.archives, log)
     certainty = accuracy(classifier, data)
@@ -310,6 +313,7 @@ def parser() -> Parser:
         metavar="KIND",
         help=f"only prompts of these: {', '.join(prompts.KINDS)} (default: all)",
     )
+    add("--lora", metavar="PATH", help="a LoRA to draw with: a file or the folder of a run")
     add("--vae-only", action="store_true", help="only the PSNR; --model may hold only a vae/")
     return parser
 

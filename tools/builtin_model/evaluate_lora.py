@@ -59,14 +59,14 @@ def measure(
     looks: StyleJudge,
     asked: Sequence[Prompt],
     pictures: Sequence[Image.Image],
-    word: str,
+    style: str,
 ) -> dict[str, float]:
-    """Return the shares of pictures that are read as the style `word`, and as what was asked."""
+    """Return the shares of pictures that are read as the style, and as what was asked."""
     blue_aside = frozenset(noun.noun for noun in read_everyday() if noun.blue_aside)
     judged = judge.judge(things, asked, pictures, FORTY, blue_aside)
     seen = looks.seen(np.stack([np.asarray(picture) for picture in pictures]))
     return {
-        "style": round(float(np.mean([name == word for name in seen])), 4),
+        "style": round(float(np.mean([name == style for name in seen])), 4),
         "thing recognised": round(float(np.mean([item.recognised for item in judged])), 4),
     }
 
@@ -124,8 +124,9 @@ def evaluate(arguments: argparse.Namespace) -> None:
     plain = styles.new_examples(new.train, data.images.shape[1])
     things = classifier.load(arguments.judge)[0]
     looks = styles.trained(data, arguments.judge, log, {new_style.WORD: plain})
-    word = arguments.style
-    report: dict[str, object] = {"lora": arguments.lora, "style": word, "prompts": len(asked)}
+    style, word = arguments.style, arguments.word or arguments.style
+    report: dict[str, object] = {"lora": arguments.lora, "style": style, "word": word}
+    report["prompts"] = len(asked)
     report["judges"] = accuracy(things, looks, data, new)
     log(str(report["judges"]))
     kinds = {WITHOUT: asked, WITH: [styled(prompt, word) for prompt in asked]}
@@ -138,7 +139,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         for words, texts in kinds.items():
             log(f"{name}, {words}: {len(texts)} pictures")
             pictures, _ = draw(pipe, texts, seeds, arguments)
-            report[f"{name}, {words}"] = measure(things, looks, texts, pictures, word)
+            report[f"{name}, {words}"] = measure(things, looks, texts, pictures, style)
             shown.append(pictures)
     write(report, shown, min(SHOWN, len(asked)), arguments.output)
 
@@ -155,8 +156,9 @@ def parser() -> Parser:
         "--style",
         default=new_style.WORD,
         choices=words,
-        help=f"its word: {', '.join(words)} (default: {new_style.WORD})",
+        help=f"as the judge calls it: {', '.join(words)} (default: {new_style.WORD})",
     )
+    add("--word", help="that ended the captions in training (default: that of --style)")
     add(
         "--judge",
         type=Path,

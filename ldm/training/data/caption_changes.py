@@ -79,9 +79,8 @@ def warn_without_word(captions: Sequence[str], word: str) -> int:
     found = re.compile(rf"(?<!\w){re.escape(word.strip())}(?!\w)", re.IGNORECASE)
     without = [text for text in captions if not found.search(text)]
     if without:
-        every = "none" if len(without) == len(captions) else f"only {len(captions) - len(without)}"
         warnings.warn(
-            f"{every} of {len(captions)} captions has the word {word!r} (without it, for example: "
+            f"{len(without)} of {len(captions)} captions lack the word {word!r} (such as "
             f"{without[0][:60]!r}); what these pictures show is not learnt under that word: write "
             "it into the captions",
             stacklevel=2,

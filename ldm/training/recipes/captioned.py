@@ -24,7 +24,7 @@ from ldm.text.conditioning import TextModel, time_ids
 from ldm.training.batches import draw_times
 from ldm.training.config import TrainConfig
 from ldm.training.data import Pictures, step_generator
-from ldm.training.data.caption_changes import CaptionChanges
+from ldm.training.data.caption_changes import CaptionChanges, warn_without_word
 from ldm.training.data.masks import open_masks
 from ldm.training.finetuning.texts import text_states
 from ldm.training.objectives import check_zero_snr, diffusion_weight, simple_error
@@ -42,6 +42,7 @@ from ldm.training.recipes.prior import (
     PriorOptions,
     check_prior,
     missing_class_pictures,
+    new_word,
     row_weights,
     with_class_pictures,
 )
@@ -139,8 +140,9 @@ class CaptionedRecipe(Recipe[M]):
             )
         self.add_class_pictures()
         if accelerator.is_main_process:
-            rows = self.data.train[self.data.train < count_instances(self.data)]
-            warn_of_few(self.data, rows, self.latents.sizes[0])
+            warn_of_few(self.data, self.rows_to_learn, self.latents.sizes[0])
+            if word := new_word(self.captioned):
+                warn_without_word(self.data.captions(self.rows_to_learn), word)
         self.latents.prepare(accelerator)
         captions = sorted({*self.texts(torch.arange(len(self.data))), ""})
         warn_of_long(self.text_models[0].tokenizer, captions, self.data.name)
@@ -157,6 +159,11 @@ class CaptionedRecipe(Recipe[M]):
                 self.captioned.clip_skip,
             )
             self.contexts.prepare(accelerator)
+
+    @property
+    def rows_to_learn(self) -> Tensor:
+        """Return the training rows without class pictures."""
+        return self.data.train[self.data.train < count_instances(self.data)]
 
     def add_class_pictures(self) -> None:
         """Put class pictures, if the options have any, behind those to learn."""
@@ -190,13 +197,15 @@ class CaptionedRecipe(Recipe[M]):
         """Return the batch of step 0 without ``prepare``, for a look at it.
 
         Only its own pictures are encoded. Class pictures are in it if they are there; captions are
-        always as ids.
+        always ids.
         """
         if not missing_class_pictures(self.captioned, self.config.output):
             self.add_class_pictures()
         generator = step_generator(self.config.seed, 0)
         drawn = self.latents.draw_first(self.config.batch_size, generator, torch.device(device))
-        return self._described(drawn, generator)[0]
+        if self.captioned.keep_contexts:
+            return self._described(drawn, generator)[0]
+        return self.noised(drawn, generator)
 
     def noised(self, drawn: Drawn, generator: torch.Generator) -> dict[str, Tensor]:
         """Return the batch of rows drawn: captions, which of them are dropped, times and noise."""

@@ -62,6 +62,12 @@ class DistillationRecipe(FineTuningRecipe):
                 f"options.w_min is {options.w_min}, but options.w_max {options.w_max}; exchange "
                 "them, or give both the same value"
             )
+        if options.class_prompt is not None or options.data.get("mask"):
+            name = "data.mask" if options.class_prompt is None else "class_prompt"
+            raise ArgumentError(
+                f"options.{name} weighs the error of pictures, but a student imitates its teacher, "
+                "whatever they show; leave it out"
+            )
         super().__init__(config, options, what)
         if config.model:
             raise ArgumentError("[model] has settings, but these are of [options] here")

@@ -82,7 +82,7 @@ class FineTuningRecipe(FrozenBaseRecipe[Trained]):
 
     def some_captions(self) -> list[str]:
         """Return up to ``SHOWN`` different captions of the data."""
-        return list(dict.fromkeys(self.data.captions(self.data.train)))[:SHOWN]
+        return list(dict.fromkeys(self.data.captions(self.rows_to_learn)))[:SHOWN]
 
     @torch.no_grad()
     def evaluate(self, model: Trained) -> tuple[Image.Image | None, dict[str, float]]:

@@ -34,8 +34,10 @@ class GuidanceDistillationRecipe(DistillationRecipe):
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         x, t, inputs = self.x_t(batch), batch["t"], self.inputs(batch)
-        error = distance(model(x, t, inputs), self.teach(x, t, inputs, batch["w"]), "l2")
+        taught = self.teach(x, t, inputs, batch["w"])
+        error = distance(model(x, t, inputs), taught, "l2", mask=batch.get("mask"))
         weight = diffusion_weight(self.scheduler, t, self.options.min_snr_gamma)
+        weight = weight * batch.get("weight", 1.0)
         return (weight * error).mean(), {"mse": error.detach().mean()}
 
     def shown(self) -> dict[str, Any]:

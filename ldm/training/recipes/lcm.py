@@ -86,8 +86,9 @@ class LCMRecipe(DistillationRecipe):
             batch["t"],
             batch.get("s"),
         )
-        error = distance(predicted, target, options.loss_type, options.huber_c)
-        return error.mean(), {"mse": distance(predicted, target, "l2").detach().mean()}
+        error = distance(predicted, target, options.loss_type, options.huber_c, batch.get("mask"))
+        squares = distance(predicted.detach(), target, "l2").mean()
+        return (batch.get("weight", 1.0) * error).mean(), {"mse": squares}
 
     @torch.no_grad()
     def target(self, x: Tensor, t: Tensor, inputs: dict[str, Tensor]) -> Tensor:

@@ -62,6 +62,11 @@ class LoraRecipe(FineTuningRecipe):
         if config.model:
             raise ArgumentError("[model] has settings, but a LoRA's are those of [options]")
         text = options.train_text_encoder
+        if text and options.keep_contexts:
+            raise ArgumentError(
+                "options.keep_contexts keeps the states of a text encoder that is trained; leave "
+                "it or options.train_text_encoder out"
+            )
         self.model = adapters_of(self.pipe, options, text, options.clip_skip)
         begin_with_lora(self.model, config.start)
 
@@ -72,7 +77,7 @@ class LoraRecipe(FineTuningRecipe):
 
 def described(recipe: FineTuningRecipe, options: LoraSaving) -> dict[str, Any]:
     """Return what a LoRA's file says of the run: see ``lora_metadata``."""
-    rows = recipe.data.train
+    rows = recipe.rows_to_learn
     return {
         "title": options.name or Path(recipe.config.output).name,
         "base": Path(recipe.tuning.base).name or "ldm's built-in model",

@@ -46,6 +46,17 @@ def check_prior(options: PriorOptions, batch_size: int) -> None:
         )
 
 
+def new_word(options: PriorOptions) -> str | None:
+    """Return the first word of the pictures' prompt that the class's lacks: the one to learn.
+
+    "sks" of "a photo of sks dog" and "a photo of a dog"; None without both prompts.
+    """
+    if options.instance_prompt is None or options.class_prompt is None:
+        return None
+    known = options.class_prompt.lower().split()
+    return next((w for w in options.instance_prompt.split() if w.lower() not in known), None)
+
+
 def class_folder(options: PriorOptions, output: str) -> Path:
     """Return the folder of class pictures."""
     return Path(options.class_data or Path(output) / "class_pictures")

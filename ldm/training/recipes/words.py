@@ -52,7 +52,7 @@ class WordsRecipe(FineTuningRecipe):
     def prepare(self, accelerator: Accelerator) -> None:
         super().prepare(accelerator)
         if accelerator.is_main_process:
-            captions = self.data.captions(self.data.train)
+            captions = self.data.captions(self.rows_to_learn)
             warn_without_words(captions, self.words.counts, self.text_models[0].tokenizer)
 
     def noised(self, drawn: Drawn, generator: torch.Generator) -> dict[str, Tensor]:

@@ -48,13 +48,13 @@ def split(subjects: list[Subject], held_out: int = HELD_OUT) -> NewStyle:
 
 
 def pictures(
-    subject: Subject, count: int, size: int, seed: int
+    subject: Subject, count: int, size: int, seed: int, word: str = WORD
 ) -> Iterator[tuple[np.ndarray, variants.Row]]:
     """Yield pictures of an icon, uint8 (size, size, 3), and their rows, as the data set has them.
 
-    Every caption names the style.
+    Every caption ends in `word`, the style's.
     """
     rng = variants.icon_rng(subject, seed)
     master = sources.render(subject.icon, size + size // 2)
     for _ in range(count):
-        yield variants.single(subject, master, size, rng, styled=1.0)
+        yield variants.single(subject, master, size, rng, styled=1.0, style=word)

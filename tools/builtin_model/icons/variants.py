@@ -109,14 +109,15 @@ def single(
     size: int,
     rng: np.random.Generator,
     styled: float = STYLED,
+    style: str | None = None,
 ) -> tuple[np.ndarray, Row]:
     """Draw the icon as large as fits, or a little smaller: uint8 (size, size, 3), and its row.
 
-    `styled` is the share of captions that name the style.
+    `styled` is the share of captions that name the style, `style` its word if not the set's own.
     """
     canvas, drawing, background = alone(subject, master, size, rng)
     things = [(drawing.thing, drawing.word, drawing.bare)]
-    text, named = caption(rng, things, None, background, style_of(subject), styled)
+    text, named = caption(rng, things, None, background, style or style_of(subject), styled)
     return canvas, row(subject, "train", "one", text, drawing.thing.colour, background, named)
 
 
