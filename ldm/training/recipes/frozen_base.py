@@ -47,13 +47,18 @@ class FrozenBaseRecipe(CaptionedRecipe[M]):
 
     def prepare(self, accelerator: Accelerator) -> None:
         super().prepare(accelerator)
-        unet: nn.Module = self.pipe.unet.to(accelerator.device)
-        unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        prepare_frozen(self.pipe.unet, accelerator)
 
     def picture_size(self, drawn: Drawn) -> Size:
         """Return the (height, width) in px of the pictures of rows drawn."""
         height, width = (side * self.vae.config.scale for side in drawn.latents.shape[2:])
         return height, width
+
+
+def prepare_frozen(network: nn.Module, accelerator: Accelerator) -> None:
+    """Bring a frozen network to where and how it computes in training."""
+    network.to(accelerator.device)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def mirror(pictures: Tensor, drawn: Drawn) -> Tensor:
