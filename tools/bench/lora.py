@@ -120,7 +120,9 @@ class Theirs:
     def step(self) -> None:
         """One optimizer step."""
         with torch.enable_grad():
-            self.loss(Learning.batch(cast("Any", self), 0, step_generator(0, self.steps))).backward()
+            self.loss(
+                Learning.batch(cast("Any", self), 0, step_generator(0, self.steps))
+            ).backward()
         nn.utils.clip_grad_norm_(self.params.values(), NORM)
         self.optimizer.step()
         self.optimizer.zero_grad()

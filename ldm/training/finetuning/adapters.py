@@ -18,6 +18,7 @@ from ldm.adapters.changes import weight_change
 from ldm.checkpoints.lora_kinds import Factors
 from ldm.config.settings import choice, within
 from ldm.errors import ArgumentError
+from ldm.fast import frozen
 from ldm.training.finetuning.factors import KINDS, largest_rank, new_factors
 from ldm.training.finetuning.targets import choose_layers
 
@@ -77,9 +78,10 @@ class Adapter(nn.Module):
     def linear(self, layer: nn.Linear, x: Tensor) -> Tensor:
         """Compute the layer's output with the change."""
         if self.low_rank:
-            y = F.linear(x, layer.weight, layer.bias)
+            y = frozen.linear(x, layer.weight, layer.bias)
             down, up = self.factors["down"], self.factors["up"]
-            return y + self.scale * F.linear(F.linear(self.dropout(x), down), up)
+            change = F.linear(F.linear(self.dropout(x), down), up)
+            return torch.add(y, change, alpha=self.scale)
         return self.by_weight(x, layer.weight, layer.bias, F.linear)
 
     def convolve(self, layer: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

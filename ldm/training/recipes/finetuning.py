@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from ldm.config.settings import within
 from ldm.images import image_grid
 from ldm.training.config import TrainConfig
+from ldm.training.finetuning.adapters import Adapters
 from ldm.training.finetuning.trained import Trained
 from ldm.training.recipes.frozen_base import FrozenBaseOptions, FrozenBaseRecipe
 
@@ -44,6 +46,16 @@ class FineTuningRecipe(FrozenBaseRecipe[Trained]):
         super().prepare(accelerator)
         for part in self.model.parts.values():
             part.train()
+
+    def exact_layers(self) -> Collection[str]:
+        """Return the paths of layers whose changes are added to the weights.
+
+        In bfloat16 the first small changes would be lost.
+        """
+        adapters = dict(self.model.parts.items()).get("unet")
+        if not isinstance(adapters, Adapters):
+            return ()
+        return {path for path, adapter in adapters.items() if not adapter.low_rank}
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         return self.error(model(self.x_t(batch), batch["t"], self.inputs(batch)), batch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from ldm.config.tasks import TASK_NAMES
 from ldm.errors import ArgumentError
+from ldm.fast.frozen import freeze
 from ldm.pipeline import Pipeline
 from ldm.training.config import TrainConfig
 from ldm.training.data.crops import Size
@@ -19,6 +21,7 @@ from ldm.training.recipes.captioned import CaptionedOptions, CaptionedRecipe
 from ldm.vae import AutoencoderKL
 
 M = TypeVar("M", bound=nn.Module)
+HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}  # by accelerate's names
 
 
 @dataclass(kw_only=True)
@@ -47,7 +50,11 @@ class FrozenBaseRecipe(CaptionedRecipe[M]):
 
     def prepare(self, accelerator: Accelerator) -> None:
         super().prepare(accelerator)
-        prepare_frozen(self.pipe.unet, accelerator)
+        prepare_frozen(self.pipe.unet, accelerator, self.exact_layers())
+
+    def exact_layers(self) -> Collection[str]:
+        """Return the paths of the U-Net's layers whose weights training reads in float32."""
+        return ()
 
     def picture_size(self, drawn: Drawn) -> Size:
         """Return the (height, width) in px of the pictures of rows drawn."""
@@ -55,10 +62,17 @@ class FrozenBaseRecipe(CaptionedRecipe[M]):
         return height, width
 
 
-def prepare_frozen(network: nn.Module, accelerator: Accelerator) -> None:
-    """Bring a frozen network to where and how it computes in training."""
+def prepare_frozen(
+    network: nn.Module, accelerator: Accelerator, exact: Collection[str] = ()
+) -> None:
+    """Bring a frozen network to where and how it computes in training.
+
+    Weights lie in autocast's dtype, which converts them at every step otherwise; except those of
+    the layers whose paths are ``exact``.
+    """
     network.to(accelerator.device)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    freeze(network, HALVES.get(accelerator.mixed_precision), exact)
 
 
 def mirror(pictures: Tensor, drawn: Drawn) -> Tensor:
