@@ -186,9 +186,10 @@ class Trainer:
         """Add the gradient of one of ``parts`` of this process's batch."""
         device = self.accelerator.device
         rows = {key: to_device(value, device) for key, value in rows.items()}
-        with self.accelerator.autocast(), fast_attention(device):
-            loss, found = self.recipe.loss(self.parallel, rows)
-        self.accelerator.backward(loss / parts)
+        with fast_attention(device):  # also of what gradient checkpointing computes again
+            with self.accelerator.autocast():
+                loss, found = self.recipe.loss(self.parallel, rows)
+            self.accelerator.backward(loss / parts)
         self.metrics.add({"loss": loss, **found})
         self.metrics.watch(step + 1, loss)
 
