@@ -212,7 +212,7 @@ class Pipeline(DiffusersMethods):
     def load_textual_inversion(
         self, path: str | Path, token: str | Sequence[str] | None = None
     ) -> str:
-        """Load a new word from a file; return the word, to be used in prompts.
+        """Load a new word from a file, or a run's folder; return the word, to be used in prompts.
 
         The word is ``token``, else what the file calls it, else the file's name. Of a file of
         several words, all are loaded, ``token`` is a list, and they are returned with ", " between.

@@ -12,7 +12,7 @@ theirs. Its names say which:
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -51,6 +51,8 @@ class TextualInversions:
     def load(self, path: str | Path, token: str | Sequence[str] | None = None) -> list[Inversion]:
         """Load a file's words: ``token``, else the file's own names, else the file's name.
 
+        Of a folder, all its files are loaded.
+
         Raises CheckpointError for a file that does not fit, ArgumentError for a word in use, or for
         another number of tokens than the file has words.
         """
@@ -65,20 +67,28 @@ class TextualInversions:
         return inversions
 
     def read(self, path: str | Path, token: str | Sequence[str] | None = None) -> list[Inversion]:
-        """Read a file's words without loading them; raises as ``load``."""
+        """Read the words of a file, or of all in a folder, without loading them.
+
+        So the folder of a run of ``ldm train textual_inversion`` stands for what it has learnt.
+        Raises as ``load``.
+        """
         path = Path(path).expanduser()
-        if not path.is_file():
-            raise CheckpointError(f"{path} does not exist; give a textual inversion")
+        found: dict[str, Inversion] = {}
+        for file in files_of_words(path):
+            for each in self.read_file(file):
+                # diffusers' script for SDXL writes a file for each text encoder
+                one = found.setdefault(each.word, each)
+                one.vectors |= each.vectors
+                one.outputs |= each.outputs
+        words = choose_words(list(found), token, path)
+        return [replace(each, word=word) for word, each in zip(words, found.values(), strict=True)]
+
+    def read_file(self, path: Path) -> list[Inversion]:
+        """Read the words of one file, by the file's own names, else its own."""
         found, name = read_embedding(path)
         if ONE_WORD.issuperset(found) or len(found) == 1:
-            groups = {name or path.stem: found}
-        else:
-            groups = {key: {key: vectors} for key, vectors in found.items()}
-        words = choose_words(list(groups), token, path)
-        return [
-            self.inversion(word, group, path)
-            for word, group in zip(words, groups.values(), strict=True)
-        ]
+            return [self.inversion(name or path.stem, found, path)]
+        return [self.inversion(word, {word: vectors}, path) for word, vectors in found.items()]
 
     def inversion(self, word: str, found: Mapping[str, Tensor], path: Path) -> Inversion:
         """Sort a word's vectors by text encoder. Raises CheckpointError if they do not fit."""
@@ -152,6 +162,17 @@ class TextualInversions:
                 )
                 replaced = torch.cat([ids[word] for word in states]) + len(known)
                 embeddings.outputs = replaced, torch.cat(list(states.values())).to(known)
+
+
+def files_of_words(path: Path) -> list[Path]:
+    """Return the files to read words from. Raises CheckpointError where there are none."""
+    if path.is_file():
+        return [path]
+    files = sorted(path.glob("*.safetensors")) if path.is_dir() else []
+    if not files:
+        what = "has no .safetensors files" if path.is_dir() else "does not exist"
+        raise CheckpointError(f"{path} {what}; give a textual inversion")
+    return files
 
 
 def family_of(widths: Iterable[int]) -> str:

@@ -306,8 +306,9 @@ def add_adapters(add: Add) -> None:
         action="append",
         default=[],
         type=filled,
-        metavar="FILE",
-        help="a textual inversion, used by its word in prompts; may be repeated",
+        metavar="PATH",
+        help="a textual inversion, used by its word in prompts, or the folder of a run that "
+        "trained some; may be repeated",
     )
 
 

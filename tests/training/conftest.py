@@ -50,3 +50,15 @@ def dogs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         picture.save(folder / f"{i}.png")
         (folder / f"{i}.txt").write_text(caption)
     return folder
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six pictures with captions beside them."""
+    folder = tmp_path_factory.mktemp("photographs")
+    for i in range(6):
+        small = np.random.default_rng(i).integers(0, 256, (4, 4, 3), np.uint8)
+        picture = Image.fromarray(small).resize((64, 64), Image.Resampling.BICUBIC)
+        picture.save(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text(f"picture {i}, tag")
+    return folder

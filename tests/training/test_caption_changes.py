@@ -123,3 +123,7 @@ def test_captions_without_the_word_are_counted() -> None:
     with pytest.warns(UserWarning, match="1 of 1 captions"):
         warn_without_word(["a dog"], "<sks>")
     assert warn_without_word(["my <sks> dog"], "<sks>") == 0
+    with pytest.warns(UserWarning, match="no caption has x1, of which"):
+        assert warn_without_word(["a <sks>", "a <cat>s, <cat>"], "<sks>", "<cat>", "x1") == 0
+    with pytest.warns(UserWarning, match="1 of 2 captions lack the words <sks>, x1"):
+        warn_without_word(["a <sks>, x1", "<cat>"], "<sks>", "x1")

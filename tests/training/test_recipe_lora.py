@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -32,18 +31,6 @@ from tests.helpers.networks import difference
 diffusers = pytest.importorskip("diffusers")
 peft = pytest.importorskip("peft")
 SIZE = 64
-
-
-@pytest.fixture(scope="module")
-def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six pictures with captions beside them."""
-    folder = tmp_path_factory.mktemp("photographs")
-    for i in range(6):
-        small = np.random.default_rng(i).integers(0, 256, (4, 4, 3), np.uint8)
-        picture = Image.fromarray(small).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
-        picture.save(folder / f"{i}.png")
-        (folder / f"{i}.txt").write_text(f"picture {i}, tag")
-    return folder
 
 
 def config_for(base: Path, source: Path, output: Path, **options: Any) -> TrainConfig:

@@ -104,6 +104,10 @@ def test_diffusers_draws_the_same(bases: Any, dogs: Path, tmp_path: Path, family
     theirs.scheduler = diffusers.DDIMScheduler.from_config(
         theirs.scheduler.config, clip_sample=False, steps_offset=1
     )
+    kohya = PivotalRecipe(config_for(base, dogs, tmp_path / "kohya", words=words))
+    kohya.save(kohya.model, tmp_path / "kohya")
+    with pytest.raises(ValueError, match="Invalid LoRA checkpoint"):
+        copy.deepcopy(theirs).load_lora_weights(tmp_path / "kohya" / "kohya.safetensors")
     theirs.load_lora_weights(tmp_path / "pytorch_lora_weights.safetensors")
     load_into(theirs, tmp_path, "a1111")
     pipe = recipe.pipe

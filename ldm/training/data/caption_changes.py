@@ -71,18 +71,26 @@ def tags_of(text: str) -> list[str]:
     return [tag.strip() for tag in text.split(",")]
 
 
-def warn_without_word(captions: Sequence[str], word: str) -> int:
-    """Warn of captions that lack the word that is to be learnt; returns their number.
+def warn_without_word(captions: Sequence[str], *words: str) -> int:
+    """Warn of captions that lack the word that is to be learnt, or all of several.
 
-    A word is found in either case, but not inside of another word.
+    And of a word that no caption has. A word is found in either case, but not inside of another
+    word. Returns the number of such captions.
     """
-    found = re.compile(rf"(?<!\w){re.escape(word.strip())}(?!\w)", re.IGNORECASE)
-    without = [text for text in captions if not found.search(text)]
+    patterns = [rf"(?<!\w){re.escape(word.strip())}(?!\w)" for word in words]
+    found = [re.compile(pattern, re.IGNORECASE) for pattern in patterns]
+    without = [text for text in captions if not any(one.search(text) for one in found)]
+    named = f"the word {words[0]!r}" if len(words) == 1 else f"the words {', '.join(words)}"
     if without:
         warnings.warn(
-            f"{len(without)} of {len(captions)} captions lack the word {word!r} (such as "
+            f"{len(without)} of {len(captions)} captions lack {named} (such as "
             f"{without[0][:60]!r}); what these pictures show is not learnt under that word: write "
             "it into the captions",
             stacklevel=2,
+        )
+    unused = [w for w, one in zip(words, found, strict=True) if not any(map(one.search, captions))]
+    if unused and len(without) < len(captions):
+        warnings.warn(
+            f"no caption has {', '.join(unused)}, of which nothing is learnt", stacklevel=2
         )
     return len(without)

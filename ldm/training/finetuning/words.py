@@ -6,7 +6,7 @@ All that is trained are these vectors; the text encoder and the U-Net pass the g
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -185,30 +185,3 @@ def spread(tokens: Tensor, count: int) -> Tensor:
     if len(tokens) > count:
         return torch.stack([part.mean(0) for part in tokens.tensor_split(count)])
     return tokens[torch.arange(count) * len(tokens) // count]
-
-
-def warn_without_words(
-    captions: Sequence[str], words: Mapping[str, int], tokenizer: CLIPTokenizer
-) -> int:
-    """Warn of captions that have none of the words to learn, and of words in none of them.
-
-    tokenizer: knows the words. Returns the number of such captions.
-    """
-    ids = {word: set(tokenizer.encode(word)) for word in words}
-    found = [set(tokenizer.encode(text)) for text in captions]
-    without = [
-        text for text, own in zip(captions, found, strict=True)
-        if all(own.isdisjoint(new) for new in ids.values())
-    ]  # fmt: skip
-    names = ", ".join(words)
-    if without:
-        warnings.warn(
-            f"{len(without)} of {len(captions)} captions have no word that is to be learnt, "
-            f"{names} (such as {without[0][:60]!r}); nothing is learnt from their pictures: write "
-            "it into them",
-            stacklevel=2,
-        )
-    for word, new in ids.items():
-        if len(words) > 1 and len(without) < len(captions) and all(map(new.isdisjoint, found)):
-            warnings.warn(f"{word} is in no caption, and is not learnt", stacklevel=2)
-    return len(without)

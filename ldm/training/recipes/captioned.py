@@ -226,7 +226,7 @@ class CaptionedRecipe(Recipe[M]):
         noise = torch.randn(x0.shape, generator=generator)
         if offset := options.offset_noise:
             noise += offset * torch.randn((*x0.shape[:2], 1, 1), generator=generator)
-        texts = self._drawn_texts(drawn.rows, dropped, generator)
+        texts = self.drawn_texts(drawn.rows, dropped, generator)
         batch = {"x0": x0, "noise": noise, "t": t, "dropped": dropped, "ids": self._tokens(texts)}
         if self.xl and self.reads_crops:
             batch["time_ids"] = drawn.time_ids
@@ -237,7 +237,7 @@ class CaptionedRecipe(Recipe[M]):
             batch["weight"] = row_weights(drawn.rows, instances, options.prior_loss_weight)
         return batch, texts
 
-    def _drawn_texts(self, rows: Tensor, dropped: Tensor, generator: torch.Generator) -> list[str]:
+    def drawn_texts(self, rows: Tensor, dropped: Tensor, generator: torch.Generator) -> list[str]:
         """Return the captions of a batch: those of rows to learn changed, some of all dropped."""
         texts, instances = self.texts(rows), count_instances(self.data)
         for i, (row, drop) in enumerate(zip(rows.tolist(), dropped.tolist(), strict=True)):

@@ -42,6 +42,6 @@ class TextualInversionRecipe(WordsRecipe):
         begin_with_words(self.words, self.pipe, config.start)
 
     def save(self, model: Trained, folder: Path) -> None:
-        """Write the words; ``ldm generate --embedding`` takes each file."""
+        """Write the words; ``ldm generate --embedding`` takes the run's folder."""
         assert model.words is not None
         save_words(model.words, folder, self.options.save_as)

@@ -11,10 +11,10 @@ from torch import Tensor
 from ldm.config.settings import choice
 from ldm.errors import ArgumentError
 from ldm.training.config import TrainConfig
+from ldm.training.data.caption_changes import warn_without_word
 from ldm.training.finetuning.few_steps import check_many_steps
 from ldm.training.finetuning.word_templates import OBJECT, STYLE
-from ldm.training.finetuning.words import WordOptions, Words, read_words, warn_without_words
-from ldm.training.recipes.cached_latents import Drawn
+from ldm.training.finetuning.words import WordOptions, Words, read_words
 from ldm.training.recipes.finetuning import FineTuningOptions, FineTuningRecipe
 
 
@@ -22,8 +22,9 @@ from ldm.training.recipes.finetuning import FineTuningOptions, FineTuningRecipe
 class LearntWordsOptions(FineTuningOptions, WordOptions):
     """What the tables ``[options]`` of these recipes share."""
 
-    # Which captions are drawn, in each batch anew, for pictures whose own is the word alone.
-    learnable_property: str = choice("object", "style")  # "a photo of a <dog>", "… in the style of"
+    # What is drawn in each batch as the caption of pictures whose own is the word alone, as it is
+    # of pictures without one: "a photo of a <dog>", or for a style, "a painting in the style of".
+    learnable_property: str = choice("object", "style")
     templates: bool | list[str] = True  # false: none; or your own: ["an icon of a {}"]
 
 
@@ -42,6 +43,8 @@ class WordsRecipe(FineTuningRecipe):
                 "changes as words are learnt; leave it out"
             )
         self.templates = read_templates(options)
+        if options.instance_prompt is None and len(options.words) == 1:
+            (options.instance_prompt,) = options.words
         super().__init__(config, options, what)
         check_many_steps(self.pipe, options.base)
         words = read_words(options, list(self.pipe.inversions.base.values()))
@@ -52,27 +55,23 @@ class WordsRecipe(FineTuningRecipe):
     def prepare(self, accelerator: Accelerator) -> None:
         super().prepare(accelerator)
         if accelerator.is_main_process:
-            captions = self.data.captions(self.rows_to_learn)
-            warn_without_words(captions, self.words.counts, self.text_models[0].tokenizer)
+            warn_without_word(self.texts(self.rows_to_learn), *self.words.counts)
 
-    def noised(self, drawn: Drawn, generator: torch.Generator) -> dict[str, Tensor]:
-        batch = super().noised(drawn, generator)
-        texts = self.data.captions(drawn.rows)
-        chosen = torch.randint(max(len(self.templates), 1), (len(texts),), generator=generator)
+    def drawn_texts(self, rows: Tensor, dropped: Tensor, generator: torch.Generator) -> list[str]:
+        texts = super().drawn_texts(rows, dropped, generator)
+        chosen = torch.randint(len(self.templates), (len(texts),), generator=generator).tolist()
         for i, text in enumerate(texts):
-            word = self.by_name.get(text.strip().lower())
-            if word and self.templates and not batch["dropped"][i]:
-                caption = self.templates[int(chosen[i])].replace("{}", word)
-                batch["ids"][i] = self._tokens([caption])[0]
-        return batch
+            if word := self.by_name.get(text.strip().lower()):
+                texts[i] = self.templates[chosen[i]].replace("{}", word)
+        return texts
 
 
 def read_templates(options: LearntWordsOptions) -> tuple[str, ...]:
     """Return the captions to draw, with {} for the word. Raises ArgumentError for one without."""
     if isinstance(options.templates, bool):
         own = STYLE if options.learnable_property == "style" else OBJECT
-        return own if options.templates else ()
-    for text in options.templates:
+        return own if options.templates else ("{}",)
+    for text in options.templates or [""]:
         if text.count("{}") != 1:
             raise ArgumentError(
                 f"options.templates holds {text!r:.120}; each needs one {{}}, for the word: "
