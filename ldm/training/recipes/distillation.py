@@ -19,6 +19,7 @@ from ldm.fast import adapt_to_cpu
 from ldm.pipeline import Pipeline
 from ldm.training.config import TrainConfig
 from ldm.training.distillation import guide
+from ldm.training.finetuning.lora_start import begin_with_lora
 from ldm.training.finetuning.texts import text_states
 from ldm.training.finetuning.trained import Trained, adapters_of
 from ldm.training.recipes.cached_latents import Drawn
@@ -64,8 +65,8 @@ class DistillationRecipe(FineTuningRecipe):
         super().__init__(config, options, what)
         if config.model:
             raise ArgumentError("[model] has settings, but these are of [options] here")
-        if config.start:
-            raise ArgumentError("start is given, but a student begins as options.base")
+        if config.start and options.train == "full":
+            raise ArgumentError("start is given, but a whole student begins as options.base")
         self.teacher = self.pipe.unet
         if self.pipe.scheduler.config.sampler_class in ("LCMScheduler", "TCDScheduler"):
             warnings.warn(
@@ -75,6 +76,7 @@ class DistillationRecipe(FineTuningRecipe):
             )
         if options.train == "lora":
             self.model = adapters_of(self.pipe, options, False, options.clip_skip)
+            begin_with_lora(self.model, config.start)
         else:
             student = with_guidance_embedding(self.teacher, options.time_cond_proj_dim)
             pipe = Pipeline(**self.pipe.parts | self.saved_parts() | {"unet": student})
