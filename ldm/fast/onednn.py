@@ -50,6 +50,11 @@ def packed_linear(x: Tensor, packed: Tensor, bias: Tensor | None, then: str = "n
     return torch.ops.mkldnn._linear_pointwise(x, packed, bias, then, [], "none")
 
 
+def plain_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Compute x Wᵀ + b with W as it lies, also transposed: in float32 ``F.linear`` takes MKL."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "none")
+
+
 def packed_linear_mul(x: Tensor, other: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
     """Compute (x Wᵀ + b) · other with a packed W."""
     return torch.ops.mkldnn._linear_pointwise.binary(x, other.contiguous(), packed, bias, "mul")
@@ -99,6 +104,8 @@ def _right(dtype: torch.dtype) -> bool:
     packed, ones = packed_linear_weight(weight, 3), (1, 1)
     blocks = packed_convolution_weight(kernel, ones, ones, ones, 1, image.shape)
     pairs = [
+        (plain_linear(x, weight, bias), F.linear(x, weight, bias)),
+        (plain_linear(x[:, :6].contiguous(), weight.t()), x[:, :6] @ weight),
         (packed_linear(x, packed, bias), F.linear(x, weight, bias)),
         (packed_linear(x, packed, bias, "gelu"), F.gelu(F.linear(x, weight, bias))),
         (packed_linear_mul(x, x[:, :6], packed, bias), F.linear(x, weight, bias) * x[:, :6]),

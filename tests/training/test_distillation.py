@@ -149,6 +149,14 @@ def test_a_true_trajectory_has_no_loss(kind: str) -> None:
     assert difference(clean, x0) < 2e-2  # c_skip
 
 
+def test_a_mask_weighs_the_distance() -> None:
+    a, b = torch.randn(2, 3, 4, 5, 7, generator=torch.Generator().manual_seed(0))
+    mask = torch.rand(3, 1, 5, 7, generator=torch.Generator().manual_seed(1))
+    expected = (mask * (a - b) ** 2).mean((1, 2, 3))
+    assert torch.allclose(distance(a, b, "l2", mask=mask), expected)
+    assert torch.allclose(distance(a, a, "huber"), torch.zeros(3), atol=1e-9)
+
+
 def test_times_of_the_trajectory() -> None:
     """All ends of steps at or below that of this step, equally often."""
     solver = SkippingDDIM(DDPMScheduler(SchedulerConfig(**SD)), 50)

@@ -123,6 +123,8 @@ def test_masks_that_cannot_work(parts: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ArgumentError, match=r"no mask of the pictures' names in .*empty"):
         build(parts, source, tmp_path, data={"size": SIDE, "mask": str(tmp_path / "empty")})
+    with pytest.raises(ArgumentError, match=r"'nomask', which is no folder.*no column 'nomask'"):
+        build(parts, source, tmp_path, data={"size": SIDE, "mask": "nomask"})
     with pytest.raises(ArgumentError, match="masks weigh the loss of latents only"):
         open_data(str(source), {"mask": "alpha"})
     Image.new("L", (64, 32)).save(tmp_path / "masks/1.bmp")
@@ -130,6 +132,21 @@ def test_masks_that_cannot_work(parts: Path, tmp_path: Path) -> None:
     recipe = build(parts, source, tmp_path / "run", data=data)
     with pytest.raises(DataError, match=r"masks/1.bmp has 64 × 32 px, but its picture .* 32 × 40"):
         recipe.prepare(Accelerator(cpu=True))
+
+
+def test_masks_of_arrays(parts: Path, tmp_path: Path) -> None:
+    source, rng = tmp_path / "arrays", np.random.default_rng(0)
+    source.mkdir()
+    np.save(source / "images.npy", rng.integers(0, 256, (4, SIDE, SIDE, 3), np.uint8))
+    masks = rng.integers(0, 256, (4, SIDE, SIDE), np.uint8)
+    np.save(source / "weights.npy", masks)
+    (source / "metadata.jsonl").write_text('{"text": "a"}\n' * 4)
+    recipe = build(parts, source, tmp_path / "run", data={"mask": "weights.npy"})
+    recipe.prepare(Accelerator(cpu=True))
+    found = recipe.batch(0, step_generator(0, 0))["mask"]
+    rows = recipe.latents.draw(8, step_generator(0, 0)).rows
+    expected = torch.from_numpy(masks / np.float32(255))[rows][:, None]
+    assert (found - F.avg_pool2d(expected, 4)).abs().max() < 5e-4
 
 
 def test_masks_are_not_learnt_as_pictures(parts: Path, tmp_path: Path) -> None:

@@ -188,6 +188,7 @@ def test_class_pictures_that_are_missing_are_drawn(folder: Path, tmp_path: Path)
     for name in ("0000.png", "0001.png", "0002.png"):
         ours, theirs = (np.asarray(Image.open(each / name), int) for each in (begun, whole))
         assert np.abs(ours - theirs).max() <= 1
+    assert len({(whole / name).read_bytes() for name in ("0000.png", "0001.png")}) == 2
     assert draw_class_pictures(pipe, "a dog", begun, 4) == []
     (begun / "metadata.jsonl").write_text('{"file_name": "0.png", "text": "x"}\n')
     with pytest.raises(ArgumentError, match=r"4 pictures of 6, and metadata\.jsonl"):

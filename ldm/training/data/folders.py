@@ -133,6 +133,10 @@ def find_splits(folder: Path) -> list[tuple[str, bool]]:
 
 def read_part(folder: Path, files: Listing, options: DataOptions) -> list[FolderRow]:
     """Read the rows of one split: from its metadata or its subfolders, and caption files."""
+    if options.image and not files.metadata:
+        raise ArgumentError(
+            f"{folder} has no column {options.image!r}, as it has no {' or '.join(METADATA)}"
+        )
     if files.metadata:
         rows = described(folder, files, options)
     elif any(map(concept_of, files.pictures)) and not are_classes(files):

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ldm.errors import ArgumentError, DataError
+from ldm.training.data.arrays import CaptionedImages
 from ldm.training.data.crops import Size
 from ldm.training.data.encoded import EncodedImages
 from ldm.training.data.folders import ImageFolder
@@ -24,6 +25,7 @@ from ldm.training.data.open import open_data
 from ldm.training.data.options import DataOptions
 from ldm.training.data.pictures import Pictures
 from ldm.training.data.reading import decode_alpha
+from ldm.training.data.tables import TableImages
 
 ALPHA = "alpha"
 PROPORTIONS = 0.02  # the part by which a mask's may differ from its picture's, from rounding
@@ -109,8 +111,16 @@ def open_masks(data: Pictures) -> Masks | None:
 
 
 def column_of_masks(data: Pictures, name: str, options: DataOptions) -> Pictures:
-    """Open the data set once more, by the column of its masks."""
-    found = open_data(data.name, asdict(replace(options, image=name)), prompt="")
+    """Open the data set once more, by the column of its masks. Raises ArgumentError without it."""
+    if not isinstance(data, ImageFolder | CaptionedImages | TableImages):
+        raise ArgumentError(f"data.mask is {name!r}, but {data.name} has no columns of pictures")
+    try:
+        found = open_data(data.name, asdict(replace(options, image=name)), prompt="")
+    except (ArgumentError, DataError) as error:
+        raise ArgumentError(
+            f'data.mask is {name!r}, which is no folder, "{ALPHA}" or "{MASK_LABEL[1:]}", and no '
+            f"column of masks: {error}"
+        ) from error
     assert isinstance(found, Pictures)  # as ``data`` is
     if len(found) != len(data):
         raise ArgumentError(

@@ -18,6 +18,7 @@ from ldm.adapters.changes import weight_change
 from ldm.checkpoints.lora_kinds import Factors
 from ldm.config.settings import choice, within
 from ldm.errors import ArgumentError
+from ldm.fast import frozen
 from ldm.training.finetuning.factors import KINDS, largest_rank, new_factors
 from ldm.training.finetuning.targets import choose_layers
 
@@ -83,17 +84,17 @@ class Adapter(nn.Module):
     def linear(self, layer: nn.Linear, x: Tensor) -> Tensor:
         """Compute the layer's output with the change."""
         if self.low_rank:
-            y = F.linear(x, layer.weight, layer.bias)
-            # x has another dtype where a base of half precision draws
-            down, up = (self.factors[role].to(x.dtype) for role in ("down", "up"))
-            return y + self.scale * F.linear(F.linear(self.dropout(x), down), up)
+            y = frozen.linear(x, layer.weight, layer.bias)
+            down, up = self.factors["down"], self.factors["up"]
+            change = F.linear(F.linear(self.dropout(x), down), up)
+            return torch.add(y, change, alpha=self.scale)
         return self.by_weight(x, layer.weight, layer.bias, F.linear)
 
     def convolve(self, layer: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Compute a convolution with the change: ``Conv2d._conv_forward``."""
         apply = type(layer)._conv_forward
         if self.low_rank:
-            down, up = (self.factors[role].to(weight.dtype) for role in ("down", "up"))
+            down, up = self.factors["down"], self.factors["up"]
             change = F.conv2d(apply(layer, self.dropout(x), down, None), up)
             return apply(layer, x, weight, bias) + self.scale * change
         return self.by_weight(x, weight, bias, partial(apply, layer))

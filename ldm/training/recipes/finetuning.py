@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -10,8 +11,7 @@ from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor, nn
 
-from ldm.config.settings import choice, within
-from ldm.errors import ArgumentError
+from ldm.config.settings import within
 from ldm.images import image_grid
 from ldm.training.checkpointing import checkpoint_blocks
 from ldm.training.config import TrainConfig
@@ -32,8 +32,6 @@ class FineTuningOptions(FrozenBaseOptions):
     num_inference_steps: int | None = within("[1, inf)", None)  # of them; None: as the base
     guidance_scale: float | None = within("[0, inf)", None)
     gradient_checkpointing: bool = False  # less memory for a third more time
-    # Of frozen networks; of half precision, as mixed_precision is, they take half the memory.
-    base_dtype: str = choice("float32", "bfloat16", "float16")
 
 
 class FineTuningRecipe(FrozenBaseRecipe[Trained]):
@@ -41,27 +39,28 @@ class FineTuningRecipe(FrozenBaseRecipe[Trained]):
 
     Attributes:
         tuning: the options that all these recipes have.
-        networks: the base's U-Net and text encoders.
     """
 
     def __init__(self, config: TrainConfig, options: FineTuningOptions, what: str) -> None:
         """Load the base; a subclass sets ``model``. Raises as ``FrozenBaseRecipe`` does."""
         self.tuning = options
         super().__init__(config, options, what)
-        check_base_dtype(config, options.base_dtype)
-        encoders: list[nn.Module] = [model.encoder for model in self.text_models]
-        self.networks = [self.pipe.unet, *encoders]
-        for network in self.networks if options.gradient_checkpointing else ():
+        for network in self.networks.values() if options.gradient_checkpointing else ():
             checkpoint_blocks(network)
 
     def prepare(self, accelerator: Accelerator) -> None:
-        dtype: torch.dtype = getattr(torch, self.tuning.base_dtype)
-        for network in self.networks:
-            if not any(parameter.requires_grad for parameter in network.parameters()):
-                network.to(dtype)
         super().prepare(accelerator)
         for part in self.model.parts.values():
             part.train()
+
+    def exact_layers(self, part: str) -> Collection[str]:
+        """Return the paths of layers whose changes are added to the weights.
+
+        In bfloat16 the first small changes would be lost.
+        """
+        adapters = self.model.adapters.get(part)
+        found = () if adapters is None else adapters.items()
+        return {path for path, adapter in found if not adapter.low_rank}
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         return self.error(model(self.x_t(batch), batch["t"], self.inputs(batch)), batch)
@@ -103,13 +102,3 @@ class FineTuningRecipe(FrozenBaseRecipe[Trained]):
             )
         pictures = cast("list[Image.Image]", drawn.images)
         return image_grid(pictures, columns=min(options.columns, len(pictures))), {}
-
-
-def check_base_dtype(config: TrainConfig, dtype: str) -> None:
-    """Raise ArgumentError for a base of half precision that is not computed with in it."""
-    needed = {"bfloat16": "bf16", "float16": "fp16"}.get(dtype)
-    if needed is not None and config.mixed_precision != needed:
-        raise ArgumentError(
-            f"options.base_dtype is {dtype!r}, but mixed_precision {config.mixed_precision!r}; set "
-            f'mixed_precision = "{needed}", or leave options.base_dtype out'
-        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from ldm.config.tasks import TASK_NAMES
 from ldm.errors import ArgumentError
+from ldm.fast.frozen import freeze
 from ldm.pipeline import Pipeline
 from ldm.training.config import TrainConfig
 from ldm.training.data.crops import Size
@@ -21,6 +23,7 @@ from ldm.training.recipes.prior import class_folder, missing_class_pictures
 from ldm.vae import AutoencoderKL
 
 M = TypeVar("M", bound=nn.Module)
+HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}  # by accelerate's names
 
 
 @dataclass(kw_only=True)
@@ -61,14 +64,35 @@ class FrozenBaseRecipe(CaptionedRecipe[M]):
                     self.pipe, str(options.class_prompt), folder, options.num_class_images
                 )
             accelerator.wait_for_everyone()
+        for part, network in self.networks.items():
+            prepare_network(network, accelerator, self.exact_layers(part))
         super().prepare(accelerator)
-        unet: nn.Module = self.pipe.unet.to(accelerator.device)
-        unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """The base's U-Net and text encoders."""
+        return {name: getattr(self.pipe, name) for name in ("unet", *self.pipe.inversions.models)}
+
+    def exact_layers(self, part: str) -> Collection[str]:
+        """Return the paths of a network's layers whose weights training reads in float32."""
+        return ()
 
     def picture_size(self, drawn: Drawn) -> Size:
         """Return the (height, width) in px of the pictures of rows drawn."""
         height, width = (side * self.vae.config.scale for side in drawn.latents.shape[2:])
         return height, width
+
+
+def prepare_network(network: nn.Module, accelerator: Accelerator, exact: Collection[str]) -> None:
+    """Bring a base's network to where and how it computes in training.
+
+    The weights of one that is frozen lie in autocast's dtype, which converts them at every step
+    otherwise: half the memory, and the same products. Layers whose paths are ``exact`` keep theirs.
+    """
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        freeze(network, HALVES.get(accelerator.mixed_precision), exact)
+    network.to(accelerator.device)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def mirror(pictures: Tensor, drawn: Drawn) -> Tensor:
