@@ -162,7 +162,7 @@ class Request:
         schedule: of the noise levels: "normal" (the sampler's own), "karras", "exponential",
             "sgm_uniform", "simple", "beta" or "ays"; None as in the sampler's name, else as in the
             model's config.
-        eta: in [0, 1], noise that "ddim" adds.
+        eta: in [0, 1], noise that "ddim" and "tcd" add; TCD's authors advise 0.3.
         clip_skip: how many of the text encoder's last layers are left out, as diffusers counts:
             None or 0 takes the layer that the model was trained with, 1 the one before.
             ``--clip-skip`` and pictures' files count as A1111, one more: 2 is the one before.
@@ -572,7 +572,7 @@ class Request:
     )
     eta: float = argument(
         within("[0, 1]", 0.0, "in [0, 1]: 0 adds no noise"),
-        "noise that the ddim sampler adds, 0 to 1 (default: {default:g})",
+        "noise that the ddim and tcd samplers add, 0 to 1 (default: {default:g})",
         "--eta",
         metavar="E",
         group="sampling",

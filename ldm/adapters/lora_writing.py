@@ -57,7 +57,7 @@ def diffusers_tensors(updates: Updates) -> dict[str, Tensor]:
 
     There is no α, which tools that read this layout take for the rank: it is brought into "up".
     """
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for module, factors in updates.items():
         rank, alpha = scale_of(factors)
         scaled = factors.tensors | {"up": factors.tensors["up"] * (alpha / rank)}

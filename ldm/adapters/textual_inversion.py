@@ -11,7 +11,7 @@ theirs. Its names say which:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +25,8 @@ from ldm.text.conditioning import TextModel
 # SDXL's files have vectors for both encoders.
 XL_KEYS = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
 OUT = "_out"
+# By the width of the larger text encoder.
+FAMILIES = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 1280: "SDXL"}
 
 
 @dataclass
@@ -52,6 +54,18 @@ class TextualInversions:
         Raises CheckpointError for a file that does not fit, ArgumentError for a word in use, or for
         another number of tokens than the file has words.
         """
+        inversions = self.read(path, token)
+        for inversion in inversions:
+            if inversion.word in self.loaded:
+                raise ArgumentError(
+                    f"the word {inversion.word!r} is loaded already; give another token"
+                )
+        self.loaded |= {inversion.word: inversion for inversion in inversions}
+        self.apply()
+        return inversions
+
+    def read(self, path: str | Path, token: str | Sequence[str] | None = None) -> list[Inversion]:
+        """Read a file's words without loading them; raises as ``load``."""
         path = Path(path).expanduser()
         if not path.is_file():
             raise CheckpointError(f"{path} does not exist; give a textual inversion")
@@ -61,16 +75,10 @@ class TextualInversions:
         else:
             groups = {key: {key: vectors} for key, vectors in found.items()}
         words = choose_words(list(groups), token, path)
-        for word in words:
-            if word in self.loaded:
-                raise ArgumentError(f"the word {word!r} is loaded already; give another token")
-        inversions = [
+        return [
             self.inversion(word, group, path)
             for word, group in zip(words, groups.values(), strict=True)
         ]
-        self.loaded |= {inversion.word: inversion for inversion in inversions}
-        self.apply()
-        return inversions
 
     def inversion(self, word: str, found: Mapping[str, Tensor], path: Path) -> Inversion:
         """Sort a word's vectors by text encoder. Raises CheckpointError if they do not fit."""
@@ -103,8 +111,9 @@ class TextualInversions:
                 return part
         expected = ", ".join(map(str, widths.values()))
         raise CheckpointError(
-            f"{path} has vectors of width {vectors.shape[1]}, this model's text encoders "
-            f"{expected}; it is for another family of models"
+            f"{path} has vectors of width {vectors.shape[1]}{family_of([vectors.shape[1]])}, this "
+            f"model's text encoders {expected}{family_of(widths.values())}; it is for another "
+            "family of models"
         )
 
     def unload(self) -> None:
@@ -143,6 +152,12 @@ class TextualInversions:
                 )
                 replaced = torch.cat([ids[word] for word in states]) + len(known)
                 embeddings.outputs = replaced, torch.cat(list(states.values())).to(known)
+
+
+def family_of(widths: Iterable[int]) -> str:
+    """Name the family of models with text encoders of these widths: " (SDXL)"; "" if unknown."""
+    name = FAMILIES.get(max(widths))
+    return f" ({name})" if name else ""
 
 
 def choose_words(own: list[str], token: str | Sequence[str] | None, path: Path) -> list[str]:

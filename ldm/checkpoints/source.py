@@ -19,6 +19,7 @@ ROOT_WEIGHTS = (
 )
 HUB_TIMEOUT = 20.0  # seconds until the hub answers
 SMALL = (".json", ".txt", ".model")  # configs and vocabularies
+LORA_FILE = "pytorch_lora_weights.safetensors"  # diffusers' own name
 
 
 def choose_files(names: Iterable[str], variant: str | None = None) -> list[str]:
@@ -137,3 +138,23 @@ def _from_hub(
         raise CheckpointError(
             f"there is no folder {repo}, and the hub did not give it ({reason}); {hint}"
         ) from None
+
+
+def file_of_lora(path: Path) -> Path:
+    """Return a LoRA's file: ``path`` itself, or of a folder diffusers' own or the only one in it.
+
+    So the folder of a run of ``ldm train lora`` stands for what it has learnt.
+    Raises CheckpointError for a folder in which none is named.
+    """
+    if not path.is_dir():
+        return path
+    if (path / LORA_FILE).is_file():
+        return path / LORA_FILE
+    files = sorted(each for each in path.iterdir() if each.suffix == ".safetensors")
+    if len(files) == 1:
+        return files[0]
+    names = ", ".join(file.name for file in files[:5])
+    raise CheckpointError(
+        f"{path} is a folder with {len(files)} LoRA files{f' ({names})' if files else ''}; give "
+        + ("one of them" if files else "the file, or a run that has saved one")
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ldm.adapters.lora_scale import TagScale
+from ldm.checkpoints.source import file_of_lora
 from ldm.errors import ArgumentError
 from ldm.text.lora_tags import Tag, read_scale, write_tag
 
@@ -14,18 +15,19 @@ LoraUse = tuple[Path, TagScale]
 
 
 def lora_option(text: str) -> LoraUse:
-    """Read ``FILE``, ``FILE:SCALE`` or ``FILE:TE:UNET``, as in a tag.
+    """Read ``FILE``, ``FILE:SCALE`` or ``FILE:TE:UNET``, as in a tag; a run's folder is its file.
 
-    Raises ArgumentError for a scale that is no number.
+    Raises ArgumentError for a scale that is no number, CheckpointError for another folder.
     """
     file = text
     scales: list[float] = []
-    while len(scales) < 2 and not Path(file).is_file():
+    while len(scales) < 2 and not Path(file).exists():
         before, colon, last = file.rpartition(":")
         if not colon or "/" in last or "\\" in last or (scales and not is_number(last)):
             break
         file, scales = before, [read_scale(last, text), *scales]
-    return Path(file), TagScale(*scales * (3 - len(scales))) if scales else TagScale()
+    path = file_of_lora(Path(file))
+    return path, TagScale(*scales * (3 - len(scales))) if scales else TagScale()
 
 
 def is_number(text: str) -> bool:

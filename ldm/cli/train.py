@@ -9,28 +9,63 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ldm import __version__
+from ldm.checkpoints.assets import asset_path
 from ldm.cli.common import EXIT_CODES, check_counts, run
+from ldm.cli.configuration import read_settings
+from ldm.cli.model_folder import find_model
 from ldm.cli.parsing import Parser
 from ldm.cli.printed import notify, put_text
 from ldm.cli.processes import share_threads
+from ldm.errors import ArgumentError, did_you_mean
+
+if TYPE_CHECKING:
+    from ldm.training.loop import State
+
+EXAMPLES = """\
+examples:
+  ldm train lora --model sd15.safetensors --data photos/dog --output runs/dog
+  ldm train --config configs/train/mnist.toml --set steps=500
+"""
 
 
 def parser(prog: str = "ldm-train") -> Parser:
     """Build the parser of the command's arguments."""
     parser = Parser(
         prog=prog,
-        description="Train a part of the model. "
+        description="Train a LoRA or another part of a model. "
         "To resume a stopped run, give the same command again; "
         "Ctrl-C stops it after a step, with a checkpoint.",
-        epilog=EXIT_CODES,
+        epilog=f"{EXAMPLES}\n{EXIT_CODES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--config",
-        required=True,
-        metavar="FILE",
-        help="a TOML file, such as configs/train/vae.toml",
+        "method",
+        nargs="?",
+        metavar="METHOD",
+        help="what to train, by one of the configs that come with ldm, such as lora; "
+        "or give --config",
+    )
+    parser.add_argument(
+        "--config", metavar="FILE", help="a TOML file, such as configs/train/vae.toml"
+    )
+    parser.add_argument(
+        "--model", metavar="MODEL", help="the model to train or to train for (default: built-in)"
+    )
+    parser.add_argument("--data", metavar="FOLDER", help="pictures, or another data set")
+    parser.add_argument("--output", metavar="RUN", help="the folder of the run")
+    parser.add_argument(
+        "--instance-prompt",
+        metavar="TEXT",
+        help='the caption of pictures without one, such as "a photo of sks dog"',
+    )
+    parser.add_argument(
+        "--class-prompt",
+        metavar="TEXT",
+        help='what else must not be forgotten (DreamBooth), such as "a photo of a dog"',
     )
     parser.add_argument(
         "--set",
@@ -42,7 +77,8 @@ def parser(prog: str = "ldm-train") -> Parser:
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="print the settings, the sizes and the memory to expect, then stop",
+        help="print the settings, the sizes and the memory to expect, and write the first batch as "
+        "OUTPUT/first_batch.png, then stop",
     )
     parser.add_argument(
         "--accept-changes",
@@ -59,6 +95,7 @@ def parser(prog: str = "ldm-train") -> Parser:
 def run_training(arguments: argparse.Namespace) -> None:
     """Read the config, build its recipe and run the loop, printing its metrics."""
     check_counts(arguments, "threads")
+    config_file = find_config(arguments.method, arguments.config)
 
     import torch
 
@@ -66,24 +103,76 @@ def run_training(arguments: argparse.Namespace) -> None:
     from ldm.training.loop import train_steps
     from ldm.training.memory import describe_run
     from ldm.training.recipes import build_recipe
+    from ldm.training.recipes.captioned import CaptionedRecipe
+    from ldm.training.recipes.contact_sheet import write_first_batch
 
     share_threads(arguments.threads)
-    config = read_config(arguments.config, arguments.set)
+    config = read_config(config_file, [*given_settings(arguments), *arguments.set])
     torch.manual_seed(config.seed)  # for the initial weights
     recipe = build_recipe(config)
     if arguments.dry_run:
         put_text(f"{json.dumps(as_json(config), indent=2, ensure_ascii=False)}\n")
         put_text("".join(f"{row}\n" for row in describe_run(config, recipe, world_size())))
+        if isinstance(recipe, CaptionedRecipe) and config.output:
+            put_text(f"first batch: {write_first_batch(recipe, Path(config.output))}\n")
         return
     with stopping() as stop_requested:
         for state in train_steps(config, recipe, arguments.accept_changes):
             if state.metrics and state.main and not arguments.quiet:
-                figures = "  ".join(f"{key} {value:.4g}" for key, value in state.metrics.items())
-                minutes = f"{state.seconds / 60:.1f} min"
-                put_text(f"step {state.step}/{config.steps}  {minutes}  {figures}\n")
+                put_text(f"{progress(state, config.steps)}\n")
             state.stop = stop_requested()
         if stop_requested():
             raise KeyboardInterrupt
+
+
+def progress(state: State, steps: int) -> str:
+    """Return a line on a step, with its metrics and the time that the run still takes."""
+    figures = "  ".join(f"{key} {value:.4g}" for key, value in state.metrics.items())
+    minutes = f"{state.seconds / 60:.1f} min"
+    speed = state.metrics.get("steps_per_second")
+    if speed and state.step < steps:
+        minutes += f", {(steps - state.step) / speed / 60:.1f} left"
+    return f"step {state.step}/{steps}  {minutes}  {figures}"
+
+
+def find_config(method: str | None, file: str | None) -> str:
+    """Return the file of settings: ``file``, or the method's own.
+
+    Raises ArgumentError for neither, both, or a method that is not known.
+    """
+    if (method is None) == (file is None):
+        raise ArgumentError(
+            "give a METHOD, such as lora, or --config FILE"
+            + (", not both" if method is not None else "")
+        )
+    if file is not None:
+        return file
+    folder = asset_path("configs") / "train"
+    known = sorted(path.stem for path in folder.glob("*.toml"))
+    name = str(method).replace("-", "_")
+    if name not in known:
+        hint = did_you_mean(name, known) or f"known are {', '.join(known)}"
+        raise ArgumentError(f"{method!r:.200} is no method to train by; {hint}")
+    return str(folder / f"{name}.toml")
+
+
+def given_settings(arguments: argparse.Namespace) -> list[str]:
+    """Return the options that stand for settings as ``--set`` has them."""
+    folder = None
+    if setting := read_settings().get("model_dir"):
+        folder = setting.value
+    values = {
+        "options.base": arguments.model and find_model(arguments.model, folder),
+        "data": arguments.data,
+        "output": arguments.output,
+        "options.instance_prompt": arguments.instance_prompt,
+        "options.class_prompt": arguments.class_prompt,
+    }
+    return [
+        f"{key}={json.dumps(str(value), ensure_ascii=False)}"
+        for key, value in values.items()
+        if value is not None
+    ]
 
 
 @contextlib.contextmanager

@@ -210,7 +210,7 @@ TABLE: dict[Place, tuple[Habit, ...]] = {
             "EulerAncestralDiscreteScheduler HeunDiscreteScheduler DPMSolverMultistepScheduler "
             "DPMSolverSinglestepScheduler DPMSolverSDEScheduler UniPCMultistepScheduler "
             "DEISMultistepScheduler KDPM2DiscreteScheduler KDPM2AncestralDiscreteScheduler "
-            "LCMScheduler",
+            "LCMScheduler TCDScheduler",
             "give sampler= and schedule= when you draw: pipe(…, sampler='dpmpp_2m')",
         ),
         row(

@@ -45,7 +45,7 @@ class SchedulerConfig(Config):
     euler_at_final: bool = False
     skip_prk_steps: bool = False
     thresholding: bool = False
-    original_inference_steps: int = 50  # of LCM: the timesteps that it was distilled on
+    original_inference_steps: int = 50  # of LCM, TCD: timesteps of the distillation
 
     # Used only with thresholding, by a class that is not the file's own, or by flow models.
     IGNORED: ClassVar[frozenset[str]] = frozenset(

@@ -56,9 +56,20 @@ def read_table(cls: type[T], values: dict[str, Any], prefix: str = "") -> T:
         optional = {field.default, field.default_factory} != {dataclasses.MISSING}
         if name not in values and not optional:
             raise ArgumentError(f"{prefix}{name} is missing; it has no default")
-    table = cls(**values)
+    hints = type_hints(cls)  # type: ignore[arg-type]
+    table = cls(**{name: as_float(value, hints[name]) for name, value in values.items()})
     check_values(table, prefix)
     return table
+
+
+def as_float(value: Any, hint: Any) -> Any:
+    """Return a whole number as a float where ``hint`` is one: PyTorch takes no integer of any size.
+
+    Others, and what no float can hold, stay as they are.
+    """
+    if type(value) is int and hint in (float, float | None) and abs(value) < 2**1023:
+        return float(value)
+    return value
 
 
 def check_values(table: Any, prefix: str = "", expected: str = "expected") -> None:

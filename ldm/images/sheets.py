@@ -51,11 +51,12 @@ def sheet(
     labels: Sequence[str] = (),
     column_titles: Sequence[str] = (),
     row_titles: Sequence[str] = (),
+    lines: int = LINES,
 ) -> Image.Image:
     """Lay pictures row by row on white; ``columns`` None makes the sheet about square.
 
-    labels: a text below each picture; column_titles, row_titles: above and left of them. The font
-    is Pillow's own, which has Latin letters only.
+    labels: a text below each picture; column_titles, row_titles: above and left of them. All are
+    cut after so many ``lines``. The font is Pillow's own, which has Latin letters only.
     Raises ArgumentError for a sheet that is too large.
     """
     if not pictures:
@@ -67,7 +68,7 @@ def sheet(
     font = ImageFont.load_default(line * 0.8)
 
     def lay(texts: Sequence[str], room: int) -> list[list[str]]:
-        return [_wrap(text, font, room) for text in texts]
+        return [_wrap(text, font, room, lines) for text in texts]
 
     below, above, beside = lay(labels, width), lay(column_titles, width), lay(row_titles, width)
     left = max((math.ceil(font.getlength(row)) for rows in beside for row in rows), default=0)
@@ -80,8 +81,8 @@ def sheet(
     whole = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(whole)
 
-    def write(lines: list[str], x: float, y: float) -> None:
-        for index, text in enumerate(lines):
+    def write(texts: list[str], x: float, y: float) -> None:
+        for index, text in enumerate(texts):
             draw.text((x, y + (index + 0.5) * line), text, fill="black", font=font, anchor="mm")
 
     for index, picture in enumerate(pictures):
@@ -90,11 +91,11 @@ def sheet(
         whole.paste(picture, (x + (width - picture.width) // 2, y + (height - picture.height) // 2))
         if below:
             write(below[index], x + width / 2, y + height + GAP / 2)
-    for column, lines in enumerate(above):
-        write(lines, left + (column + 0.5) * cell_width, GAP)
-    for row, lines in enumerate(beside):
+    for column, texts in enumerate(above):
+        write(texts, left + (column + 0.5) * cell_width, GAP)
+    for row, texts in enumerate(beside):
         middle = top + row * cell_height + GAP + height / 2
-        write(lines, left / 2 + GAP / 2, middle - len(lines) * line / 2)
+        write(texts, left / 2 + GAP / 2, middle - len(texts) * line / 2)
     return whole
 
 
@@ -116,10 +117,10 @@ def _line(width: int) -> int:
     return min(max(width // 10, 13), 40)
 
 
-def _wrap(text: str, font: Font, room: int) -> list[str]:
+def _wrap(text: str, font: Font, room: int, most: int) -> list[str]:
     """Break the text into lines of at most ``room`` pixels, between words if possible."""
     lines, words = [""], text.split()
-    while words and len(lines) <= LINES:
+    while words and len(lines) <= most:
         word = words.pop(0)
         longer = f"{lines[-1]} {word}".strip()
         if font.getlength(longer) <= room:
@@ -135,6 +136,6 @@ def _wrap(text: str, font: Font, room: int) -> list[str]:
             if word[fits:]:
                 lines.append("")
                 words.insert(0, word[fits:])
-    if len(lines) > LINES:
-        lines = [*lines[: LINES - 1], f"{lines[LINES - 1].rstrip()}…"]
+    if len(lines) > most:
+        lines = [*lines[: most - 1], f"{lines[most - 1].rstrip()}…"]
     return lines

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ldm.adapters.lora_scale import Scale
-from ldm.checkpoints.source import check_paths
+from ldm.checkpoints.source import check_paths, file_of_lora
 from ldm.config.arguments import checked
 from ldm.config.checking import shown
 from ldm.config.diffusers_habits import find, is_off, message
@@ -28,7 +28,6 @@ from ldm.scheduler import DDPMScheduler
 
 T = TypeVar("T", bound="DiffusersMethods")
 PARTS = {"unet", "vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "scheduler"}
-LORA_FILE = "pytorch_lora_weights.safetensors"  # diffusers' own name
 
 
 class DiffusersMethods(T2IAdapters, IPAdapters):
@@ -246,11 +245,9 @@ def scheduler_advice(value: Any) -> str:
 
 
 def lora_path(path: str | Path, weight_name: str | None) -> Path:
-    """Return the file of a LoRA that diffusers' way names: a folder and a name in it."""
+    """Return the file of a LoRA: a name in a folder, as diffusers' way names it, or a run's own."""
     if not isinstance(path, str | Path):
         raise ArgumentError(f"the LoRA is a {type(path).__name__}; give the path of its file")
     check_paths({"path": [path], "weight_name": [weight_name]})
     path = Path(path).expanduser()
-    if weight_name is not None or path.is_dir():
-        return path / (weight_name or LORA_FILE)
-    return path
+    return path / weight_name if weight_name is not None else file_of_lora(path)

@@ -217,7 +217,8 @@ def class_name(parts: dict[str, Any]) -> str:
     task = task_of(unet.in_channels, parts["vae"].config.latent_channels)
     word = CLASS_WORDS.get(str(task), "")
     if unet.addition_embed_type is None:
-        if unet.time_cond_proj_dim is not None:
+        lcm = parts["scheduler"].config.sampler_class == "LCMScheduler"
+        if lcm and unet.time_cond_proj_dim is not None:
             return "LatentConsistencyModelPipeline"
         return f"StableDiffusion{word}Pipeline"
     last = parts["text_encoder_2"] or parts["text_encoder"]

@@ -181,15 +181,16 @@ def bind(scheduler: DDPMScheduler, name: str, eta: float = 0.0, steps: Steps = (
     """Return what makes the object of sampler `name` for each run: see ``sample``.
 
     It has the checkpoint's settings (clipping, variance). η in [0, 1] scales the noise that "ddim"
-    adds. `steps` is the whole plan, also if only its end is run: some methods are of lower order
-    near the end. Raises ArgumentError for an unknown name, η out of range, or η with another
+    and "tcd" add. `steps` is the whole plan, also if only its end is run: some methods are of lower
+    order near the end. Raises ArgumentError for an unknown name, η out of range, or η with another
     sampler.
     """
     row = _row(name)
     if not 0 <= eta <= 1:
         raise ArgumentError(f"eta is {eta}; it must be in [0, 1]: 0 adds no noise")
     if eta and not row.eta:
-        raise ArgumentError(f"eta is {eta}, but sampler {name!r} has no eta; only 'ddim' has")
+        names = " and ".join(repr(key) for key, row in SAMPLERS.items() if row.eta)
+        raise ArgumentError(f"eta is {eta}, but sampler {name!r} has no eta; only {names} have")
     return row.bind(scheduler, eta, steps)
 
 

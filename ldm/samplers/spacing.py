@@ -66,16 +66,22 @@ def strides(scheduler: DDPMScheduler, n: int, spacing: str) -> list[Pair]:
 
 
 def lcm_levels(scheduler: DDPMScheduler, n: int, spacing: str, strength: float = 1.0) -> list[Pair]:
-    """Take n of the timesteps that LCM was distilled on, from the noisiest; or below a strength."""
+    """Take n timesteps of a distillation, from the noisiest; or from a strength on."""
     total, taught = scheduler.config.num_train_timesteps, scheduler.config.original_inference_steps
     below = int(taught * strength)
     if not 1 <= n <= below:
         raise ArgumentError(
-            f"num_inference_steps is {n}; it must be in [1, {below}], the steps that LCM was "
-            f"distilled on{' times strength' if strength < 1 else ''}; 4 to 8 are usual"
+            f"num_inference_steps is {n}; it must be in [1, {below}], the steps that the "
+            f"model was distilled on{' times strength' if strength < 1 else ''}; 4 to 8 are usual"
         )
     ts = [(below - i * below // n) * (total // taught) - 1 for i in range(n)]
     return pairs([scheduler.level(t) for t in ts], scheduler)
+
+
+def tcd_levels(scheduler: DDPMScheduler, n: int, spacing: str) -> list[Pair]:
+    """Take the timesteps of ``lcm_levels``, but stop at ᾱ₀ (TCD)."""
+    *steps, (a, _) = lcm_levels(scheduler, n, spacing)
+    return [*steps, (a, _almost_clean(scheduler))]
 
 
 def euler_levels(scheduler: DDPMScheduler, n: int, spacing: str) -> list[Pair]:

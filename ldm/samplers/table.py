@@ -27,7 +27,9 @@ from ldm.samplers.spacing import (
     lcm_levels,
     singlestep_levels,
     strides,
+    tcd_levels,
 )
+from ldm.samplers.tcd import TCD
 from ldm.samplers.unipc import UniPC
 
 if TYPE_CHECKING:
@@ -258,5 +260,13 @@ SAMPLERS: dict[str, Sampler] = {
         ),
         unfit="at t = 0 or 1, where it ends, a consistency model returns its noisy input",
         honours={"thresholding": (False,)},
+    ),
+    "tcd": Sampler(
+        label="TCD",
+        class_name="TCDScheduler",
+        bind=lambda scheduler, eta, steps: partial(TCD, scheduler=scheduler, eta=eta),
+        levels=tcd_levels,
+        spacing="leading",
+        eta=True,
     ),
 }

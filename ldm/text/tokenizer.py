@@ -158,6 +158,11 @@ class CLIPTokenizer:
             rows.append(row + [self.pad_token_id] * (self.model_max_length - len(row)))
         return rows
 
+    def is_token(self, word: str) -> bool:
+        """Whether a word, or a piece of one, is a single token of the vocabulary."""
+        names = (word, word.lower(), f"{word.lower()}</w>")
+        return any(self._tokenizer.token_to_id(name) is not None for name in names)
+
     def words(self, ids: Sequence[int]) -> list[tuple[str, list[int]]]:
         """Return each word in a row of ids, in lower case, and the places of its ids."""
         special = {self.bos_token_id, self.eos_token_id, self.pad_token_id}

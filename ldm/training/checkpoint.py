@@ -24,10 +24,14 @@ from ldm.training.damage import check_file, damage, read_state, way_out
 from ldm.training.ema import EMA
 from ldm.training.leftovers import remove
 from ldm.training.metrics import Metrics
+from ldm.training.optimizer_state import (
+    group_state,
+    load_group_state,
+    load_state_of,
+    saved_state,
+)
 from ldm.training.sharding import collect, spread_like
 
-# What the optimizers keep of a parameter: all of a set, or nothing.
-MOMENTS = ({"exp_avg", "exp_avg_sq", "step"}, {"momentum"})
 KEEP = 2  # the newest is the one to resume; the one before is for the unlucky
 
 
@@ -49,9 +53,9 @@ class Learner:
     def tensors(self, keep: bool) -> dict[str, dict[str, Tensor]]:
         """Return each file's tensors where a process ``keep``s them. Where sharded, all call it."""
         moments = {
-            f"{entry}/{name}": value if torch.is_tensor(value) else torch.tensor(value)
+            f"{entry}/{name}": value
             for name, parameter in self.model.named_parameters()
-            for entry, value in self.optimizer.state[parameter].items()
+            for entry, value in saved_state(self.optimizer, parameter).items()
         }
         files = {"model": self.model.state_dict(), "ema": self.ema.averages, "optimizer": moments}
         return {name: collect(values, keep) for name, values in files.items()}
@@ -68,6 +72,8 @@ class Learner:
             path = folder / f"{file}.safetensors"
             with damage(path):
                 found = read_part(path)
+                if file == "ema" and not own:  # runs without an average once had a copy
+                    continue
                 check_names(own, found)
                 for name, value in own.items():
                     value.copy_(spread_like(value, found[name]))
@@ -78,27 +84,19 @@ class Learner:
     def load_moments(self, found: dict[str, Tensor]) -> None:
         """Load the optimizer's state. Raises ValueError for that of another model."""
         parameters = dict(self.model.named_parameters())
-        kept: dict[str, set[str]] = {}
+        groups = {id(p): group for group in self.optimizer.param_groups for p in group["params"]}
+        states: dict[str, dict[str, Tensor]] = {}
         for key, value in found.items():
             entry, _, name = key.partition("/")
             if name not in parameters:
                 raise ValueError(f"{key} is not of this model")
+            states.setdefault(name, {})[entry] = value
+        for name, state in states.items():
             parameter = parameters[name]
-            kept.setdefault(name, set()).add(entry)
-            if entry == "step" and value.numel() != 1:
-                raise ValueError(f"{key} is {tuple(value.shape)}; expected one number")
-            if entry != "step" and value.shape != parameter.shape:
-                raise ValueError(f"{key} is {tuple(value.shape)}, here {tuple(parameter.shape)}")
-            if not value.is_floating_point():  # Muon counts its steps with whole numbers
-                moment: int | Tensor = int(value)
-            elif entry != "step":
-                moment = spread_like(parameter, value)
-            else:  # AdamW has a tensor for its count
-                moment = value.to(parameter.device)
-            self.optimizer.state[parameter][entry] = moment
-        for name, entries in kept.items():
-            if entries not in MOMENTS:
-                raise ValueError(f"of {name} it has {', '.join(sorted(entries))}")
+            try:
+                load_state_of(self.optimizer, parameter, groups[id(parameter)], state)
+            except ValueError as error:
+                raise ValueError(f"of {name}: {error}") from None
 
 
 def read_part(path: Path) -> dict[str, Tensor]:
@@ -138,6 +136,8 @@ def save_state(run: Path, step: int, seconds: float, learner: Learner, writes: b
     state: dict[str, Any] = {"step": step, "seconds": seconds, "metrics": metrics}
     if learner.scaler is not None:
         state["scaler"] = learner.scaler.state_dict()
+    if of_groups := group_state(learner.optimizer):
+        state["optimizer"] = of_groups
     try:
         for left in folder.parent.glob("*.partial"):  # by a run that was killed
             remove(left)
@@ -216,6 +216,7 @@ def load_state(run: Path, learner: Learner) -> tuple[int, float]:
         with damage(folder / "state.json"):
             if learner.scaler is not None and "scaler" in state:
                 learner.scaler.load_state_dict(state["scaler"])
+            load_group_state(learner.optimizer, state.get("optimizer", {}))
             if "metrics" in state:
                 learner.since_row = learner.metrics.load_state(state["metrics"])
     except CheckpointError as error:

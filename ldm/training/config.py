@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from ldm.training.foreign import (
     read_file,
     scalars,
 )
+from ldm.training.optimizer_options import read_options
 
 MOST_BYTES = 1 << 20  # of a config, and of an override
 MOST_ROWS = 1 << 20  # of a batch
@@ -24,9 +26,9 @@ MOST_TABLES = 16  # in each other, in an override's key
 
 # What may change when a run goes on; anything else would make it another run.
 CHANGEABLE = frozenset({
-    "output", "steps", "learning_rate", "warmup", "decay_from", "weight_decay", "max_grad_norm",
-    "checkpoint_minutes", "sample_every", "log_every", "trackers", "gradient_accumulation_steps",
-    "compile",
+    "output", "steps", "learning_rate", "learning_rates", "schedule", "warmup", "decay_from",
+    "weight_decay", "max_grad_norm", "checkpoint_minutes", "sample_every", "log_every", "trackers",
+    "gradient_accumulation_steps", "compile",
 })  # fmt: skip
 
 
@@ -40,13 +42,17 @@ class TrainConfig:
     steps: int = within("[1, inf)")  # optimizer steps in all
     batch_size: int = within("[1, inf)")  # examples a step, over all processes
     learning_rate: float = within("(0, inf)")  # the peak
-    optimizer: str = choice("adamw", "muon")
+    # Of parts of the model that have another, by their names: {unet = 1e-4, text_encoder = 5e-6}.
+    learning_rates: dict[str, Any] = field(default_factory=dict)
+    optimizer: str = choice("adamw", "muon", "adamw8bit", "adafactor", "prodigy")
+    optimizer_options: dict[str, Any] = field(default_factory=dict)  # see optimizer_options.py
+    schedule: str = choice("linear", "cosine", "constant")  # how the rate falls
     warmup: int = within("[0, inf)", 100)  # steps of linear rise
     decay_from: float = within("[0, 1]", 0.6)  # part of the steps before the rate falls, to 0
     weight_decay: float = within("[0, inf)", 0.01)
-    betas: tuple[float, float] = within("[0, 1)", (0.9, 0.99))  # of AdamW
+    betas: tuple[float, float] = within("[0, 1)", (0.9, 0.99))  # of AdamW, Prodigy
     max_grad_norm: float = within("(0, inf]", 1.0)
-    ema_decay: float = within("[0, 1)", 0.999)  # reached by (1 + step) / (10 + step) from below
+    ema_decay: float = within("[0, 1)", 0.999)  # reached by (1 + step) / (10 + step); 0: no average
     mixed_precision: str = choice("bf16", "fp16", "no")  # "no" for float32
     compile: bool = False  # the network by torch.compile: minutes at first; gains on CUDA only
     gradient_accumulation_steps: int = within("[1, inf)", 1)  # parts of a batch, to save memory
@@ -63,8 +69,10 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_values(self)
-        check_content("model", self.model)
-        check_content("options", self.options)
+        for table in ("model", "options", "optimizer_options", "learning_rates"):
+            check_content(table, getattr(self, table))
+        read_options(self.optimizer, self.optimizer_options)
+        check_rates(self.learning_rates)
         if self.batch_size > MOST_ROWS:
             raise ArgumentError(
                 f"batch_size is {self.batch_size!s:.40}; at most {MOST_ROWS:,} work"
@@ -73,11 +81,28 @@ class TrainConfig:
             if type(value) is int and value >= 2**63:
                 raise ArgumentError(f"{name} is {value!s:.40}; it must fit into 64 bits")
 
-    def learning_rate_at(self, step: int) -> float:
-        """Linear warm-up, a plateau, and a linear fall to zero at the last step."""
+    def learning_rate_at(self, step: int, peak: float | None = None) -> float:
+        """Linear warm-up, a plateau, and a fall to zero at the last step.
+
+        peak: of a part, in place of ``learning_rate``. The fall is linear, or half a wave of a
+        cosine (Loshchilov & Hutter 2017, eq. 5); schedule "constant" has none.
+        """
         rise = (step + 1) / max(self.warmup, 1)
         fall = (self.steps - step) / max(self.steps * (1 - self.decay_from), 1)
-        return self.learning_rate * min(1.0, rise, fall)
+        if self.schedule == "cosine":
+            fall = (1 - math.cos(math.pi * min(1.0, fall))) / 2
+        factor = min(1.0, rise) if self.schedule == "constant" else min(1.0, rise, fall)
+        return (self.learning_rate if peak is None else peak) * factor
+
+
+def check_rates(rates: dict[str, Any]) -> None:
+    """Raise ArgumentError for learning rates of parts that are no positive numbers."""
+    for name, rate in rates.items():
+        if type(rate) not in (int, float) or not 0 < rate < math.inf:
+            raise ArgumentError(
+                f"learning_rates.{name} is {rate!r:.60}; expected a number above 0. What shall not "
+                "be trained is left out of the recipe's parts"
+            )
 
 
 def read_config(path: str | Path, overrides: list[str] | None = None) -> TrainConfig:
@@ -181,7 +206,7 @@ def check_resumable(
     defaults = {f.name: f.default for f in fields(TrainConfig) if f.name not in old}
     new = as_json(config)
     found = differences({k: new[k] for k in defaults} | old, new)
-    fixed = {key: how for key, how in found.items() if key not in CHANGEABLE}
+    fixed = {key: how for key, how in found.items() if key.partition(".")[0] not in CHANGEABLE}
     if fixed and not accept_changes:
         settings = "; ".join(f"{key} was {how}" for key, how in fixed.items())
         raise ArgumentError(

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate.utils import broadcast
-from torch import Tensor
+from accelerate.utils import DistributedType, broadcast
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ldm.config import write_json
@@ -41,7 +41,7 @@ from ldm.training.launch import build_accelerator, start_trackers
 from ldm.training.leftovers import clear_run
 from ldm.training.lock import only_run_in
 from ldm.training.metrics import Metrics, append_row, cut_log
-from ldm.training.optimizer import build_optimizer
+from ldm.training.optimizer import build_optimizer, check_optimizer, weights_format
 from ldm.training.recipes.base import Recipe
 from ldm.training.sharding import full_tensor, is_sharded
 
@@ -95,6 +95,7 @@ class Trainer:
             raise ArgumentError("output is empty; give the folder of the run")
         self.config, self.recipe = config, recipe
         self.run = Path(config.output)
+        check_optimizer(config)
         self.accelerator = build_accelerator(config)
         self.main = self.accelerator.is_main_process
         self.metrics = Metrics()
@@ -129,13 +130,17 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.recipe.prepare(accelerator)
         model = self.recipe.model
-        model.to(memory_format=torch.channels_last)
-        ema = EMA(model, config.ema_decay)
+        model.to(memory_format=weights_format(config))
+        shards = accelerator.distributed_type == DistributedType.FSDP
+        ema = EMA(model, config.ema_decay, shards)
         self.parallel, optimizer = accelerator.prepare(model, build_optimizer(model, config))
         ema.follow(model)
+        self.recipe.follow(ema.model)
         self.sharded = is_sharded(model)
-        if self.sharded and config.optimizer == "muon":
-            raise ArgumentError("optimizer 'muon' needs whole matrices; use 'adamw' with FSDP")
+        if self.sharded and config.optimizer != "adamw":
+            raise ArgumentError(
+                f"optimizer {config.optimizer!r} needs whole weights; use 'adamw' with FSDP"
+            )
         self.learner = Learner(model, ema, optimizer, accelerator.scaler, self.metrics)
         done, spent = load_state(run, self.learner)
         if config.compile:
@@ -153,7 +158,7 @@ class Trainer:
         config, accelerator, optimizer = self.config, self.accelerator, self.learner.optimizer
         rate = config.learning_rate_at(step)
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = config.learning_rate_at(step, group["peak"])
         rank = accelerator.process_index
         torch.manual_seed(step_seed(config.seed, step, rank))  # of dropout
         with enough_memory(step, config):
@@ -166,6 +171,7 @@ class Trainer:
                 enough_memory(step, config),
             ):
                 self.backward(step, part, len(parts))
+        self.recipe.after_backward(step)
         norm = accelerator.clip_grad_norm_(self.parallel.parameters(), config.max_grad_norm)
         norm = full_tensor(norm)
         self.metrics.add({"grad_norm": norm})
@@ -201,11 +207,11 @@ class Trainer:
     def write_due(self, state: State) -> None:
         """Write what is due after a step."""
         config, clock = self.config, self.clock
-        before = clock.spent()
         last = state.step == config.steps
         if state.step % config.log_every == 0 or last:
             self.metrics.check()
             state.metrics = self.metrics.take(self.accelerator, clock.restart("log"))
+        before = clock.spent()  # after the restart, or less than no time would have passed since
         sampled = state.step % config.sample_every == 0 or last
         if sampled:
             self.sample(state)
@@ -233,11 +239,12 @@ class Trainer:
         averaged = self.learner.ema.whole()
         if self.main:
             averaged.to(self.accelerator.device)
-            picture, figures = self.recipe.evaluate(averaged)
+            with evaluating(averaged):
+                picture, figures = self.recipe.evaluate(averaged)
+                self.recipe.figures(averaged, self.run / "figures")
             if picture is not None:
                 (self.run / "samples").mkdir(exist_ok=True)
                 save_image(picture, self.run / "samples" / f"{state.step:08d}.png", overwrite=True)
-            self.recipe.figures(averaged, self.run / "figures")
             state.metrics |= figures
         if self.sharded:
             averaged.to("cpu")  # where it does not take a whole model's space
@@ -305,6 +312,18 @@ def check_same_run(run: Path, config: TrainConfig, accept_changes: bool) -> None
     if changed:
         settings = "; ".join(f"{key} was {how}" for key, how in changed.items())
         warnings.warn(f"the run goes on with other settings: {settings}", stacklevel=2)
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model in evaluation mode: without dropout. Afterwards each part is as it was."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def fast_attention(device: torch.device) -> contextlib.AbstractContextManager:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
+from ldm.training.checkpointing import everything_kept, is_checkpointed
 from ldm.training.config import TrainConfig
 from ldm.training.loop import fast_attention
-from ldm.training.optimizer import moments_size
+from ldm.training.optimizer_state import moments_size
 from ldm.training.recipes.base import Recipe
 
 
@@ -25,9 +30,11 @@ def describe_run(config: TrainConfig, recipe: Recipe, processes: int = 1) -> Ite
     else:
         yield f"data: {config.data}: read in order, {held_out} examples held out"
     moments = moments_size(recipe.model, config)
-    state = 3 * weights + moments
+    averaged = config.ema_decay > 0
+    state = (3 if averaged else 2) * weights + moments
+    each = "weights, gradients, their average" if averaged else "weights, gradients"
     yield (
-        f"memory: {_gb(state)} for weights, gradients, their average ({_gb(weights)} each) "
+        f"memory: {_gb(state)} for {each} ({_gb(weights)} each) "
         f"and the optimizer's moments ({_gb(moments)})"
     )
     rows = config.batch_size // (processes * config.gradient_accumulation_steps)
@@ -36,7 +43,7 @@ def describe_run(config: TrainConfig, recipe: Recipe, processes: int = 1) -> Ite
         yield "memory: activations are not counted, this recipe cannot tell before it begins"
     else:
         yield f"memory: {_gb(kept)} for the activations of {rows} examples at once"
-    yield f"disk: {_gb(2 * weights + moments)} for each of two checkpoints"
+    yield f"disk: {_gb((1 + averaged) * weights + moments)} for each of two checkpoints"
 
 
 def kept_activations(config: TrainConfig, recipe: Recipe, rows: int) -> int | None:
@@ -53,26 +60,76 @@ def kept_activations(config: TrainConfig, recipe: Recipe, rows: int) -> int | No
 
 
 def _kept(config: TrainConfig, recipe: Recipe, batch: dict[str, Tensor]) -> int:
-    kept: dict[int, int] = {}  # bytes of each piece of memory, by its address
-    alive = []  # or an address could come twice
-    own = {parameter.untyped_storage().data_ptr() for parameter in recipe.model.parameters()}
-
-    def see(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-            alive.append(tensor)
-        return tensor
-
     cpu, bf16 = torch.device("cpu"), config.mixed_precision != "no"
     with (
-        torch.autograd.graph.saved_tensors_hooks(see, lambda tensor: tensor),
+        counted(recipe.model) as count,
         torch.autocast("cpu", torch.bfloat16, enabled=bf16),
         fast_attention(cpu),
     ):
         loss, _ = recipe.loss(recipe.model, batch)
         del loss
-    return sum(kept.values())
+    return count.total
+
+
+class Count:
+    """Counts the memory that autograd keeps.
+
+    Of blocks with gradient checkpointing these are the inputs, and once what the largest keeps
+    while the backward pass computes it again.
+    """
+
+    def __init__(self, own: set[int]) -> None:
+        """own: the storages of parameters, which are no activations."""
+        self.own = own
+        self.kept: dict[int, int] = {}  # bytes of each storage
+        self.alive: list[Tensor] = []  # or one of them could get another's place
+        self.block: dict[int, int] | None = None  # likewise, inside a block that is not kept
+        self.largest = 0
+
+    @property
+    def total(self) -> int:
+        """The bytes at the fullest moment."""
+        return sum(self.kept.values()) + self.largest
+
+    def see(self, tensor: Tensor) -> Tensor:
+        """Count a tensor that is kept."""
+        storage = tensor.untyped_storage()
+        place = storage._cdata  # addresses of fake tensors are all 0
+        if place not in self.own and place not in self.kept:
+            into = self.kept if self.block is None else self.block
+            into[place] = storage.nbytes()
+            self.alive.append(tensor)
+        return tensor
+
+    def enter(self, module: nn.Module, arguments: tuple[Any, ...]) -> None:
+        """Begin a block: its inputs are kept."""
+        if is_checkpointed(module) and torch.is_grad_enabled():
+            for tensor in arguments:
+                if isinstance(tensor, Tensor):
+                    self.see(tensor)
+            self.block = {}
+
+    def leave(self, module: nn.Module, arguments: Any, output: Any) -> None:
+        """End a block."""
+        if self.block is not None and is_checkpointed(module):
+            self.largest = max(self.largest, sum(self.block.values()))
+            self.block = None
+
+
+@contextlib.contextmanager
+def counted(model: nn.Module) -> Iterator[Count]:
+    """Count what autograd keeps of what is computed inside, apart from the model's weights."""
+    count = Count({parameter.untyped_storage()._cdata for parameter in model.parameters()})
+    hooks = (
+        register_module_forward_pre_hook(count.enter),
+        register_module_forward_hook(count.leave),
+    )
+    try:
+        with everything_kept(), saved_tensors_hooks(count.see, lambda tensor: tensor):
+            yield count
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _gb(count: float) -> str:

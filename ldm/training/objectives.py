@@ -59,14 +59,21 @@ def check_objective(scheduler: DDPMScheduler, objective: str) -> None:
 
 
 def simple_error(
-    scheduler: DDPMScheduler, output: Tensor, x0: Tensor, noise: Tensor, t: Tensor
+    scheduler: DDPMScheduler,
+    output: Tensor,
+    x0: Tensor,
+    noise: Tensor,
+    t: Tensor,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """Mean squared error of each prediction, (B, …) → (B,): L_simple (Ho et al. 2020, eq. 14).
 
     output: the network's output at x_t; the second half, of a learned variance, is not used.
+    mask: weights of the squares, (B, 1, h, w); the mean is still over all.
     """
     prediction, _ = scheduler.split(output)
-    return (prediction.float() - scheduler.target(x0, noise, t)).square().flatten(1).mean(1)
+    square = (prediction.float() - scheduler.target(x0, noise, t)).square()
+    return (square if mask is None else mask * square).flatten(1).mean(1)
 
 
 def diffusion_loss(

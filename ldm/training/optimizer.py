@@ -1,163 +1,119 @@
-"""The optimizers: AdamW, or Muon for the matrices with AdamW for the rest."""
+"""Build the optimizer of a run: AdamW, in 8 bits too, Muon, Adafactor or Prodigy."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable
+import contextlib
+import io
+import warnings
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
+from ldm.config.settings import nearest
+from ldm.errors import ArgumentError
+from ldm.training.adafactor import Adafactor
 from ldm.training.config import TrainConfig
+from ldm.training.muon import Muon
+from ldm.training.optimizer_options import read_options
 
-# Newton–Schulz coefficients and rounds: Jordan et al. 2024, "Muon: an optimizer for hidden layers".
-A, B, C, ROUNDS = 3.4445, -4.7750, 2.0315, 5
-NARROW = 16  # matrices with fewer rows or columns, such as the last convolution, are left to AdamW
+# Packages of the optimizers that are not PyTorch's or ours.
+PACKAGES = {"adamw8bit": "bitsandbytes", "prodigy": "prodigyopt"}
+SMALL_RATE = 0.05  # a learning rate below it is a mistake where it multiplies one that is found
+
+
+def check_optimizer(config: TrainConfig) -> None:
+    """Raise ArgumentError if the optimizer's package is missing, or does not go with the rates.
+
+    Warns of learning rates for AdamW given to an optimizer that finds its own.
+    """
+    name = config.optimizer
+    package = PACKAGES.get(name)
+    if package is not None and find_spec(package) is None:
+        raise ArgumentError(
+            f"optimizer is {name!r}, which is of the package {package}: pip install {package}"
+        )
+    rates = {config.learning_rate, *config.learning_rates.values()}
+    if name == "prodigy" and len(rates) > 1:
+        raise ArgumentError(
+            "learning_rates has other rates than learning_rate, but Prodigy finds one for all "
+            "parts; leave learning_rates out"
+        )
+    finds = name == "prodigy" or config.optimizer_options.get("relative_step", False)
+    if finds and min(rates) < SMALL_RATE:
+        warnings.warn(
+            f"learning_rate is {min(rates)}, but optimizer {name!r} finds the rate itself, and "
+            "this multiplies it: 1.0 is usual",
+            stacklevel=2,
+        )
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """Build the optimizer that ``config.optimizer`` names, for all parameters of the model."""
-    settings: dict[str, Any] = {
-        "lr": config.learning_rate,
-        "betas": config.betas,
-        "weight_decay": config.weight_decay,
-    }
+    """Build the optimizer that ``config.optimizer`` names, for all parameters of the model.
+
+    Raises ArgumentError as ``check_optimizer`` and ``parameter_groups`` do.
+    """
+    check_optimizer(config)
+    groups = parameter_groups(model, config)
+    settings: dict[str, Any] = read_options(config.optimizer, config.optimizer_options)
+    settings |= {"lr": config.learning_rate, "weight_decay": config.weight_decay}
+    if config.optimizer == "adafactor":
+        return Adafactor(groups, **settings)
+    settings["betas"] = config.betas
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(model.parameters(), fused=True, **settings)
-    return Muon(model.parameters(), **settings)
+        return torch.optim.AdamW(groups, fused=True, **settings)
+    if config.optimizer == "muon":
+        return Muon(groups, **settings)
+    if config.optimizer == "adamw8bit":
+        return import_module("bitsandbytes.optim").AdamW8bit(groups, **settings)
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints that weights decay
+        return import_module("prodigyopt").Prodigy(groups, **settings)
 
 
-class Muon(torch.optim.Optimizer):
-    """Muon (Jordan et al. 2024) for weights of two and more dimensions, AdamW for the others.
+def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
+    """Group the parameters by their learning rates: each group has its highest as ``peak``.
 
-    A matrix's update is its momentum made orthogonal, so that no direction dominates. It is scaled
-    to the size of an AdamW update (Liu et al. 2025, "Muon is scalable", eq. 4), hence one learning
-    rate and one weight decay for all. Convolutions count as matrices (out, in·height·width).
+    A part's parameters are named ``parts.NAME.…`` (see ``Trained``). Raises ArgumentError for a
+    learning rate of a part that is not trained.
     """
-
-    def __init__(
-        self,
-        params: Iterable[Tensor],
-        lr: float,
-        betas: tuple[float, float] = (0.9, 0.99),
-        momentum: float = 0.95,
-        weight_decay: float = 0.01,
-        eps: float = 1e-8,
-    ) -> None:
-        defaults = {
-            "lr": lr,
-            "betas": betas,
-            "momentum": momentum,
-            "weight_decay": weight_decay,
-            "eps": eps,
-        }
-        super().__init__(params, defaults)
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Update every parameter that has a gradient; ``closure`` is not supported."""
-        if closure is not None:
-            raise NotImplementedError("Muon takes no closure")
-        for group in self.param_groups:
-            weights = [weight for weight in group["params"] if weight.grad is not None]
-            vectors = [weight for weight in weights if not is_matrix(weight)]
-            self._move(vectors, self._adam(vectors, group), group)
-            matrices = [weight for weight in weights if is_matrix(weight)]
-            self._move(matrices, self._orthogonal(matrices, group), group)
-
-    @staticmethod
-    def _move(weights: list[Tensor], updates: list[Tensor], group: dict) -> None:
-        if weights:
-            torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
-            torch._foreach_sub_(weights, updates, alpha=group["lr"])
-
-    def _moments(self, weights: list[Tensor], name: str) -> list[Tensor]:
-        return [self.state[w].setdefault(name, torch.zeros_like(gradient(w))) for w in weights]
-
-    def _orthogonal(self, weights: list[Tensor], group: dict) -> list[Tensor]:
-        """Compute the updates of matrices: their Nesterov momentum, orthogonalised."""
-        if not weights:
-            return []
-        grads, momenta = list(map(gradient, weights)), self._moments(weights, "momentum")
-        torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
-        ahead = torch._foreach_lerp(grads, momenta, group["momentum"])
-        alike = defaultdict(list)  # matrices of one shape: one product of all takes less time
-        for i, weight in enumerate(weights):
-            alike[len(weight), weight[0].numel()].append(i)
-        updates: list[Tensor] = [grads[0]] * len(weights)
-        first = 0
-        for shape, places in alike.items():
-            together = torch.stack([ahead[i].contiguous().view(shape) for i in places])
-            found = orthogonalise_together(together, first).float() * (0.2 * max(shape) ** 0.5)
-            for i, update in zip(places, found, strict=True):
-                updates[i] = update.view_as(weights[i])
-            first += len(places)
-        return updates
-
-    def _adam(self, weights: list[Tensor], group: dict) -> list[Tensor]:
-        """Compute the updates of vectors: AdamW's (Loshchilov & Hutter 2019), without the decay."""
-        if not weights:
-            return []
-        (beta1, beta2), grads = group["betas"], list(map(gradient, weights))
-        means, squares = (self._moments(weights, key) for key in ("exp_avg", "exp_avg_sq"))
-        torch._foreach_lerp_(means, grads, 1 - beta1)
-        torch._foreach_mul_(squares, beta2)
-        torch._foreach_addcmul_(squares, grads, grads, value=1 - beta2)
-        for weight in weights:
-            self.state[weight]["step"] = self.state[weight].get("step", 0) + 1
-        steps = [self.state[weight]["step"] for weight in weights]
-        scales = torch._foreach_div(squares, [1 - beta2**step for step in steps])
-        torch._foreach_sqrt_(scales)
-        torch._foreach_add_(scales, group["eps"])
-        updates = torch._foreach_div(means, [1 - beta1**step for step in steps])
-        torch._foreach_div_(updates, scales)
-        return list(updates)
+    rates, parts = config.learning_rates, parts_of(model)
+    for name in rates:
+        if not parts:
+            raise ArgumentError(
+                f"learning_rates.{name} is the rate of a part, but recipe {config.recipe!r} trains "
+                "one network; set learning_rate"
+            )
+        if name not in parts:
+            raise ArgumentError(
+                f"learning_rates.{name} is of no part that is trained; {nearest(name, parts)}"
+            )
+    groups: dict[str, list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault(part_of(name) if rates else "", []).append(parameter)
+    return [
+        {"params": parameters, "peak": rates.get(part, config.learning_rate)}
+        for part, parameters in groups.items()
+    ]
 
 
-def gradient(weight: Tensor) -> Tensor:
-    """Return the gradient of a weight that has one."""
-    assert weight.grad is not None
-    return weight.grad
+def part_of(name: str) -> str:
+    """Return the part of a parameter by its name: "unet" of "parts.unet.conv_in.bias"; or ""."""
+    first, _, rest = name.partition(".")
+    return rest.partition(".")[0] if first == "parts" else ""
 
 
-def is_matrix(weight: Tensor) -> bool:
-    """Whether Muon moves a parameter as a matrix."""
-    return weight.ndim >= 2 and min(len(weight), weight[0].numel()) >= NARROW
+def parts_of(model: nn.Module) -> list[str]:
+    """Return the names of a model's parts; none for a model without."""
+    return sorted({part_of(name) for name, _ in model.named_parameters()} - {""})
 
 
-def moments_size(model: nn.Module, config: TrainConfig) -> int:
-    """Return the bytes of the optimizer's moments: one or two per weight."""
-    muon = config.optimizer == "muon"
-    return sum(p.nbytes * (1 if muon and is_matrix(p) else 2) for p in model.parameters())
+def weights_format(config: TrainConfig) -> torch.memory_format:
+    """Return the memory format of a model's weights under the optimizer.
 
-
-def orthogonalise_together(matrices: Tensor, first: int) -> Tensor:
-    """Orthogonalise (N, m, n), which all processes hold; each process computes its share.
-
-    Process r of P takes the matrices whose number, counted from ``first``, leaves r when divided
-    by P, and all exchange what they found.
+    Convolutions are fastest with channels last, but bitsandbytes would undo this in each step.
     """
-    if not (dist.is_available() and dist.is_initialized()):
-        return orthogonalise(matrices)
-    mine = slice((dist.get_rank() - first) % dist.get_world_size(), None, dist.get_world_size())
-    found = torch.zeros_like(matrices, dtype=torch.bfloat16)
-    found[mine] = orthogonalise(matrices[mine])
-    dist.all_reduce(found)  # each has one summand that is not zero, so this is exact
-    return found
-
-
-def orthogonalise(matrices: Tensor) -> Tensor:
-    """Approximate U Vᵀ of the SVD U S Vᵀ by a Newton–Schulz iteration in bf16.
-
-    (…, m, n) → (…, m, n), bfloat16; singular values end in about [0.7, 1.2].
-    """
-    x = matrices.bfloat16()
-    if tall := x.shape[-2] > x.shape[-1]:
-        x = x.mT
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    for _ in range(ROUNDS):
-        square = x @ x.mT
-        x = A * x + (B * square + C * square @ square) @ x
-    return x.mT if tall else x
+    eight = config.optimizer == "adamw8bit"
+    return torch.contiguous_format if eight else torch.channels_last

@@ -11,7 +11,7 @@ import torch
 from accelerate import PartialState
 from torch import Tensor
 
-from ldm.training.optimizer import Muon
+from ldm.training.muon import Muon
 
 
 def moved() -> list[Tensor]:

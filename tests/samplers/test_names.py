@@ -24,6 +24,7 @@ A1111 = {
     "PLMS": "pndm",
     "UniPC": "unipc",
     "LCM": "lcm",
+    "TCD": "tcd",  # an extension
 }
 K_DIFFUSION = {
     "sample_euler": "euler",
@@ -102,7 +103,7 @@ def test_samplers_with_schedules(name: str, want: tuple[str, str]) -> None:
     "name",
     [
         *("euler_cfg_pp", "DDIM CFG++", "dpm++2mv2", "ddim_trailing", "DPM fast", "heunpp2"),
-        *("DPM++ 2M SDE Heun", "dpmpp_2m_sde_heun_gpu", "ipndm", "Restart", "tcd", "k", "gpu"),
+        *("DPM++ 2M SDE Heun", "dpmpp_2m_sde_heun_gpu", "ipndm", "Restart", "k", "gpu"),
         *("Euler FlowMatch", "FlowMatchEulerDiscreteScheduler", "er_sde", "karras", "", "_k"),
         *("DPM2 a FlowMatch", "sa_solver", "res_multistep", "gradient_estimation", "euler_kk"),
     ],

@@ -80,6 +80,9 @@ CASES: dict[str, tuple[str, dict[str, Any], float]] = {
     "unipc karras": ("unipc", {"use_karras_sigmas": True}, 0.0),
     "deis": ("deis", {}, 0.0),
     "lcm": ("lcm", {}, 0.0),
+    "tcd": ("tcd", {}, 0.0),
+    "tcd eta 0.3": ("tcd", {}, 0.3),
+    "tcd eta 1": ("tcd", {"original_inference_steps": 100}, 1.0),
     "pndm": ("pndm", {}, 0.0),
     "pndm to t = 0": ("pndm", {"steps_offset": 0, "set_alpha_to_one": True}, 0.0),
 }
@@ -88,7 +91,7 @@ OURS_IN_THEIRS: dict[str, dict[str, Any]] = {
     "dpmpp_2m_sde": {"algorithm_type": "sde-dpmsolver++"},
     "dpmpp_3m_sde": {"algorithm_type": "sde-dpmsolver++", "solver_order": 3},
 }
-DRAWS = ("ddpm", "ddim", "euler_a", "dpm2_a", "dpmpp_2m_sde", "lcm")  # their step has a generator
+DRAWS = ("ddpm", "ddim", "euler_a", "dpm2_a", "dpmpp_2m_sde", "lcm", "tcd")  # with a generator
 NO_X0 = ("dpm2", "dpm2_a", "dpmpp_sde")  # diffusers refuses "sample"; test_samplers_k_diffusion
 CALLS_AT = "timesteps that the network was told"
 
@@ -198,7 +201,7 @@ def run_theirs(
     options: dict[str, Any] = {"generator": generator} if name in DRAWS else {}
     if name == "dpmpp_sde":
         scheduler.noise_sampler = Increments(generator)
-    if name == "ddim":
+    if name in ("ddim", "tcd"):
         options["eta"] = eta
     for t in ts:
         told.append(t.item())
@@ -260,7 +263,7 @@ def test_final_latents_are_diffusers(case: str, spacing: str, prediction: str) -
     [
         case
         for case, (name, _, eta) in CASES.items()
-        if name in ("ddpm", "ddim", "dpmpp_2m", "dpmpp_2m_sde", "euler", "euler_a", "unipc")
+        if name in ("ddpm", "ddim", "dpmpp_2m", "dpmpp_2m_sde", "euler", "euler_a", "unipc", "tcd")
         and eta < 1
     ],
 )
@@ -310,8 +313,8 @@ def test_timesteps_are_diffusers_for_many_counts(name: str, spacing: str | None)
         pytest.skip("diffusers has no such class")
     scheduler, theirs = scheduler_for(name, settings), theirs_for(name, settings)
     many = (*range(1, 50), 61, 96, 144, 192, 333, 500, 998)
-    if name == "lcm" or row.calls == 2:  # the one has no more; the others' are euler's
-        many = many[:49] if name == "lcm" else (1, 2, 3, 20, 48, 61)
+    if name in ("lcm", "tcd") or row.calls == 2:  # these have no more; the others' are euler's
+        many = many[:49] if row.calls == 1 else (1, 2, 3, 20, 48, 61)
     for n in many:
         theirs.set_timesteps(n)
         # For 61 and others diffusers' trailing list ends in a surplus −1.
@@ -526,6 +529,7 @@ def test_labels_are_those_of_a1111() -> None:
         "unipc": "UniPC",
         "deis": "DEIS",
         "lcm": "LCM",
+        "tcd": "TCD",
     }
     assert {name: row.label for name, row in SCHEDULES.items()} == {
         "normal": "Automatic",
@@ -576,7 +580,7 @@ def test_other_names() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"_class_name": "TCDScheduler"}, "TCDScheduler.*--sampler"),
+        ({"_class_name": "SASolverScheduler"}, "SASolverScheduler.*--sampler"),
         (
             {"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "sde-dpmsolver"},
             "algorithm_type.*'sde-dpmsolver'; only 'dpmsolver[+][+]'.*--sampler",

@@ -51,7 +51,7 @@ from tools.builtin_model.evaluation.prompts import (
 from tools.builtin_model.evaluation.real import real
 from tools.builtin_model.evaluation.reconstruction import psnr, reconstruct
 from tools.builtin_model.icons import sources
-from tools.builtin_model.icons.captions import STYLES
+from tools.builtin_model.icons.captions import NEW_STYLES, STYLES
 from tools.builtin_model.icons.colour import TONES, lch_to_rgb
 from tools.builtin_model.icons.nouns import Noun, Subject
 from tools.builtin_model.icons.sources import Icon
@@ -704,7 +704,7 @@ def test_styles_are_judged_of_the_prompts_that_ask_for_one():
 
 def striped(word: str, rng: np.random.Generator) -> np.ndarray:
     """A box somewhere, with stripes twice as wide as those of the style before."""
-    width = 2 << styles.WORDS.index(word)
+    width = 2 << [*styles.WORDS, *NEW_STYLES.values()].index(word)
     x, y = rng.integers(5, 40, 2)
     picture = Image.new("RGB", (128, 128), "white")
     draw = ImageDraw.Draw(picture)
@@ -735,6 +735,29 @@ def test_a_judge_of_styles_learns_from_plain_icons_and_is_kept(tmp_path, monkeyp
     other = write_data(tmp_path / "other", rows[:-1], images[:29])
     with pytest.raises(ArgumentError, match=r"styles\.safetensors is of other icons than"):
         styles.trained(other, tmp_path, pytest.fail)
+
+
+def test_a_judge_of_styles_learns_another_one_beside_those_of_the_data(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    sets = {word: name for name, word in STYLES.items()}
+    words = list(styles.WORDS) * 6
+    rows = [row("train", "ball", None, str(i)) | {"set": sets[w]} for i, w in enumerate(words)]
+    rows.append(row("held_out", "ball", None))
+    images = [striped(word, rng) for word in words]
+    data = write_data(tmp_path / "data", rows, [*images, images[0]])
+    monkeypatch.setattr(styles, "STEPS", 60)
+    monkeypatch.setattr(styles, "BATCH", 24)
+    (new,) = NEW_STYLES.values()
+    more = {new: np.stack([striped(new, rng) for _ in range(3)])}
+    found = styles.trained(data, tmp_path, lambda text: None, more)
+    words = [*styles.WORDS, new] * 5
+    fresh = np.stack([striped(word, rng) for word in words])
+    assert np.mean(np.array(found.seen(fresh)) == words) > 0.9
+    kept = styles.trained(data, tmp_path, pytest.fail, more)
+    assert kept.seen(fresh) == found.seen(fresh)
+    assert [path.name for path in tmp_path.glob("*.safetensors")] == [f"styles-{new}.safetensors"]
+    with pytest.raises(ArgumentError, match=rf"styles-{new}\.safetensors is of other icons than"):
+        styles.trained(data, tmp_path, pytest.fail, {new: more[new][:2]})
 
 
 def test_saved_classifier_is_the_same(learnt, tmp_path):

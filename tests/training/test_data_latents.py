@@ -6,7 +6,6 @@ import json
 import math
 import shutil
 import tarfile
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,10 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
-from ldm.checkpoints.folder import save_component
-from ldm.clip import CLIPTextEncoder
-from ldm.config import CLIPTextConfig, SchedulerConfig, VAEConfig
+from ldm.config import SchedulerConfig
 from ldm.errors import ArgumentError, DataError
 from ldm.scheduler import DDPMScheduler
 from ldm.training.batches import draw_times
-from ldm.training.config import TrainConfig
 from ldm.training.data import step_generator
 from ldm.training.data.buckets import bucket_sizes, nearest_bucket
 from ldm.training.objectives import check_zero_snr
@@ -30,6 +26,7 @@ from ldm.training.recipes.cached_contexts import CachedContexts
 from ldm.training.recipes.cached_latents import CachedLatents
 from ldm.training.recipes.latent import LatentRecipe
 from ldm.vae import AutoencoderKL
+from tests.helpers.toy_latents import build
 
 SIZES = [(40, 40), (30, 61), (64, 33), (44, 40), (50, 90), (100, 48)]  # height, width
 
@@ -60,40 +57,6 @@ def arrays(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
-
-
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny VAE of factor 4 and a tiny text encoder, saved."""
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("parts")
-    vae = VAEConfig(
-        block_out_channels=(8, 8, 8),
-        layers_per_block=1,
-        norm_num_groups=4,
-    )
-    save_component(AutoencoderKL(vae), folder / "vae")
-    text = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
-    text |= {"num_attention_heads": 1}
-    save_component(CLIPTextEncoder(CLIPTextConfig.from_dict(text)), folder / "text_encoder")
-    return folder
-
-
-def build(parts: Path, source: Path, output: Path, **options: Any) -> LatentRecipe:
-    model = {"sample_size": 8, "block_out_channels": [8, 16], "norm_num_groups": 4}
-    model |= {"down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"]}
-    model |= {"up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"]}
-    model |= {"attention_head_dim": 2, "layers_per_block": 1, "cross_attention_dim": 16}
-    own = {
-        "vae": str(parts / "vae"),
-        "text_encoder": str(parts / "text_encoder"),
-        "caption_dropout": 0.25,
-        "scheduler": {"_class_name": "DDIMScheduler", "prediction_type": "v_prediction"},
-        "defaults": {"num_inference_steps": 1},
-        "prompts": ["a"],
-    }
-    config = TrainConfig("latent", str(source), str(output), 5, 8, 1e-3, model=model)
-    return LatentRecipe(replace(config, options=own | options))
 
 
 @torch.no_grad()
@@ -132,7 +95,7 @@ def test_captions_that_are_cut_are_counted(parts: Path, photos: Path, tmp_path: 
     recipe = build(parts, folder, tmp_path / "run", data={"size": 32, "held_out": 0})
     with pytest.warns(UserWarning, match=r"2 of 3 different captions .* more than 75 tokens"):
         recipe.prepare(Accelerator(cpu=True))
-    kept = recipe.tokens[recipe.caption[:3]]
+    kept = recipe._tokens(recipe.data.captions(torch.arange(3)))
     assert torch.equal(kept[0], kept[1]) and torch.equal(kept[0], kept[2])
 
 
@@ -222,7 +185,7 @@ def test_buckets_batch_pictures_of_like_proportions(
     sizes = bucket_sizes(32, 8, 2.0)
     seen, rows_seen = {}, set()
     for step in range(40):
-        rows, x0, _ = recipe.latents.draw(4, step_generator(0, step))
+        rows, x0 = recipe.latents.draw(4, step_generator(0, step))[:2]
         rows_seen |= set(rows.tolist())
         size = (x0.shape[2] * 4, x0.shape[3] * 4)
         assert {sizes[nearest_bucket(SIZES[i % 6], sizes)] for i in rows.tolist()} == {size}
@@ -242,7 +205,7 @@ def test_mirrored_latents_are_those_of_mirrored_pictures(
 ) -> None:
     recipe = build(parts, photos, tmp_path, data={"size": 32, "flip": True})
     recipe.prepare(Accelerator(cpu=True))
-    rows, x0, _ = recipe.latents.draw(16, step_generator(0, 0))
+    rows, x0 = recipe.latents.draw(16, step_generator(0, 0))[:2]
     generator = step_generator(0, 0)
     torch.multinomial(torch.ones(18), 16, replacement=True, generator=generator)
     mirrored = torch.rand(16, generator=generator) < 0.5

@@ -168,7 +168,7 @@ def test_control_pictures_are_a_columns(bases: Any, drawings: Path, tmp_path: Pa
     recipe = ControlNetRecipe(config_for(base, drawings, tmp_path, data=data))
     assert len(recipe.data) == 8
     recipe.prepare(Accelerator(cpu=True))
-    rows, _, mirrored = recipe.latents.draw(4, step_generator(0, 3))
+    rows, _, mirrored, *_ = recipe.latents.draw(4, step_generator(0, 3))
     hints = recipe.batch(3, step_generator(0, 3))["hint"]
     assert mirrored.any() and not mirrored.all()
     for row, turned, hint in zip(rows.tolist(), mirrored.tolist(), hints, strict=True):

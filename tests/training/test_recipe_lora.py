@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +17,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ldm.errors import ArgumentError, CheckpointError
 from ldm.pipeline import Pipeline
+from ldm.training.checkpoint import checkpoints
 from ldm.training.config import TrainConfig
 from ldm.training.data import step_generator
 from ldm.training.loop import Trainer
@@ -26,21 +32,6 @@ from tests.helpers.networks import difference
 diffusers = pytest.importorskip("diffusers")
 peft = pytest.importorskip("peft")
 SIZE = 64
-
-
-@pytest.fixture(scope="module")
-def bases(models: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The folder of a family's model, with diffusers' pipeline."""
-    made: dict[str, tuple[Path, Any]] = {}
-
-    def get(family: str) -> tuple[Path, Any]:
-        if family not in made:
-            _, theirs = models(family)
-            made[family] = tmp_path_factory.mktemp(family), copy.deepcopy(theirs)
-            theirs.save_pretrained(made[family][0])
-        return made[family]
-
-    return get
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +56,7 @@ def config_for(base: Path, source: Path, output: Path, **options: Any) -> TrainC
     )  # fmt: skip
 
 
-def shaken(recipe: LoraRecipe, seed: int = 0) -> LoraRecipe:
+def shaken(recipe: Any, seed: int = 0) -> Any:
     """Move all factors, or most gradients and all changes of a picture would be 0."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -114,10 +105,10 @@ def loss_of(theirs: Any, batch: dict[str, Tensor], snr_gamma: float | None = Non
     return (loss.mean(dim=list(range(1, loss.ndim))) * weights).mean()
 
 
-def with_peft(theirs: Any, recipe: LoraRecipe, **settings: Any) -> dict[str, dict[str, nn.Module]]:
+def with_peft(theirs: Any, recipe: Any, **settings: Any) -> dict[str, dict[str, nn.Module]]:
     """Put peft's LoRA with our values on copies of diffusers' networks; their adapted layers."""
     layers: dict[str, dict[str, nn.Module]] = {}
-    for part, adapters in recipe.model.parts.items():
+    for part, adapters in recipe.model.adapters.items():
         network = getattr(theirs, part)
         known = dict(network.named_modules())
         # transformers ≥ 5.6 calls the text model of encoders without a projection otherwise
@@ -361,3 +352,33 @@ def test_the_file_says_what_it_is(bases: Any, photographs: Path, tmp_path: Path)
     assert json.loads(metadata["ss_tag_frequency"])["dog"]["tag"] == 6
     assert metadata["modelspec.prediction_type"] == "v"
     assert metadata["modelspec.title"] == "dog"
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_to_the_very_tensors(
+    bases: Any, photographs: Path, tmp_path: Path
+) -> None:
+    """SIGKILL of the command while it trains; the same command again. Bit for bit."""
+    base, _ = bases("sd")
+    settings = ["steps=12", "batch_size=2", "checkpoint_minutes=0", "sample_every=6"]
+    settings += ["options.dropout=0.2"]
+    settings += ["options.rank=2", f"options.data.size={SIZE}", "options.train_text_encoder=true"]
+    command = [sys.executable, "-m", "ldm", "train", "lora", "--model", str(base), "--data"]
+    command += [str(photographs), *(f"--set={each}" for each in settings), "--output"]
+    subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True)
+    run = tmp_path / "killed" / "whole"  # the name is in the file
+    process = subprocess.Popen(
+        [*command, str(run)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    while process.poll() is None and not any(int(p.name) >= 3 for p in checkpoints(run)):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = int(checkpoints(run)[-1].name)
+    assert 3 <= done < 12
+    subprocess.run([*command, str(run)], check=True, capture_output=True)
+    whole, resumed = (load_file(path / "whole.safetensors") for path in (tmp_path / "whole", run))
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(value, resumed[key]) for key, value in whole.items())
+    sample = "samples/00000012.png"
+    assert (run / sample).read_bytes() == (tmp_path / "whole" / sample).read_bytes()

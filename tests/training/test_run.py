@@ -27,6 +27,8 @@ from ldm.training.ema import EMA
 from ldm.training.lock import only_run_in
 from ldm.training.loop import train_steps
 from ldm.training.optimizer import build_optimizer
+from tests.helpers import toy_training
+from tests.helpers.optimizers import OPTIMIZERS, settings_of
 from tests.helpers.toy_training import Toy, toy_config, toy_run
 
 TOY = Path(__file__).parents[1] / "helpers" / "toy_training.py"
@@ -279,10 +281,13 @@ def test_a_finished_run_says_so_and_fewer_steps_are_refused(tmp_path: Path) -> N
     assert len(toy_run(toy_config(run, steps=5))) == 2
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_a_run_that_its_caller_stops_and_resumes(tmp_path: Path, optimizer: str) -> None:
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_run_that_its_caller_stops_and_resumes(
+    tmp_path: Path, optimizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(toy_training, "WIDTH", 70)  # 4,900 weights: enough for moments of 8 bits
     whole, stopped = (
-        toy_config(tmp_path / name, optimizer=optimizer) for name in ("whole", "stopped")
+        toy_config(tmp_path / name, **settings_of(optimizer)) for name in ("whole", "stopped")
     )
     toy_run(whole)
     torch.manual_seed(stopped.seed)

@@ -100,11 +100,11 @@ def _draw(task: Task) -> list[variants.Row]:
     return draw(task, *_shared)
 
 
-def licences(archives: dict[str, Path]) -> str:
+def licences(archives: dict[str, Path], packages: dict[str, sources.Package]) -> str:
     """Text of LICENSES.md: what each set is called, whose it is and under which licence."""
     lines = ["# Sources of the pictures", ""]
     for name, path in archives.items():
-        about, package = sources.read_licence(path), sources.SETS[name]
+        about, package = sources.read_licence(path), packages[name]
         lines += [
             f"## {name}",
             f"- Package: `{package.name}@{package.version}` (npm)",
@@ -153,7 +153,7 @@ def build(args: argparse.Namespace, folder: Path) -> Counter:
                 print(f"\r{done}/{total} pictures, {seconds:.0f} s", end="", file=sys.stderr)
     if sys.stderr.isatty():
         print(file=sys.stderr)
-    (folder / "LICENSES.md").write_text(licences(archives))
+    (folder / "LICENSES.md").write_text(licences(archives, sources.SETS))
     config = {
         "size": args.size,
         "variants": args.variants,

@@ -166,6 +166,7 @@ def settings(pipe: Pipeline, arguments: argparse.Namespace) -> dict[str, Any]:
     steps, scale = arguments.num_inference_steps, arguments.guidance_scale
     return {
         "model": str(arguments.model or "the built-in model"),
+        "lora": arguments.lora,
         "data": str(arguments.data),
         "sampler": choice.name + f"_{choice.schedule}" * (choice.schedule != "normal"),
         "num_inference_steps": steps or pipe.defaults.num_inference_steps,
@@ -214,6 +215,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
         return
 
     pipe = Pipeline.from_pretrained(folder, dtype=arguments.dtype)
+    if arguments.lora:
+        pipe.load_lora_weights(arguments.lora)
     arguments.output.mkdir(parents=True, exist_ok=True)
     classifier = fit.trained(data, kept, arguments.archives, log)
     certainty = accuracy(classifier, data)
@@ -279,9 +282,8 @@ def shared_parser(description: str) -> Parser:
     return parser
 
 
-def parser() -> Parser:
-    """Build the parser of the command line."""
-    parser = shared_parser(__doc__.splitlines()[0])
+def add_drawing(parser: Parser) -> None:
+    """Add the options that say how ``draw`` draws."""
     add = parser.add_argument
     add(
         "--num-inference-steps",
@@ -294,6 +296,14 @@ def parser() -> Parser:
     add("--sampler", metavar="NAME", help="as of ldm-generate (default: the model's own)")
     add("--seed", type=int, default=0, help="of the first picture; the next count up (default: 0)")
     add("--batch-size", type=int, default=16, metavar="N", help="pictures at once (default: 16)")
+    add("--dtype", help="of the model, as of ldm-generate (default: by the device)")
+
+
+def parser() -> Parser:
+    """Build the parser of the command line."""
+    parser = shared_parser(__doc__.splitlines()[0])
+    add_drawing(parser)
+    add = parser.add_argument
     add("--judge", type=Path, metavar="DIR", help="folder of the judges (default: --output)")
     add(
         "--kinds",
@@ -303,7 +313,7 @@ def parser() -> Parser:
         metavar="KIND",
         help=f"only prompts of these: {', '.join(prompts.KINDS)} (default: all)",
     )
-    add("--dtype", help="of the model, as of ldm-generate (default: by the device)")
+    add("--lora", metavar="PATH", help="a LoRA to draw with: a file or the folder of a run")
     add("--vae-only", action="store_true", help="only the PSNR; --model may hold only a vae/")
     return parser
 

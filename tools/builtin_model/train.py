@@ -48,8 +48,8 @@ from ldm.training.config import differences
 from ldm.training.ema import EMA
 from ldm.training.lock import only_run_in
 from ldm.training.metrics import Metrics, append_row, cut_log
+from ldm.training.muon import Muon
 from ldm.training.objectives import simple_error
-from ldm.training.optimizer import Muon
 from ldm.training.warm_start import new_unet
 from ldm.vae import AutoencoderKL
 from tools.builtin_model.parts import save_in_parts

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from ldm.errors import DataError
+from ldm.errors import ArgumentError, DataError
 from ldm.training.data.captions import read_captions
 from ldm.training.data.encoded import EncodedImages, columns_if_any
 from ldm.training.data.file_names import FileNames
-from ldm.training.data.listing import METADATA, Listing, identity, list_files
+from ldm.training.data.listing import METADATA, Listing, identity, list_files, without_masks
 from ldm.training.data.metadata import (
     FILE,
     LABEL,
@@ -64,6 +64,8 @@ class ImageFolder(EncodedImages):
         folder, options = Path(folder), options or DataOptions()
         listing = list_files(folder)
         warn_of_unreadable(folder, listing.unreadable)
+        listing.pictures = without_masks(folder, listing.pictures, options.mask)
+        check_prepared(folder, listing.pictures)
         if not listing.pictures and not listing.metadata:
             kinds = ", ".join(name[1:] for name in suffixes())
             raise DataError(f"{folder} has no pictures (files of {kinds}); check data")
@@ -104,6 +106,20 @@ def warn_of_unreadable(folder: Path, names: Sequence[str]) -> None:
             f"read them here (such as {names[0]}); convert them, or install a plug-in such as "
             "pillow-heif",
             stacklevel=3,
+        )
+
+
+def check_prepared(folder: Path, pictures: Sequence[str]) -> None:
+    """Raise ArgumentError for a folder that has both instance and class pictures of kohya_ss.
+
+    Its program lays them into ``img/10_sks dog`` and ``reg/1_dog``; as one set, the class pictures
+    would be learnt as the thing itself.
+    """
+    tops = {name.split("/")[0] for name in pictures if concept_of(name)}
+    if {"img", "reg"} <= tops:
+        raise ArgumentError(
+            f"{folder} has both img and reg, the pictures to learn and class pictures; give "
+            f"data = {str(folder / 'img')!r} and options.class_data = {str(folder / 'reg')!r}"
         )
 
 

@@ -14,6 +14,7 @@ from ldm.training.foreign import kind_of_file
 
 METADATA = ("metadata.jsonl", "metadata.csv")  # the first counts
 CAPTIONS = (".txt", ".caption")  # beside a picture; the first counts
+MASK_LABEL = "-masklabel"  # at the end of a mask's name, which begins as its picture's (OneTrainer)
 
 
 @dataclass
@@ -64,6 +65,38 @@ def list_files(folder: Path) -> Listing:
         elif lower.endswith(unreadable):
             found.unreadable.append(name)
     return found
+
+
+def mask_folder(folder: Path, mask: str | None) -> Path | None:
+    """Return the folder that ``data.mask`` names, in the data's folder or elsewhere, if it does."""
+    places = [] if mask is None else [folder / mask, Path(mask)]
+    return next((place for place in places if place.is_dir()), None)
+
+
+def without_masks(folder: Path, pictures: list[str], mask: str | None) -> list[str]:
+    """Return the names of the pictures in a folder that are not masks of others.
+
+    Warns of those left out that ``mask`` does not name.
+    """
+    place = mask_folder(folder, mask)
+    if place is not None and place.resolve().is_relative_to(folder.resolve()):
+        inside = place.resolve().relative_to(folder.resolve()).as_posix()
+        pictures = [name for name in pictures if not name.startswith(f"{inside}/")]
+    stems = {posixpath.splitext(name)[0] for name in pictures}
+
+    def is_label(name: str) -> bool:
+        stem = posixpath.splitext(name)[0]
+        return stem.endswith(MASK_LABEL) and stem.removesuffix(MASK_LABEL) in stems
+
+    labels = [name for name in pictures if is_label(name)]
+    if labels and mask != MASK_LABEL[1:]:
+        warnings.warn(
+            f"{folder}: {len(labels)} files are taken for masks and left out (such as "
+            f'{labels[0]}); data.mask = "{MASK_LABEL[1:]}" weighs the loss by them',
+            stacklevel=3,
+        )
+    left_out = set(labels)
+    return [name for name in pictures if name not in left_out]
 
 
 def walk(folder: Path) -> Iterator[str]:

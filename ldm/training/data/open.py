@@ -18,8 +18,15 @@ from ldm.training.data.tables import HUB, TableImages, TableSource, is_table
 from ldm.training.foreign import check_defaults, kind_of_file
 
 
-def open_data(name: str, options: dict[str, Any] | None = None) -> Dataset:
+def open_data(
+    name: str,
+    options: dict[str, Any] | None = None,
+    prompt: str | None = None,
+    masks: bool = False,
+) -> Dataset:
     """Open a data set; ``options`` is a config's table ``[options.data]`` (see options.py).
+
+    prompt: the caption of pictures without one. masks: whether ``data.mask`` is of use.
 
     A name is one of
         a folder with images.npy and metadata.jsonl (arrays.py),
@@ -37,6 +44,10 @@ def open_data(name: str, options: dict[str, Any] | None = None) -> Dataset:
     """
     check_defaults()
     read = DataOptions.from_dict(options or {})
+    if read.mask and not masks:
+        raise ArgumentError(
+            f"data.mask is {read.mask!r}, but masks weigh the loss of latents only; leave it out"
+        )
     try:
         data = _open(name, read)
     except (LDMError, KeyboardInterrupt):
@@ -50,6 +61,8 @@ def open_data(name: str, options: dict[str, Any] | None = None) -> Dataset:
         reason = getattr(error, "strerror", None) or str(error) or "not enough memory"
         raise DataError(f"{name!r:.200} cannot be opened ({reason})") from error
     if isinstance(data, Pictures):
+        if prompt is not None:
+            data.caption_by_default(prompt)
         data.check_captions()
     return data
 

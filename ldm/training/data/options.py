@@ -35,6 +35,9 @@ class DataOptions:
     image: str | None = None  # name of a column; None: one of the usual names, here and below
     text: str | None = None
     label: str | None = None
+    # Weights of the loss on each picture, white counts and black does not (see masks.py): "alpha",
+    # "masklabel", a folder or the name of a column.
+    mask: str | None = None
     classes: tuple[str, ...] = ()  # names of the labels 0, 1, …, where the set does not know them
     split: str = "train"  # which split of a `datasets` set to learn from
     held_out: int | None = at_least(0)  # rows kept from training where the set has no such split

@@ -94,6 +94,22 @@ class Pictures(ABC):
         height, width = self.picture(index, 0).shape[:2]
         return height, width
 
+    def crop_of(self, index: int, size: Size) -> tuple[int, int, int, int, int]:
+        """Return a picture's stored height and width, and where ``pixels`` crops it to ``size``.
+
+        The crop's top and left are those in the picture that was resized; the last is the left if
+        that was mirrored. Raises ImageError.
+        """
+        height, width = self.shape(index)
+        resized = self._ready(index, size).shape
+        top, room = (resized[0] - size[0]) // 2, resized[1] - size[1]
+        return height, width, top, room // 2, room - room // 2
+
+    def caption_by_default(self, prompt: str) -> None:
+        """Give a caption to each row that has none of its own, instead of its class's name."""
+        own = self._captions or [None] * len(self)
+        self._captions = [text or prompt for text in own]
+
     def check_captions(self) -> None:
         """Warn if rows lack a caption: the model is trained on them as on dropped captions."""
         missing = [i for i, text in enumerate(self._captions or ()) if not text]

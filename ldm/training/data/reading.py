@@ -7,6 +7,7 @@ import functools
 import io
 import warnings
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from PIL import Image, UnidentifiedImageError
 
 from ldm.errors import ImageError
 from ldm.images import load_image
-from ldm.images.files import PROGRAMS
+from ldm.images.files import PROGRAMS, load_layer
 from ldm.training.foreign import kind_of_file
 
 SUFFIXES = (
@@ -90,6 +91,30 @@ def decode_picture(source: Path | bytes, name: str, channels: int, enough: int =
     A JPEG is decoded at a fraction of its size where that leaves both sides ``enough`` px.
     Raises ImageError with ``name`` for what cannot be read.
     """
+    picture = _decode(source, name, load_image, enough)
+    if channels == 1:
+        return np.asarray(picture.convert("L"))[:, :, None]
+    return np.asarray(picture)
+
+
+def decode_alpha(source: Path | bytes, name: str) -> np.ndarray:
+    """Decode the opacity of a picture file, or of its bytes: uint8 (H, W, 1), 255 is opaque.
+
+    Raises ImageError with ``name`` for what cannot be read.
+    """
+    layer = _decode(source, name, load_layer)
+    if layer.mode == "RGB":
+        return np.full((layer.height, layer.width, 1), 255, np.uint8)
+    return np.asarray(layer.getchannel("A"))[:, :, None]
+
+
+def _decode(
+    source: Path | bytes,
+    name: str,
+    load: Callable[[Image.Image], Image.Image],
+    enough: int = 0,
+) -> Image.Image:
+    """Open and load a picture. Raises ImageError with ``name`` for what cannot be read."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's notes on odd files that it does read
@@ -97,7 +122,7 @@ def decode_picture(source: Path | bytes, name: str, channels: int, enough: int =
                 if enough:
                     image.draft(None, (enough, enough))
                 check_pixels(image, name)
-                picture = load_image(image)
+                return load(image)
     except UnidentifiedImageError:
         raise ImageError(f"{name} is not a picture") from None
     except FileNotFoundError:
@@ -106,9 +131,6 @@ def decode_picture(source: Path | bytes, name: str, channels: int, enough: int =
         raise ImageError(str(error) if name in str(error) else f"{name}: {error}") from None
     except Exception as error:  # Pillow's readers raise errors of many types on damaged files
         raise ImageError(f"{name}: {str(error) or type(error).__name__}") from None
-    if channels == 1:
-        return np.asarray(picture.convert("L"))[:, :, None]
-    return np.asarray(picture)
 
 
 def stored_size(source: Path | bytes, name: str) -> tuple[int, int]:

@@ -19,6 +19,7 @@ from ldm.checkpoints.lora_kinds import Factors
 from ldm.config.settings import choice, within
 from ldm.errors import ArgumentError
 from ldm.fast import frozen
+from ldm.training.finetuning.bypass import with_bypass
 from ldm.training.finetuning.factors import KINDS, largest_rank, new_factors
 from ldm.training.finetuning.targets import choose_layers
 
@@ -55,6 +56,12 @@ def is_spatial(layer: nn.Module) -> bool:
     return isinstance(layer, nn.Conv2d) and layer.kernel_size != (1, 1)
 
 
+def is_linear(layer: nn.Conv2d) -> bool:
+    """Whether a convolution is a linear layer of each pixel, as those around transformers are."""
+    plain = layer.kernel_size == layer.stride == (1, 1) and layer.groups == 1
+    return plain and layer.padding == (0, 0)
+
+
 class Adapter(nn.Module):
     """What is learnt for one layer."""
 
@@ -75,12 +82,20 @@ class Adapter(nn.Module):
         elif isinstance(layer, nn.Conv2d):  # ``ExactDownsample`` calls this one directly
             layer._conv_forward = partial(self.convolve, layer)  # type: ignore[method-assign]
 
+    @staticmethod
+    def detach(layer: nn.Module) -> None:
+        """Let a layer compute as its class does, without an adapter."""
+        for name in ("forward", "_conv_forward"):
+            vars(layer).pop(name, None)
+
     def linear(self, layer: nn.Linear, x: Tensor) -> Tensor:
         """Compute the layer's output with the change."""
         if self.low_rank:
-            y = frozen.linear(x, layer.weight, layer.bias)
             down, up = self.factors["down"], self.factors["up"]
-            change = F.linear(F.linear(self.dropout(x), down), up)
+            if not (self.dropout.p and self.training):
+                return with_bypass(x, layer.weight, layer.bias, down, up, self.scale)
+            y = frozen.linear(x, layer.weight, layer.bias)
+            change = F.linear(F.linear(self.dropout(x), down.to(x.dtype)), up.to(x.dtype))
             return torch.add(y, change, alpha=self.scale)
         return self.by_weight(x, layer.weight, layer.bias, F.linear)
 
@@ -88,9 +103,12 @@ class Adapter(nn.Module):
         """Compute a convolution with the change: ``Conv2d._conv_forward``."""
         apply = type(layer)._conv_forward
         if self.low_rank:
-            down, up = (self.factors[role].to(weight.dtype) for role in ("down", "up"))
-            change = F.conv2d(apply(layer, self.dropout(x), down, None), up)
-            return apply(layer, x, weight, bias) + self.scale * change
+            down, up = self.factors["down"], self.factors["up"]
+            if is_linear(layer) and not (self.dropout.p and self.training):
+                parts = (weight.flatten(1), bias, down.flatten(1), up.flatten(1))
+                return with_bypass(x.permute(0, 2, 3, 1), *parts, self.scale).permute(0, 3, 1, 2)
+            change = F.conv2d(apply(layer, self.dropout(x), down.to(x.dtype), None), up.to(x.dtype))
+            return torch.add(apply(layer, x, weight, bias), change, alpha=self.scale)
         return self.by_weight(x, weight, bias, partial(apply, layer))
 
     def by_weight(
@@ -145,6 +163,12 @@ class Adapters(nn.Module):
         modules = dict(network.named_modules())
         for path, adapter in self.items():
             adapter.attach(modules[path])
+
+    def detach(self, network: nn.Module) -> None:
+        """Let a network compute as it does without adapters."""
+        modules = dict(network.named_modules())
+        for path, adapter in self.items():
+            adapter.detach(modules[path])
 
 
 def check_rank(path: str, layer: nn.Linear | nn.Conv2d, rank: int, options: AdapterOptions) -> None:

@@ -34,7 +34,7 @@ def lora_metadata(
     """Return what a file says of itself, so that A1111, ComfyUI and sites of models show it.
 
     data: what the run learns from: "pictures" (their number), "captions", "size" (height, width),
-    "clip_skip", "title", "base".
+    "clip_skip", "title", "base"; maybe "usage", how to draw with it.
     """
     width = pipe.unet.config.cross_attention_dim
     version, architecture = BASES.get(width or 0, ("ldm", "ldm"))
@@ -71,6 +71,7 @@ def lora_metadata(
         "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
         "modelspec.title": data["title"],
         "modelspec.resolution": f"{width_px}x{height}",
+        "modelspec.usage_hint": data.get("usage"),
         "modelspec.prediction_type": "v" if prediction == "v_prediction" else prediction,
     }
     return {key: str(value) for key, value in found.items() if value is not None}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from ldm.adapters.low_rank import scaling
 from ldm.checkpoints.lora_kinds import Factors, rank_of
 from ldm.errors import ArgumentError
-from ldm.training.finetuning.adapters import Adapter, Adapters
+from ldm.training.finetuning.adapters import Adapter
 from ldm.training.finetuning.trained import Trained
 
 # The factor of each kind that α/r of another value is brought into.
@@ -18,17 +19,18 @@ SCALED = {"LoRA": "up", "LoHa": "hada_w1_a", "LoKr": "lokr_w1"}
 
 
 @torch.no_grad()
-def begin_with_lora(model: Trained, start: str) -> None:
+def begin_with_lora(model: Trained, start: str) -> Mapping[str, dict[str, Tensor]]:
     """Give the adapters what a LoRA's file, of any tool, has learnt; "" leaves them as they are.
 
+    Returns the file's words, each with its vectors by text encoder.
     Raises CheckpointError for a file that is broken or of another family, ArgumentError for one of
     another kind or rank than the options, or for other layers.
     """
     if not start:
-        return
-    updates = dict(model.pipe.loras.read(Path(start).expanduser()).updates)
-    for part, adapters in model.parts.items():
-        assert isinstance(adapters, Adapters)
+        return {}
+    lora = model.pipe.loras.read(Path(start).expanduser())
+    updates = dict(lora.updates)
+    for part, adapters in model.adapters.items():
         for path, adapter in adapters.items():
             found = updates.pop((part, path), None)
             if found is None:
@@ -43,6 +45,7 @@ def begin_with_lora(model: Trained, start: str) -> None:
             f"start is {start!r}, which also changes {len(updates)} layers without adapters, such "
             f"as {part}.{path}; add them by options.targets, conv_rank or train_text_encoder"
         )
+    return lora.words
 
 
 def fill(adapter: Adapter, found: Factors[Tensor], where: str) -> None:

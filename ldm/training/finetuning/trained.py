@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ldm.pipeline import Pipeline
 from ldm.training.finetuning.adapters import AdapterOptions, Adapters
 from ldm.training.finetuning.texts import text_states, unread_layers
+from ldm.training.finetuning.words import Words
 
 
 class Frozen:
@@ -29,7 +30,7 @@ class Trained(nn.Module):
 
     Attributes:
         parts: by the pipeline's names, "unet", "text_encoder" or "text_encoder_2": `Adapters` on
-            that part, whose own weights are frozen, or the part itself.
+            that part, whose own weights are frozen, or the part itself; and "words": `Words`.
     """
 
     def __init__(self, pipe: Pipeline, parts: Mapping[str, nn.Module], clip_skip: int = 0) -> None:
@@ -41,18 +42,35 @@ class Trained(nn.Module):
     @property
     def pipe(self) -> Pipeline:
         """The pipeline that draws with what is trained."""
-        return self.frozen.pipe
+        pipe = self.frozen.pipe
+        own = {n: part for n, part in self.parts.items() if not isinstance(part, Adapters | Words)}
+        if any(getattr(pipe, name) is not part for name, part in own.items()):  # this is a copy
+            pipe = Pipeline(**pipe.parts | own)
+            self.frozen = Frozen(pipe)
+        return pipe
 
     @property
     def trains_text(self) -> bool:
         """Whether what is read of a caption changes in training."""
         return any(name != "unet" for name in self.parts)
 
+    @property
+    def words(self) -> Words | None:
+        """The new words, if there are any."""
+        return cast("Words", self.parts["words"]) if "words" in self.parts else None
+
+    @property
+    def adapters(self) -> dict[str, Adapters]:
+        """The adapters, by the parts that they change."""
+        return {name: part for name, part in self.parts.items() if isinstance(part, Adapters)}
+
     def attach(self) -> None:
         """Let the pipeline's parts compute with what is trained here."""
         for name, part in self.parts.items():
             if isinstance(part, Adapters):
                 part.attach(getattr(self.pipe, name))
+            elif isinstance(part, Words):
+                part.attach(self.pipe)
 
     @contextlib.contextmanager
     def in_place_of(self, other: Trained) -> Iterator[Pipeline]:
@@ -63,6 +81,16 @@ class Trained(nn.Module):
         finally:
             other.attach()
 
+    @contextlib.contextmanager
+    def without_adapters(self) -> Iterator[Pipeline]:
+        """Let the pipeline compute as the frozen base; whole networks stay as they are trained."""
+        for name, part in self.adapters.items():
+            part.detach(getattr(self.pipe, name))
+        try:
+            yield self.pipe
+        finally:
+            self.attach()
+
     def forward(self, x: Tensor, t: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
         """Predict as ``UNet.forward``.
 
@@ -70,6 +98,8 @@ class Trained(nn.Module):
         """
         given = dict(inputs)
         ids = given.pop("ids", None)
+        if self.words is not None:
+            self.words.attach(self.pipe)  # anew: each step has its own gradient
         if ids is not None:
             with torch.set_grad_enabled(self.trains_text and torch.is_grad_enabled()):
                 given |= text_states(self.pipe.text_models, ids, self.pipe.xl, self.clip_skip)
@@ -77,6 +107,13 @@ class Trained(nn.Module):
 
 
 def adapters_of(pipe: Pipeline, options: AdapterOptions, text: bool, clip_skip: int) -> Trained:
+    """Return what trains new adapters alone: see ``adapter_parts``."""
+    return Trained(pipe, adapter_parts(pipe, options, text, clip_skip), clip_skip)
+
+
+def adapter_parts(
+    pipe: Pipeline, options: AdapterOptions, text: bool, clip_skip: int
+) -> dict[str, nn.Module]:
     """Return new adapters of a pipeline's U-Net and, if ``text``, of its text encoders.
 
     Raises ArgumentError as `Adapters` does.
@@ -86,4 +123,4 @@ def adapters_of(pipe: Pipeline, options: AdapterOptions, text: bool, clip_skip: 
     for i, name in enumerate(names if text else ()):
         unread = unread_layers(i, len(names), pipe.xl, clip_skip)
         parts[name] = Adapters(getattr(pipe, name), options, unread)
-    return Trained(pipe, parts, clip_skip)
+    return parts

@@ -20,6 +20,11 @@ RECIPES = {
     "image_encoder": "ImageEncoderRecipe",
     "ip_adapter": "IPAdapterRecipe",
     "lora": "LoraRecipe",
+    "full": "FullRecipe",
+    "lcm": "LCMRecipe",
+    "guidance_distillation": "GuidanceDistillationRecipe",
+    "textual_inversion": "TextualInversionRecipe",
+    "pivotal": "PivotalRecipe",
     "pixel": "PixelRecipe",
     "classifier": "ClassifierRecipe",
 }  # module of this package → its class

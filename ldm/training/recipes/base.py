@@ -40,6 +40,15 @@ class Recipe(ABC, Generic[M]):
     def prepare(self, accelerator: Accelerator) -> None:
         """Compute what the first step needs, such as cached latents. By default nothing."""
 
+    def follow(self, averaged: M) -> None:
+        """Take the moving average of the model, which a recipe may learn from. By default nothing.
+
+        It changes as the training goes on; of a sharded model it is not up to date.
+        """
+
+    def after_backward(self, step: int) -> None:
+        """Change the gradients of a step, over all of its batch. By default nothing."""
+
     def evaluate(self, model: M) -> tuple[Image.Image | None, dict[str, float]]:
         """Return a picture of what the averaged model does, and figures on held-out data."""
         return None, {}

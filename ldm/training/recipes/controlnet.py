@@ -22,7 +22,7 @@ from ldm.training.config import TrainConfig
 from ldm.training.data import Pictures
 from ldm.training.data.crops import Size
 from ldm.training.recipes.cached_latents import Drawn
-from ldm.training.recipes.captioned import captioned_pictures
+from ldm.training.recipes.captioned_data import captioned_pictures
 from ldm.training.recipes.frozen_base import FrozenBaseOptions, FrozenBaseRecipe, mirror
 from ldm.training.warm_start import begin_with
 from ldm.unet import Residuals
@@ -76,6 +76,8 @@ class ControlNetRecipe(FrozenBaseRecipe[PictureReader]):
     Raises ArgumentError for options that do not go together, CheckpointError for a base that
     cannot be loaded or has a U-Net that no ControlNet fits.
     """
+
+    reads_crops = False  # as diffusers' examples train it
 
     def __init__(self, config: TrainConfig) -> None:
         self.options = options = read_table(ControlNetOptions, config.options, "options.")
@@ -141,7 +143,11 @@ def control_pictures(data: Pictures, config: TrainConfig, options: ControlNetOpt
 
     Raises ArgumentError where a row has none.
     """
-    column: dict[str, Any] = {**options.data, "image": options.control, "crop": "centre"}
+    column: dict[str, Any] = {
+        **{key: value for key, value in options.data.items() if key != "mask"},
+        "image": options.control,
+        "crop": "centre",
+    }
     found = captioned_pictures(config.data, column)
     if len(found) != len(data):
         raise ArgumentError(

@@ -18,6 +18,8 @@ from ldm.training.config import TrainConfig
 from ldm.training.data.crops import Size
 from ldm.training.recipes.cached_latents import Drawn
 from ldm.training.recipes.captioned import CaptionedOptions, CaptionedRecipe
+from ldm.training.recipes.class_pictures import draw_class_pictures
+from ldm.training.recipes.prior import class_folder, missing_class_pictures
 from ldm.vae import AutoencoderKL
 
 M = TypeVar("M", bound=nn.Module)
@@ -28,7 +30,8 @@ HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}  # by accelerate's name
 class FrozenBaseOptions(CaptionedOptions):
     """What the tables ``[options]`` of these recipes share."""
 
-    base: str  # the model: a folder, a file or a hub id, as ``ldm generate --model`` takes
+    # The model: a folder, a file or a hub id, as ``ldm generate --model`` takes; "": the built-in.
+    base: str = ""
 
 
 class FrozenBaseRecipe(CaptionedRecipe[M]):
@@ -45,10 +48,22 @@ class FrozenBaseRecipe(CaptionedRecipe[M]):
         that cannot be loaded.
         """
         self.pipe, vae = load_base(options.base, what)
+        if options.data.get("size") is None:  # what the model draws
+            options.data = options.data | {"size": self.pipe.default_size()[0]}
         models, scheduler, unet = self.pipe.text_models, self.pipe.scheduler, self.pipe.unet
         super().__init__(config, options, vae, models, scheduler, unet.config)
 
     def prepare(self, accelerator: Accelerator) -> None:
+        """Draw the class pictures that are missing, then prepare as others do."""
+        options = self.captioned
+        if missing_class_pictures(options, self.config.output):
+            if accelerator.is_main_process:
+                folder = class_folder(options, self.config.output)
+                self.pipe.to(accelerator.device)
+                draw_class_pictures(
+                    self.pipe, str(options.class_prompt), folder, options.num_class_images
+                )
+            accelerator.wait_for_everyone()
         super().prepare(accelerator)
         prepare_frozen(self.pipe.unet, accelerator, self.exact_layers())
 
@@ -86,7 +101,7 @@ def load_base(name: str, what: str) -> tuple[Pipeline, AutoencoderKL]:
     what: is trained, for messages. Raises ArgumentError for a model that is not from text to
     image in latents.
     """
-    pipe = Pipeline.from_pretrained(name, dtype=torch.float32, device="cpu")
+    pipe = Pipeline.from_pretrained(name or None, dtype=torch.float32, device="cpu")
     pipe.need_text(f"{what} is trained for models of the Stable Diffusion family")
     if pipe.task != "text" or not isinstance(pipe.vae, AutoencoderKL):
         raise ArgumentError(

@@ -24,7 +24,7 @@ from ldm.images.clip_pixels import clip_pixels
 from ldm.training.config import TrainConfig
 from ldm.training.objectives import contrastive_loss
 from ldm.training.recipes.base import Recipe
-from ldm.training.recipes.captioned import captioned_pictures
+from ldm.training.recipes.captioned_data import captioned_pictures
 from ldm.training.recipes.frozen_base import load_base
 from ldm.training.warm_start import begin_with
 

@@ -57,6 +57,8 @@ class IPAdapterRecipe(FrozenBaseRecipe[PictureTokens]):
     be loaded.
     """
 
+    reads_crops = False  # as diffusers' examples train it
+
     def __init__(self, config: TrainConfig) -> None:
         self.options = options = read_table(IPAdapterOptions, config.options, "options.")
         super().__init__(config, options, "an IP-Adapter")

@@ -18,10 +18,12 @@ from ldm.config.settings import choice, read_table
 from ldm.errors import ArgumentError
 from ldm.loading.single_file import names_of
 from ldm.training.config import TrainConfig
-from ldm.training.finetuning.adapters import AdapterOptions, Adapters
+from ldm.training.finetuning.adapters import AdapterOptions
+from ldm.training.finetuning.few_steps import check_many_steps
 from ldm.training.finetuning.lora_metadata import lora_metadata
 from ldm.training.finetuning.lora_start import begin_with_lora
 from ldm.training.finetuning.trained import Trained, adapters_of
+from ldm.training.finetuning.word_files import bundled, save_words
 from ldm.training.recipes.finetuning import FineTuningOptions, FineTuningRecipe
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -56,25 +58,34 @@ class LoraRecipe(FineTuningRecipe):
         self.options = options = read_table(LoraOptions, config.options, "options.")
         check_saving(options)
         super().__init__(config, options, "a LoRA")
+        check_many_steps(self.pipe, options.base)
         if config.model:
             raise ArgumentError("[model] has settings, but a LoRA's are those of [options]")
         text = options.train_text_encoder
+        if text and options.keep_contexts:
+            raise ArgumentError(
+                "options.keep_contexts keeps the states of a text encoder that is trained; leave "
+                "it or options.train_text_encoder out"
+            )
         self.model = adapters_of(self.pipe, options, text, options.clip_skip)
         begin_with_lora(self.model, config.start)
 
     def save(self, model: Trained, folder: Path) -> None:
         """Write the LoRA; ``ldm generate --lora`` takes the run's folder."""
-        rows = self.data.train
-        captions = self.data.captions(rows)
-        save_lora(
-            model, folder, self.config, self.options,
-            {
-                "title": self.options.name or Path(self.config.output).name,
-                "base": Path(self.options.base).name,
-                "pictures": len(rows), "captions": captions, "size": self.latents.sizes[0],
-                "clip_skip": self.options.clip_skip,
-            },
-        )  # fmt: skip
+        save_lora(model, folder, self.config, self.options, described(self, self.options))
+
+
+def described(recipe: FineTuningRecipe, options: LoraSaving) -> dict[str, Any]:
+    """Return what a LoRA's file says of the run: see ``lora_metadata``."""
+    rows = recipe.rows_to_learn
+    return {
+        "title": options.name or Path(recipe.config.output).name,
+        "base": Path(recipe.tuning.base).name or "ldm's built-in model",
+        "pictures": len(rows),
+        "captions": recipe.data.captions(rows),
+        "size": recipe.latents.sizes[0],
+        "clip_skip": recipe.tuning.clip_skip,
+    }
 
 
 def check_saving(options: LoraSaving) -> None:
@@ -91,8 +102,7 @@ def check_saving(options: LoraSaving) -> None:
 def updates_of(model: Trained, dtype: torch.dtype) -> dict[Module, Factors[Tensor]]:
     """Return the factors of all layers with adapters, by part and path, on the CPU."""
     found: dict[Module, Factors[Tensor]] = {}
-    for part, adapters in model.parts.items():
-        assert isinstance(adapters, Adapters)
+    for part, adapters in model.adapters.items():
         for path, adapter in adapters.items():
             values = adapter.values()
             tensors = {
@@ -110,15 +120,21 @@ def save_lora(
     options: LoraSaving,
     data: dict[str, Any],
 ) -> None:
-    """Write adapters into the folder of a run. data: see ``lora_metadata``."""
+    """Write adapters, and words if there are any, into the folder of a run.
+
+    kohya's layout has them in one file, as OneTrainer does. data: see ``lora_metadata``.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     updates = updates_of(model, DTYPES[options.save_dtype])
-    pipe = model.pipe
+    pipe, words = model.pipe, model.words
+    if words is not None and options.save_as != "kohya":
+        save_words(words, folder, "a1111")
     if options.save_as == "peft":
         save_peft(updates, folder)
         return
     if options.save_as == "kohya":
         tensors = lora_writing.kohya_tensors(updates, names_of(pipe.unet.config), pipe.xl)
+        tensors |= {} if words is None else bundled(words)
         name = f"{data['title']}.safetensors"
     else:
         tensors = lora_writing.diffusers_tensors(updates)

@@ -13,14 +13,14 @@ from ldm.errors import ArgumentError
 from ldm.training.data import CaptionedImages
 from tools.builtin_model.evaluation import classifier
 from tools.builtin_model.evaluation.examples import Examples
-from tools.builtin_model.icons import nouns, sources, variants
+from tools.builtin_model.icons import new_style, nouns, sources, variants
 from tools.builtin_model.icons.sources import Package
 
 SETS = {
     "openmoji": Package("@iconify-json/openmoji", "1.2.29"),
     "noto-v1": Package("@iconify-json/noto-v1", "1.2.5"),
     "emojione-v1": Package("@iconify-json/emojione-v1", "1.2.3"),
-    "streamline-emojis": Package("@iconify-json/streamline-emojis", "1.2.4"),
+    **new_style.PACKAGES,
     "fxemoji": Package("@iconify-json/fxemoji", "1.2.2"),
 }
 LATER = {"noto-v1": "noto", "emojione-v1": "emojione"}  # sets that redrew one of these

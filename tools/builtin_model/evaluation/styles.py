@@ -1,7 +1,8 @@
 """A network that says in the style of which icon set a picture is drawn; trained in minutes."""
 
+import hashlib
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,26 +15,29 @@ from ldm.training.data import CaptionedImages
 from tools.builtin_model.evaluation.classifier import convolution, to_float
 from tools.builtin_model.evaluation.examples import fingerprint, kind, on_white, other_icons
 from tools.builtin_model.evaluation.fit import rate
+from tools.builtin_model.icons import new_style
 from tools.builtin_model.icons.captions import STYLES
+from tools.builtin_model.icons.nouns import Subject
 
 WORDS = tuple(STYLES.values())
-FILE = "styles.safetensors"
 STEPS, BATCH, LEARNING_RATE, WEIGHT_DECAY, SMOOTHING = 1500, 64, 2e-3, 0.05, 0.05
 WIDTHS = (64, 128, 192)
 SIDES = range(96, 137, 8)  # pixels to which pictures are scaled in training
 NOISE, BLURRED = 0.03, 0.3  # most of it, of [-1, 1]; share of batches
+PICTURES = 8  # of an icon of another set, before those in other colours are left out
 FLOOR = 1e-3  # keeps the slope of a deviation finite where a channel is all alike
 
 
 class StyleJudge(nn.Module):
-    """Pixels (B, 3, H, W) in [-1, 1] → logits (B, 5) of WORDS.
+    """Pixels (B, 3, H, W) in [-1, 1] → logits (B, len(styles)).
 
     It sees each channel's mean and deviation over the picture, at three sizes, and not where what
     is: these are what a picture's style is (Huang & Belongie 2017, section 3; Gatys et al. 2016).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, styles: Sequence[str] = WORDS) -> None:
         super().__init__()
+        self.styles = tuple(styles)
         widths = (32, *WIDTHS)
         self.first = nn.Sequential(nn.PixelUnshuffle(2), convolution(12, widths[0]), nn.ReLU())
         self.stages = nn.ModuleList(
@@ -45,7 +49,7 @@ class StyleJudge(nn.Module):
             )
             for inputs, outputs in itertools.pairwise(widths)
         )
-        self.words = nn.Linear(2 * sum(WIDTHS), len(WORDS))
+        self.words = nn.Linear(2 * sum(WIDTHS), len(self.styles))
         self.to(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -63,24 +67,34 @@ class StyleJudge(nn.Module):
         self.eval()
         parts = to_float(torch.from_numpy(pictures).permute(0, 3, 1, 2)).split(batch)
         best = [(self(x) + self(x.flip(3))).argmax(1) for x in parts]
-        return [WORDS[i] for i in torch.cat(best).tolist()]
+        return [self.styles[i] for i in torch.cat(best).tolist()]
 
 
-def trained(data: CaptionedImages, folder: Path, log: Callable[[str], None]) -> StyleJudge:
+def trained(
+    data: CaptionedImages,
+    folder: Path,
+    log: Callable[[str], None],
+    more: Mapping[str, np.ndarray] | None = None,
+) -> StyleJudge:
     """Load the judge of `folder`, trained first where there is none: 15 minutes on one core.
 
-    Raises ArgumentError where the one there was trained on other icons.
+    `more` are plain pictures, uint8 (N, H, W, 3) as large as the data's, of further styles by
+    their words; judges of other styles have other files. Raises ArgumentError where the one there
+    was trained on other icons.
     """
-    path, digest = folder / FILE, fingerprint(data)
+    more = more or {}
+    styles = (*WORDS, *more)
+    path = folder / ("-".join(["styles", *more]) + ".safetensors")
+    digest = "-".join([fingerprint(data), *map(hash_of, more.values())])
     if path.exists():
         found = read_checkpoint(path)
         if found.metadata.get("data") != digest:
             raise other_icons(path, data)
-        model = StyleJudge()
+        model = StyleJudge(styles)
         model.load_state_dict(found.tensors)
         return model.eval()
     log(f"training a judge of styles on the icons of {data.folder}: a quarter of an hour, once")
-    model = fit(data, log)
+    model = fit(data, log, more)
     write_tensors(model.state_dict(), path, {"data": digest})
     return model
 
@@ -91,20 +105,47 @@ def plain_rows(data: CaptionedImages) -> list[int]:
     return [i for i, row in rows if kind(row) == "one" and not row["colour"] and on_white(row)]
 
 
-def fit(data: CaptionedImages, log: Callable[[str], None]) -> StyleJudge:
+def hash_of(pictures: np.ndarray) -> str:
+    """Return a key that changes with the pictures."""
+    return hashlib.sha256(np.ascontiguousarray(pictures)).hexdigest()[:16]
+
+
+def new_examples(subjects: Sequence[Subject], size: int) -> np.ndarray:
+    """Draw icons of the new style as those of ``plain_rows`` are: uint8 (N, size, size, 3)."""
+    drawn = (pair for s in subjects for pair in new_style.pictures(s, PICTURES, size, 0))
+    return np.stack([p for p, row in drawn if not row.colour and row.background in (None, "white")])
+
+
+def fit(
+    data: CaptionedImages, log: Callable[[str], None], more: Mapping[str, np.ndarray] | None = None
+) -> StyleJudge:
     """Train from scratch, on the present number of threads."""
     torch.manual_seed(0)
+    styles = (*WORDS, *(more or {}))
     rows = torch.tensor(plain_rows(data))
-    words = torch.tensor([WORDS.index(STYLES[data.rows[i]["set"]]) for i in rows.tolist()])
+    named = [STYLES[data.rows[i]["set"]] for i in rows.tolist()]
+    extra = torch.empty(0, *data.images.shape[1:], dtype=torch.uint8)
+    for word, pictures in (more or {}).items():
+        extra = torch.cat([extra, torch.from_numpy(pictures)])
+        named += [word] * len(pictures)
+    words = torch.tensor([styles.index(word) for word in named])
     # Every style as often as the others.
-    odds = torch.bincount(words, minlength=len(WORDS)).float().reciprocal()[words]
-    model = StyleJudge().train()
+    odds = torch.bincount(words, minlength=len(styles)).float().reciprocal()[words]
+
+    def pixels(chosen: Tensor) -> Tensor:
+        own = chosen < len(rows)
+        x = torch.empty(len(chosen), *extra.permute(0, 3, 1, 2).shape[1:])
+        x[own] = data.pixels(rows[chosen[own]])
+        x[~own] = to_float(extra[chosen[~own] - len(rows)].permute(0, 3, 1, 2))
+        return x
+
+    model = StyleJudge(styles).train()
     optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: rate(done, STEPS))
     for step in range(1, STEPS + 1):
         chosen = torch.multinomial(odds, BATCH, replacement=True)
         with torch.autocast("cpu", torch.bfloat16):
-            logits = model(changed(data.pixels(rows[chosen])))
+            logits = model(changed(pixels(chosen)))
         loss = F.cross_entropy(logits.float(), words[chosen], label_smoothing=SMOOTHING)
         optimizer.zero_grad()
         loss.backward()

@@ -11,6 +11,8 @@ STYLES = {
     "twemoji": "bold",
     "emojione": "detailed",
 }
+# Of a set that the model never saw: what `tools.builtin_model.build_style` has a LoRA learn.
+NEW_STYLES = {"streamline-emojis": "outlined"}
 
 # Words that sound other than they are spelt.
 _AN = re.compile(r"^(?:[aeio]|u(?!ni|fo|kulele|se)|hour|x-)")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from .captions import STYLES, has_colour, takes_no_article, the_thing, without_colour
+from .captions import NEW_STYLES, STYLES, has_colour, takes_no_article, the_thing, without_colour
 from .colour import (
     ACHROMATIC,
     TONES,
@@ -21,7 +21,7 @@ from .colour import (
 from .nouns import Subject
 from .sources import render
 from .split import HELD_OUT_PAIRS
-from .wording import Thing, caption
+from .wording import STYLED, Thing, caption
 
 RECOLOURED = 0.65  # share of pictures in other colours than the icon's own
 COLOURED_BACKGROUND = 0.38
@@ -104,13 +104,20 @@ def name_of(subject: Subject) -> str:
 
 
 def single(
-    subject: Subject, master: Image.Image, size: int, rng: np.random.Generator
+    subject: Subject,
+    master: Image.Image,
+    size: int,
+    rng: np.random.Generator,
+    styled: float = STYLED,
+    style: str | None = None,
 ) -> tuple[np.ndarray, Row]:
-    """Draw the icon as large as fits, or a little smaller: uint8 (size, size, 3), and its row."""
+    """Draw the icon as large as fits, or a little smaller: uint8 (size, size, 3), and its row.
+
+    `styled` is the share of captions that name the style, `style` its word if not the set's own.
+    """
     canvas, drawing, background = alone(subject, master, size, rng)
-    text, named = caption(
-        rng, [(drawing.thing, drawing.word, drawing.bare)], None, background, style_of(subject)
-    )
+    things = [(drawing.thing, drawing.word, drawing.bare)]
+    text, named = caption(rng, things, None, background, style or style_of(subject), styled)
     return canvas, row(subject, "train", "one", text, drawing.thing.colour, background, named)
 
 
@@ -131,7 +138,7 @@ def alone(
 
 def style_of(subject: Subject) -> str:
     """Return the word for the look of its set."""
-    return STYLES[subject.icon.set]
+    return (STYLES | NEW_STYLES)[subject.icon.set]
 
 
 def draw(

@@ -93,6 +93,7 @@ def caption(
     relation: str | None,
     background: str | None,
     style: str,
+    styled: float = STYLED,
 ) -> tuple[str, tuple[Thing, ...]]:
     """Write a caption; returns the things as it describes them, in the order of its words.
 
@@ -101,7 +102,8 @@ def caption(
         things: one or two, each with the word for it and whether that takes no article.
         relation: where the first of two is, seen from the second, if that is to be said.
         background: its colour, if that is to be said.
-        style: word for the look of the icon set, added to half of the captions.
+        style: word for the look of the icon set.
+        styled: share of captions that name it.
     """
     if len(things) == 2:
         if rng.random() < 0.5:
@@ -121,4 +123,4 @@ def caption(
         form = str(rng.choice(forms, p=shares))
         the = f"{article(background)} {background}"
         text = form.format(text, the=the, colour=background)
-    return (f"{text}, {style}" if rng.random() < STYLED else text), named
+    return (f"{text}, {style}" if rng.random() < styled else text), named
