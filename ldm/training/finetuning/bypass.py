@@ -26,8 +26,8 @@ def with_bypass(
     """
     dtype = frozen.computed_in(x, weight)
     back = dtype if torch.is_autocast_enabled(x.device.type) else x.dtype
-    parts = (x, weight, bias, down, up)
-    x, weight, bias, down, up = (None if part is None else part.to(dtype) for part in parts)
+    bias = None if bias is None else bias.to(dtype)
+    x, weight, down, up = (part.to(dtype) for part in (x, weight, down, up))
     if x.is_cpu and x.numel() and not weight.requires_grad:
         return cast("Tensor", _Bypass.apply(x.contiguous(), weight, bias, down, up, scale)).to(back)
     change = F.linear(F.linear(x, down), up)
