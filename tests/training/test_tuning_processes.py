@@ -11,9 +11,7 @@ import torch
 from ldm.training.checkpoint import checkpoints
 from tests.helpers.fine_tuning import tune, tuning_config
 from tests.training.test_processes import DDP, ROOT, assert_near, launch, losses
-from tests.training.test_recipe_lora import photographs  # noqa: F401  # a fixture
 
-# ruff: noqa: F811
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:the run goes on")]
 FSDP = ("--config_file", str(ROOT / "configs" / "train" / "fsdp.yaml"))
 RECIPES: list[tuple[str, dict[str, Any]]] = [
