@@ -7,14 +7,17 @@ the plain layers.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ldm.fast.attention_by_heads import AttentionByHeads
 from ldm.fast.replace import M, replace_children, with_state_of
 from ldm.layers import DotProductAttention, Downsample
+
+MANY_PAIRS = 1 << 16  # of tokens in a head, from which on their matrix is not kept
 
 
 def adapt_to_cpu(model: M) -> M:
@@ -73,10 +76,12 @@ def trainable_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Compute ``DotProductAttention``; with gradients on a CPU, by plain products.
 
     There the fused kernel takes 3 to 5 times as long with its backward pass: 92 against 18 ms for
-    bfloat16 (64, 4, 64, 56) on one core.
+    bfloat16 (64, 4, 64, 56) on one core. Many tokens go head by head (see ``AttentionByHeads``).
     """
-    if q.device.type != "cpu" or not q.requires_grad:
+    if q.device.type != "cpu" or not (torch.is_grad_enabled() and q.requires_grad):
         return F.scaled_dot_product_attention(q, k, v)
+    if q.shape[2] * k.shape[2] >= MANY_PAIRS:
+        return cast("Tensor", AttentionByHeads.apply(q, k, v))
     with torch.autocast("cpu", enabled=False):  # it would compute the softmax in float32
         return (q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)).softmax(dim=-1) @ v
 

@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.grad import conv2d_input
 
 from ldm.fast import onednn
+from ldm.fast.products import product
 from ldm.fast.replace import replace_children, with_state_of
 
 FEW = 256  # pixels of all rows up to which a convolution is computed as a product
@@ -102,15 +103,7 @@ def convolution(
 
 def by_onednn(x: Tensor, weight: Tensor, dtype: torch.dtype) -> bool:
     """Whether a product may take oneDNN's kernels by name, and is of a frozen weight."""
-    # PyTorch itself takes them in bfloat16, MKL in float32: on AMD's processors half as fast.
     return x.is_cpu and dtype == torch.float32 and not weight.requires_grad and onednn.packs(dtype)
-
-
-def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Compute x Wᵀ + b of one dtype on a CPU."""
-    if x.dtype == torch.float32 and onednn.packs(x.dtype):
-        return onednn.plain_linear(x, weight, bias)
-    return F.linear(x, weight, bias)
 
 
 class _Linear(torch.autograd.Function):

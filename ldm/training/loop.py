@@ -43,7 +43,7 @@ from ldm.training.lock import only_run_in
 from ldm.training.metrics import Metrics, append_row, cut_log
 from ldm.training.optimizer import build_optimizer, check_optimizer, weights_format
 from ldm.training.recipes.base import Recipe
-from ldm.training.sharding import full_tensor, is_sharded
+from ldm.training.sharding import choose_units, full_tensor, is_sharded
 
 
 @dataclass
@@ -130,9 +130,10 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.recipe.prepare(accelerator)
         model = self.recipe.model
-        model.to(memory_format=weights_format(config))
         shards = accelerator.distributed_type == DistributedType.FSDP
+        model.to(memory_format=weights_format(config, shards))
         ema = EMA(model, config.ema_decay, shards)
+        choose_units(accelerator, model)
         self.parallel, optimizer = accelerator.prepare(model, build_optimizer(model, config))
         ema.follow(model)
         self.recipe.follow(ema.model)
@@ -186,9 +187,10 @@ class Trainer:
         """Add the gradient of one of ``parts`` of this process's batch."""
         device = self.accelerator.device
         rows = {key: to_device(value, device) for key, value in rows.items()}
-        with self.accelerator.autocast(), fast_attention(device):
-            loss, found = self.recipe.loss(self.parallel, rows)
-        self.accelerator.backward(loss / parts)
+        with fast_attention(device):  # also of what gradient checkpointing computes again
+            with self.accelerator.autocast():
+                loss, found = self.recipe.loss(self.parallel, rows)
+            self.accelerator.backward(loss / parts)
         self.metrics.add({"loss": loss, **found})
         self.metrics.watch(step + 1, loss)
 

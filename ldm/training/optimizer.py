@@ -110,10 +110,11 @@ def parts_of(model: nn.Module) -> list[str]:
     return sorted({part_of(name) for name, _ in model.named_parameters()} - {""})
 
 
-def weights_format(config: TrainConfig) -> torch.memory_format:
-    """Return the memory format of a model's weights under the optimizer.
+def weights_format(config: TrainConfig, shards: bool = False) -> torch.memory_format:
+    """Return the memory format of a model's weights, under FSDP if it ``shards`` them.
 
-    Convolutions are fastest with channels last, but bitsandbytes would undo this in each step.
+    Convolutions are fastest with channels last, but bitsandbytes would undo this in each
+    step, and FSDP takes contiguous weights only.
     """
-    eight = config.optimizer == "adamw8bit"
-    return torch.contiguous_format if eight else torch.channels_last
+    plain = shards or config.optimizer == "adamw8bit"
+    return torch.contiguous_format if plain else torch.channels_last

@@ -5,8 +5,34 @@ On whole tensors these do nothing, so that checkpoints and averages have one for
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
+
+from ldm.training.checkpointing import BLOCKS
+
+
+def choose_units(accelerator: Accelerator, model: nn.Module) -> None:
+    """Choose what FSDP gathers at once: a U-Net's and a text encoder's blocks, by their classes.
+
+    accelerate's choice by size takes lists of blocks too, which PyTorch refuses: a model of such
+    lists without these blocks, as adapters are, is gathered as a whole.
+    """
+    plugin = accelerator.state.fsdp_plugin if hasattr(accelerator.state, "fsdp_plugin") else None
+    if plugin is None:
+        return
+    modules = list(model.modules())
+    names = [kind.__name__ for kind in BLOCKS if any(isinstance(one, kind) for one in modules)]
+    if names:
+        plugin.transformer_cls_names_to_wrap = names
+        plugin.auto_wrap_policy = partial(
+            transformer_auto_wrap_policy, transformer_layer_cls=set(BLOCKS)
+        )
+    elif any(isinstance(one, nn.ModuleList | nn.ModuleDict) for one in modules):
+        plugin.auto_wrap_policy = None
 
 
 def is_sharded(model: nn.Module) -> bool:

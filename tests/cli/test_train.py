@@ -74,4 +74,5 @@ def test_settings_shown_by_a_dry_run_are_the_runs(
     settings = json.loads(out[: out.index("\n}") + 2])
     assert settings["steps"] == 3
     assert "2 examples to learn from" in out
-    assert not (tmp_path / "run").exists()
+    assert "memory: " in out
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["first_batch.png"]

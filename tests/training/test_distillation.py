@@ -514,6 +514,23 @@ def test_options_that_cannot_work(
         build_recipe(config_for(recipe, bases("sd")[0], pictures, tmp_path, **options))
 
 
+def test_a_lora_goes_on_from_another(bases: Any, pictures: Path, tmp_path: Path) -> None:
+    """Such as one of another number of the solver's steps; a whole student cannot."""
+    base = bases("sd")[0]
+    run(config_for("lcm", base, pictures, tmp_path / "a", 2))
+    start = str(tmp_path / "a/a.safetensors")
+    config = replace(config_for("lcm", base, pictures, tmp_path / "b"), start=start)
+    recipe: Any = build_recipe(config)
+    learnt = load_file(start)
+    ups = [float(v.abs().sum()) for name, v in learnt.items() if name.endswith("lora_up.weight")]
+    own = [float(f.factors["up"].abs().sum()) for _, f in recipe.model.parts["unet"].items()]
+    assert sum(ups) > 0
+    assert sum(own) == pytest.approx(sum(ups), rel=1e-5)
+    whole = config_for("lcm", base, pictures, tmp_path / "c", train="full")
+    with pytest.raises(ArgumentError, match="start is given, but a whole student begins as"):
+        build_recipe(replace(whole, start=start))
+
+
 def test_a_base_of_few_steps_is_a_warning(bases: Any, pictures: Path, tmp_path: Path) -> None:
     """It can be distilled all the same: what reads the scale itself needs no second pass."""
     with pytest.warns(UserWarning, match="draws in few steps already"):

@@ -178,6 +178,7 @@ def test_a_run_resumes_exactly_and_draws_with_its_average(
     base, _ = bases("sd")
     settings = {"steps": 4, "ema_decay": 0.9, "sample_every": 2}
     options = {"train": ALL, "prompts": ["a", "b"], "num_inference_steps": 2}
+    options["gradient_checkpointing"] = True
     whole, parts = (
         replace(config_for(base, photographs, tmp_path / name, **options), **settings)
         for name in ("whole", "parts")

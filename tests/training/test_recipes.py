@@ -245,7 +245,7 @@ def test_psnr_of_a_known_error() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "the following arguments are required: --config"),
+        ((), "give a METHOD, such as lora, or --config FILE"),
         (("--config", "nowhere.toml"), "nowhere.toml does not exist"),
         (("--config", str(CONFIGS / "vae.toml"), "--set", "steps"), "'steps' is not of the form"),
         (("--config", str(CONFIGS / "vae.toml"), "--set", "data=nowhere"), "does not exist"),

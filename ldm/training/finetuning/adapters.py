@@ -19,6 +19,7 @@ from ldm.checkpoints.lora_kinds import Factors
 from ldm.config.settings import choice, within
 from ldm.errors import ArgumentError
 from ldm.fast import frozen
+from ldm.training.finetuning.bypass import with_bypass
 from ldm.training.finetuning.factors import KINDS, largest_rank, new_factors
 from ldm.training.finetuning.targets import choose_layers
 
@@ -55,6 +56,12 @@ def is_spatial(layer: nn.Module) -> bool:
     return isinstance(layer, nn.Conv2d) and layer.kernel_size != (1, 1)
 
 
+def is_linear(layer: nn.Conv2d) -> bool:
+    """Whether a convolution is a linear layer of each pixel, as those around transformers are."""
+    plain = layer.kernel_size == layer.stride == (1, 1) and layer.groups == 1
+    return plain and layer.padding == (0, 0)
+
+
 class Adapter(nn.Module):
     """What is learnt for one layer."""
 
@@ -84,9 +91,11 @@ class Adapter(nn.Module):
     def linear(self, layer: nn.Linear, x: Tensor) -> Tensor:
         """Compute the layer's output with the change."""
         if self.low_rank:
-            y = frozen.linear(x, layer.weight, layer.bias)
             down, up = self.factors["down"], self.factors["up"]
-            change = F.linear(F.linear(self.dropout(x), down), up)
+            if not (self.dropout.p and self.training):
+                return with_bypass(x, layer.weight, layer.bias, down, up, self.scale)
+            y = frozen.linear(x, layer.weight, layer.bias)
+            change = F.linear(F.linear(self.dropout(x), down.to(x.dtype)), up.to(x.dtype))
             return torch.add(y, change, alpha=self.scale)
         return self.by_weight(x, layer.weight, layer.bias, F.linear)
 
@@ -95,8 +104,11 @@ class Adapter(nn.Module):
         apply = type(layer)._conv_forward
         if self.low_rank:
             down, up = self.factors["down"], self.factors["up"]
-            change = F.conv2d(apply(layer, self.dropout(x), down, None), up)
-            return apply(layer, x, weight, bias) + self.scale * change
+            if is_linear(layer) and not (self.dropout.p and self.training):
+                parts = (weight.flatten(1), bias, down.flatten(1), up.flatten(1))
+                return with_bypass(x.permute(0, 2, 3, 1), *parts, self.scale).permute(0, 3, 1, 2)
+            change = F.conv2d(apply(layer, self.dropout(x), down.to(x.dtype), None), up.to(x.dtype))
+            return torch.add(apply(layer, x, weight, bias), change, alpha=self.scale)
         return self.by_weight(x, weight, bias, partial(apply, layer))
 
     def by_weight(

@@ -8,23 +8,21 @@ of a picture, class pictures (DreamBooth) are part of a batch, where the options
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import ClassVar, TypeVar
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ldm.config import UNetConfig
-from ldm.config.settings import within
 from ldm.errors import ArgumentError, DataError
 from ldm.scheduler import DDPMScheduler
 from ldm.text.conditioning import TextModel, time_ids
 from ldm.training.batches import draw_times
 from ldm.training.config import TrainConfig
 from ldm.training.data import Pictures, step_generator
-from ldm.training.data.caption_changes import CaptionChanges, warn_without_word
+from ldm.training.data.caption_changes import warn_without_word
 from ldm.training.data.masks import open_masks
 from ldm.training.finetuning.texts import text_states
 from ldm.training.objectives import check_zero_snr, diffusion_weight, simple_error
@@ -38,8 +36,8 @@ from ldm.training.recipes.captioned_data import (
     warn_of_few,
     warn_of_long,
 )
+from ldm.training.recipes.captioned_options import CaptionedOptions
 from ldm.training.recipes.prior import (
-    PriorOptions,
     check_prior,
     missing_class_pictures,
     new_word,
@@ -50,31 +48,6 @@ from ldm.training.recipes.size_groups import count_instances
 from ldm.vae import AutoencoderKL
 
 M = TypeVar("M", bound=nn.Module)
-
-
-@dataclass(kw_only=True)
-class CaptionedOptions(PriorOptions, CaptionChanges):
-    """What the tables ``[options]`` of these recipes share."""
-
-    # How the pictures are read (see DataOptions). With ``flip``, latents of the mirrored pictures
-    # are kept beside the others.
-    data: dict[str, Any] = field(default_factory=dict)
-    # {multiple, max_ratio} for batches of several proportions, of about ``data.size``² px each,
-    # see bucket_sizes; without it, all pictures are cropped to squares.
-    buckets: dict[str, Any] | None = None
-    # Whether the text encoders' states of all captions are computed once and kept on the disk, too:
-    # 2·77·D bytes each, D the width of all encoders together; for captions that do not change.
-    keep_contexts: bool = False
-    caption_dropout: float = within("[0, 1]", 0.1)  # share of captions made "", for guidance
-    clip_skip: int = within("[0, inf)", 0)  # layers of the text encoders left out, as diffusers
-    # Strength of noise that is one number for each channel of a picture, so that the model learns
-    # to change its mean (Guttenberg 2023).
-    offset_noise: float = within("[0, inf)", 0.0)
-    min_snr_gamma: float | None = within("(0, inf)", None)  # see ``diffusion_weight``
-    # Times are drawn more often where shapes are learnt, see ``draw_times``; without
-    # ``logit_std``, all equally often.
-    logit_mean: float = 0.0
-    logit_std: float | None = within("(0, inf)", None)
 
 
 class CaptionedRecipe(Recipe[M]):

@@ -20,6 +20,7 @@ from ldm.pipeline import Pipeline
 from ldm.training.checkpointing import checkpoint_blocks
 from ldm.training.config import TrainConfig
 from ldm.training.distillation import guide
+from ldm.training.finetuning.lora_start import begin_with_lora
 from ldm.training.finetuning.texts import text_states
 from ldm.training.finetuning.trained import Trained, adapters_of
 from ldm.training.recipes.cached_latents import Drawn
@@ -71,8 +72,8 @@ class DistillationRecipe(FineTuningRecipe):
         super().__init__(config, options, what)
         if config.model:
             raise ArgumentError("[model] has settings, but these are of [options] here")
-        if config.start:
-            raise ArgumentError("start is given, but a student begins as options.base")
+        if config.start and options.train == "full":
+            raise ArgumentError("start is given, but a whole student begins as options.base")
         self.teacher = self.pipe.unet
         if self.pipe.scheduler.config.sampler_class in ("LCMScheduler", "TCDScheduler"):
             warnings.warn(
@@ -82,6 +83,7 @@ class DistillationRecipe(FineTuningRecipe):
             )
         if options.train == "lora":
             self.model = adapters_of(self.pipe, options, False, options.clip_skip)
+            begin_with_lora(self.model, config.start)
         else:
             student = with_guidance_embedding(self.teacher, options.time_cond_proj_dim)
             if options.gradient_checkpointing:

@@ -17,7 +17,8 @@ from ldm.pipeline import Pipeline
 from ldm.training.config import TrainConfig
 from ldm.training.data.crops import Size
 from ldm.training.recipes.cached_latents import Drawn
-from ldm.training.recipes.captioned import CaptionedOptions, CaptionedRecipe
+from ldm.training.recipes.captioned import CaptionedRecipe
+from ldm.training.recipes.captioned_options import CaptionedOptions
 from ldm.training.recipes.class_pictures import draw_class_pictures
 from ldm.training.recipes.prior import class_folder, missing_class_pictures
 from ldm.vae import AutoencoderKL
@@ -56,12 +57,12 @@ class FrozenBaseRecipe(CaptionedRecipe[M]):
     def prepare(self, accelerator: Accelerator) -> None:
         """Draw the class pictures that are missing, then prepare as others do."""
         options = self.captioned
-        if missing_class_pictures(options, self.config.output):
-            if accelerator.is_main_process:
-                folder = class_folder(options, self.config.output)
+        if options.class_prompt is not None:
+            folder = class_folder(options, self.config.output)
+            if accelerator.is_main_process and missing_class_pictures(options, self.config.output):
                 self.pipe.to(accelerator.device)
                 draw_class_pictures(
-                    self.pipe, str(options.class_prompt), folder, options.num_class_images
+                    self.pipe, options.class_prompt, folder, options.num_class_images
                 )
             accelerator.wait_for_everyone()
         for part, network in self.networks.items():

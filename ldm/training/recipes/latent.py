@@ -23,7 +23,8 @@ from ldm.scheduler import DDPMScheduler
 from ldm.text.conditioning import TextModel
 from ldm.text.tokenizer import CLIPTokenizer
 from ldm.training.config import TrainConfig
-from ldm.training.recipes.captioned import CaptionedOptions, CaptionedRecipe
+from ldm.training.recipes.captioned import CaptionedRecipe
+from ldm.training.recipes.captioned_options import CaptionedOptions
 from ldm.training.warm_start import new_unet
 from ldm.unet import UNet
 from ldm.vae import AutoencoderKL

@@ -58,20 +58,20 @@ def new_word(options: PriorOptions) -> str | None:
 
 
 def class_folder(options: PriorOptions, output: str) -> Path:
-    """Return the folder of class pictures."""
-    return Path(options.class_data or Path(output) / "class_pictures")
+    """Return the folder of class pictures. Raises DataError for what is no folder."""
+    folder = Path(options.class_data or Path(output) / "class_pictures")
+    if folder.exists() and not folder.is_dir():
+        raise DataError(f"options.class_data is {folder}, which is no folder of pictures")
+    return folder
 
 
 def missing_class_pictures(options: PriorOptions, output: str) -> int:
-    """Return how many class pictures are still to be drawn. Raises DataError for no folder."""
+    """Return how many class pictures are still to be drawn. Raises as ``class_folder`` does."""
     if options.class_prompt is None:
         return 0
     folder = class_folder(options, output)
-    if not folder.exists():
-        return options.num_class_images
-    if not folder.is_dir():
-        raise DataError(f"options.class_data is {folder}, which is no folder of pictures")
-    return max(options.num_class_images - len(list_files(folder).pictures), 0)
+    there = len(list_files(folder).pictures) if folder.exists() else 0
+    return max(options.num_class_images - there, 0)
 
 
 def with_class_pictures(
