@@ -61,14 +61,10 @@ class FrozenLinear(nn.Linear):
 
 
 class FrozenConv2d(nn.Conv2d):
-    """``nn.Conv2d`` by `convolution`."""
+    """``nn.Conv2d`` by `convolve`."""
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        padding = self.padding
-        if self.padding_mode != "zeros":
-            x = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode)
-            padding = (0, 0)
-        return convolution(x, weight, bias, self.stride, padding, self.dilation, self.groups)
+        return convolve(self, x, weight, bias)
 
 
 class FrozenGEGLU(GEGLU):
@@ -111,6 +107,15 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     y = _Linear.apply if by_onednn(x, weight, dtype) else F.linear
     back = dtype if torch.is_autocast_enabled(x.device.type) else x.dtype
     return y(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)).to(back)
+
+
+def convolve(layer: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Compute a layer's convolution with these weights, as ``Conv2d._conv_forward``."""
+    padding = layer.padding
+    if layer.padding_mode != "zeros":
+        x = F.pad(x, layer._reversed_padding_repeated_twice, mode=layer.padding_mode)
+        padding = (0, 0)
+    return convolution(x, weight, bias, layer.stride, padding, layer.dilation, layer.groups)
 
 
 def convolution(
