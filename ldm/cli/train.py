@@ -77,8 +77,8 @@ def parser(prog: str = "ldm-train") -> Parser:
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="print the settings, the sizes and the memory to expect, and write the first batch as "
-        "OUTPUT/first_batch.png, then stop",
+        help="print the settings, the sizes and all of the memory to expect, and write the first "
+        "batch as OUTPUT/first_batch.png, then stop",
     )
     parser.add_argument(
         "--accept-changes",
@@ -116,6 +116,9 @@ def run_training(arguments: argparse.Namespace) -> None:
         if isinstance(recipe, CaptionedRecipe) and config.output:
             put_text(f"first batch: {write_first_batch(recipe, Path(config.output))}\n")
         return
+    if is_main_process() and not arguments.quiet:
+        rows = describe_run(config, recipe, world_size(), activations=False)
+        put_text("".join(f"{row}\n" for row in rows))
     with stopping() as stop_requested:
         for state in train_steps(config, recipe, arguments.accept_changes):
             if state.metrics and state.main and not arguments.quiet:
@@ -194,6 +197,11 @@ def stopping() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def is_main_process() -> bool:
+    """Whether this is the first of those that ``accelerate launch`` has started."""
+    return int(os.environ.get("RANK", 0)) == 0
 
 
 def world_size() -> int:

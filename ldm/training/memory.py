@@ -18,9 +18,14 @@ from ldm.training.optimizer_state import moments_size
 from ldm.training.recipes.base import Recipe
 
 
-def describe_run(config: TrainConfig, recipe: Recipe, processes: int = 1) -> Iterator[str]:
-    """Yield lines on the size of the model, of the data, and of the memory of one process."""
-    weights = sum(parameter.nbytes for parameter in recipe.model.parameters())
+def describe_run(
+    config: TrainConfig, recipe: Recipe, processes: int = 1, activations: bool = True
+) -> Iterator[str]:
+    """Yield lines on the size of the model, of the data, and of the memory of one process.
+
+    activations: whether to count them, for which the network computes an example or two.
+    """
+    weights = size_of(recipe.model)
     count = sum(parameter.numel() for parameter in recipe.model.parameters())
     yield f"model: {count / 1e6:.2f}M parameters to train"
     learnt, held_out = recipe.examples()
@@ -37,13 +42,20 @@ def describe_run(config: TrainConfig, recipe: Recipe, processes: int = 1) -> Ite
         f"memory: {_gb(state)} for {each} ({_gb(weights)} each) "
         f"and the optimizer's moments ({_gb(moments)})"
     )
+    if held := sum(size_of(network) for network in recipe.frozen):
+        yield f"memory: {_gb(held)} for weights that do not learn"
+    if activations:
+        yield f"memory: {describe_activations(config, recipe, processes)}"
+    yield f"disk: {_gb((1 + averaged) * weights + moments)} for each of two checkpoints"
+
+
+def describe_activations(config: TrainConfig, recipe: Recipe, processes: int) -> str:
+    """Return how much the activations of one process take, in words."""
     rows = config.batch_size // (processes * config.gradient_accumulation_steps)
     kept = kept_activations(config, recipe, rows)
     if kept is None:
-        yield "memory: activations are not counted, this recipe cannot tell before it begins"
-    else:
-        yield f"memory: {_gb(kept)} for the activations of {rows} examples at once"
-    yield f"disk: {_gb((1 + averaged) * weights + moments)} for each of two checkpoints"
+        return "activations are not counted, this recipe cannot tell before it begins"
+    return f"{_gb(kept)} for the activations of {rows} examples at once"
 
 
 def kept_activations(config: TrainConfig, recipe: Recipe, rows: int) -> int | None:
@@ -62,7 +74,7 @@ def kept_activations(config: TrainConfig, recipe: Recipe, rows: int) -> int | No
 def _kept(config: TrainConfig, recipe: Recipe, batch: dict[str, Tensor]) -> int:
     cpu, bf16 = torch.device("cpu"), config.mixed_precision != "no"
     with (
-        counted(recipe.model) as count,
+        counted(recipe.model, *recipe.frozen) as count,
         torch.autocast("cpu", torch.bfloat16, enabled=bf16),
         fast_attention(cpu),
     ):
@@ -117,9 +129,10 @@ class Count:
 
 
 @contextlib.contextmanager
-def counted(model: nn.Module) -> Iterator[Count]:
-    """Count what autograd keeps of what is computed inside, apart from the model's weights."""
-    count = Count({parameter.untyped_storage()._cdata for parameter in model.parameters()})
+def counted(*networks: nn.Module) -> Iterator[Count]:
+    """Count what autograd keeps of what is computed inside, apart from the networks' weights."""
+    own = (parameter for network in networks for parameter in network.parameters())
+    count = Count({parameter.untyped_storage()._cdata for parameter in own})
     hooks = (
         register_module_forward_pre_hook(count.enter),
         register_module_forward_hook(count.leave),
@@ -130,6 +143,11 @@ def counted(model: nn.Module) -> Iterator[Count]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def size_of(network: nn.Module) -> int:
+    """Return the bytes of a network's parameters."""
+    return sum(parameter.nbytes for parameter in network.parameters())
 
 
 def _gb(count: float) -> str:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +12,6 @@ from torch import Tensor, nn
 
 from ldm.fast.frozen import freeze
 from ldm.training.finetuning.adapters import AdapterOptions, Adapters
-from ldm.training.recipes.finetuning import FineTuningRecipe
 
 KINDS: dict[str, dict[str, Any]] = {
     "lora": {},
@@ -59,11 +57,6 @@ def learnt(network: Network, adapters: Adapters, autocast: bool) -> list[Tensor]
     return [y, *torch.autograd.grad(y.float().square().mean(), [*adapters.parameters()])]
 
 
-def exact(adapters: Adapters) -> Any:
-    recipe = SimpleNamespace(model=SimpleNamespace(parts=nn.ModuleDict({"unet": adapters})))
-    return FineTuningRecipe.exact_layers(cast("FineTuningRecipe", recipe))
-
-
 @pytest.mark.parametrize("name", KINDS)
 def test_in_float32(name: str) -> None:
     network, adapters = learner(**KINDS[name])
@@ -78,7 +71,7 @@ def test_in_bfloat16(name: str) -> None:
     network, adapters = learner(**KINDS[name])
     reference = learnt(network, adapters, autocast=False)
     expected = learnt(network, adapters, autocast=True)
-    freeze(network, torch.bfloat16, exact(adapters))
+    freeze(network, torch.bfloat16, adapters.exact_layers)
     found = learnt(network, adapters, autocast=True)
     for mine, plain, full in zip(found, expected, reference, strict=True):
         error, usual = ((x.float() - full).abs().max() for x in (mine, plain))
@@ -89,7 +82,7 @@ def test_in_bfloat16(name: str) -> None:
 def test_weights_to_which_a_change_is_added_stay_exact() -> None:
     for name, stored in {"lora": torch.bfloat16, "dora": torch.float32}.items():
         network, adapters = learner(**KINDS[name])
-        freeze(network, torch.bfloat16, exact(adapters))
+        freeze(network, torch.bfloat16, adapters.exact_layers)
         layers = dict(copy.copy(network).named_parameters())
         kept = {path.split(".")[0]: value.dtype for path, value in layers.items()}
         assert kept == {"conv_in": torch.float32} | dict.fromkeys(("wide", "point", "to_q"), stored)

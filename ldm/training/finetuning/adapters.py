@@ -158,6 +158,14 @@ class Adapters(nn.Module):
             assert isinstance(adapter, Adapter)
             yield name.replace("/", "."), adapter
 
+    @property
+    def exact_layers(self) -> set[str]:
+        """The paths of layers whose changes are added to the weights.
+
+        In weights of bfloat16 the first small changes would be lost.
+        """
+        return {path for path, adapter in self.items() if not adapter.low_rank}
+
     def attach(self, network: nn.Module) -> None:
         """Let a network compute with these adapters."""
         modules = dict(network.named_modules())

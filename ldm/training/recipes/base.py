@@ -25,6 +25,11 @@ class Recipe(ABC, Generic[M]):
     model: M
     data: Any
 
+    @property
+    def frozen(self) -> list[nn.Module]:
+        """Networks that are used but do not learn, as they lie in memory. By default none."""
+        return []
+
     @abstractmethod
     def batch(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         """Return the whole batch of a step, over all processes, on the CPU: tensors of B rows."""

@@ -54,13 +54,8 @@ class FineTuningRecipe(FrozenBaseRecipe[Trained]):
             part.train()
 
     def exact_layers(self, part: str) -> Collection[str]:
-        """Return the paths of layers whose changes are added to the weights.
-
-        In bfloat16 the first small changes would be lost.
-        """
         adapters = self.model.adapters.get(part)
-        found = () if adapters is None else adapters.items()
-        return {path for path, adapter in found if not adapter.low_rank}
+        return () if adapters is None else adapters.exact_layers
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         return self.error(model(self.x_t(batch), batch["t"], self.inputs(batch)), batch)

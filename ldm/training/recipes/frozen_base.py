@@ -56,6 +56,7 @@ class FrozenBaseRecipe(CaptionedRecipe[M]):
 
     def prepare(self, accelerator: Accelerator) -> None:
         """Draw the class pictures that are missing, then prepare as others do."""
+        self.freeze_networks()
         options = self.captioned
         if options.class_prompt is not None:
             folder = class_folder(options, self.config.output)
@@ -65,9 +66,25 @@ class FrozenBaseRecipe(CaptionedRecipe[M]):
                     self.pipe, options.class_prompt, folder, options.num_class_images
                 )
             accelerator.wait_for_everyone()
-        for part, network in self.networks.items():
-            prepare_network(network, accelerator, self.exact_layers(part))
+        for network in self.networks.values():
+            network.to(accelerator.device)
+            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         super().prepare(accelerator)
+
+    def freeze_networks(self) -> None:
+        """Bring the base's networks into the form in which training reads them.
+
+        The weights of those that are frozen lie in autocast's dtype, which converts them at every
+        step otherwise: half the memory, and the same products.
+        """
+        for part, network in self.networks.items():
+            if is_frozen(network):
+                freeze(network, HALVES.get(self.config.mixed_precision), self.exact_layers(part))
+
+    @property
+    def frozen(self) -> list[nn.Module]:
+        self.freeze_networks()
+        return [*filter(is_frozen, self.networks.values()), self.vae]
 
     @property
     def networks(self) -> dict[str, nn.Module]:
@@ -84,16 +101,9 @@ class FrozenBaseRecipe(CaptionedRecipe[M]):
         return height, width
 
 
-def prepare_network(network: nn.Module, accelerator: Accelerator, exact: Collection[str]) -> None:
-    """Bring a base's network to where and how it computes in training.
-
-    The weights of one that is frozen lie in autocast's dtype, which converts them at every step
-    otherwise: half the memory, and the same products. Layers whose paths are ``exact`` keep theirs.
-    """
-    if not any(parameter.requires_grad for parameter in network.parameters()):
-        freeze(network, HALVES.get(accelerator.mixed_precision), exact)
-    network.to(accelerator.device)
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+def is_frozen(network: nn.Module) -> bool:
+    """Whether nothing of a network learns."""
+    return not any(parameter.requires_grad for parameter in network.parameters())
 
 
 def mirror(pictures: Tensor, drawn: Drawn) -> Tensor:
