@@ -25,7 +25,7 @@ from ldm.training.loop import Trainer, train_steps
 from ldm.training.recipes.full import FullRecipe
 from tests.helpers.networks import difference
 from tests.loading.test_single_file import files  # noqa: F401  # a fixture
-from tests.training.test_recipe_lora import loss_of, photographs  # noqa: F401  # a fixture
+from tests.training.test_recipe_lora import loss_of
 from tests.training.test_run import assert_same_state, wait_for
 
 # ruff: noqa: F811

@@ -11,14 +11,13 @@ import torch
 from ldm.training.checkpoint import checkpoints
 from tests.helpers.fine_tuning import tune, tuning_config
 from tests.training.test_processes import DDP, ROOT, assert_near, launch, losses
-from tests.training.test_recipe_lora import photographs  # noqa: F401  # a fixture
 
-# ruff: noqa: F811
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:the run goes on")]
 FSDP = ("--config_file", str(ROOT / "configs" / "train" / "fsdp.yaml"))
 RECIPES: list[tuple[str, dict[str, Any]]] = [
     ("full", {"train": ["unet", "text_encoder"], "gradient_checkpointing": True}),
     ("lora", {"rank": 2, "train_text_encoder": True}),
+    ("pivotal", {"rank": 2, "words": ["<x>"], "caption_prefix": "<x>", "words_frac": 0.5}),
 ]
 
 
