@@ -32,6 +32,7 @@ from ldm.cli.common import EXIT_CODES, run
 from ldm.cli.parsing import Parser
 from ldm.clip import CLIPTextEncoder
 from ldm.config import UNetConfig
+from ldm.fast.frozen import freeze
 from ldm.training.checkpointing import checkpoint_blocks
 from ldm.training.config import TrainConfig
 from ldm.training.finetuning.adapters import AdapterOptions, Adapters
@@ -66,6 +67,7 @@ def measure(family: str, method: str) -> Network:
         trained: nn.Module = unet
         if method == "lora":
             in_half(unet)
+            freeze(unet)  # as the trainer does
             adapters = Adapters(unet, AdapterOptions(rank=RANK))
             adapters.attach(unet)
             trained = adapters

@@ -1,4 +1,4 @@
-"""Frozen linear and convolution layers in training: of less memory, and fast on CPUs.
+"""Frozen layers in training: of less memory, and fast on CPUs.
 
 The gradient of a frozen layer's input, Wᵀ g, depends on its weight alone, but PyTorch's convolution
 keeps its input, too. On a CPU it also puts the whole weight into blocks at every call, forward and
@@ -20,6 +20,7 @@ from torch.nn.grad import conv2d_input
 from ldm.fast import onednn
 from ldm.fast.products import product
 from ldm.fast.replace import replace_children, with_state_of
+from ldm.layers import GEGLU
 
 FEW = 256  # pixels of all rows up to which a convolution is computed as a product
 
@@ -47,6 +48,8 @@ def _frozen(layer: nn.Module) -> nn.Module:
         return with_state_of(layer, FrozenLinear)
     if type(layer) is nn.Conv2d and not layer.weight.requires_grad:
         return with_state_of(layer, FrozenConv2d)
+    if type(layer) is GEGLU and not layer.proj.weight.requires_grad:
+        return with_state_of(layer, FrozenGEGLU)
     return layer
 
 
@@ -58,14 +61,38 @@ class FrozenLinear(nn.Linear):
 
 
 class FrozenConv2d(nn.Conv2d):
-    """``nn.Conv2d`` by `convolution`."""
+    """``nn.Conv2d`` by `convolve`."""
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        padding = self.padding
-        if self.padding_mode != "zeros":
-            x = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode)
-            padding = (0, 0)
-        return convolution(x, weight, bias, self.stride, padding, self.dilation, self.groups)
+        return convolve(self, x, weight, bias)
+
+
+class FrozenGEGLU(GEGLU):
+    """``GEGLU`` that keeps a third less on CPUs: it computes the activated gate again."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast("Tensor", _Gated.apply(self.proj(x))) if x.is_cpu else super().forward(x)
+
+
+class _Gated(torch.autograd.Function):
+    """x · gelu(gate) of (x, gate) side by side: (…, 2D) → (…, D)."""
+
+    @staticmethod
+    def forward(ctx: Any, both: Tensor) -> Tensor:
+        ctx.save_for_backward(both)
+        x, gate = both.chunk(2, dim=-1)
+        return x * F.gelu(gate)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (both,) = ctx.saved_tensors
+        x, gate = both.chunk(2, dim=-1)
+        found = torch.empty_like(both)
+        x_grad, gate_grad = found.chunk(2, dim=-1)
+        torch.mul(grad, F.gelu(gate), out=x_grad)
+        gate_grad.copy_(torch.ops.aten.gelu_backward(grad * x, gate))
+        return found
 
 
 def computed_in(x: Tensor, weight: Tensor) -> torch.dtype:
@@ -80,6 +107,15 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     y = _Linear.apply if by_onednn(x, weight, dtype) else F.linear
     back = dtype if torch.is_autocast_enabled(x.device.type) else x.dtype
     return y(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)).to(back)
+
+
+def convolve(layer: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Compute a layer's convolution with these weights, as ``Conv2d._conv_forward``."""
+    padding = layer.padding
+    if layer.padding_mode != "zeros":
+        x = F.pad(x, layer._reversed_padding_repeated_twice, mode=layer.padding_mode)
+        padding = (0, 0)
+    return convolution(x, weight, bias, layer.stride, padding, layer.dilation, layer.groups)
 
 
 def convolution(

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ldm.fast.frozen import FEW, FrozenConv2d, FrozenLinear, freeze
+from ldm.fast.frozen import FEW, FrozenConv2d, FrozenGEGLU, FrozenLinear, freeze
+from ldm.layers import GEGLU
 
 LAYERS = {
     "3x3": (nn.Conv2d(8, 12, 3, padding=1), (2, 8, 7, 5)),
@@ -22,6 +23,7 @@ LAYERS = {
     "dilated": (nn.Conv2d(8, 12, 3, padding=2, dilation=2), (1, 8, 6, 6)),
     "in groups": (nn.Conv2d(8, 12, 3, groups=4, bias=False), (1, 8, 6, 6)),
     "linear": (nn.Linear(8, 12), (2, 5, 8)),
+    "gated": (GEGLU(8, 12), (2, 5, 8)),
     "linear without bias": (nn.Linear(8, 12, bias=False), (2, 5, 8)),
 }
 
@@ -46,7 +48,7 @@ def test_a_frozen_layer_computes_as_pytorchs(name: str, last: bool) -> None:
         model, x = (v.to(memory_format=torch.channels_last) for v in (model, x))  # type: ignore
     expected = gradient(model, x)
     freeze(model)
-    assert isinstance(model[0], FrozenConv2d | FrozenLinear)
+    assert isinstance(model[0], FrozenConv2d | FrozenLinear | FrozenGEGLU)
     for mine, plain in zip(gradient(model, x), expected, strict=True):
         torch.testing.assert_close(mine, plain, rtol=0, atol=1e-5)
 

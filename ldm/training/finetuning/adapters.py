@@ -101,15 +101,15 @@ class Adapter(nn.Module):
 
     def convolve(self, layer: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Compute a convolution with the change: ``Conv2d._conv_forward``."""
-        apply = type(layer)._conv_forward
+        apply = partial(frozen.convolve, layer)
         if self.low_rank:
             down, up = self.factors["down"], self.factors["up"]
             if is_linear(layer) and not (self.dropout.p and self.training):
                 parts = (weight.flatten(1), bias, down.flatten(1), up.flatten(1))
                 return with_bypass(x.permute(0, 2, 3, 1), *parts, self.scale).permute(0, 3, 1, 2)
-            change = F.conv2d(apply(layer, self.dropout(x), down.to(x.dtype), None), up.to(x.dtype))
-            return torch.add(apply(layer, x, weight, bias), change, alpha=self.scale)
-        return self.by_weight(x, weight, bias, partial(apply, layer))
+            change = F.conv2d(apply(self.dropout(x), down.to(x.dtype), None), up.to(x.dtype))
+            return torch.add(apply(x, weight, bias), change, alpha=self.scale)
+        return self.by_weight(x, weight, bias, apply)
 
     def by_weight(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, apply: Callable[..., Tensor]
