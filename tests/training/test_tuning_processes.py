@@ -17,6 +17,7 @@ FSDP = ("--config_file", str(ROOT / "configs" / "train" / "fsdp.yaml"))
 RECIPES: list[tuple[str, dict[str, Any]]] = [
     ("full", {"train": ["unet", "text_encoder"], "gradient_checkpointing": True}),
     ("lora", {"rank": 2, "train_text_encoder": True}),
+    ("pivotal", {"rank": 2, "words": ["<x>"], "caption_prefix": "<x>"}),
 ]
 
 
