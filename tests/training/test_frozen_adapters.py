@@ -60,8 +60,8 @@ def learnt(network: Network, adapters: Adapters, autocast: bool) -> list[Tensor]
 
 
 def exact(adapters: Adapters) -> Any:
-    recipe = SimpleNamespace(model=SimpleNamespace(parts=nn.ModuleDict({"unet": adapters})))
-    return FineTuningRecipe.exact_layers(cast("FineTuningRecipe", recipe))
+    recipe = SimpleNamespace(model=SimpleNamespace(adapters={"unet": adapters}))
+    return FineTuningRecipe.exact_layers(cast("FineTuningRecipe", recipe), "unet")
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -30,7 +30,7 @@ from ldm.training.finetuning.adapters import AdapterOptions, Adapters
 from ldm.training.finetuning.trained import Trained
 from ldm.training.loop import train_steps
 from ldm.training.recipes.base import Recipe
-from ldm.training.recipes.frozen_base import prepare_frozen
+from ldm.training.recipes.frozen_base import prepare_network
 from ldm.unet import UNet
 from tools.bench.models import fill, pair
 from tools.bench.processes import python
@@ -60,7 +60,7 @@ class Learning(Recipe):
         self.scheduler = DDPMScheduler(SchedulerConfig())
 
     def prepare(self, accelerator: Any) -> None:
-        prepare_frozen(self.unet, accelerator)
+        prepare_network(self.unet, accelerator, ())
 
     def batch(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         latents, noise = torch.randn((2, 1, 4, SIZE, SIZE), generator=generator)
