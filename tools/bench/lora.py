@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from ldm.config import SchedulerConfig
 from ldm.fast import adapt_to_cpu
+from ldm.fast.frozen import freeze
 from ldm.pipeline import Pipeline
 from ldm.scheduler import DDPMScheduler
 from ldm.training.config import TrainConfig
@@ -30,7 +31,7 @@ from ldm.training.finetuning.adapters import AdapterOptions, Adapters
 from ldm.training.finetuning.trained import Trained
 from ldm.training.loop import train_steps
 from ldm.training.recipes.base import Recipe
-from ldm.training.recipes.frozen_base import prepare_frozen
+from ldm.training.recipes.frozen_base import HALVES
 from ldm.unet import UNet
 from tools.bench.models import fill, pair
 from tools.bench.processes import python
@@ -60,7 +61,9 @@ class Learning(Recipe):
         self.scheduler = DDPMScheduler(SchedulerConfig())
 
     def prepare(self, accelerator: Any) -> None:
-        prepare_frozen(self.unet, accelerator)
+        network: nn.Module = self.unet
+        freeze(network, HALVES.get(accelerator.mixed_precision))
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def batch(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         latents, noise = torch.randn((2, 1, 4, SIZE, SIZE), generator=generator)
