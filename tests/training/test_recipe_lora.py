@@ -311,6 +311,7 @@ def test_a_warm_start_that_does_not_fit_is_refused(
         ({"targets": ["to_qq"]}, "targets holds 'to_qq'.* did you mean"),
         ({"targets": ["to_q["]}, "targets holds 'to_q\\['"),
         ({"kind": "loha", "save_as": "diffusers"}, "reads no loha"),
+        ({"train_text_encoder": True, "save_as": "peft"}, "names of text encoders"),
         ({"name": "../x"}, "options.name is"),
         ({"alpha": 0}, "options.alpha is 0"),
     ],

@@ -97,6 +97,11 @@ def check_saving(options: LoraSaving) -> None:
         raise ArgumentError(
             f'options.save_as is "diffusers", which reads no {options.kind}; use "kohya" or "peft"'
         )
+    if options.save_as == "peft" and getattr(options, "train_text_encoder", False):
+        raise ArgumentError(
+            'options.save_as is "peft", but transformers has changed the names of text encoders '
+            'that such folders hold; use "kohya" or "diffusers", which peft reads by diffusers'
+        )
 
 
 def updates_of(model: Trained, dtype: torch.dtype) -> dict[Module, Factors[Tensor]]:
