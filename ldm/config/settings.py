@@ -56,9 +56,11 @@ def read_table(cls: type[T], values: dict[str, Any], prefix: str = "") -> T:
         optional = {field.default, field.default_factory} != {dataclasses.MISSING}
         if name not in values and not optional:
             raise ArgumentError(f"{prefix}{name} is missing; it has no default")
-    hints = type_hints(cls)  # type: ignore[arg-type]
-    table = cls(**{name: as_float(value, hints[name]) for name, value in values.items()})
+    table = cls(**values)
     check_values(table, prefix)
+    for name, hint in type_hints(cls).items():  # type: ignore[arg-type]
+        if name in values:
+            object.__setattr__(table, name, as_float(getattr(table, name), hint))
     return table
 
 

@@ -151,5 +151,6 @@ RUNS = [
         lambda path: begin_with(Small(), str(path.parent)),
         "diffusion_pytorch_model.safetensors",
     ),
-    *map(of_latents, ("latents.json", "begun.json", "bucket.npy", "readable.npy", "8x8.npy")),
+    *map(of_latents, ("latents.json", "begun.json", "bucket.npy")),
+    *map(of_latents, ("8x8.npy", "8x8.readable.npy", "8x8.crops.npy")),
 ]
