@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ldm.training.data import open_data
@@ -60,6 +62,24 @@ def test_the_folder_opens_in_training_with_the_style_in_every_caption(
     assert all(text.endswith(", thick") for text in captions)
     assert build_style.main(["--output", str(folders[0])]) == 2
     assert "pass --force" in capsys.readouterr().err
+
+
+def test_what_the_model_knows_lies_beside_it(tmp_path: Path) -> None:
+    data, out = tmp_path / "icons", tmp_path / "known"
+    data.mkdir()
+    np.save(data / "images.npy", np.arange(5 * 12, dtype=np.uint8).reshape(5, 2, 2, 3))
+    kinds = ["one", "two", "one", "one", "one"]
+    splits = ["train", "train", "train", "held_out", "train"]
+    rows = [
+        {"caption": f"a {i}", "kind": kind, "split": split}
+        for i, (kind, split) in enumerate(zip(kinds, splits, strict=True))
+    ]
+    (data / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert build_style.write_known(data, 3, 0, out) == 3
+    found = open_data(str(out), {"held_out": 0})
+    assert found.captions(found.train) == ["a 0", "a 2", "a 4"]
+    with pytest.raises(BuildError, match="has 3 pictures of single things, not 4"):
+        build_style.write_known(data, 4, 0, tmp_path / "more")
 
 
 def test_a_missing_archive_leaves_nothing(
