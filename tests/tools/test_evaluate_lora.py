@@ -50,6 +50,8 @@ def test_prompts_are_of_one_thing_and_the_style_comes_last(tmp_path: Path) -> No
     assert {prompt.noun for prompt in asked} == {*FORTY, "box"}  # "box" is held out
     text = evaluate_lora.styled(asked[0], "outlined").text
     assert text == f"{asked[0].text}, outlined"
+    text = evaluate_lora.styled(asked[0], "outlined", 0.15).text
+    assert text == f"[{asked[0].text}:{asked[0].text}, outlined:0.15]"
 
 
 def test_shares_are_of_the_style_and_of_the_things_asked_for(

@@ -49,9 +49,10 @@ def wanted(data: CaptionedImages, count: int) -> list[Prompt]:
     return [prompt for _, prompt in prompts.choose(every, ("single",), count)]
 
 
-def styled(prompt: Prompt, word: str) -> Prompt:
-    """Ask for the style as captions do: at the end."""
-    return dataclasses.replace(prompt, text=f"{prompt.text}, {word}")
+def styled(prompt: Prompt, word: str, begin: float = 0.0) -> Prompt:
+    """Ask for the style as captions do: at the end; from a share `begin` of the steps on."""
+    text = f"{prompt.text}, {word}"
+    return dataclasses.replace(prompt, text=f"[{prompt.text}:{text}:{begin}]" if begin else text)
 
 
 def measure(
@@ -109,6 +110,8 @@ def read_new_style(archives: Path) -> new_style.NewStyle:
 
 def evaluate(arguments: argparse.Namespace) -> None:
     """Draw, judge and write; raises LDMError for whatever cannot work."""
+    if not 0 <= arguments.begin < 1:
+        raise ArgumentError(f"--begin is {arguments.begin}; it must be in [0, 1)")
     check_counts(arguments, "prompts", "batch_size", "num_inference_steps", "threads")
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
@@ -126,10 +129,11 @@ def evaluate(arguments: argparse.Namespace) -> None:
     looks = styles.trained(data, arguments.judge, log, {new_style.WORD: plain})
     style, word = arguments.style, arguments.word or arguments.style
     report: dict[str, object] = {"lora": arguments.lora, "style": style, "word": word}
+    report |= {"scale": arguments.lora_scale, "begin": arguments.begin}
     report["prompts"] = len(asked)
     report["judges"] = accuracy(things, looks, data, new)
     log(str(report["judges"]))
-    kinds = {WITHOUT: asked, WITH: [styled(prompt, word) for prompt in asked]}
+    kinds = {WITHOUT: asked, WITH: [styled(prompt, word, arguments.begin) for prompt in asked]}
     seeds = [arguments.seed + i for i in range(len(asked))]
     shown = []
     for name in ("base", "lora"):
@@ -159,6 +163,13 @@ def parser() -> Parser:
         help=f"as the judge calls it: {', '.join(words)} (default: {new_style.WORD})",
     )
     add("--word", help="that ended the captions in training (default: that of --style)")
+    add(
+        "--begin",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="of the steps, before the word is read: [a cat:a cat, WORD:0.2] (default: 0)",
+    )
     add(
         "--judge",
         type=Path,
