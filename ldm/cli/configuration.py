@@ -76,6 +76,12 @@ def read_settings() -> dict[str, Setting]:
     return found | {setting.name: setting for setting in read_environment()}
 
 
+def default_model_dir() -> Path | None:
+    """Return the folder of models that the settings name, if any. Raises as ``read_settings``."""
+    setting = read_settings().get("model_dir")
+    return setting.value if setting else None
+
+
 def user_file() -> Path:
     """Return the path of the file in the user's configuration folder."""
     folder = os.environ.get("XDG_CONFIG_HOME") or Path("~/.config").expanduser()

@@ -15,7 +15,7 @@ from ldm import __version__
 from ldm.checkpoints.describe_control import find_reader
 from ldm.cli.command_options import add_loading, add_lora
 from ldm.cli.common import EXIT_CODES, importing_torch, run
-from ldm.cli.configuration import read_settings
+from ldm.cli.configuration import default_model_dir
 from ldm.cli.loras import lora_option
 from ldm.cli.model_folder import find_model
 from ldm.cli.options import model_arguments
@@ -81,9 +81,7 @@ def convert(arguments: argparse.Namespace) -> None:
     if not output.absolute().parent.is_dir():
         raise LDMError(f"{output.parent} is not a folder; create it, or choose another OUTPUT")
     loras = [lora_option(text) for text in arguments.lora]
-    folder = arguments.model_dir
-    if folder is None and (setting := read_settings().get("model_dir")):
-        folder = setting.value
+    folder = default_model_dir() if arguments.model_dir is None else arguments.model_dir
     model = find_model(arguments.model, folder)
 
     with importing_torch():

@@ -124,10 +124,9 @@ def find_path(name: str, folder: Path | None) -> Path:
     """Find a path, or the model of that name. Raises CheckpointError if there is neither."""
     if not Path(name).exists():
         if folder is None:
-            from ldm.cli.configuration import read_settings
+            from ldm.cli.configuration import default_model_dir
 
-            setting = read_settings().get("model_dir")
-            folder = setting.value if setting else None
+            folder = default_model_dir()
         name = find_model(name, folder) or name
     path = Path(name)
     if not path.exists():

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from ldm import __version__
 from ldm.checkpoints.assets import asset_path
 from ldm.cli.common import EXIT_CODES, check_counts, run
-from ldm.cli.configuration import read_settings
+from ldm.cli.configuration import default_model_dir
 from ldm.cli.model_folder import find_model
 from ldm.cli.parsing import Parser
 from ldm.cli.printed import notify, put_text
@@ -103,8 +103,6 @@ def run_training(arguments: argparse.Namespace) -> None:
     from ldm.training.loop import train_steps
     from ldm.training.memory import describe_run
     from ldm.training.recipes import build_recipe
-    from ldm.training.recipes.captioned import CaptionedRecipe
-    from ldm.training.recipes.contact_sheet import write_first_batch
 
     share_threads(arguments.threads)
     config = read_config(config_file, [*given_settings(arguments), *arguments.set])
@@ -113,6 +111,9 @@ def run_training(arguments: argparse.Namespace) -> None:
     if arguments.dry_run:
         put_text(f"{json.dumps(as_json(config), indent=2, ensure_ascii=False)}\n")
         put_text("".join(f"{row}\n" for row in describe_run(config, recipe, world_size())))
+        from ldm.training.recipes.captioned import CaptionedRecipe
+        from ldm.training.recipes.contact_sheet import write_first_batch
+
         if isinstance(recipe, CaptionedRecipe) and config.output:
             put_text(f"first batch: {write_first_batch(recipe, Path(config.output))}\n")
         return
@@ -161,11 +162,8 @@ def find_config(method: str | None, file: str | None) -> str:
 
 def given_settings(arguments: argparse.Namespace) -> list[str]:
     """Return the options that stand for settings as ``--set`` has them."""
-    folder = None
-    if setting := read_settings().get("model_dir"):
-        folder = setting.value
     values = {
-        "options.base": arguments.model and find_model(arguments.model, folder),
+        "options.base": arguments.model and find_model(arguments.model, default_model_dir()),
         "data": arguments.data,
         "output": arguments.output,
         "options.instance_prompt": arguments.instance_prompt,

@@ -173,21 +173,6 @@ def test_times_of_the_trajectory() -> None:
 
 
 @pytest.fixture(scope="module")
-def bases(models: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The folder of a family's model, with diffusers' pipeline."""
-    made: dict[str, tuple[Path, Any]] = {}
-
-    def get(family: str) -> tuple[Path, Any]:
-        if family not in made:
-            _, theirs = models(family)
-            made[family] = tmp_path_factory.mktemp(family), copy.deepcopy(theirs)
-            theirs.save_pretrained(made[family][0])
-        return made[family]
-
-    return get
-
-
-@pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six pictures with captions."""
     folder = tmp_path_factory.mktemp("pictures")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -31,21 +30,6 @@ from tests.helpers.networks import difference, randomize
 
 diffusers = pytest.importorskip("diffusers")
 SIZE = 64
-
-
-@pytest.fixture(scope="module")
-def bases(models: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The folder of a family's model, with diffusers' pipeline."""
-    made: dict[str, tuple[Path, Any]] = {}
-
-    def get(family: str) -> tuple[Path, Any]:
-        if family not in made:
-            _, theirs = models(family)
-            made[family] = tmp_path_factory.mktemp(family), copy.deepcopy(theirs)
-            theirs.save_pretrained(made[family][0])
-        return made[family]
-
-    return get
 
 
 @pytest.fixture(scope="module")

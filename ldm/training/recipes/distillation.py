@@ -20,6 +20,7 @@ from ldm.pipeline import Pipeline
 from ldm.training.checkpointing import checkpoint_blocks
 from ldm.training.config import TrainConfig
 from ldm.training.distillation import guide
+from ldm.training.finetuning.few_steps import SCHEDULERS
 from ldm.training.finetuning.lora_start import begin_with_lora
 from ldm.training.finetuning.texts import text_states
 from ldm.training.finetuning.trained import Trained, adapters_of
@@ -75,7 +76,7 @@ class DistillationRecipe(FineTuningRecipe):
         if config.start and options.train == "full":
             raise ArgumentError("start is given, but a whole student begins as options.base")
         self.teacher = self.pipe.unet
-        if self.pipe.scheduler.config.sampler_class in ("LCMScheduler", "TCDScheduler"):
+        if self.pipe.scheduler.config.sampler_class in SCHEDULERS:
             warnings.warn(
                 f"{options.base} draws in few steps already, as its scheduler says; a distillation "
                 "begins with a model of many steps",
