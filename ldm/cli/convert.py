@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from ldm import __version__
 from ldm.checkpoints.describe_control import find_reader
+from ldm.checkpoints.model_folder import find_model
 from ldm.cli.command_options import add_loading, add_lora
 from ldm.cli.common import EXIT_CODES, importing_torch, run
 from ldm.cli.configuration import default_model_dir
 from ldm.cli.loras import lora_option
-from ldm.cli.model_folder import find_model
 from ldm.cli.options import model_arguments
 from ldm.cli.parsing import Parser
 from ldm.cli.printed import notify, put_name

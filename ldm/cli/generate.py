@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
+from ldm.checkpoints.model_folder import find_model
 from ldm.cli import choices, ip_adapters, observe, streams
 from ldm.cli.common import USAGE, importing_torch, run
 from ldm.cli.configuration import Setting, listing, merged, read_settings, with_origin
@@ -20,7 +21,6 @@ from ldm.cli.guidance_options import (
     read_given_depth,
 )
 from ldm.cli.jobs import Job, plan_jobs, rank_and_world_size
-from ldm.cli.model_folder import find_model
 from ldm.cli.options import check_arguments, parser, read
 from ldm.cli.plots import read_plot
 from ldm.cli.printed import notify, put_error_text

@@ -13,9 +13,9 @@ from ldm import __version__
 from ldm.checkpoints.assets import asset_path
 from ldm.checkpoints.describe import describe
 from ldm.checkpoints.describe_control import describe_reader_folder, find_reader
+from ldm.checkpoints.model_folder import find_model
 from ldm.checkpoints.notes import Rows
 from ldm.cli.common import EXIT_CODES, FAILED, run
-from ldm.cli.model_folder import find_model
 from ldm.cli.parsing import Parser
 from ldm.cli.printed import fail, put_text, visible
 from ldm.cli.streams import MOST_BYTES
@@ -173,7 +173,7 @@ def describe_settings(path: Path) -> Rows:
 
 def describe_others(folder: Path) -> Rows:
     """Describe a folder that is no model. Raises CheckpointError if nothing known is in it."""
-    from ldm.cli.model_folder import models
+    from ldm.checkpoints.model_folder import models
     from ldm.images.files import FILE_FORMATS
 
     pictures = sum(path.suffix.lower() in FILE_FORMATS for path in folder.iterdir())

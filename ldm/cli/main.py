@@ -13,6 +13,7 @@ COMMANDS = {
     "info": "what a picture, a model or the built-in model is",
     "convert": "write a model in another layout or number format",
     "train": "train a part of a model",
+    "serve": "open a page that draws, and answer HTTP clients",
 }
 HELP = """\
 usage: ldm COMMAND ...

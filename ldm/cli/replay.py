@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ldm.checkpoints.model_folder import find_model
 from ldm.cli.controlnets import (
     KINDS,
     Control,
@@ -20,7 +21,6 @@ from ldm.cli.controlnets import (
     split_scale,
 )
 from ldm.cli.fields import DEFAULTS, FILES, from_option, recorded, to_option
-from ldm.cli.model_folder import find_model
 from ldm.cli.options import NAMED, defaults, parser, read
 from ldm.cli.streams import picture_source
 from ldm.errors import ArgumentError, ImageError

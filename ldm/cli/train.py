@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 from ldm import __version__
 from ldm.checkpoints.assets import asset_path
+from ldm.checkpoints.model_folder import find_model
 from ldm.cli.common import EXIT_CODES, check_counts, run
 from ldm.cli.configuration import default_model_dir
-from ldm.cli.model_folder import find_model
 from ldm.cli.parsing import Parser
 from ldm.cli.printed import notify, put_text
 from ldm.cli.processes import share_threads

@@ -40,7 +40,7 @@ def find_model(name: str | None, folder: Path | None) -> str | None:
     )
 
 
-def models(folder: Path) -> list[Path]:
+def models(folder: Path, endings: tuple[str, ...] = ENDINGS) -> list[Path]:
     """Return the models in a folder and below it: files by their endings, and diffusers folders."""
     found: list[Path] = []
     left, seen = [folder], 0
@@ -51,8 +51,8 @@ def models(folder: Path) -> list[Path]:
                 found.append(path)
             elif path.is_dir() and not path.is_symlink():
                 left.append(path)
-            elif path.suffix.lower() in ENDINGS and path.is_file():
+            elif path.suffix.lower() in endings and path.is_file():
                 found.append(path)
     return sorted(
-        found, key=lambda path: (ENDINGS.index(path.suffix.lower()) if path.is_file() else -1, path)
+        found, key=lambda path: (endings.index(path.suffix.lower()) if path.is_file() else -1, path)
     )

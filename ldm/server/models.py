@@ -1,0 +1,94 @@
+"""The model in memory: loaded by name, with the adapters that a drawing names."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+from ldm.adapters.lora_scale import TagScale
+from ldm.errors import LDMError
+from ldm.images.generation_info import OWN_CONTROLNET
+from ldm.pipeline import Pipeline, Progress
+from ldm.server.drawing import Drawing, plain_arguments
+from ldm.server.library import Library
+
+log = logging.getLogger(__name__)
+MOST_LORAS = 8  # that stay in memory beside those in use
+
+
+class LoadedModel:
+    """One model of the library at a time. Only the worker uses it."""
+
+    def __init__(self, library: Library) -> None:
+        self.library = library
+        self.name: str | None = None
+        self.pipe: Pipeline | None = None
+        self._scales: dict[str, TagScale] = {}
+
+    def load(self, name: str) -> Pipeline:
+        """Return a model of the library, loaded if it is another than before.
+
+        Raises CheckpointError for one that does not load; then there is none.
+        """
+        if self.pipe is not None and self.name == name:
+            return self.pipe
+        self.pipe = self.name = None  # its memory is needed
+        self._scales = {}
+        given = self.library.settings
+        pipe = Pipeline.from_pretrained(
+            self.library.models[name], device=given.device, dtype=given.dtype
+        )
+        on_cpu = pipe.device.type == "cpu"
+        if on_cpu if given.optimize is None else given.optimize:
+            pipe.optimize()
+        for path in self.library.embeddings.values():
+            try:
+                pipe.load_textual_inversion(path)
+            except LDMError as error:  # of another family, as a rule
+                log.info("%s is left out: %s", path.name, error)
+        self.name, self.pipe = name, pipe
+        return pipe
+
+    def prepare(self, drawing: Drawing) -> Pipeline:
+        """Return the model of a drawing with its LoRAs and ControlNets, and no others.
+
+        Raises CheckpointError for a file that does not fit.
+        """
+        pipe = self.load(drawing.model)
+        self._use_loras(pipe, dict(drawing.loras))
+        self._use_controlnets(pipe, drawing.controlnets)
+        return pipe
+
+    def _use_loras(self, pipe: Pipeline, scales: dict[str, TagScale]) -> None:
+        if scales == self._scales:
+            return
+        loaded = pipe.loras.loaded
+        for name in scales:
+            if name not in loaded:
+                pipe.load_lora_weights(self.library.loras[name], name, 0.0)
+        unused = [name for name in pipe.loras.loaded if name not in scales]
+        if len(unused) > MOST_LORAS:
+            kept = {n: lora for n, lora in pipe.loras.loaded.items() if n not in unused}
+            pipe.loras.use(kept)
+        if pipe.loras.loaded:
+            pipe.set_adapters(list(scales), [scale._asdict() for scale in scales.values()])
+        self._scales = scales
+
+    def _use_controlnets(self, pipe: Pipeline, names: tuple[str, ...]) -> None:
+        loaded = [name for name in pipe.controlnets if name != OWN_CONTROLNET]
+        if loaded == list(names):
+            return
+        for name in loaded:  # their order is the pictures'
+            pipe.unload_controlnet(name)
+        for name in names:
+            pipe.load_controlnet(self.library.controlnets[name], name)
+
+
+def stream(pipe: Pipeline, drawing: Drawing, arguments: dict[str, object]) -> Iterator[Progress]:
+    """Return the steps of a run; arguments: of ``LargeRequest``, see ``drawing.merged``."""
+    if drawing.hires:
+        from ldm.hires import hires_fix
+
+        own = {name: value for name, value in arguments.items() if name != "outpaint"}
+        return hires_fix(pipe, **own)  # type: ignore[arg-type]
+    return pipe.stream(**plain_arguments(arguments))

@@ -1,0 +1,90 @@
+"""What the routes of all interfaces share."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi import Request
+from fastapi.responses import StreamingResponse
+
+from ldm.server.jobs import Job, Status
+from ldm.server.state import Server
+from ldm.server.store import encode
+
+EVENTS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+
+
+def server_of(request: Request) -> Server:
+    """Return the server that a request is to."""
+    server: Server = request.app.state.server
+    return server
+
+
+def client_of(request: Request) -> str:
+    """Return whose turn a request takes: its address, and the page that it is of."""
+    host = request.client.host if request.client else "local"
+    return f"{host}/{request.headers.get('x-client-id', '')[:64]}"
+
+
+def data_url(data: bytes, kind: str = "png") -> str:
+    """Return a picture's file as a data URL."""
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def describe(server: Server, job: Job, status: Status, preview: bool = False) -> dict[str, Any]:
+    """Describe a job in JSON. preview: with the newest one, if there is one."""
+    found: dict[str, Any] = {
+        "id": job.id,
+        "state": status.state,
+        "place": status.place,
+        "step": status.step,
+        "steps": status.steps,
+        "pictures": [
+            {
+                "id": stored.id,
+                "url": f"/api/pictures/{stored.id}.png",
+                "seed": stored.arguments.get("seed"),
+                "width": stored.width,
+                "height": stored.height,
+            }
+            for stored in server.stored(job, status)
+        ],
+        "error": None if status.error is None else words_of(status.error),
+    }
+    if preview and status.preview is not None:
+        found["preview"] = data_url(encode(status.preview, "jpeg", quality=85), "jpeg")
+    return found
+
+
+def words_of(error: BaseException) -> str:
+    """Return an error in words for a client: of an error of ours in the program, no details."""
+    from ldm.server.errors import status_of
+
+    return str(error) if status_of(error) < 500 or str(error) else "the server failed; see its log"
+
+
+def event(name: str, content: dict[str, Any]) -> bytes:
+    """Return a server-sent event."""
+    return f"event: {name}\ndata: {json.dumps(content)}\n\n".encode()
+
+
+async def job_events(server: Server, job: Job, cancel: bool) -> AsyncIterator[bytes]:
+    """Yield the events of a job: "status" after each change, and "end".
+
+    cancel: whether the job is cancelled when the client leaves.
+    """
+    try:
+        async for status in job.watch(previews=True):
+            name = "end" if status.ended else "status"
+            yield event(name, describe(server, job, status, preview=True))
+    finally:
+        if cancel and not job.status.ended:
+            job.cancel()
+
+
+def stream_of(events: AsyncIterator[bytes]) -> StreamingResponse:
+    """Answer with server-sent events."""
+    return StreamingResponse(events, media_type="text/event-stream", headers=EVENTS)

@@ -1,0 +1,68 @@
+"""What a server serves, and the limits that no client gets past."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What clients may ask for; more is refused before anything is decoded or drawn.
+
+    Attributes:
+        pixels: of one picture, after a second pass. side: its longest side.
+        steps: of one run. pictures: of one job. prompt: characters of a text.
+        body: bytes of a request. upload_pixels: of a picture in it.
+        waiting: jobs in the queue, of all clients. waiting_each: of one client.
+        seconds: that a job may wait for its turn.
+        batch: pictures that one run draws at most; batch_pixels: of all of these together.
+        preview_seconds: between two previews of a job.
+        kept_bytes: of finished pictures in memory; the oldest are dropped first.
+    """
+
+    pixels: int = 2048 * 2048
+    side: int = 4096
+    steps: int = 150
+    pictures: int = 64
+    prompt: int = 20_000
+    body: int = 64 * 1024 * 1024
+    upload_pixels: int = 4096 * 4096
+    waiting: int = 512
+    waiting_each: int = 128
+    seconds: float = 1800.0
+    batch: int = 8
+    batch_pixels: int = 1024 * 1024
+    preview_seconds: float = 0.1
+    kept_bytes: int = 256 * 1024 * 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What a server serves.
+
+    Attributes:
+        model: the model that draws at first: a name in ``model_dir``, a path or a hub id, as of
+            ``Pipeline.from_pretrained``; None is the built-in one.
+        model_dir: the folder of further models, which clients may choose by name.
+        lora_dir, embedding_dir, controlnet_dir, upscaler_dir: likewise; None has none.
+        output_dir: where pictures are written; None keeps them in memory alone.
+        device, dtype: as of ``Pipeline.from_pretrained``.
+        optimize: None does on a CPU, as ``ldm generate``.
+        api_key: what clients have to know; None needs none.
+    """
+
+    model: str | None = None
+    model_dir: Path | None = None
+    lora_dir: Path | None = None
+    embedding_dir: Path | None = None
+    controlnet_dir: Path | None = None
+    upscaler_dir: Path | None = None
+    output_dir: Path | None = None
+    device: str | None = None
+    dtype: str | None = None
+    optimize: bool | None = None
+    host: str = "127.0.0.1"
+    port: int = 7860
+    api_key: str | None = None
+    limits: Limits = field(default_factory=Limits)
