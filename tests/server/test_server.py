@@ -5,7 +5,6 @@ import base64
 import io
 import json
 import threading
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
