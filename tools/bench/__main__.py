@@ -8,8 +8,8 @@ Ours and the peer's take turns after a warm-up each, on the same weights and inp
 the median of the turns' ratios, as each turn's two runs are neighbours in time. Outcomes are
 compared first. A line is refused where they differ, where half of the turns' ratios lie 10 % or
 more from their median (up to a minute, it tries for less), or where the machine is busy at the
-start. A section that fails is a line that says so; what was measured is always written. A bare product of
-matrices before and after shows how steady the machine was. Needs the extra `test`.
+start. A section that fails is a line that says so; what was measured is always written. A bare
+product of matrices before and after shows how steady the machine was. Needs the extra `test`.
 """
 
 from __future__ import annotations
