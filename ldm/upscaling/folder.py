@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,9 +66,9 @@ def find_upscaler(name: str | Path, folder: Path | None = None) -> BuiltIn | Pat
     text = str(name)
     if isinstance(name, str) and (built_in := find_built_in(name)):
         return built_in
-    path = Path(name).expanduser()
-    if path.is_file():
-        return path
+    expanded = os.path.expanduser(name)  # noqa: PTH111  # Path's raises errors for odd names
+    if os.path.isfile(expanded):  # noqa: PTH113
+        return Path(expanded)
     known = [] if folder is None else files(folder)
     names = {text, *(file for label, file in FILE_LABELS.items() if same(label, text))}
     for fold in (str, str.lower):
