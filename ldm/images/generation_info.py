@@ -25,7 +25,7 @@ from ldm.images import control_text
 from ldm.images.depth import load_depth
 from ldm.images.files import digest, load_image, load_layer, read_texts
 from ldm.images.metadata import NEGATIVE, PROMPT, parse_parameters
-from ldm.images.text_fields import OURS, settings_of
+from ldm.images.text_fields import OURS, POSTPROCESS, settings_of
 from ldm.request import OFFSETS, RefinedRequest
 from ldm.samplers import SAMPLERS, read_names
 from ldm.samplers.names import find_sampler, find_schedule
@@ -205,6 +205,7 @@ def from_settings(settings: Mapping[str, Any]) -> GenerationInfo:
         missing=tuple(map(str, get("missing", list, []))),
         optimize=get("optimize", bool, None),
         template=get("template", str, None),
+        notes=tuple(filter(None, [get(POSTPROCESS, str, "")])),
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 from PIL import Image, ImageOps
 
@@ -22,9 +24,20 @@ def to_plain(image: Image.Image) -> Image.Image:
     return ImageOps.exif_transpose(image)
 
 
-def load_plain(path: str) -> Image.Image:
-    """Load a file as ``to_plain``. Raises ImageError as ``load_image`` does."""
-    return load(path, to_plain)
+def load_with_source(source: str | Path | Image.Image) -> tuple[Image.Image, Image.Image]:
+    """Load a picture: as ``to_plain``, and as its file has it, with what that says.
+
+    Raises ImageError as ``load_image`` does.
+    """
+    found: list[Image.Image] = []
+
+    def read(image: Image.Image) -> Image.Image:
+        image.load()  # PNG text may come after the pixels
+        image.getexif()  # it is read from the file, which is closed then
+        found.append(image.copy())
+        return to_plain(image)
+
+    return load(source, read), found[0]
 
 
 def split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
