@@ -86,6 +86,9 @@ def hires_fix(pipe: Pipeline, request: LargeRequest) -> Iterator[Progress]:
         height, width = (side // factor * factor for side in found)
         request = replace(request, height=request.height or height, width=request.width or width)
     size = hires_size(pipe, request.height, request.width, request.hires_scale)
+    if not isinstance(enlarge, BuiltIn):
+        height, width = pipe.default_size()
+        enlarge.check((request.width or width, request.height or height), size[1], size[0])
     steps, skipped = pipe.schedule(
         request.num_inference_steps, request.hires_strength, request.sampler, request.schedule
     )

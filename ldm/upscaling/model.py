@@ -51,9 +51,8 @@ class ModelUpscaler:
 
         As in A1111. Transparency is enlarged by Lanczos, and grey stays grey.
         """
-        check_size(width, height)
         image = to_plain(image)
-        self.check_passes(image, width, height)
+        self.check(image.size, width, height)
         colours, alpha = split_alpha(image)
         while True:
             before = colours.size
@@ -65,18 +64,18 @@ class ModelUpscaler:
             fitted.putalpha(stretch(alpha, height, width))
         return fitted
 
-    def check_passes(self, image: Image.Image, width: int, height: int) -> None:
-        """Raise ArgumentError if a pass would make too large a picture."""
-        scale = self.network.scale
-        passed = scale
-        while scale > 1 and (image.width * passed < width or image.height * passed < height):
+    def check(self, size: tuple[int, int], width: int, height: int) -> None:
+        """See ``Upscaler``; what a pass makes is often larger than the size that is asked for."""
+        check_size(width, height)
+        passed = scale = self.network.scale
+        while scale > 1 and (size[0] * passed < width or size[1] * passed < height):
             passed *= scale
         try:
-            check_size(image.width * passed, image.height * passed)
+            check_size(size[0] * passed, size[1] * passed)
         except ArgumentError as error:
             raise ArgumentError(
-                f"{self.name} enlarges {scale} times at once, {image.width}x{image.height} to "
-                f"{image.width * passed}x{image.height * passed}: {error}"
+                f"{self.name} enlarges {scale} times at once, {size[0]}x{size[1]} to "
+                f"{size[0] * passed}x{size[1] * passed}: {error}"
             ) from None
 
     @torch.inference_mode()
@@ -120,13 +119,19 @@ def load_model(path: Path, device: str | torch.device | None = None) -> ModelUps
     spandrel = import_spandrel()
     where = choose_device(device)
     state = read_state(path, spandrel)
+    known = spandrel.MAIN_REGISTRY.architectures("detection")
     try:
+        if not any(one.detect(state) for one in known):  # before large files are read
+            raise spandrel.UnsupportedModelError
+        state = {name: readable(path, name, value) for name, value in state.items()}
         network = spandrel.ModelLoader(device=where).load_from_state_dict(state)
     except spandrel.UnsupportedModelError:
         raise CheckpointError(
             f"{path} is no upscaler, or of an architecture that spandrel {spandrel.__version__} "
             "does not know; give a model such as ESRGAN, Real-ESRGAN, SwinIR, DAT or HAT"
         ) from None
+    except LDMError:
+        raise
     except Exception as error:  # its architectures raise errors of many types
         if is_shortage(error):
             raise NotEnoughMemoryError(f"{path}: {message(error)}") from error
@@ -156,8 +161,20 @@ def check_purpose(path: Path, network: Any) -> None:
         )
 
 
-def read_state(path: Path, spandrel: ModuleType) -> dict[str, Tensor]:
-    """Read the tensors of a model's file, whatever they are wrapped in ("params_ema", …).
+def readable(path: Path, name: str, stored: Stored) -> Tensor:
+    """Return a tensor as the network computes with it: float32, or whole numbers as they are.
+
+    Raises CheckpointError for values that are not finite.
+    """
+    value = computable(dense(stored))
+    if not value.is_floating_point():
+        return value
+    check_finite(path, name, value)
+    return value.float()
+
+
+def read_state(path: Path, spandrel: ModuleType) -> dict[str, Stored]:
+    """Map the tensors of a model's file, whatever they are wrapped in ("params_ema", …).
 
     Raises CheckpointError for a file that is none, or that would run code.
     """
@@ -167,16 +184,10 @@ def read_state(path: Path, spandrel: ModuleType) -> dict[str, Tensor]:
     content = spandrel.canonicalize_state_dict(dict(content))
     found: dict[str, Stored] = check_mapping(path, content, Tensor, Deferred)
     most = max(LARGEST_INDEX, len(found))
-    state = {}
-    for name, stored in found.items():
+    for name in found:
         if any(len(index) > 9 or int(index) > most for index in re.findall(r"[0-9]+", name)):
             raise CheckpointError(f"{path} names a layer {name:.80} of no network; get it again")
-        value = computable(dense(stored))
-        if value.is_floating_point():
-            check_finite(path, name, value)
-            value = value.float()
-        state[name] = value
-    return state
+    return found
 
 
 def import_spandrel() -> ModuleType:

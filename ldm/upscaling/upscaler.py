@@ -39,6 +39,9 @@ class Upscaler(Protocol):
         Raises ArgumentError for a size that is too large.
         """
 
+    def check(self, size: tuple[int, int], width: int, height: int) -> None:
+        """Raise the ArgumentError that a picture of ``size`` (width, height) would raise."""
+
 
 class Resize:
     """An upscaler of Pillow: each pixel is a weighted sum of those near it."""
@@ -52,8 +55,12 @@ class Resize:
         """See ``Upscaler``."""
         from ldm.upscaling.pictures import to_plain
 
-        check_size(width, height)
+        self.check(image.size, width, height)
         return to_plain(image).resize((width, height), self.filter)
+
+    def check(self, size: tuple[int, int], width: int, height: int) -> None:
+        """See ``Upscaler``."""
+        check_size(width, height)
 
 
 def load_upscaler(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,35 @@ def test_a_picture_is_spandrels(file: Path) -> None:
     got = np.asarray(load_upscaler(file, device="cpu")(image, 40, 26)) / 255
     assert np.abs(got - want).max() <= 0.5 / 255 + 1e-6
     assert want.std() > 0.01
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("kind", ["SwinIR", "Compact", "DAT", "DnCNN"])
+def test_other_architectures(tmp_path: Path, kind: str) -> None:
+    """With whole numbers among their tensors, sizes of their own, and scale 1."""
+    spandrel()
+    architectures = importlib.import_module(f"spandrel.architectures.{kind}")
+    small: dict[str, Any] = {
+        "SwinIR": {
+            "img_size": 16, "embed_dim": 12, "depths": [2], "num_heads": [2], "window_size": 8,
+            "upscale": 2, "upsampler": "pixelshuffle", "mlp_ratio": 2.0,
+        },
+        "Compact": {"num_feat": 8, "num_conv": 2, "upscale": 2, "act_type": "prelu"},
+        "DAT": {
+            "img_size": 16, "embed_dim": 32, "depth": [2], "num_heads": [2], "upscale": 2,
+            "split_size": [2, 4], "expansion_factor": 2.0, "upsampler": "pixelshuffle",
+        },
+        "DnCNN": {"in_nc": 3, "out_nc": 3, "nc": 8, "nb": 4, "act_mode": "R"},
+    }[kind]  # fmt: skip
+    name = "SRVGGNetCompact" if hasattr(architectures, "SRVGGNetCompact") else kind
+    torch.manual_seed(0)
+    torch.save(getattr(architectures, name)(**small).state_dict(), tmp_path / "x.pth")
+    own = spandrel().ModelLoader("cpu").load_from_file(tmp_path / "x.pth")
+    upscaler = load_upscaler(tmp_path / "x.pth", device="cpu")
+    x = torch.rand(1, 3, 20, 21, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(upscaler.compute(x), own(x))
+    assert upscaler.scale == own.scale == (1 if kind == "DnCNN" else 2)
+    assert upscaler(noise(20, 21), 30, 30).size == (30, 30)
 
 
 @pytest.mark.parity
