@@ -22,7 +22,13 @@ from ldm.cli.common import FAILED
 from ldm.cli.controlnets import all_controls, labels, original
 from ldm.cli.fields import request_arguments
 from ldm.cli.grids import grid_columns, lay_out
-from ldm.cli.guidance_options import given_depth, given_pictures, masked, pass_strength
+from ldm.cli.guidance_options import (
+    given_depth,
+    given_pictures,
+    hires_upscaler,
+    masked,
+    pass_strength,
+)
 from ldm.cli.ip_adapters import given_image_prompts, load_ip_adapters
 from ldm.cli.jobs import Job, group_jobs, rank_and_world_size
 from ldm.cli.loras import LoraUse
@@ -403,6 +409,8 @@ def open_stream(
     texts = list(arguments.batch_prompts) or texts
     options |= {"reference_image": given_reference(arguments), **all_controls(arguments)}
     options |= given_image_prompts(arguments)
+    if arguments.hires_upscaler is not None:
+        options["hires_upscaler"] = hires_upscaler(arguments)
     if arguments.hires_scale is not None:
         return hires_fix(pipe, texts, **options)
     image, mask = given_pictures(arguments)
