@@ -6,6 +6,7 @@ second pass is image-to-image, which keeps the layout of the first.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +33,9 @@ from ldm.upscaling import Upscaler, find_upscaler, load_upscaler
 from ldm.upscaling.latents import upscale_latents
 
 
+MOST_STEPS = 10_000  # of a whole plan, of which the second pass runs a part
+
+
 def hires_size(
     pipe: Pipeline, height: int | None, width: int | None, scale: float
 ) -> tuple[int, int]:
@@ -50,6 +54,24 @@ def hires_size(
         int(side * scale / factor + 0.5) * factor for side in (height, width)
     )
     return check_size(large_height, large_width, factor)
+
+
+def planned_steps(request: LargeRequest) -> int | None:
+    """Return the num_inference_steps of the second pass, of which ``hires_strength`` are run.
+
+    None is the model's. Raises ArgumentError for ``hires_steps`` that are too many for so little
+    strength.
+    """
+    run, strength = request.hires_steps, request.hires_strength
+    if run is None or strength == 0:
+        return request.num_inference_steps
+    if run > MOST_STEPS * strength:
+        raise ArgumentError(
+            f"hires_steps is {run} and hires_strength {strength:g}: {run / strength:.0f} steps "
+            f"would be planned; at most {MOST_STEPS} are"
+        )
+    total = math.ceil(run / strength)
+    return total + (int(total * strength) < run)  # the product is rounded
 
 
 @takes(LargeRequest)
@@ -90,7 +112,7 @@ def hires_fix(pipe: Pipeline, request: LargeRequest) -> Iterator[Progress]:
         height, width = pipe.default_size()
         enlarge.check((request.width or width, request.height or height), size[1], size[0])
     steps, skipped = pipe.schedule(
-        request.num_inference_steps, request.hires_strength, request.sampler, request.schedule
+        planned_steps(request), request.hires_strength, request.sampler, request.schedule
     )
     image = None if latent else ""  # not read
     second = replace(request, image=image, height=size[0], width=size[1])
@@ -144,6 +166,7 @@ def both_passes(
         request,
         image=images,
         strength=request.hires_strength,
+        num_inference_steps=planned_steps(request),
         height=size[0],
         width=size[1],
         steps_before=progress.steps,

@@ -726,6 +726,8 @@ class LargeRequest(Request):
     Attributes:
         hires_scale: factor by which a second pass enlarges each side (see ``ldm.hires``).
         hires_strength: in [0, 1], how much of the larger picture is drawn anew.
+        hires_steps: steps that the second pass runs, as A1111 counts them; None is hires_strength of
+            num_inference_steps.
         hires_upscaler: what enlarges between the passes: a name of ``ldm.config.upscalers``, in any
             spelling, or the path of a model (see ``ldm.upscaling``).
         outpaint: pixels to add to the image: left, top, right, bottom.
@@ -752,6 +754,15 @@ class LargeRequest(Request):
         group="size",
         label="Hires upscaler",
         axis="Hires upscaler",
+    )
+    hires_steps: int | None = argument(
+        within("[1, inf)", None, "at least 1"),
+        "steps that the second pass runs (default: as --hires-strength says, of --steps)",
+        "--hires-steps",
+        metavar="N",
+        group="size",
+        label="Hires steps",
+        axis="Hires steps",
     )
     hires_strength: float = argument(
         within("[0, 1]", 0.5),

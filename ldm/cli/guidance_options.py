@@ -43,6 +43,8 @@ def check_steering(arguments: argparse.Namespace) -> None:
         raise ArgumentError("--hires-scale draws from a text; leave --image out")
     if arguments.hires_strength is not None and arguments.hires_scale is None:
         raise ArgumentError("--hires-strength is of the second pass; give --hires-scale, too")
+    if arguments.hires_steps is not None and arguments.hires_scale is None:
+        raise ArgumentError("--hires-steps are of the second pass; give --hires-scale, too")
     if arguments.hires_upscaler is not None:
         if arguments.hires_scale is None:
             raise ArgumentError("--hires-upscaler is of the second pass; give --hires-scale, too")

@@ -299,8 +299,8 @@ class Session:
             strength = f"strength {own.strength:g}"
             run = f"{own.width}x{own.height}, {strength}: {total} of {steps} steps"
         if own.hires_scale is not None:
-            run += f", then {total} at {own.hires_scale:g} times the size"
-            total += steps
+            run += f", then {own.hires_steps or total} at {own.hires_scale:g} times the size"
+            total = steps + (own.hires_steps or total)
         if own.refiner is not None:
             run += f", from {own.refiner_start:g} on by the refiner"
         self.inform(f"{seeds}, {run}")

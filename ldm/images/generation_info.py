@@ -384,8 +384,9 @@ def _take_hires(settings: dict[str, str]) -> dict[str, Any]:
         found["hires_strength"] = _number("Denoising strength", text, float)
     if upscaler := settings.pop("Hires upscaler", ""):
         found["hires_upscaler"] = upscaler_name(upscaler)
-    if steps in ("0", settings.get("Steps")):
-        settings.pop("Hires steps", None)
+    if steps != "0":
+        found["hires_steps"] = _number("Hires steps", steps, int)
+    settings.pop("Hires steps", None)
     del settings["Hires upscale"]
     return found
 

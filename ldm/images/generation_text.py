@@ -105,6 +105,7 @@ def special_settings(info: GenerationInfo) -> dict[str, Any]:
     return {
         label("mask_blur"): number_text(blur) if masked else None,
         label("hires_scale"): number_text(given["hires_scale"]) if hires else None,
+        label("hires_steps"): given.get("hires_steps") if hires else None,
         label("hires_upscaler"): upscaler_label(upscaler) if hires else None,
         label("strength"): None if strength is None else number_text(strength),
         label("variation_seed"): given.get("variation_seed"),
