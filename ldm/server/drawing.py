@@ -6,6 +6,7 @@ import dataclasses
 import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -17,6 +18,7 @@ from ldm.request import ARGUMENTS, LargeRequest
 from ldm.server.errors import ServerError
 from ldm.server.library import Library
 from ldm.server.settings import Limits
+from ldm.techniques.masked_region import MaskedRegion
 from ldm.techniques.outpainting import extend_canvas
 from ldm.text.lora_tags import split_tags
 
@@ -35,6 +37,7 @@ class Drawing:
         loras: names and scales, of ``<lora:…>`` in the prompts and of the request's own list.
         controlnets: names, in the order of ``request.control_image``; () is the model's own.
         record: whether each step is kept, for views of how the picture came about.
+        region: what the pictures are parts of, and are pasted into: "only masked" inpainting.
     """
 
     request: LargeRequest
@@ -43,6 +46,7 @@ class Drawing:
     loras: tuple[tuple[str, TagScale], ...] = ()
     controlnets: tuple[str, ...] = ()
     record: bool = False
+    region: MaskedRegion | None = None
 
     @property
     def divisible(self) -> bool:
@@ -65,6 +69,7 @@ class Drawing:
             self.loras,
             self.controlnets,
             self.record,
+            None if self.region is None else id(self.region),
             negative,
             alone,
             plain,
@@ -95,7 +100,7 @@ def is_plain(value: Any) -> bool:
     """Whether a value is compared by what it is: a number, a text or a list of these."""
     if isinstance(value, tuple):
         return all(map(is_plain, value))
-    return value is None or isinstance(value, bool | int | float | str)
+    return value is None or isinstance(value, bool | int | float | str | Path)
 
 
 def seeds_of(request: LargeRequest) -> list[int]:
@@ -104,6 +109,8 @@ def seeds_of(request: LargeRequest) -> list[int]:
     if isinstance(seed, list | tuple):
         return list(seed)
     assert seed is not None  # see ``make_drawing``
+    if request.variation_strength:
+        return [seed] * request.count
     return [seed + i for i in range(request.count)]
 
 
@@ -117,10 +124,12 @@ def make_drawing(
     controlnets: Sequence[str] = (),
     hires: bool = False,
     record: bool = False,
+    region: MaskedRegion | None = None,
 ) -> Drawing:
     """Make a drawing of a client's arguments: those of ``LargeRequest``, pictures as PIL images.
 
     model, loras, controlnets: names as the client knows them. A seed that is None or -1 is picked.
+    region: what the request's image and mask were cut out of.
     Raises ArgumentError, ServerError or UnknownNameError for what cannot be drawn by any model or
     is past the limits.
     """
@@ -128,6 +137,8 @@ def make_drawing(
     if given.get("seed") in (None, -1):
         given["seed"] = secrets.randbelow(MOST_SEED)
     check_texts(given, limits)
+    if isinstance(given.get("hires_upscaler"), str):
+        given["hires_upscaler"] = library.upscaler(given["hires_upscaler"])
     texts, tags = take_tags(given.get("prompt", ""))
     given["prompt"] = texts
     try:
@@ -151,6 +162,7 @@ def make_drawing(
         loras=tuple(summed.items()),
         controlnets=tuple(controls),
         record=record,
+        region=region,
     )
 
 
@@ -206,24 +218,28 @@ def widened(request: LargeRequest) -> LargeRequest:
 def check_limits(request: LargeRequest, limits: Limits, hires: bool) -> None:
     """Raise ServerError for a request past the limits."""
     scale = request.hires_scale if hires else 1.0
-    width, height = ((side or 0) * scale for side in (request.width, request.height))
-    if max(width, height) > limits.side or width * height > limits.pixels:
-        raise ServerError(
-            f"{width:.0f}x{height:.0f} pixels are too many; this server draws up to "
-            f"{limits.pixels:,} pixels, {limits.side} a side",
-            "width",
-        )
-    if (request.num_inference_steps or 0) > limits.steps:
-        raise ServerError(
-            f"num_inference_steps is {request.num_inference_steps}; this server computes up to "
-            f"{limits.steps}",
-            "num_inference_steps",
-        )
+    check_pixels((request.width or 0) * scale, (request.height or 0) * scale, limits)
+    for name in ("num_inference_steps", "hires_steps"):
+        steps = getattr(request, name)
+        if (steps or 0) > limits.steps:
+            raise ServerError(
+                f"{name} is {steps}; this server computes up to {limits.steps}", name
+            )
     if request.count > limits.pictures:
         raise ServerError(
             f"{request.count} pictures are too many; this server draws up to {limits.pictures} "
             "in a job",
             "num_images_per_prompt",
+        )
+
+
+def check_pixels(width: float, height: float, limits: Limits) -> None:
+    """Raise ServerError for a size past the limits."""
+    if max(width, height) > limits.side or width * height > limits.pixels:
+        raise ServerError(
+            f"{width:.0f}x{height:.0f} pixels are too many; this server draws up to "
+            f"{limits.pixels:,} pixels, {limits.side} a side",
+            "width",
         )
 
 

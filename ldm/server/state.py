@@ -57,10 +57,17 @@ class Server:
         return make_drawing(self.library, self.limits, arguments, **options)
 
     def submit(
-        self, drawing: Drawing, client: str = "local", recorder: Recorder | None = None
+        self,
+        drawing: Drawing,
+        client: str = "local",
+        recorder: Recorder | None = None,
+        details: dict[str, Any] | None = None,
     ) -> Job:
-        """Put a job into the queue. Raises BusyError if it is full."""
-        job = Job(drawing, client, recorder=recorder)
+        """Put a job into the queue. Raises BusyError if it is full.
+
+        details: see ``Job``.
+        """
+        job = Job(drawing, client, recorder=recorder, details=details or {})
         self.queue.add(job)
         self.jobs[job.id] = job
         while len(self.jobs) > MOST_JOBS:
@@ -76,14 +83,18 @@ class Server:
         return [self.pictures.add(job.id, i, image) for i, image in enumerate(pictures)]
 
     async def draw(
-        self, drawing: Drawing, client: str, disconnected: Callable[[], Awaitable[bool]]
+        self,
+        drawing: Drawing,
+        client: str,
+        disconnected: Callable[[], Awaitable[bool]],
+        details: dict[str, Any] | None = None,
     ) -> tuple[Job, list[Stored]]:
         """Draw, and wait for the end; whoever disconnects has the job cancelled.
 
-        disconnected: ``Request.is_disconnected`` of Starlette.
+        disconnected: ``Request.is_disconnected`` of Starlette. details: see ``Job``.
         Raises what the job failed with, CancelledError if it was cancelled.
         """
-        job = self.submit(drawing, client)
+        job = self.submit(drawing, client, details=details)
         ending = asyncio.ensure_future(job.finished())
         try:
             while not (await asyncio.wait([ending], timeout=0.2))[0]:

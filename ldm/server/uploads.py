@@ -6,7 +6,7 @@ import base64
 import binascii
 import io
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from ldm.images.files import open_content
 from ldm.server.errors import ServerError
@@ -48,6 +48,7 @@ def read_upload(content: str | bytes, argument: str, most_pixels: int) -> Image.
     except ServerError:
         raise
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        reason = "no known format" if isinstance(error, UnidentifiedImageError) else error
         raise ServerError(
-            f"{argument} is no picture that can be read ({error})", argument
+            f"{argument} is no picture that can be read ({reason})", argument
         ) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import threading
 import time
@@ -11,15 +12,18 @@ from collections.abc import Iterator
 from PIL.Image import Image
 
 from ldm.errors import LDMError
+from ldm.images.picture import Picture
+from ldm.images.text_fields import OURS, PARAMETERS
 from ldm.output.record import with_records
 from ldm.pipeline import Pipeline, Progress
 from ldm.request import Request
-from ldm.server.drawing import merged, plain_arguments
+from ldm.server.drawing import merged, plain_arguments, seeds_of
 from ldm.server.jobs import Job
 from ldm.server.models import LoadedModel, stream
 from ldm.server.previews import decoded, preview
 from ldm.server.queue import FairQueue, Unit
 from ldm.server.settings import Limits
+from ldm.techniques.masked_region import MaskedRegion
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +54,8 @@ class Worker(threading.Thread):
             self.drawing = units
             began = time.monotonic()
             try:
-                self.draw(units)
+                with self.model.lock:
+                    self.draw(units)
             finally:
                 self.drawing = []
                 self.busy_seconds += time.monotonic() - began
@@ -120,11 +125,12 @@ class Batch:
             first += unit.count
         self.shown = dict.fromkeys(self.rows, 0.0)  # when each had its last preview
         self.done = {job: job.status.step for job in self.rows}
+        self.skipped: set[Job] = set()  # which have their pictures of this run
 
     @property
     def over(self) -> bool:
         """Whether nobody waits for these pictures any more."""
-        return all(job.status.ended for job in self.rows)
+        return all(job.status.ended or job in self.skipped for job in self.rows)
 
     def cancel(self) -> None:
         """Cancel all jobs."""
@@ -135,7 +141,7 @@ class Batch:
         """Report a step to every job; end those that keep what there is now."""
         now = time.monotonic()
         for job, own in self.rows.items():
-            if job.status.ended:
+            if job.status.ended or job in self.skipped:
                 continue
             first, count = own[0][0], sum(unit.count for _, unit in own)
             if job.recorder is not None:
@@ -149,7 +155,10 @@ class Batch:
                 self.shown[job] = now
                 changes["preview"] = preview(self.pipe, progress.x0[first : first + 1])
             job.update(**changes)
-            if between and job.stopping and job.keep_partial:
+            skipping, job.skipping = job.skipping and bool(between), False
+            if skipping:
+                self.skipped.add(job)
+            if between and (skipping or (job.stopping and job.keep_partial)):
                 rows = [row for start, unit in own for row in range(start, start + unit.count)]
                 self.hand_out(
                     job, dict(zip(rows, decoded(self.pipe, progress.x0[rows]), strict=True))
@@ -158,7 +167,7 @@ class Batch:
     def finish(self, progress: Progress) -> None:
         """Hand the pictures out."""
         assert progress.output is not None and isinstance(progress.output.images, list)
-        for job in self.rows:
+        for job in self.rows.keys() - self.skipped:
             self.hand_out(job, dict(enumerate(progress.output.images)))
 
     def hand_out(self, job: Job, images: dict[int, Image]) -> None:
@@ -174,10 +183,22 @@ class Batch:
     def described(self, unit: Unit, images: list[Image]) -> list[Image]:
         """Return pictures with the settings that draw each of them alone."""
         request: Request = unit.request
-        if not unit.job.drawing.divisible:
-            return images  # drawn in a run of their own, which has described them
-        if not unit.job.drawing.hires:
-            request = Request(**plain_arguments(vars(request)))
-        choice = self.pipe.choose_sampler(request.sampler, request.schedule)
-        assert isinstance(request.seed, int)  # see ``Drawing.singles``
-        return [*with_records(self.pipe, request, choice, images, [request.seed])]
+        drawing = unit.job.drawing
+        described: list[Image] = images  # by their own run, if it was not stopped
+        if drawing.divisible or not isinstance(images[0], Picture):
+            if not drawing.hires:
+                request = Request(**plain_arguments(vars(request)))
+            choice = self.pipe.choose_sampler(request.sampler, request.schedule)
+            seeds = seeds_of(unit.request)
+            described = [*with_records(self.pipe, request, choice, images, seeds)]
+        region = drawing.region
+        return described if region is None else [pasted(region, one) for one in described]
+
+
+def pasted(region: MaskedRegion, picture: Image) -> Image:
+    """Return the whole picture with a drawn part in it, and the part's settings."""
+    text, settings = picture.info[PARAMETERS], json.loads(picture.info[OURS])
+    before, comma, version = text.rpartition(", Version: ")
+    area = f", Inpaint area: Only masked, Masked area padding: {region.padding}"
+    settings["missing"] = [*settings.get("missing", ()), "region"]
+    return Picture.of(region.paste(picture), f"{before}{area}{comma}{version}", settings)
