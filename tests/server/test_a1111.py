@@ -114,7 +114,12 @@ def test_automatic_is_the_schedule_that_a1111_prefers(api) -> None:
 def test_second_pass_by_an_upscaler_s_name(api, tmp_path) -> None:
     hires = {"enable_hr": True, "hr_scale": 1.5, "denoising_strength": 0.6}
     result = api.txt2img(
-        prompt="a red car", seed=7, hr_upscaler=webuiapi.HiResUpscaler.Latent, **hires, **SMALL, **EULER
+        prompt="a red car",
+        seed=7,
+        hr_upscaler=webuiapi.HiResUpscaler.Latent,
+        **hires,
+        **SMALL,
+        **EULER,
     )
     assert result.image.size == (192, 192)
     assert "Hires upscaler: Latent" in result.info["infotexts"][0]
@@ -316,9 +321,7 @@ def test_options_are_set_for_all_and_for_one_request(api) -> None:
         assert "Clip skip" not in result.info["infotexts"][0] and result.image.format == "WEBP"
         assert load_image(result.image).size == (128, 128)
         assert api.get_options()["CLIP_stop_at_last_layers"] == 2
-        api.txt2img(
-            **settings, override_settings=own, override_settings_restore_afterwards=False
-        )
+        api.txt2img(**settings, override_settings=own, override_settings_restore_afterwards=False)
         assert api.get_options()["samples_format"] == "webp"
     finally:
         api.set_options({"CLIP_stop_at_last_layers": 1, "samples_format": "png"})
