@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ldm.request import LargeRequest
-from ldm.server.errors import BusyError
+from ldm.server.errors import BusyError, ServerError
 from ldm.server.jobs import Job
 from ldm.server.settings import Limits
 
@@ -41,13 +41,13 @@ class FairQueue:
         self._clients: OrderedDict[str, deque[Unit]] = OrderedDict()
         self._calls: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
         self._ready = threading.Condition()
-        self._closed = False
+        self._closed: ServerError | None = None  # why
 
     def add(self, job: Job) -> None:
         """Put a job into the queue. Raises BusyError if it is full or closed."""
         with self._ready:
-            if self._closed:
-                raise BusyError("the server is stopping; try again when it runs")
+            if self._closed is not None:
+                raise self._closed
             jobs = self._jobs()
             mine = sum(each.client == job.client for each in jobs)
             if mine >= self.limits.waiting_each or len(jobs) >= self.limits.waiting:
@@ -90,7 +90,7 @@ class FairQueue:
                     return []
                 if self._clients:
                     break
-                if self._closed or not self._ready.wait(timeout):
+                if self._closed is not None or not self._ready.wait(timeout):
                     return []
             batch: list[Unit] = []
             key, most = None, 1
@@ -106,10 +106,19 @@ class FairQueue:
             self._tell_places()
             return batch
 
-    def close(self) -> None:
-        """Take no more jobs; what waits is still handed out."""
+    def close(self, why: ServerError | None = None) -> None:
+        """Take no more jobs; what waits is still handed out. why: what new ones are told."""
         with self._ready:
-            self._closed = True
+            self._closed = why or BusyError("the server is stopping; try again when it runs")
+            self._ready.notify_all()
+
+    def end_waiting(self, error: ServerError, begun: bool = False) -> None:
+        """End the jobs that wait, with an error. begun: also those of which a part is drawn."""
+        with self._ready:
+            for job in self._jobs():
+                if begun or job.status.state == "queued":
+                    state = "failed" if begun else "cancelled"
+                    job.update(state=state, error=error, preview=None)
             self._ready.notify_all()
 
     def __len__(self) -> int:

@@ -18,7 +18,9 @@ from ldm.output.record import with_records
 from ldm.pipeline import Pipeline, Progress
 from ldm.request import Request
 from ldm.server.drawing import merged, plain_arguments, seeds_of
+from ldm.server.errors import BusyError, ServerError
 from ldm.server.jobs import Job
+from ldm.server.metrics import Metrics
 from ldm.server.models import LoadedModel, stream
 from ldm.server.previews import decoded, preview
 from ldm.server.queue import FairQueue, Unit
@@ -31,12 +33,17 @@ log = logging.getLogger(__name__)
 class Worker(threading.Thread):
     """Draws what is in the queue until that is closed and empty, or ``stop`` is called."""
 
-    def __init__(self, queue: FairQueue, model: LoadedModel, limits: Limits) -> None:
+    def __init__(
+        self, queue: FairQueue, model: LoadedModel, limits: Limits, metrics: Metrics
+    ) -> None:
         super().__init__(name="ldm-worker", daemon=True)
-        self.queue, self.model, self.limits = queue, model, limits
+        self.queue, self.model, self.limits, self.metrics = queue, model, limits, metrics
         self.drawing: list[Unit] = []  # now
         self.drawn = 0  # pictures
+        self.steps = 0  # of all pictures
+        self.unwanted_steps = 0  # of runs that nobody waited for any more
         self.busy_seconds = 0.0
+        self.failure: ServerError | None = None  # why it has ended by itself
         self._stopped = threading.Event()
 
     def stop(self) -> None:
@@ -45,7 +52,22 @@ class Worker(threading.Thread):
         self.queue.close()
 
     def run(self) -> None:
-        """Draw batch after batch."""
+        """Draw batch after batch. If that cannot go on, all jobs fail, and new ones are refused."""
+        try:
+            self.draw_all()
+        except BaseException as error:
+            log.exception("the server draws no more")
+            words = str(error) if isinstance(error, ServerError) else type(error).__name__
+            self.failure = BusyError(f"the server draws no more ({words}); it must be restarted")
+            self.queue.close(self.failure)
+            self.queue.end_waiting(self.failure, begun=True)
+            for unit in self.drawing:
+                unit.job.update(state="failed", error=self.failure, preview=None)
+        finally:
+            self.drawing = []
+
+    def draw_all(self) -> None:
+        """Draw until the queue is closed and empty."""
         while (units := self.queue.take(self.room)) or self.call():
             if self._stopped.is_set():
                 for unit in units:
@@ -55,12 +77,10 @@ class Worker(threading.Thread):
                 continue
             self.drawing = units
             began = time.monotonic()
-            try:
-                with self.model.lock:
-                    self.draw(units)
-            finally:
-                self.drawing = []
-                self.busy_seconds += time.monotonic() - began
+            with self.model.lock:
+                self.draw(units)
+            self.drawing = []
+            self.busy_seconds += time.monotonic() - began
 
     def call(self) -> bool:
         """Call what waits for the model, such as loading another; whether there was anything."""
@@ -96,6 +116,8 @@ class Worker(threading.Thread):
         try:
             self.draw_together(units)
         except Exception as error:
+            if not isinstance(error, LDMError | MemoryError):
+                self.model.check_device()  # which is lost after some errors of CUDA
             jobs = list(dict.fromkeys(unit.job for unit in units))
             if len(jobs) > 1:  # to find which of them is wrong
                 for job in jobs:
@@ -108,7 +130,10 @@ class Worker(threading.Thread):
     def draw_together(self, units: list[Unit]) -> None:
         """Draw a batch in one run; raises what the run raises."""
         batch = Batch(units, self.model.prepare(units[0].job.drawing), self.limits)
+        self.metrics.batches.observe(sum(unit.count for unit in units))
         for job in batch.rows:
+            if job.status.state == "queued":
+                self.metrics.waiting.observe(max(0.0, time.time() - job.created))
             job.update(state="drawing", place=0)
         arguments = merged([unit.request for unit in units])
         with contextlib.ExitStack() as stack:
@@ -118,9 +143,14 @@ class Worker(threading.Thread):
             steps = stream(batch.pipe, units[0].job.drawing, arguments)
             if isinstance(steps, Iterator) and hasattr(steps, "close"):
                 stack.callback(steps.close)
+            last = 0
             for progress in steps:
                 if self._stopped.is_set():
                     batch.cancel()
+                if progress.step > last:
+                    self.steps += batch.count
+                    self.unwanted_steps += batch.over * batch.count
+                last = progress.step
                 batch.step(progress)
                 if batch.over:
                     return
@@ -138,6 +168,7 @@ class Batch:
         for unit in units:
             self.rows.setdefault(unit.job, []).append((first, unit))
             first += unit.count
+        self.count = first  # pictures
         self.shown = dict.fromkeys(self.rows, 0.0)  # when each had its last preview
         self.done = {job: job.status.step for job in self.rows}
         self.skipped: set[Job] = set()  # which have their pictures of this run

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response, StreamingResponse
 
-from ldm.server.bodies import (
+from ldm.server.answers import (
     DRAWING_ERRORS,
     JobAnswer,
     JobsAnswer,

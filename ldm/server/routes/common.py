@@ -13,6 +13,7 @@ from fastapi import Request
 from fastapi.responses import StreamingResponse
 
 from ldm.server.jobs import Job, Status
+from ldm.server.shapes import words_of
 from ldm.server.state import Server
 from ldm.server.store import encode
 
@@ -38,6 +39,7 @@ def data_url(data: bytes, kind: str = "png") -> str:
 
 def describe(server: Server, job: Job, status: Status, preview: bool = False) -> dict[str, Any]:
     """Describe a job in JSON. preview: with the newest one, if there is one."""
+    pictures = server.stored(job, status)
     found: dict[str, Any] = {
         "id": job.id,
         "state": status.state,
@@ -52,20 +54,15 @@ def describe(server: Server, job: Job, status: Status, preview: bool = False) ->
                 "width": stored.width,
                 "height": stored.height,
             }
-            for stored in server.stored(job, status)
+            for stored in pictures
         ],
         "error": None if status.error is None else words_of(status.error),
     }
+    if warnings := sorted({stored.warning for stored in pictures if stored.warning}):
+        found["warnings"] = warnings
     if preview and status.preview is not None:
         found["preview"] = data_url(encode(status.preview, "jpeg", quality=85), "jpeg")
     return found
-
-
-def words_of(error: BaseException) -> str:
-    """Return an error in words for a client: of an error of ours in the program, no details."""
-    from ldm.server.errors import status_of
-
-    return str(error) if status_of(error) < 500 or str(error) else "the server failed; see its log"
 
 
 def event(name: str, content: dict[str, Any]) -> bytes:
