@@ -41,6 +41,7 @@ class Drawing:
         controlnets: names, in the order of ``request.control_image``; () is the model's own.
         record: whether each step is kept, for views of how the picture came about.
         region: what the pictures are parts of, and are pasted into: "only masked" inpainting.
+        draft: whether the picture is shown and then forgotten: it is not written into a folder.
     """
 
     request: LargeRequest
@@ -50,6 +51,7 @@ class Drawing:
     controlnets: tuple[str, ...] = ()
     record: bool = False
     region: MaskedRegion | None = None
+    draft: bool = False
 
     @property
     def divisible(self) -> bool:
@@ -128,6 +130,7 @@ def make_drawing(
     hires: bool = False,
     record: bool = False,
     region: MaskedRegion | None = None,
+    draft: bool = False,
 ) -> Drawing:
     """Make a drawing of a client's arguments: those of ``LargeRequest``, pictures as PIL images.
 
@@ -167,6 +170,7 @@ def make_drawing(
         controlnets=tuple(controls),
         record=record,
         region=region,
+        draft=draft,
     )
 
 

@@ -86,6 +86,7 @@ class NamedBody(StrictBody):
         None, description="whether a second pass enlarges the picture; null does if hires_… is set"
     )
     record: bool = Field(False, description="whether each step is kept, for the views of the page")
+    draft: bool = Field(False, description="whether the picture is not written into the folder")
 
     def arguments(self, server: Server) -> dict[str, Any]:
         """Return the arguments of ``LargeRequest``, with pictures decoded.
@@ -113,6 +114,7 @@ class NamedBody(StrictBody):
             "controlnets": self.controlnets,
             "hires": hires,
             "record": self.record,
+            "draft": self.draft,
         }
 
     def drawing(self, server: Server) -> Drawing:

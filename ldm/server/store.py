@@ -72,9 +72,10 @@ class Pictures:
         self._lock = threading.Lock()
         self._adding = threading.Lock()
 
-    def add(self, job_id: str, number: int, image: Image.Image) -> Stored:
+    def add(self, job_id: str, number: int, image: Image.Image, draft: bool = False) -> Stored:
         """Keep a picture, and write it into the folder; the same again is returned as it is.
 
+        draft: whether it is kept in memory alone.
         A folder that cannot be written loses no picture: ``Stored.warning`` says so.
         """
         name = f"{job_id}-{number}"
@@ -82,9 +83,9 @@ class Pictures:
             with self._lock:
                 if name in self._kept:
                     return self._kept[name]
-            return self._add(name, image)
+            return self._add(name, image, draft)
 
-    def _add(self, name: str, image: Image.Image) -> Stored:
+    def _add(self, name: str, image: Image.Image, draft: bool) -> Stored:
         settings = json.loads(image.info.get(OURS, "null")) or {}
         stored = Stored(
             name,
@@ -95,7 +96,7 @@ class Pictures:
             image.width,
             image.height,
         )
-        if self.folder is not None and name not in self._written:
+        if self.folder is not None and not draft and name not in self._written:
             warning = self._write(image, stored.arguments)
             stored = replace(stored, warning=warning)
             self._written[name] = None
