@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse, Response
 from ldm import __version__
 from ldm.errors import LDMError
 from ldm.server.errors import ServerError, status_of
-from ldm.server.routes import api, page
+from ldm.server.routes import api, page, records
 from ldm.server.settings import Settings
 from ldm.server.state import Server
 
@@ -42,6 +42,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.server = server
     app.include_router(api.router)
+    app.include_router(records.router)
     app.include_router(page.router)
     page.mount(app)
     app.add_exception_handler(LDMError, answer_error)

@@ -19,6 +19,8 @@ class Limits:
         batch: pictures that one run draws at most; batch_pixels: of all of these together.
         preview_seconds: between two previews of a job.
         kept_bytes: of finished pictures in memory; the oldest are dropped first.
+        record_bytes: likewise, of the steps of pictures that were to be recorded.
+        views: pictures of recorded steps that wait to be computed.
     """
 
     pixels: int = 2048 * 2048
@@ -35,6 +37,8 @@ class Limits:
     batch_pixels: int = 1024 * 1024
     preview_seconds: float = 0.1
     kept_bytes: int = 256 * 1024 * 1024
+    record_bytes: int = 128 * 1024 * 1024
+    views: int = 256
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from ldm.server.drawing import Drawing, make_drawing
@@ -12,6 +13,7 @@ from ldm.server.jobs import Job, Recorder, Status
 from ldm.server.library import Library
 from ldm.server.models import LoadedModel
 from ldm.server.queue import FairQueue
+from ldm.server.recorder import JobRecorder, Records
 from ldm.server.settings import Settings
 from ldm.server.store import Pictures, Stored
 from ldm.server.worker import Worker
@@ -35,6 +37,9 @@ class Server:
         self.queue = FairQueue(self.limits)
         self.worker = Worker(self.queue, self.model, self.limits)
         self.pictures = Pictures(self.limits.kept_bytes, settings.output_dir)
+        self.records = Records(self.limits.record_bytes)
+        self.viewer = ThreadPoolExecutor(1, "ldm-views")  # which computes views of records
+        self.views_waiting = 0
         self.jobs: dict[str, Job] = {}
 
     def start(self) -> None:
@@ -50,6 +55,7 @@ class Server:
         self.worker.stop()
         if self.worker.is_alive():
             self.worker.join()
+        self.viewer.shutdown(cancel_futures=True)
 
     def make_drawing(self, arguments: dict[str, Any], **options: Any) -> Drawing:
         """See ``ldm.server.drawing.make_drawing``."""
@@ -61,6 +67,8 @@ class Server:
     ) -> Job:
         """Put a job into the queue. Raises BusyError if it is full."""
         job = Job(drawing, client, recorder=recorder)
+        if drawing.record and recorder is None:
+            job.recorder = JobRecorder(self.records, job)
         self.queue.add(job)
         self.jobs[job.id] = job
         while len(self.jobs) > MOST_JOBS:
