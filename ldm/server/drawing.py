@@ -35,6 +35,7 @@ class Drawing:
         loras: names and scales, of ``<lora:…>`` in the prompts and of the request's own list.
         controlnets: names, in the order of ``request.control_image``; () is the model's own.
         record: whether each step is kept, for views of how the picture came about.
+        draft: whether the picture is shown and then forgotten: it is not written into a folder.
     """
 
     request: LargeRequest
@@ -43,6 +44,7 @@ class Drawing:
     loras: tuple[tuple[str, TagScale], ...] = ()
     controlnets: tuple[str, ...] = ()
     record: bool = False
+    draft: bool = False
 
     @property
     def divisible(self) -> bool:
@@ -117,6 +119,7 @@ def make_drawing(
     controlnets: Sequence[str] = (),
     hires: bool = False,
     record: bool = False,
+    draft: bool = False,
 ) -> Drawing:
     """Make a drawing of a client's arguments: those of ``LargeRequest``, pictures as PIL images.
 
@@ -151,6 +154,7 @@ def make_drawing(
         loras=tuple(summed.items()),
         controlnets=tuple(controls),
         record=record,
+        draft=draft,
     )
 
 

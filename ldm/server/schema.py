@@ -33,6 +33,7 @@ class DrawingBody(BaseModel):
     controlnets: list[str] = Field(default_factory=list)
     hires: bool = False
     record: bool = False
+    draft: bool = False
 
     def drawing(self, server: Server) -> Drawing:
         """Return it as a drawing. Raises as ``make_drawing`` does."""
@@ -51,4 +52,5 @@ class DrawingBody(BaseModel):
             controlnets=self.controlnets,
             hires=self.hires,
             record=self.record,
+            draft=self.draft,
         )

@@ -81,7 +81,8 @@ class Server:
     def stored(self, job: Job, status: Status | None = None) -> list[Stored]:
         """Return the finished pictures of a job as files, which are kept."""
         pictures = (status or job.status).pictures
-        return [self.pictures.add(job.id, i, image) for i, image in enumerate(pictures)]
+        draft = job.drawing.draft
+        return [self.pictures.add(job.id, i, image, draft) for i, image in enumerate(pictures)]
 
     async def draw(
         self, drawing: Drawing, client: str, disconnected: Callable[[], Awaitable[bool]]

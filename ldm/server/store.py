@@ -47,8 +47,10 @@ class Pictures:
         self._bytes = 0
         self._lock = threading.Lock()
 
-    def add(self, job_id: str, number: int, image: Image.Image) -> Stored:
+    def add(self, job_id: str, number: int, image: Image.Image, draft: bool = False) -> Stored:
         """Keep a picture, and write it into the folder; the same again is returned as it is.
+
+        draft: whether it is kept in memory alone.
 
         Raises ImageError for a folder that cannot be written.
         """
@@ -66,7 +68,7 @@ class Pictures:
             image.width,
             image.height,
         )
-        if self.folder is not None:
+        if self.folder is not None and not draft:
             prompt, seed = (stored.arguments.get(name) for name in ("prompt", "seed"))
             wanted = picture_name(str(prompt or ""), seed)
             save_under_free_name(image, next(free_names(self.folder / f"{wanted}.png")))
