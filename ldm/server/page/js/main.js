@@ -10,8 +10,9 @@ import * as queue from "./queue.js";
 import * as settings from "./settings.js";
 import * as stage from "./stage.js";
 import * as use from "./use.js";
+import * as views from "./views/index.js";
 
-const parts = [settings, prompt, queue, stage, live, canvas, drop, use, keys];
+const parts = [settings, prompt, queue, stage, live, canvas, drop, use, keys, views];
 
 for (const part of parts) part.start();
 try {
