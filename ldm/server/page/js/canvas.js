@@ -2,9 +2,9 @@
  * The canvas: a sheet to start from (sketch, mask, edges to extend), and one for ControlNet.
  * A stroke that ends puts the sheet's picture among those that the drawing reads.
  */
+import { cross, drawCross, moveCross } from "./cross.js";
 import { on, send } from "./events.js";
 import { layFrame, makeFrame } from "./extend.js";
-import { openTab } from "./keys.js";
 import { bitmapOf, keep } from "./pictures.js";
 import { choices } from "./settings.js";
 import { Sheet } from "./strokes.js";
@@ -17,7 +17,6 @@ const DENSE = 768;  // pixels of the longer side on the screen, at least
 
 /** @type {{image: Sheet, control_image: Sheet}} */
 const sheets = { image: new Sheet(128, 128), control_image: new Sheet(128, 128) };
-const cross = { x: 64, y: 64, down: false };  // what the keys move
 let stroke = null;
 let frame, canvases, surface;
 
@@ -38,7 +37,7 @@ export function repaint(only) {
   Object.assign(surface, { width: canvases.base.width, height: canvases.base.height });
   const extends_ = tools.sheet === "image";
   layFrame(frame, now, extends_, extends_ && tools.tool === "extend");
-  drawCross();
+  showCross();
 }
 
 /** Put the sheet's picture and mask among the pictures of the drawing. */
@@ -102,34 +101,9 @@ function listenToPointer() {
   for (const name of ["pointerup", "pointercancel"]) surface.addEventListener(name, endStroke);
 }
 
-/** Show where the keys draw. */
-function drawCross() {
-  const context = surface.getContext("2d");
-  context.clearRect(0, 0, surface.width, surface.height);
-  if (document.activeElement !== surface || !surface.matches(":focus-visible")) return;
-  const scale = surface.width / sheet().width;
-  const [x, y] = [cross.x * scale, cross.y * scale];
-  for (const [width, colour] of [[5, "#fff"], [2, "#4f46e5"]]) {
-    context.lineWidth = width;
-    context.strokeStyle = colour;
-    context.beginPath();
-    for (const [dx, dy] of [[14, 0], [0, 14]]) {
-      context.moveTo(x - dx, y - dy);
-      context.lineTo(x + dx, y + dy);
-    }
-    context.stroke();
-  }
-}
-
 /** @param {KeyboardEvent} event */
 function pressKey(event) {
-  const step = event.shiftKey ? 16 : 4;
-  const moves = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
-  const move = moves[event.key];
-  const { width, height } = sheet();
-  if (move) {
-    cross.x = Math.min(width, Math.max(0, cross.x + (move[0] * step * width) / 128));
-    cross.y = Math.min(height, Math.max(0, cross.y + (move[1] * step * height) / 128));
+  if (moveCross(event, sheet())) {
     if (stroke) goOn([cross.x, cross.y]);
   } else if (event.key === " " && !event.repeat) {
     if (stroke) endStroke();
@@ -137,8 +111,10 @@ function pressKey(event) {
     byId("announce").textContent = stroke ? "The pen is down" : "The pen is up";
   } else return;
   event.preventDefault();
-  drawCross();
+  showCross();
 }
+
+const showCross = () => drawCross(surface, sheet());
 
 const commands = {
   undo: () => sheet().undo(),
@@ -199,10 +175,16 @@ function resize() {
 export function openSheet(name) {
   tools.sheet = name;
   controls.refresh();
-  openTab(byId("tab-canvas"));
-  repaint();
+  toggle(true);
   surface.focus();
   byId("stage").scrollIntoView({ block: "nearest" });
+}
+
+/** @param {boolean} open */
+function toggle(open) {
+  byId("canvas").hidden = !open;
+  byId("toggle-canvas").setAttribute("aria-expanded", `${open}`);
+  if (open) repaint();
 }
 
 function build() {
@@ -230,9 +212,9 @@ export function start() {
   build();
   listenToPointer();
   surface.addEventListener("keydown", pressKey);
-  for (const name of ["focus", "blur"]) surface.addEventListener(name, drawCross);
+  for (const name of ["focus", "blur"]) surface.addEventListener(name, showCross);
   surface.addEventListener("blur", endStroke);
-  byId("panel-canvas").addEventListener("keydown", (event) => {
+  byId("canvas").addEventListener("keydown", (event) => {
     if (event.key.toLowerCase() !== "z" || !(event.ctrlKey || event.metaKey)) return;
     event.preventDefault();
     command("undo");
@@ -249,5 +231,5 @@ export function start() {
   });
   on("change", resize);
   on("margins", () => repaint());
-  on("tab", ({ name }) => { if (name === "tab-canvas") repaint(); });
+  byId("toggle-canvas").addEventListener("click", () => toggle(byId("canvas").hidden));
 }

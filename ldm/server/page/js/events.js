@@ -14,6 +14,10 @@
  * "cancel"   {}                      stop what is being drawn
  * "change"   {}                      a setting has changed
  * "error"    {message, argument?}    words for the user
+ * "begin", "status", "end"           of each run, see queue.js; {body, draft, status or state}
+ * "choices", "ready"                 what the server offers, and that the form has it
+ * "kept"     {name, url}             a picture that the drawing reads was put there, or removed
+ * "start-from" {name, source}        put a picture on a sheet of the canvas
  *
  * @typedef {{id: string, url: string, seed: number, width: number, height: number}} Picture
  * @typedef {Record<string, any>} Body the JSON of POST /api/draw: arguments of `LargeRequest`

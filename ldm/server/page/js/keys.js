@@ -1,22 +1,8 @@
-/** Keys: Ctrl+Enter draws, Escape cancels, arrows move between tabs; and the colour scheme. */
-import { on, send } from "./events.js";
+/** Keys: Ctrl+Enter draws, Escape cancels; the colour scheme; what a phone shows at first. */
+import { send } from "./events.js";
 import { busy } from "./queue.js";
 
 const SCHEMES = { "": "automatic", light: "light", dark: "dark" };
-const tabs = /** @type {HTMLElement[]} */ ([...document.querySelectorAll('[role="tab"]')]);
-
-/** @param {HTMLElement} tab @param {boolean} [focus] */
-export function openTab(tab, focus = false) {
-  for (const each of tabs) {
-    const open = each === tab;
-    each.setAttribute("aria-selected", `${open}`);
-    each.tabIndex = open ? 0 : -1;
-    document.getElementById(each.getAttribute("aria-controls")).hidden = !open;
-  }
-  if (focus) tab.focus();
-  send("tab", { name: tab.id });
-}
-
 /** @param {KeyboardEvent} event */
 function press(event) {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
@@ -27,16 +13,14 @@ function press(event) {
   }
 }
 
-function startTabs() {
-  for (const tab of tabs) {
-    tab.addEventListener("click", () => openTab(tab));
-    tab.addEventListener("keydown", ({ key }) => {
-      const move = { ArrowRight: 1, ArrowLeft: -1 }[key];
-      if (!move) return;
-      openTab(tabs[(tabs.indexOf(tab) + move + tabs.length) % tabs.length], true);
-    });
-  }
-  on("begin", ({ draft }) => { if (!draft) openTab(tabs[0]); });
+/** Where there is little room, the picture is below the prompt, and the settings are closed. */
+function startMore() {
+  const wide = matchMedia("(min-width: 60.01rem)");
+  const fit = () => {
+    /** @type {HTMLDetailsElement} */ (document.getElementById("more")).open = wide.matches;
+  };
+  wide.addEventListener("change", fit);
+  fit();
 }
 
 function startScheme() {
@@ -55,6 +39,6 @@ function startScheme() {
 
 export function start() {
   document.addEventListener("keydown", press);
-  startTabs();
+  startMore();
   startScheme();
 }

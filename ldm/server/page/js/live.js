@@ -8,12 +8,13 @@ import { choices, read } from "./settings.js";
 
 const PAUSE = 25;  // ms after a change, in which others may follow
 const PATIENCE = 300;  // ms without a new preview
-const STORED = "ldm.live";
 /** Five steps of DPM++ 2M on its own levels look like twenty; on Karras's they do not. */
 const FEW_STEPS = { num_inference_steps: 5, sampler: "dpmpp_2m", schedule: "normal" };
 /** As the authors of LCM-LoRA advise. */
 const LCM = { num_inference_steps: 4, sampler: "lcm", schedule: undefined, guidance_scale: 1.5 };
 
+/** Where the choice is kept: other models may take minutes for what the built-in one draws at once. */
+const stored = () => `ldm.live.${choices.current}`;
 const toggle = /** @type {HTMLInputElement} */ (document.getElementById("live"));
 const hint = document.getElementById("live-hint");
 let timer = 0;
@@ -69,14 +70,14 @@ function describe() {
 
 export function start() {
   on("ready", () => {
-    const stored = localStorage[STORED];
-    // Other models may take minutes for what the built-in one draws at once.
-    toggle.checked = stored ? stored === "on" : choices.current === choices.built_in;
+    const choice = localStorage[stored()];
+    toggle.checked = choice ? choice === "on" : choices.current === choices.built_in;
+    brokenLora = "";
     describe();
     change();
   });
   toggle.addEventListener("change", () => {
-    localStorage[STORED] = toggle.checked ? "on" : "off";
+    localStorage[stored()] = toggle.checked ? "on" : "off";
     last = "";
     describe();
     change();

@@ -16,6 +16,8 @@ const BESIDE = {
   ip_adapter_image: ["ip_adapter_scale"],
   hires: ["hires_scale", "hires_strength"],
 };
+/** What is drawn before anything is typed. */
+const FIRST = { prompt: "a red car on a blue background" };
 const SIDES = ["left", "top", "right", "bottom"];
 
 /** What the server offers: see `ldm/server/choices.py`. @type {any} */
@@ -150,16 +152,20 @@ function restore() {
   try {
     stored = JSON.parse(localStorage[STORED] ?? "null");
   } catch { /* of another version */ }
-  write(stored ?? {});
+  const first = choices.current === choices.built_in ? FIRST : {};
+  write(stored ?? first);
+  if (!stored) byId("prompt").select();  // typing begins anew
   byId("random-seed").checked = !stored?.keepSeed;
   if (byId("seed").value === "") byId("seed").value = newSeed();
 }
 
 export function start() {
   on("choices", (found) => {
+    const before = choices?.loaded;
     choices = found;
     offer();
-    restore();
+    if (!before) restore();
+    else if (before !== found.loaded && found.defaults) write(found.defaults, false);
     send("ready");
   });
   form.addEventListener("input", (event) => {
