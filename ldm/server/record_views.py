@@ -119,6 +119,7 @@ def describe(record: Record) -> dict[str, Any]:
         "ended": record.ended,
         "prediction_type": pipe.scheduler.config.prediction_type,
         "guidance_scale": record.scale,
+        "dtype": str(record.dtype).removeprefix("torch."),
         "latents": latents,
         "factor": side,
         "small": latents[1] * latents[2] * side**2 <= DECODED_PIXELS,  # decoded in no time
@@ -130,6 +131,7 @@ def describe(record: Record) -> dict[str, Any]:
                 "alpha": step.level.alpha,
                 "sigma": step.level.sigma,
                 "guided": step.uncond is not None,
+                "latents": list(step.x.shape),
             }
             for step in steps
         ],
@@ -163,8 +165,9 @@ def numbers(record: Record, number: int, row: int, column: int) -> dict[str, Any
     }
     rest = None
     if step.uncond is not None:
-        formula = step.uncond + record.scale * (step.cond - step.uncond)
-        rest = finite(float((step.guided - formula).abs().max()))
+        uncond, cond = (part.to(record.dtype) for part in (step.uncond, step.cond))
+        formula = uncond + record.scale * (cond - uncond)  # rounded as in the run
+        rest = finite(float((step.guided - formula.float()).abs().max()))
     return {
         **found,
         "row": row,

@@ -60,14 +60,16 @@ class Record:
     """How one picture came about.
 
     Attributes:
-        scale: of guidance. steps: those that are kept, by their numbers: every ``stride``th and
-            the last. words: each word of the prompt and where its attention was, (h, w).
+        scale: of guidance. dtype: of the predictions, before they were copied.
+        steps: those that are kept, by their numbers: every ``stride``th and the last.
+        words: each word of the prompt and where its attention was, (h, w).
         ended: whether nothing more is added.
     """
 
     drawing: Drawing
     pipe: weakref.ref[Pipeline]
     scale: float
+    dtype: torch.dtype = torch.float32
     steps: dict[int, Step] = field(default_factory=dict)
     stride: int = 1
     words: list[tuple[str, Tensor]] = field(default_factory=list)
@@ -167,6 +169,7 @@ class JobRecorder:
     def __init__(self, records: Records, job: Job) -> None:
         self.records, self.job = records, job
         self._seen: Predictions | None = None  # the first of the present step
+        self._dtype = torch.float32
         self._now: dict[int, tuple[tuple[str, int], Record]] = {}  # by row of the batch
 
     @contextlib.contextmanager
@@ -196,13 +199,14 @@ class JobRecorder:
             if row not in self._now:
                 scale = self.job.drawing.request.guidance_scale
                 scale = pipe.defaults.guidance_scale if scale is None else scale
-                record = Record(self.job.drawing, weakref.ref(pipe), scale)
+                record = Record(self.job.drawing, weakref.ref(pipe), scale, self._dtype)
                 self._now[row] = (self.job.id, done + i), record
             key, record = self._now[row]
             self.records.add_step(key, record, step_of(progress, seen, row))
 
     def _observe(self, seen: Predictions) -> None:
         if self._seen is None:  # copies, as the run goes on with these tensors
+            self._dtype = seen.cond.dtype
             self._seen = Predictions(
                 copied(seen.x),
                 seen.level,

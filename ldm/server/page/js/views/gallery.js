@@ -1,5 +1,5 @@
 /** The gallery: the pictures of this session, each with its settings and what to do with it. */
-import { on, send } from "../events.js";
+import { on } from "../events.js";
 import { button, el, fileName } from "./dom.js";
 import * as large from "./large.js";
 
@@ -122,6 +122,23 @@ function save() {
   }
 }
 
+const removeAll = button("Remove all", () => {
+  if (!removeAll.dataset.sure) {  // asks, on the button itself
+    removeAll.dataset.sure = "yes";
+    removeAll.textContent = `Really remove ${entries.length}?`;
+    return;
+  }
+  entries = [];
+  show();
+  store();
+  calmDown();
+}, { class: "quiet", onblur: () => calmDown() });
+
+function calmDown() {
+  delete removeAll.dataset.sure;
+  removeAll.textContent = "Remove all";
+}
+
 export function start() {
   restore();
   place.tabIndex = -1;
@@ -130,7 +147,7 @@ export function start() {
       el("h2", {}, "Gallery ", count),
       el("p", { class: "soft hint" }, "Arrows move, Enter opens, Delete removes"),
       button("Download all", save, { class: "quiet" }),
-      button("Remove all", () => { entries = []; show(); store(); }, { class: "quiet" })),
+      removeAll),
     list);
   list.addEventListener("keydown", press);
   show();

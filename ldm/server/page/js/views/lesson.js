@@ -21,7 +21,7 @@ export function number(value, digits = 3) {
 }
 
 /** Text in which `x_t` has its index below: `formula("ε_u")`. */
-function formula(/** @type {string} */ text) {
+export function formula(/** @type {string} */ text) {
   const whole = el("span", { class: "formula" });
   for (const part of text.split(/(_[\p{L}\p{N}]+)/u)) {
     whole.append(part.startsWith("_") ? el("sub", {}, part.slice(1)) : part);
@@ -30,8 +30,13 @@ function formula(/** @type {string} */ text) {
 }
 
 /** A paragraph: texts, and formulas between grave accents. */
-function words(/** @type {string} */ text) {
-  return el("p", {}, ...text.split("`").map((part, i) => (i % 2 ? formula(part) : part)));
+export function words(/** @type {string} */ text) {
+  return el("p", {}, ...inline(text));
+}
+
+/** Texts, and formulas between grave accents. @returns {(string|HTMLElement)[]} */
+function inline(/** @type {string} */ text) {
+  return text.split("`").map((part, i) => (i % 2 ? formula(part) : part));
 }
 
 export class Lesson {
@@ -45,17 +50,17 @@ export class Lesson {
 
   /** @param {import("./records.js").PictureRecord} record @param {import("./records.js").Step} step */
   show(record, step) {
-    if (record !== this.record) {
-      const [, height, width] = record.about.latents;
-      [this.row, this.column] = [height >> 1, width >> 1];
-    }
+    const [, height, width] = step.latents;
+    if (record !== this.record) [this.row, this.column] = [height >> 1, width >> 1];
+    this.row = Math.min(this.row, height - 1);  // a first pass has fewer
+    this.column = Math.min(this.column, width - 1);
     this.record = record;
     this.step = step;
     this.draw();
   }
 
   figure(view, caption, { pick = false, sheet = false } = {}) {
-    const image = el("img", { src: this.record.view(this.step.step, view), alt: caption });
+    const image = el("img", { src: this.record.view(this.step.step, view), alt: caption.replaceAll("`", "") });
     const frame = el("div", { class: `frame-of${sheet ? " sheet" : ""}` }, image);
     if (pick) {
       const cross = el("span", { class: "cross" });
@@ -68,10 +73,10 @@ export class Lesson {
           Math.floor(((event.clientX - box.left) / box.width) * width));
       });
     }
-    return el("figure", {}, frame, el("figcaption", {}, caption));
+    return el("figure", {}, frame, el("figcaption", {}, ...inline(caption)));
   }
 
-  get size() { return this.record.about.latents; }
+  get size() { return this.step.latents; }
 
   async pick(row, column) {
     const [, height, width] = this.size;
@@ -95,18 +100,15 @@ export class Lesson {
         words(`At t = ${number(step.t, 0)}, the latents are \`x_t = α x_0 + σ ε\` with α = ${number(step.alpha)} `
           + `and σ = ${number(step.sigma)}: so much of the picture, so much noise (Ho et al. 2020, eq. 4). `
           + `They are ${channels} channels of ${width} × ${height} numbers (Rombach et al. 2022, section 3.1).`),
-        el("div", { class: "level", role: "img", "aria-label": `signal ${number(step.alpha ** 2, 2)}, noise ${number(step.sigma ** 2, 2)}` },
-          el("span", { class: "signal", style: `flex-grow:${step.alpha ** 2}` }, `α² ${number(step.alpha ** 2, 2)}`),
-          el("span", { class: "noise", style: `flex-grow:${step.sigma ** 2}` }, `σ² ${number(step.sigma ** 2, 2)}`)),
         el("div", { class: "figures" },
-          this.figure("x_rough", "x_t in rough colours", { pick: true }),
+          this.figure("x_rough", "`x_t` in rough colours", { pick: true }),
           this.figure("x_channels", `its ${channels} channels; black is ${SIGN}3, white 3`, { sheet: true }))),
       el("li", {},
         el("h3", {}, step.guided ? "Two predictions" : "One prediction"),
         words(step.guided
           ? `The network predicts ${NAMES[kind].startsWith("v") ? "`v = α ε − σ x_0`" : NAMES[kind]} `
             + `(${SOURCES[kind]}) twice from the same \`x_t\`: with the negative prompt, \`${letter}_u\`, and with your prompt, `
-            + `\`${letter}_c\`. Each alone would lead to one of these pictures.`
+            + `\`${letter}_c\`. Each alone gives one of these estimates of the picture.`
           : `The network predicts ${NAMES[kind]} (${SOURCES[kind]}) with your prompt. Nothing is guided at this step.`),
         el("div", { class: "figures" }, ...(step.guided
           ? [this.figure("x0_uncond", "without the prompt", { pick: true }),
@@ -117,14 +119,14 @@ export class Lesson {
         el("h3", {}, "Guidance"),
         words(`Guidance goes past the prediction with the prompt, s = ${scale} times as far from the one without it: `
           + `\`${letter}̂ = ${letter}_u + s (${letter}_c − ${letter}_u)\` (Ho & Salimans 2022, eq. 6, where s is w + 1)`
-          + `${kind === "v_prediction" ? ". For ε̂ it is the same formula, as ε = σ x_t + α v." : "."} `),
+          + `${kind === "v_prediction" ? ". For `ε̂` it is the same formula, as `ε = σ x_t + α v`." : "."} `),
         this.pointer(), this.place) : null,
       el("li", {},
         el("h3", {}, "The estimate of the picture"),
         words(`\`${TO_X0[kind].replaceAll("₀", "_0")}\` is what the step aims at (${SOURCES[kind]}). The sampler goes only a part `
           + "of the way: the next step begins with a little less noise, and predicts again."),
         el("div", { class: "figures" },
-          this.figure("x0_guided", "x̂₀, decoded", { pick: true }),
+          this.figure("x0_guided", "`x̂_0`, decoded", { pick: true }),
           this.figure("x0_channels", "its channels", { sheet: true }))),
     ];
     this.body.replaceChildren(...parts.filter(Boolean));
@@ -181,9 +183,12 @@ export class Lesson {
       el("td", {}, number(found.cond[i])),
       el("td", { class: "soft" }, `− ${u < 0 ? `(${number(u)})` : number(u)} ) =`),
       el("td", { class: "result" }, number(found.guided[i]))));
-    const more = found.rest > 1e-4
-      ? [el("p", { class: "hint" }, `More than this formula is at work, such as rescaling: it changes the result by up to ${number(found.rest)}.`)]
-      : [];
+    const { dtype } = this.record.about;
+    const more = dtype === "float32" ? []
+      : [el("p", { class: "hint" }, `The network computes in ${dtype} here, which has two to three digits.`)];
+    if (found.rest > 1e-4) {
+      more.push(el("p", { class: "hint" }, `More than this formula is at work, such as rescaling: it changes the result by up to ${number(found.rest)}.`));
+    }
     return [
       el("div", { class: "scroll", tabIndex: 0, role: "group", "aria-label": "Guidance in numbers" },
         el("table", {},

@@ -2,7 +2,7 @@
 import { ApiError, draw, getJson } from "../api.js";
 
 /**
- * @typedef {{step: number, t: number, alpha: number, sigma: number, guided: boolean}} Step
+ * @typedef {{step: number, t: number, alpha: number, sigma: number, guided: boolean, latents: number[]}} Step
  * @typedef {object} About
  * @property {string} prediction_type @property {number} guidance_scale
  * @property {number[]} latents @property {number} factor @property {boolean} small

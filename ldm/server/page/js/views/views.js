@@ -1,7 +1,7 @@
 /** How the selected picture was drawn: its words, its steps, and one step in detail. */
 import { on, send } from "../events.js";
 import { button, el } from "./dom.js";
-import { Lesson } from "./lesson.js";
+import { Lesson, number, words as paragraph } from "./lesson.js";
 import { recordOf } from "./records.js";
 import { Scrubber } from "./scrubber.js";
 import { Words } from "./words.js";
@@ -10,7 +10,7 @@ const place = document.getElementById("views");
 const picture = el("img", { alt: "", class: "shown" });
 const overlay = el("img", { alt: "", class: "heat", hidden: true });
 const title = el("p", { class: "soft of" });
-const level = el("p", { class: "soft level-words" });
+const level = el("div", { class: "level-of" });
 const report = el("p", { class: "soft hint", role: "status" });
 const content = el("div", { class: "view-content", hidden: true });
 const words = new Words(overlay);
@@ -18,9 +18,19 @@ const lesson = new Lesson();
 const scrubber = new Scrubber((step, url) => {
   picture.src = url;
   picture.alt = `What the picture looked like at step ${step.step}`;
-  const share = Math.round(100 * step.sigma ** 2);
-  level.textContent = `Step ${step.step}: t = ${Math.round(step.t)}; ${share} % of x_t was noise`;
+  level.replaceChildren(...levelOf(step));
 });
+
+/** How much of x_t is picture and how much noise, as words and as a bar. */
+function levelOf({ step, t, alpha, sigma }) {
+  const part = (name, letter, share) => el("span", { class: name, style: `flex-grow:${share}` },
+    `${letter}² = ${number(share, 2)}`);
+  return [
+    paragraph(`Step ${step} began at t = ${number(t, 0)}. Of \`x_t\` there, ${Math.round(100 * alpha ** 2)} % was picture `
+      + `and ${Math.round(100 * sigma ** 2)} % noise:`),
+    el("div", { class: "level" }, part("signal", "α", alpha ** 2), part("noise", "σ", sigma ** 2)),
+  ];
+}
 
 let controller = new AbortController();
 
@@ -70,7 +80,11 @@ export function start() {
           el("span", {}, "less"), el("span", { class: "ramp" }), el("span", {}, "more attention"))),
       el("div", { class: "view-side" },
         el("h3", {}, "Where its words looked"), words.element,
-        el("h3", {}, "How it formed"), scrubber.element, level)),
+        el("h3", {}, "How it formed"),
+        paragraph("It began as noise. At every step the network estimates the finished picture, `x̂_0`: this is "
+          + "what you see. Then a little of the noise is taken away (Ho et al. 2020, algorithm 2)."),
+        level)),
+    scrubber.element,
     lesson.element);
   place.classList.add("card");
   place.append(

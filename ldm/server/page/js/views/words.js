@@ -17,7 +17,8 @@ export class Words {
     this.pinned = -1;
     this.hide();
     this.hint.textContent = record.words.length
-      ? "Point at a word to see where the picture attended to it; click to keep it."
+      ? "Point at a word to see which parts of the picture attended to it; click to keep it. "
+        + "Shown is the mean over steps, layers and heads of cross-attention (Tang et al. 2022)."
       : "This picture has no words to show.";
     this.list.replaceChildren(...record.words.map((word, i) => {
       new Image().src = record.heat(i);  // so that it is there at once
