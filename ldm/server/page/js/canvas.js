@@ -182,7 +182,7 @@ export function openSheet(name) {
 
 /** @param {boolean} open */
 function toggle(open) {
-  byId("canvas").hidden = !open;
+  byId("canvas").hidden = byId("canvas-tools").hidden = !open;
   byId("toggle-canvas").setAttribute("aria-expanded", `${open}`);
   if (open) repaint();
 }
@@ -214,7 +214,7 @@ export function start() {
   surface.addEventListener("keydown", pressKey);
   for (const name of ["focus", "blur"]) surface.addEventListener(name, showCross);
   surface.addEventListener("blur", endStroke);
-  byId("canvas").addEventListener("keydown", (event) => {
+  byId("stage").addEventListener("keydown", (event) => {
     if (event.key.toLowerCase() !== "z" || !(event.ctrlKey || event.metaKey)) return;
     event.preventDefault();
     command("undo");
