@@ -115,7 +115,7 @@ def describe(record: Record) -> dict[str, Any]:
     latents = list(steps[-1].x.shape)
     side = pipe.vae.config.scale
     return {
-        "model": record.drawing.model,
+        "model": record.model_name,
         "ended": record.ended,
         "prediction_type": pipe.scheduler.config.prediction_type,
         "guidance_scale": record.scale,

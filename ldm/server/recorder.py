@@ -21,7 +21,6 @@ from ldm.denoiser import Predictions
 from ldm.errors import ArgumentError
 from ldm.pipeline import Pipeline, Progress
 from ldm.scheduler import Level
-from ldm.server.drawing import Drawing
 from ldm.server.errors import ServerError, UnknownNameError
 from ldm.techniques.attention_maps import AttentionMaps
 from ldm.techniques.predictions import observe_predictions
@@ -60,13 +59,14 @@ class Record:
     """How one picture came about.
 
     Attributes:
-        scale: of guidance. dtype: of the predictions, before they were copied.
+        model_name: in the library. scale: of guidance.
+        dtype: of the predictions, before they were copied.
         steps: those that are kept, by their numbers: every ``stride``th and the last.
         words: each word of the prompt and where its attention was, (h, w).
         ended: whether nothing more is added.
     """
 
-    drawing: Drawing
+    model_name: str
     pipe: weakref.ref[Pipeline]
     scale: float
     dtype: torch.dtype = torch.float32
@@ -103,7 +103,7 @@ class Record:
         pipe = self.pipe()
         if pipe is None:
             raise ServerError(
-                f"the model {self.drawing.model!r}, which drew this picture, is no longer loaded; "
+                f"the model {self.model_name!r}, which drew this picture, is no longer loaded; "
                 "draw the picture again",
                 status=410,
             )
@@ -199,7 +199,8 @@ class JobRecorder:
             if row not in self._now:
                 scale = self.job.drawing.request.guidance_scale
                 scale = pipe.defaults.guidance_scale if scale is None else scale
-                record = Record(self.job.drawing, weakref.ref(pipe), scale, self._dtype)
+                name = self.job.drawing.model
+                record = Record(name, weakref.ref(pipe), scale, self._dtype)
                 self._now[row] = (self.job.id, done + i), record
             key, record = self._now[row]
             self.records.add_step(key, record, step_of(progress, seen, row))

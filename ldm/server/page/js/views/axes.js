@@ -49,7 +49,13 @@ export function axesOf(choices) {
     seed: { label: "Seed", read: numbers(true), example: "1-4", set: set("seed") },
     sampler: { label: "Sampler", read: names(samplers), example: few(samplers), set: set("sampler"), show: (v) => samplers[v] },
     schedule: { label: "Schedule", read: names(schedules), example: few(schedules), set: set("schedule"), show: (v) => schedules[v] },
-    strength: { label: "Strength (with a start picture)", read: numbers(false), example: "0.3, 0.5, 0.7", set: set("strength") },
+    strength: {
+      label: "Strength (with a start picture)", read: numbers(false), example: "0.3, 0.5, 0.7",
+      set: (body, value) => {
+        if (!body.image) throw new Error("Strength needs a picture to start from; choose one in the form.");
+        return { ...body, strength: value };
+      },
+    },
     variation_strength: {
       label: "Variation strength", read: numbers(false), example: "0, 0.2, 0.4",
       set: (body, value) => ({ ...body, variation_seed: body.variation_seed ?? body.seed + 1, variation_strength: value }),

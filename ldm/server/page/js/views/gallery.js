@@ -151,8 +151,10 @@ export function start() {
     list);
   list.addEventListener("keydown", press);
   show();
-  on("picture", ({ picture, body }) => {
-    entries = [{ picture, body }, ...entries].slice(0, MOST);
+  on("picture", ({ picture, body, index = 0 }) => {
+    // Of several variations, the second seed counts up, not the first.
+    const varied = body.variation_seed === undefined ? {} : { variation_seed: body.variation_seed + index };
+    entries = [{ picture, body: { ...body, ...varied } }, ...entries].slice(0, MOST);
     show();
     store();
   });

@@ -61,7 +61,7 @@ export class Lesson {
 
   figure(view, caption, { pick = false, sheet = false } = {}) {
     const image = el("img", { src: this.record.view(this.step.step, view), alt: caption.replaceAll("`", "") });
-    const frame = el("div", { class: `frame-of${sheet ? " sheet" : ""}` }, image);
+    const frame = el("div", { class: ["frame-of", sheet && "sheet", view.startsWith("x_") || sheet ? "raw" : ""].filter(Boolean).join(" ") }, image);
     if (pick) {
       const cross = el("span", { class: "cross" });
       frame.append(cross);
@@ -108,7 +108,7 @@ export class Lesson {
         words(step.guided
           ? `The network predicts ${NAMES[kind].startsWith("v") ? "`v = α ε − σ x_0`" : NAMES[kind]} `
             + `(${SOURCES[kind]}) twice from the same \`x_t\`: with the negative prompt, \`${letter}_u\`, and with your prompt, `
-            + `\`${letter}_c\`. Each alone gives one of these estimates of the picture.`
+            + `\`${letter}_c\`. Each alone gives one of these estimates of the picture; they differ most at early steps.`
           : `The network predicts ${NAMES[kind]} (${SOURCES[kind]}) with your prompt. Nothing is guided at this step.`),
         el("div", { class: "figures" }, ...(step.guided
           ? [this.figure("x0_uncond", "without the prompt", { pick: true }),

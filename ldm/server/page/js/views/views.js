@@ -26,8 +26,8 @@ function levelOf({ step, t, alpha, sigma }) {
   const part = (name, letter, share) => el("span", { class: name, style: `flex-grow:${share}` },
     `${letter}² = ${number(share, 2)}`);
   return [
-    paragraph(`Step ${step} began at t = ${number(t, 0)}. Of \`x_t\` there, ${Math.round(100 * alpha ** 2)} % was picture `
-      + `and ${Math.round(100 * sigma ** 2)} % noise:`),
+    paragraph(`Step ${step} began at t = ${number(t, 0)}. Of \`x_t\` there, ${Math.round(100 * alpha ** 2)}\u00a0% was picture `
+      + `and ${Math.round(100 * sigma ** 2)}\u00a0% noise:`),
     el("div", { class: "level" }, part("signal", "α", alpha ** 2), part("noise", "σ", sigma ** 2)),
   ];
 }
@@ -76,7 +76,7 @@ export function start() {
   content.append(
     el("div", { class: "view-top" },
       el("figure", { class: "looked-at" }, picture, overlay,
-        el("figcaption", { id: "heat-legend" },
+        el("figcaption", {},
           el("span", {}, "less"), el("span", { class: "ramp" }), el("span", {}, "more attention"))),
       el("div", { class: "view-side" },
         el("h3", {}, "Where its words looked"), words.element,

@@ -23,7 +23,7 @@ export class Words {
     this.list.replaceChildren(...record.words.map((word, i) => {
       new Image().src = record.heat(i);  // so that it is there at once
       return el("li", {}, el("button", {
-        type: "button", "aria-pressed": "false", "aria-describedby": "heat-legend",
+        type: "button", "aria-pressed": "false",
         onmouseenter: () => this.light(i), onmouseleave: () => this.rest(),
         onfocus: () => this.light(i), onblur: () => this.rest(),
         onclick: () => this.pin(i),
