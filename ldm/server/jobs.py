@@ -7,7 +7,7 @@ import contextlib
 import secrets
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -56,8 +56,8 @@ class Recorder(Protocol):
         """Return what is entered while the pictures are drawn."""
         ...
 
-    def step(self, pipe: Pipeline, progress: Progress, first: int, count: int) -> None:
-        """Record a step; the job's pictures are ``count`` rows of the batch, from ``first`` on."""
+    def step(self, pipe: Pipeline, progress: Progress, rows: Sequence[int]) -> None:
+        """Record a step; rows: those of the batch that are the job's next pictures."""
         ...
 
 

@@ -27,6 +27,8 @@ class Limits:
         header_seconds, write_seconds: in which a client sends a request's header, and reads on.
         body_seconds: in which a body begins to come at 64 KiB a second.
         json_depth, json_values: of a body.
+        record_bytes: likewise, of the steps of pictures that were to be recorded.
+        views: pictures of recorded steps that wait to be computed.
     """
 
     pixels: int = 2048 * 2048
@@ -52,6 +54,8 @@ class Limits:
     write_seconds: float = 60.0
     json_depth: int = 32
     json_values: int = 20_000
+    record_bytes: int = 128 * 1024 * 1024
+    views: int = 256
 
 
 @dataclass(frozen=True, kw_only=True)

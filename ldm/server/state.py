@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from ldm.server.drawing import Drawing, make_drawing
@@ -13,6 +14,7 @@ from ldm.server.library import Library
 from ldm.server.metrics import Metrics
 from ldm.server.models import LoadedModel
 from ldm.server.queue import FairQueue
+from ldm.server.recorder import JobRecorder, Records
 from ldm.server.settings import Settings
 from ldm.server.store import Pictures, Stored
 from ldm.server.worker import Worker
@@ -39,6 +41,9 @@ class Server:
         self.metrics = Metrics()
         self.worker = Worker(self.queue, self.model, self.limits, self.metrics)
         self.pictures = Pictures(self.limits.kept_bytes, settings.output_dir)
+        self.records = Records(self.limits.record_bytes)
+        self.viewer = ThreadPoolExecutor(1, "ldm-views")  # which computes views of records
+        self.views_waiting = 0
         self.jobs: dict[str, Job] = {}
         self.stopping = False
         self._picture_bytes: dict[str, int] = {}  # of the jobs that have ended
@@ -84,6 +89,7 @@ class Server:
         self.worker.stop()
         if self.worker.is_alive():
             self.worker.join()
+        self.viewer.shutdown(cancel_futures=True)
 
     def make_drawing(self, arguments: dict[str, Any], **options: Any) -> Drawing:
         """See ``ldm.server.drawing.make_drawing``."""
@@ -111,9 +117,9 @@ class Server:
 
         details: see ``Job``.
         """
-        job = Job(
-            drawing, client, recorder=recorder, details=details or {}, on_end=self._ended
-        )
+        job = Job(drawing, client, recorder=recorder, details=details or {}, on_end=self._ended)
+        if drawing.record and recorder is None:
+            job.recorder = JobRecorder(self.records, job)
         self.queue.add(job)
         self.jobs[job.id] = job
         self._forget()

@@ -189,11 +189,12 @@ class Batch:
         for job, own in self.rows.items():
             if job.status.ended or job in self.skipped:
                 continue
-            first, count = own[0][0], sum(unit.count for _, unit in own)
+            rows = [row for start, unit in own for row in range(start, start + unit.count)]
+            first = rows[0]
             if job.recorder is not None:
-                job.recorder.step(self.pipe, progress, first, count)
+                job.recorder.step(self.pipe, progress, rows)
             changes: dict[str, object] = {
-                "step": self.done[job] + progress.step * count,
+                "step": self.done[job] + progress.step * len(rows),
                 "steps": progress.steps * job.drawing.request.count,
             }
             between = progress.output is None and progress.step
@@ -205,7 +206,6 @@ class Batch:
             if skipping:
                 self.skipped.add(job)
             if between and (skipping or (job.stopping and job.keep_partial)):
-                rows = [row for start, unit in own for row in range(start, start + unit.count)]
                 self.hand_out(
                     job, dict(zip(rows, decoded(self.pipe, progress.x0[rows]), strict=True))
                 )
