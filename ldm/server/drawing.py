@@ -6,6 +6,7 @@ import dataclasses
 import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from PIL import Image
@@ -49,7 +50,7 @@ class Drawing:
         """Whether each picture can be drawn in a run of its own."""
         return not self.request.style_aligned and not self.request.variation_strength
 
-    @property
+    @cached_property
     def key(self) -> tuple[Any, ...]:
         """What two drawings have in common if one run can draw both.
 

@@ -96,8 +96,9 @@ class Job:
             self.version += 1
             waiting = list(self._waiting)
         for loop, event in waiting:
-            with contextlib.suppress(RuntimeError):  # that loop has been closed
-                loop.call_soon_threadsafe(event.set)
+            if not event.is_set():  # else it has not looked yet, and wakes up once for both
+                with contextlib.suppress(RuntimeError):  # that loop has been closed
+                    loop.call_soon_threadsafe(event.set)
 
     def cancel(self) -> None:
         """Stop it within a step; its status is "cancelled" now."""

@@ -17,7 +17,7 @@ from ldm.request import Request
 from ldm.server.drawing import merged, plain_arguments
 from ldm.server.jobs import Job
 from ldm.server.models import LoadedModel, stream
-from ldm.server.previews import decoded, preview
+from ldm.server.previews import decoded, is_small, rough
 from ldm.server.queue import FairQueue, Unit
 from ldm.server.settings import Limits
 
@@ -53,7 +53,11 @@ class Worker(threading.Thread):
                 self.draw(units)
             finally:
                 self.drawing = []
-                self.busy_seconds += time.monotonic() - began
+                taken = time.monotonic() - began
+                self.busy_seconds += taken
+            served = {unit.job.client for unit in units if unit.job.status.state == "done"}
+            most, share = self.limits.gather_seconds, self.limits.gather_share
+            self.queue.gather(served, min(most, share * taken))
 
     def room(self, unit: Unit) -> int:
         """Return how many pictures like that of a unit one run may draw."""
@@ -119,6 +123,8 @@ class Batch:
             self.rows.setdefault(unit.job, []).append((first, unit))
             first += unit.count
         self.shown = dict.fromkeys(self.rows, 0.0)  # when each had its last preview
+        self.began, self.previewing = time.monotonic(), 0.0
+        self.decoding = 0.0  # how long a preview took to decode
         self.done = {job: job.status.step for job in self.rows}
 
     @property
@@ -133,27 +139,57 @@ class Batch:
 
     def step(self, progress: Progress) -> None:
         """Report a step to every job; end those that keep what there is now."""
-        now = time.monotonic()
         for job, own in self.rows.items():
             if job.status.ended:
                 continue
             first, count = own[0][0], sum(unit.count for _, unit in own)
             if job.recorder is not None:
                 job.recorder.step(self.pipe, progress, first, count)
-            changes: dict[str, object] = {
-                "step": self.done[job] + progress.step * count,
-                "steps": progress.steps * job.drawing.request.count,
-            }
-            between = progress.output is None and progress.step
-            if job.watchers and between and now - self.shown[job] >= self.limits.preview_seconds:
-                self.shown[job] = now
-                changes["preview"] = preview(self.pipe, progress.x0[first : first + 1])
-            job.update(**changes)
-            if between and job.stopping and job.keep_partial:
+            job.update(
+                step=self.done[job] + progress.step * count,
+                steps=progress.steps * job.drawing.request.count,
+            )
+            if progress.output is None and progress.step and job.stopping and job.keep_partial:
                 rows = [row for start, unit in own for row in range(start, start + unit.count)]
                 self.hand_out(
                     job, dict(zip(rows, decoded(self.pipe, progress.x0[rows]), strict=True))
                 )
+        if progress.output is None and progress.step:
+            self.show(progress)
+
+    def show(self, progress: Progress) -> None:
+        """Make previews for those who watch, the longest without one first.
+
+        A job's first one is rough where there is no time to decode it; later ones are decoded.
+        """
+        now = time.monotonic()
+        due = [
+            job
+            for job, shown in self.shown.items()
+            if job.watchers and not job.status.ended and now - shown >= self.limits.preview_seconds
+        ]
+        small = is_small(self.pipe, progress.x0)
+        for job in sorted(due, key=self.shown.__getitem__):
+            first = self.rows[job][0][0]
+            x0, began = progress.x0[first : first + 1], time.monotonic()
+            if small and self.may_decode(began):
+                job.update(preview=decoded(self.pipe, x0)[0])
+                self.decoding = time.monotonic() - began
+                self.previewing += self.decoding
+            elif not small or not self.shown[job]:
+                job.update(preview=rough(self.pipe, x0))
+            else:
+                continue
+            self.shown[job] = time.monotonic()
+
+    def may_decode(self, now: float) -> bool:
+        """Whether previews have taken less than their share of the time, with one more."""
+        if len(self.rows) == 1:
+            share, next_one = self.limits.preview_share, 0.0  # the first comes at once
+        else:
+            share, next_one = self.limits.preview_share_together, self.decoding
+        spent = self.previewing + next_one
+        return spent <= share * (now - self.began - self.previewing)
 
     def finish(self, progress: Progress) -> None:
         """Hand the pictures out."""

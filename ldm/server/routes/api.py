@@ -23,11 +23,11 @@ router = APIRouter(prefix="/api", tags=["ldm"])
 
 
 @router.post("/draw", response_class=StreamingResponse)
-async def draw(request: Request, body: DrawingBody) -> StreamingResponse:
+async def draw(request: Request, body: DrawingBody, previews: bool = True) -> StreamingResponse:
     """Draw, and send events until the end; whoever leaves has the job cancelled."""
     server = server_of(request)
     job = server.submit(body.drawing(server), client_of(request))
-    return stream_of(job_events(server, job, cancel=True))
+    return stream_of(job_events(server, job, cancel=True, previews=previews))
 
 
 @router.post("/jobs", status_code=202)
