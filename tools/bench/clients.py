@@ -10,6 +10,7 @@ import asyncio
 import json
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -46,8 +47,7 @@ async def draw(
     picture = await http.get(status["pictures"][0]["url"], headers=headers)
     found["ended"] = time.monotonic()
     if plan.get("output"):
-        with open(f"{plan['output']}/{seed}.png", "wb") as file:
-            file.write(picture.content)
+        (Path(plan["output"]) / f"{seed}.png").write_bytes(picture.content)
     return found
 
 
