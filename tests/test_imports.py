@@ -29,7 +29,7 @@ LAYERS = [
     {"adapters", "control", "techniques"},
     {"latents"},
     {"loading"},
-    {"output"},
+    {"output", "upscaling"},
     {"preparation"},
     {"run"},
     {"interface"},
@@ -174,6 +174,10 @@ def test_every_imported_package_is_declared() -> None:
         | names(extras["ray"])
         | {"pydantic", "starlette"},
         ROOT / "tests" / "server": names(extras["ray"]),
+        ROOT / "ldm" / "upscaling": names(extras["upscaling"]),
+        # No part of the extra "test": pip would put its torchvision beside a PyTorch that it does
+        # not fit, and transformers imports that.
+        ROOT / "tests": names(extras["upscaling"]) | {"torchvision"},
         ROOT / "tests" / "fuzz": {"atheris"},  # no part of the tests: see its guided.py
     }
     missing = {
@@ -195,6 +199,7 @@ def test_every_imported_package_is_declared() -> None:
         ("ldm", {"torch", "numpy", "PIL", "tokenizers", "huggingface_hub"}),
         ("ldm.images", {"torch"}),
         ("ldm.control.source", {"torch"}),
+        ("ldm.upscaling", {"torch", "spandrel"}),
         ("ldm.config", {"torch", "numpy"}),
         ("ldm.request", {"torch", "numpy", "PIL"}),
         ("ldm.text.tokenizer", {"torch", "numpy", "transformers"}),

@@ -49,6 +49,7 @@ LISTS = (
 FILES = (
     *("model", "vae", "lora_dir", "model_dir", "image", "mask", "wildcards"),
     *("control_image", "controlnet", "adapter_image", "t2i_adapter", "reference_image"),
+    "hires_upscaler",
     *("ip_adapter", "ip_adapter_image", "ip_adapter_mask", "image_encoder"),
 )
 ON_OFF = {"1": True, "true": True, "yes": True, "on": True}

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -15,12 +17,15 @@ from ldm.adapters.lora_scale import TagScale
 from ldm.errors import ArgumentError
 from ldm.images.files import load_image
 from ldm.request import ARGUMENTS, LargeRequest
+from ldm.samplers import read_names
 from ldm.server.errors import ServerError
 from ldm.server.library import Library
 from ldm.server.settings import Limits
+from ldm.techniques.masked_region import MaskedRegion
 from ldm.techniques.outpainting import extend_canvas
 from ldm.text.lora_tags import split_tags
 
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 MOST_SEED = 2**32  # seeds that are picked are below it, as A1111's
 # What the pictures of one run may have of their own.
 OWN = ("prompt", "negative_prompt", "seed", "num_images_per_prompt")
@@ -36,6 +41,7 @@ class Drawing:
         loras: names and scales, of ``<lora:…>`` in the prompts and of the request's own list.
         controlnets: names, in the order of ``request.control_image``; () is the model's own.
         record: whether each step is kept, for views of how the picture came about.
+        region: what the pictures are parts of, and are pasted into: "only masked" inpainting.
     """
 
     request: LargeRequest
@@ -44,6 +50,7 @@ class Drawing:
     loras: tuple[tuple[str, TagScale], ...] = ()
     controlnets: tuple[str, ...] = ()
     record: bool = False
+    region: MaskedRegion | None = None
 
     @property
     def divisible(self) -> bool:
@@ -66,6 +73,7 @@ class Drawing:
             self.loras,
             self.controlnets,
             self.record,
+            None if self.region is None else id(self.region),
             negative,
             alone,
             plain,
@@ -96,7 +104,7 @@ def is_plain(value: Any) -> bool:
     """Whether a value is compared by what it is: a number, a text or a list of these."""
     if isinstance(value, tuple):
         return all(map(is_plain, value))
-    return value is None or isinstance(value, bool | int | float | str)
+    return value is None or isinstance(value, bool | int | float | str | Path)
 
 
 def seeds_of(request: LargeRequest) -> list[int]:
@@ -105,6 +113,8 @@ def seeds_of(request: LargeRequest) -> list[int]:
     if isinstance(seed, list | tuple):
         return list(seed)
     assert seed is not None  # see ``make_drawing``
+    if request.variation_strength:
+        return [seed] * request.count
     return [seed + i for i in range(request.count)]
 
 
@@ -118,10 +128,12 @@ def make_drawing(
     controlnets: Sequence[str] = (),
     hires: bool = False,
     record: bool = False,
+    region: MaskedRegion | None = None,
 ) -> Drawing:
     """Make a drawing of a client's arguments: those of ``LargeRequest``, pictures as PIL images.
 
     model, loras, controlnets: names as the client knows them. A seed that is None or -1 is picked.
+    region: what the request's image and mask were cut out of.
     Raises ArgumentError, ServerError or UnknownNameError for what cannot be drawn by any model or
     is past the limits.
     """
@@ -129,6 +141,8 @@ def make_drawing(
     if given.get("seed") in (None, -1):
         given["seed"] = secrets.randbelow(MOST_SEED)
     check_texts(given, limits)
+    if isinstance(given.get("hires_upscaler"), str):
+        given["hires_upscaler"] = library.upscaler(given["hires_upscaler"])
     texts, tags = take_tags(given.get("prompt", ""))
     given["prompt"] = texts
     try:
@@ -136,6 +150,7 @@ def make_drawing(
     except TypeError as error:  # an argument that there is not
         raise ArgumentError(str(error).partition(") ")[2] or str(error)) from None
     refuse_paths(request)
+    read_names(request.sampler, request.schedule)  # the model is not asked before its turn
     check_limits(request, limits, hires)
     request = widened(request)
     named = [
@@ -152,6 +167,7 @@ def make_drawing(
         loras=tuple(summed.items()),
         controlnets=tuple(controls),
         record=record,
+        region=region,
     )
 
 
@@ -169,7 +185,7 @@ def take_tags(prompt: Any) -> tuple[Any, list[tuple[str, TagScale]]]:
 
 
 def check_texts(arguments: dict[str, Any], limits: Limits) -> None:
-    """Raise ServerError for texts that are too long to be read."""
+    """Raise ServerError for texts that are too long to be read, or that are none."""
     for name in ("prompt", "negative_prompt"):
         texts = arguments.get(name)
         for text in [texts] if isinstance(texts, str) else texts or ():
@@ -178,6 +194,8 @@ def check_texts(arguments: dict[str, Any], limits: Limits) -> None:
                     f"{name} has {len(text):,} characters; at most {limits.prompt:,} are read",
                     name,
                 )
+            if isinstance(text, str) and LONE_SURROGATE.search(text):
+                raise ServerError(f"{name} is no text: it has half a surrogate pair", name)
 
 
 def refuse_paths(request: LargeRequest) -> None:
@@ -204,27 +222,37 @@ def widened(request: LargeRequest) -> LargeRequest:
     return replace(request, image=image, mask_image=mask, outpaint=None)
 
 
+def size_of(request: LargeRequest) -> tuple[int | None, int | None]:
+    """Return the (width, height) to draw, as far as it is known without the model."""
+    image = request.image[0] if isinstance(request.image, list) and request.image else request.image
+    own = image.size if isinstance(image, Image.Image) else (None, None)
+    return request.width or own[0], request.height or own[1]
+
+
 def check_limits(request: LargeRequest, limits: Limits, hires: bool) -> None:
     """Raise ServerError for a request past the limits."""
     scale = request.hires_scale if hires else 1.0
-    width, height = ((side or 0) * scale for side in (request.width, request.height))
-    if max(width, height) > limits.side or width * height > limits.pixels:
-        raise ServerError(
-            f"{width:.0f}x{height:.0f} pixels are too many; this server draws up to "
-            f"{limits.pixels:,} pixels, {limits.side} a side",
-            "width",
-        )
-    if (request.num_inference_steps or 0) > limits.steps:
-        raise ServerError(
-            f"num_inference_steps is {request.num_inference_steps}; this server computes up to "
-            f"{limits.steps}",
-            "num_inference_steps",
-        )
+    width, height = ((side or 0) * scale for side in size_of(request))
+    check_pixels(width, height, limits)
+    for name in ("num_inference_steps", "hires_steps"):
+        steps = getattr(request, name)
+        if (steps or 0) > limits.steps:
+            raise ServerError(f"{name} is {steps}; this server computes up to {limits.steps}", name)
     if request.count > limits.pictures:
         raise ServerError(
             f"{request.count} pictures are too many; this server draws up to {limits.pictures} "
             "in a job",
             "num_images_per_prompt",
+        )
+
+
+def check_pixels(width: float, height: float, limits: Limits) -> None:
+    """Raise ServerError for a size past the limits."""
+    if max(width, height) > limits.side or width * height > limits.pixels:
+        raise ServerError(
+            f"{width:.0f}x{height:.0f} pixels are too many; this server draws up to "
+            f"{limits.pixels:,} pixels, {limits.side} a side",
+            "width",
         )
 
 

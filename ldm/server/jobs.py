@@ -81,6 +81,7 @@ class Job:
     status: Status = Status()
     version: int = 0
     stopping: bool = False
+    skipping: bool = False
     watchers: int = 0  # who want previews
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
     _waiting: set[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = field(
@@ -108,6 +109,10 @@ class Job:
     def interrupt(self) -> None:
         """Stop it within a step, and end it with the picture as it is then."""
         self.keep_partial = self.stopping = True
+
+    def skip(self) -> None:
+        """Keep the pictures that are being drawn as they are within a step; go on with others."""
+        self.skipping = True
 
     async def watch(self, previews: bool = False) -> AsyncIterator[Status]:
         """Yield the status now and after each change, until the job has ended.

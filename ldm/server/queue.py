@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from itertools import chain
+from typing import Any
 
 from ldm.request import LargeRequest
 from ldm.server.errors import BusyError
@@ -63,6 +65,7 @@ class FairQueue:
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self._clients: OrderedDict[str, list[Waiting]] = OrderedDict()  # none of them is empty
+        self._calls: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
         self._ready = threading.Condition()
         self._closed = False
         self._places_next = 0.0  # when these are looked at again
@@ -84,14 +87,34 @@ class FairQueue:
                 job.update(place=place)
             self._ready.notify()
 
+    def call(self, function: Callable[[], Any]) -> Future[Any]:
+        """Have the worker call a function between two batches. Raises BusyError if it is closed."""
+        with self._ready:
+            if self._closed:
+                raise BusyError("the server is stopping; try again when it runs")
+            future: Future[Any] = Future()
+            self._calls.append((future, function))
+            self._ready.notify()
+            return future
+
+    def take_calls(self) -> list[tuple[Future[Any], Callable[[], Any]]]:
+        """Take out what is to be called before the next batch."""
+        with self._ready:
+            calls = list(self._calls)
+            self._calls.clear()
+            return calls
+
     def take(self, room: Callable[[Unit], int], timeout: float | None = None) -> list[Unit]:
         """Wait for the next batch, and take it out; [] when the queue is closed and empty.
 
-        room: how many pictures like that of a unit one run may draw.
+        It is [], too, when there is something to call. room: how many pictures like that of a unit
+        one run may draw.
         """
         with self._ready:
             while True:
                 self._drop_ended()
+                if self._calls:
+                    return []
                 pause = self._gather_until - time.monotonic()
                 if self._clients and (pause <= 0 or self._gathered()):
                     break

@@ -56,11 +56,28 @@ class Server:
         options["model"] = options.get("model") or self.current
         return make_drawing(self.library, self.limits, arguments, **options)
 
+    async def switch(self, name: str) -> str:
+        """Load a model in the worker's turn; it draws what names none. Return its listed name.
+
+        Raises UnknownNameError, BusyError, and CheckpointError for one that does not load.
+        """
+        listed = self.library.model(name)
+        await asyncio.wrap_future(self.queue.call(lambda: self.model.load(listed)))
+        self.current = listed
+        return listed
+
     def submit(
-        self, drawing: Drawing, client: str = "local", recorder: Recorder | None = None
+        self,
+        drawing: Drawing,
+        client: str = "local",
+        recorder: Recorder | None = None,
+        details: dict[str, Any] | None = None,
     ) -> Job:
-        """Put a job into the queue. Raises BusyError if it is full."""
-        job = Job(drawing, client, recorder=recorder)
+        """Put a job into the queue. Raises BusyError if it is full.
+
+        details: see ``Job``.
+        """
+        job = Job(drawing, client, recorder=recorder, details=details or {})
         self.queue.add(job)
         self.jobs[job.id] = job
         while len(self.jobs) > MOST_JOBS:
@@ -76,14 +93,18 @@ class Server:
         return [self.pictures.add(job.id, i, image) for i, image in enumerate(pictures)]
 
     async def draw(
-        self, drawing: Drawing, client: str, disconnected: Callable[[], Awaitable[bool]]
+        self,
+        drawing: Drawing,
+        client: str,
+        disconnected: Callable[[], Awaitable[bool]],
+        details: dict[str, Any] | None = None,
     ) -> tuple[Job, list[Stored]]:
         """Draw, and wait for the end; whoever disconnects has the job cancelled.
 
-        disconnected: ``Request.is_disconnected`` of Starlette.
+        disconnected: ``Request.is_disconnected`` of Starlette. details: see ``Job``.
         Raises what the job failed with, CancelledError if it was cancelled.
         """
-        job = self.submit(drawing, client)
+        job = self.submit(drawing, client, details=details)
         ending = asyncio.ensure_future(job.finished())
         try:
             while not (await asyncio.wait([ending], timeout=0.2))[0]:

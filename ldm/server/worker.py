@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import threading
 import time
@@ -11,15 +12,18 @@ from collections.abc import Iterator
 from PIL.Image import Image
 
 from ldm.errors import LDMError
+from ldm.images.picture import Picture
+from ldm.images.text_fields import OURS, PARAMETERS
 from ldm.output.record import with_records
 from ldm.pipeline import Pipeline, Progress
 from ldm.request import Request
-from ldm.server.drawing import merged, plain_arguments
+from ldm.server.drawing import merged, plain_arguments, seeds_of
 from ldm.server.jobs import Job
 from ldm.server.models import LoadedModel, stream
 from ldm.server.previews import decoded, is_small, rough
 from ldm.server.queue import FairQueue, Unit
 from ldm.server.settings import Limits
+from ldm.techniques.masked_region import MaskedRegion
 
 log = logging.getLogger(__name__)
 
@@ -42,15 +46,18 @@ class Worker(threading.Thread):
 
     def run(self) -> None:
         """Draw batch after batch."""
-        while units := self.queue.take(self.room):
+        while (units := self.queue.take(self.room)) or self.call():
             if self._stopped.is_set():
                 for unit in units:
                     unit.job.cancel()
                 continue
+            if not units:
+                continue
             self.drawing = units
             began = time.monotonic()
             try:
-                self.draw(units)
+                with self.model.lock:
+                    self.draw(units)
             finally:
                 self.drawing = []
                 taken = time.monotonic() - began
@@ -58,6 +65,19 @@ class Worker(threading.Thread):
             served = {unit.job.client for unit in units if unit.job.status.state == "done"}
             most, share = self.limits.gather_seconds, self.limits.gather_share
             self.queue.gather(served, min(most, share * taken))
+
+    def call(self) -> bool:
+        """Call what waits for the model, such as loading another; whether there was anything."""
+        calls = self.queue.take_calls()
+        for future, function in calls:
+            if self._stopped.is_set() or not future.set_running_or_notify_cancel():
+                future.cancel()
+                continue
+            try:
+                future.set_result(function())
+            except BaseException as error:
+                future.set_exception(error)
+        return bool(calls)
 
     def room(self, unit: Unit) -> int:
         """Return how many pictures like that of a unit one run may draw."""
@@ -126,11 +146,12 @@ class Batch:
         self.began, self.previewing = time.monotonic(), 0.0
         self.decoding = 0.0  # how long a preview took to decode
         self.done = {job: job.status.step for job in self.rows}
+        self.skipped: set[Job] = set()  # which have their pictures of this run
 
     @property
     def over(self) -> bool:
         """Whether nobody waits for these pictures any more."""
-        return all(job.status.ended for job in self.rows)
+        return all(job.status.ended or job in self.skipped for job in self.rows)
 
     def cancel(self) -> None:
         """Cancel all jobs."""
@@ -140,7 +161,7 @@ class Batch:
     def step(self, progress: Progress) -> None:
         """Report a step to every job; end those that keep what there is now."""
         for job, own in self.rows.items():
-            if job.status.ended:
+            if job.status.ended or job in self.skipped:
                 continue
             first, count = own[0][0], sum(unit.count for _, unit in own)
             if job.recorder is not None:
@@ -149,7 +170,11 @@ class Batch:
                 step=self.done[job] + progress.step * count,
                 steps=progress.steps * job.drawing.request.count,
             )
-            if progress.output is None and progress.step and job.stopping and job.keep_partial:
+            between = progress.output is None and progress.step
+            skipping, job.skipping = job.skipping and bool(between), False
+            if skipping:
+                self.skipped.add(job)
+            if between and (skipping or (job.stopping and job.keep_partial)):
                 rows = [row for start, unit in own for row in range(start, start + unit.count)]
                 self.hand_out(
                     job, dict(zip(rows, decoded(self.pipe, progress.x0[rows]), strict=True))
@@ -166,7 +191,9 @@ class Batch:
         due = [
             job
             for job, shown in self.shown.items()
-            if job.watchers and not job.status.ended and now - shown >= self.limits.preview_seconds
+            if job.watchers
+            and not (job.status.ended or job in self.skipped)
+            and now - shown >= self.limits.preview_seconds
         ]
         small = is_small(self.pipe, progress.x0)
         for job in sorted(due, key=self.shown.__getitem__):
@@ -194,7 +221,7 @@ class Batch:
     def finish(self, progress: Progress) -> None:
         """Hand the pictures out."""
         assert progress.output is not None and isinstance(progress.output.images, list)
-        for job in self.rows:
+        for job in self.rows.keys() - self.skipped:
             self.hand_out(job, dict(enumerate(progress.output.images)))
 
     def hand_out(self, job: Job, images: dict[int, Image]) -> None:
@@ -210,10 +237,22 @@ class Batch:
     def described(self, unit: Unit, images: list[Image]) -> list[Image]:
         """Return pictures with the settings that draw each of them alone."""
         request: Request = unit.request
-        if not unit.job.drawing.divisible:
-            return images  # drawn in a run of their own, which has described them
-        if not unit.job.drawing.hires:
-            request = Request(**plain_arguments(vars(request)))
-        choice = self.pipe.choose_sampler(request.sampler, request.schedule)
-        assert isinstance(request.seed, int)  # see ``Drawing.singles``
-        return [*with_records(self.pipe, request, choice, images, [request.seed])]
+        drawing = unit.job.drawing
+        described: list[Image] = images  # by their own run, if it was not stopped
+        if drawing.divisible or not isinstance(images[0], Picture):
+            if not drawing.hires:
+                request = Request(**plain_arguments(vars(request)))
+            choice = self.pipe.choose_sampler(request.sampler, request.schedule)
+            seeds = seeds_of(unit.request)
+            described = [*with_records(self.pipe, request, choice, images, seeds)]
+        region = drawing.region
+        return described if region is None else [pasted(region, one) for one in described]
+
+
+def pasted(region: MaskedRegion, picture: Image) -> Image:
+    """Return the whole picture with a drawn part in it, and the part's settings."""
+    text, settings = picture.info[PARAMETERS], json.loads(picture.info[OURS])
+    before, comma, version = text.rpartition(", Version: ")
+    area = f", Inpaint area: Only masked, Masked area padding: {region.padding}"
+    settings["missing"] = [*settings.get("missing", ()), "region"]
+    return Picture.of(region.paste(picture), f"{before}{area}{comma}{version}", settings)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import math
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -94,6 +95,19 @@ async def job_events(
     finally:
         if cancel and not job.status.ended:
             job.cancel()
+
+
+def plain_json(value: Any) -> Any:
+    """Return a value that any reader of JSON takes: no NaN, infinities or lone surrogates."""
+    if isinstance(value, dict):
+        return {plain_json(str(key)): plain_json(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain_json(one) for one in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode("utf-8")
+    return value
 
 
 def stream_of(events: AsyncIterator[bytes]) -> StreamingResponse:
