@@ -7,6 +7,7 @@ import re
 import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ class Drawing:
         """Whether each picture can be drawn in a run of its own."""
         return not self.request.style_aligned and not self.request.variation_strength
 
-    @property
+    @cached_property
     def key(self) -> tuple[Any, ...]:
         """What two drawings have in common if one run can draw both.
 

@@ -99,8 +99,9 @@ class Job:
             waiting = list(self._waiting)
             ended = self.status.ended
         for loop, event in waiting:
-            with contextlib.suppress(RuntimeError):  # that loop has been closed
-                loop.call_soon_threadsafe(event.set)
+            if not event.is_set():  # else it has not looked yet, and wakes up once for both
+                with contextlib.suppress(RuntimeError):  # that loop has been closed
+                    loop.call_soon_threadsafe(event.set)
         if ended and self.on_end is not None:
             self.on_end(self)
 

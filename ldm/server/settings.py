@@ -19,7 +19,10 @@ class Limits:
         waiting: jobs in the queue, of all clients. waiting_each: of one client.
         seconds: that a job may wait for its turn.
         batch: pictures that one run draws at most; batch_pixels: of all of these together.
-        preview_seconds: between two previews of a job.
+        preview_seconds: between two previews of a job. preview_share: of the time that a picture
+            is drawn in, what its previews may take; preview_share_together: those of several jobs.
+        gather_share, gather_seconds: of the time of a batch, and at most, that the next one waits
+            for clients that have just got their pictures (see ``FairQueue.gather``).
         kept_bytes: of finished pictures in memory; the oldest are dropped first.
         rate: requests a second of one address, and ``burst`` at once; 0 limits none. None limits
             addresses other than this machine's to ``NETWORK_RATE``.
@@ -44,6 +47,10 @@ class Limits:
     batch: int = 8
     batch_pixels: int = 1024 * 1024
     preview_seconds: float = 0.1
+    preview_share: float = 0.3
+    preview_share_together: float = 0.08
+    gather_share: float = 0.05
+    gather_seconds: float = 0.02
     kept_bytes: int = 256 * 1024 * 1024
     rate: float | None = None
     burst: float = 100.0

@@ -24,6 +24,7 @@ from ldm.server.errors import UnknownNameError
 log = logging.getLogger(__name__)
 MOST_WRITTEN = 2**16  # pictures of which it is known that they are written
 FORMATS = {"png": "PNG", "jpeg": "JPEG", "webp": "WEBP"}
+PNG_LEVEL = 4  # half of the time that Pillow's 6 takes, and files 3 % larger
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,5 +141,7 @@ class Pictures:
 def encode(image: Image.Image, format: str = "png", **options: Any) -> bytes:
     """Return a picture as a file, with its settings. format: one of ``FORMATS``."""
     content = io.BytesIO()
+    if format == "png":
+        options.setdefault("compress_level", PNG_LEVEL)
     image.save(content, FORMATS[format], **options)
     return content.getvalue()

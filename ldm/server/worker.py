@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import threading
 import time
@@ -12,20 +11,13 @@ from collections.abc import Iterator
 from PIL.Image import Image
 
 from ldm.errors import LDMError
-from ldm.images.picture import Picture
-from ldm.images.text_fields import OURS, PARAMETERS
-from ldm.output.record import with_records
-from ldm.pipeline import Pipeline, Progress
-from ldm.request import Request
-from ldm.server.drawing import merged, plain_arguments, seeds_of
+from ldm.server.batch import Batch
+from ldm.server.drawing import merged
 from ldm.server.errors import BusyError, ServerError
-from ldm.server.jobs import Job
 from ldm.server.metrics import Metrics
 from ldm.server.models import LoadedModel, stream
-from ldm.server.previews import decoded, preview
 from ldm.server.queue import FairQueue, Unit
 from ldm.server.settings import Limits
-from ldm.techniques.masked_region import MaskedRegion
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +72,11 @@ class Worker(threading.Thread):
             with self.model.lock:
                 self.draw(units)
             self.drawing = []
-            self.busy_seconds += time.monotonic() - began
+            taken = time.monotonic() - began
+            self.busy_seconds += taken
+            served = {unit.job.client for unit in units if unit.job.status.state == "done"}
+            most, share = self.limits.gather_seconds, self.limits.gather_share
+            self.queue.gather(served, min(most, share * taken))
 
     def call(self) -> bool:
         """Call what waits for the model, such as loading another; whether there was anything."""
@@ -156,95 +152,3 @@ class Worker(threading.Thread):
                     return
         self.drawn += sum(unit.count for unit in units)
         batch.finish(progress)
-
-
-class Batch:
-    """A run, and which of its rows are whose."""
-
-    def __init__(self, units: list[Unit], pipe: Pipeline, limits: Limits) -> None:
-        self.units, self.pipe, self.limits = units, pipe, limits
-        self.rows: dict[Job, list[tuple[int, Unit]]] = {}  # first rows of the units of each job
-        first = 0
-        for unit in units:
-            self.rows.setdefault(unit.job, []).append((first, unit))
-            first += unit.count
-        self.count = first  # pictures
-        self.shown = dict.fromkeys(self.rows, 0.0)  # when each had its last preview
-        self.done = {job: job.status.step for job in self.rows}
-        self.skipped: set[Job] = set()  # which have their pictures of this run
-
-    @property
-    def over(self) -> bool:
-        """Whether nobody waits for these pictures any more."""
-        return all(job.status.ended or job in self.skipped for job in self.rows)
-
-    def cancel(self) -> None:
-        """Cancel all jobs."""
-        for job in self.rows:
-            job.cancel()
-
-    def step(self, progress: Progress) -> None:
-        """Report a step to every job; end those that keep what there is now."""
-        now = time.monotonic()
-        for job, own in self.rows.items():
-            if job.status.ended or job in self.skipped:
-                continue
-            rows = [row for start, unit in own for row in range(start, start + unit.count)]
-            first = rows[0]
-            if job.recorder is not None:
-                job.recorder.step(self.pipe, progress, rows)
-            changes: dict[str, object] = {
-                "step": self.done[job] + progress.step * len(rows),
-                "steps": progress.steps * job.drawing.request.count,
-            }
-            between = progress.output is None and progress.step
-            if job.watchers and between and now - self.shown[job] >= self.limits.preview_seconds:
-                self.shown[job] = now
-                changes["preview"] = preview(self.pipe, progress.x0[first : first + 1])
-            job.update(**changes)
-            skipping, job.skipping = job.skipping and bool(between), False
-            if skipping:
-                self.skipped.add(job)
-            if between and (skipping or (job.stopping and job.keep_partial)):
-                self.hand_out(
-                    job, dict(zip(rows, decoded(self.pipe, progress.x0[rows]), strict=True))
-                )
-
-    def finish(self, progress: Progress) -> None:
-        """Hand the pictures out."""
-        assert progress.output is not None and isinstance(progress.output.images, list)
-        for job in self.rows.keys() - self.skipped:
-            self.hand_out(job, dict(enumerate(progress.output.images)))
-
-    def hand_out(self, job: Job, images: dict[int, Image]) -> None:
-        """Give a job its pictures, by their rows; it ends with its last."""
-        pictures = [*job.status.pictures]
-        for first, unit in self.rows[job]:
-            rows = range(first, first + unit.count)
-            pictures += self.described(unit, [images[row] for row in rows])
-        whole = job.stopping or len(pictures) >= job.drawing.request.count
-        state = "done" if whole else "drawing"
-        job.update(state=state, pictures=tuple(pictures), preview=None)
-
-    def described(self, unit: Unit, images: list[Image]) -> list[Image]:
-        """Return pictures with the settings that draw each of them alone."""
-        request: Request = unit.request
-        drawing = unit.job.drawing
-        described: list[Image] = images  # by their own run, if it was not stopped
-        if drawing.divisible or not isinstance(images[0], Picture):
-            if not drawing.hires:
-                request = Request(**plain_arguments(vars(request)))
-            choice = self.pipe.choose_sampler(request.sampler, request.schedule)
-            seeds = seeds_of(unit.request)
-            described = [*with_records(self.pipe, request, choice, images, seeds)]
-        region = drawing.region
-        return described if region is None else [pasted(region, one) for one in described]
-
-
-def pasted(region: MaskedRegion, picture: Image) -> Image:
-    """Return the whole picture with a drawn part in it, and the part's settings."""
-    text, settings = picture.info[PARAMETERS], json.loads(picture.info[OURS])
-    before, comma, version = text.rpartition(", Version: ")
-    area = f", Inpaint area: Only masked, Masked area padding: {region.padding}"
-    settings["missing"] = [*settings.get("missing", ()), "region"]
-    return Picture.of(region.paste(picture), f"{before}{area}{comma}{version}", settings)

@@ -36,7 +36,18 @@ from ldm.cli.allocator import OPT_OUT
 from ldm.cli.common import EXIT_CODES, notify, run
 from ldm.cli.parsing import Parser
 from ldm.errors import LDMError
-from tools.bench import control, cuda, loops, lora, networks, processes, race, samplers, training
+from tools.bench import (
+    control,
+    cuda,
+    loops,
+    lora,
+    networks,
+    processes,
+    race,
+    samplers,
+    serve,
+    training,
+)
 
 SECTIONS: dict[str, Callable[[], race.Race]] = {
     "import": processes.imports,
@@ -59,11 +70,16 @@ SECTIONS: dict[str, Callable[[], race.Race]] = {
     "training-default": training.training_default,
     **control.SECTIONS,
     **lora.SECTIONS,
+    **serve.SECTIONS,
 }
 # Those that are run only where they are asked for; theirs of some are not quite ours.
 MORE = {f"sampler-{name}": partial(samplers.sampler, name) for name in samplers.NAMES}
 # Names of several sections.
-GROUPS = {"control": list(control.SECTIONS), "lora": list(lora.SECTIONS)}
+GROUPS = {
+    "control": list(control.SECTIONS),
+    "lora": list(lora.SECTIONS),
+    "serve": list(serve.SECTIONS),
+}
 IDLE = 0.3  # load average up to which a machine is quiet
 
 

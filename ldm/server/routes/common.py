@@ -70,15 +70,25 @@ def event(name: str, content: dict[str, Any]) -> bytes:
     return f"event: {name}\ndata: {json.dumps(content)}\n\n".encode()
 
 
-async def job_events(server: Server, job: Job, cancel: bool) -> AsyncIterator[bytes]:
+async def job_events(
+    server: Server, job: Job, cancel: bool, previews: bool = True
+) -> AsyncIterator[bytes]:
     """Yield the events of a job: "status" after each change, and "end".
 
     cancel: whether the job is cancelled when the client leaves.
+    previews: whether previews are made, each of which is in one event.
     """
+    sent = None
     try:
-        async for status in job.watch(previews=True):
+        async for status in job.watch(previews):
             name = "end" if status.ended else "status"
-            yield event(name, await asyncio.to_thread(describe, server, job, status, preview=True))
+            new = previews and status.preview is not sent
+            sent = status.preview
+            if status.pictures or (new and status.preview is not None):  # files are encoded
+                content = await asyncio.to_thread(describe, server, job, status, new)
+            else:
+                content = describe(server, job, status)
+            yield event(name, content)
     finally:
         if cancel and not job.status.ended:
             job.cancel()
