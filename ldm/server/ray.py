@@ -107,4 +107,4 @@ def app(arguments: dict[str, Any]) -> Application:
     class Replica:
         """A server; Ray runs the application's lifespan, which loads the model and draws."""
 
-    return Replica.bind()
+    return Replica.bind()  # type: ignore[attr-defined]  # of the decorators
