@@ -32,7 +32,6 @@ from ldm.run import stream
 from ldm.upscaling import Upscaler, find_upscaler, load_upscaler
 from ldm.upscaling.latents import upscale_latents
 
-
 MOST_STEPS = 10_000  # of a whole plan, of which the second pass runs a part
 
 

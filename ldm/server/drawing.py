@@ -222,9 +222,7 @@ def check_limits(request: LargeRequest, limits: Limits, hires: bool) -> None:
     for name in ("num_inference_steps", "hires_steps"):
         steps = getattr(request, name)
         if (steps or 0) > limits.steps:
-            raise ServerError(
-                f"{name} is {steps}; this server computes up to {limits.steps}", name
-            )
+            raise ServerError(f"{name} is {steps}; this server computes up to {limits.steps}", name)
     if request.count > limits.pictures:
         raise ServerError(
             f"{request.count} pictures are too many; this server draws up to {limits.pictures} "
