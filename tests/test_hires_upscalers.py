@@ -13,9 +13,10 @@ from ldm import Pipeline, read_info
 from ldm.cli import generate
 from ldm.config.upscalers import BUILT_IN
 from ldm.errors import ArgumentError
-from ldm.hires import hires_fix
+from ldm.hires import hires_fix, planned_steps
 from ldm.images import load_image, read_parameters
 from ldm.images.generation_info import from_text
+from ldm.request import LargeRequest
 from ldm.upscaling import load_upscaler
 from ldm.upscaling.latents import upscale_latents
 from tests.helpers.networks import difference
@@ -148,6 +149,25 @@ def settings(name: str) -> str:
 
 
 @pytest.mark.parametrize(
+    ("steps", "strength"), [(1, 1.0), (5, 0.5), (3, 0.7), (20, 0.7), (7, 0.1), (29, 0.29)]
+)
+def test_second_pass_runs_the_steps_that_are_given(steps: int, strength: float) -> None:
+    request = LargeRequest("a", hires_steps=steps, hires_strength=strength)
+    total = planned_steps(request)
+    assert total is not None and min(int(total * strength), total) == steps
+
+
+def test_steps_of_both_passes(models: Any) -> None:
+    ours, _ = models("sd")
+    progress = list(hires_fix(ours, "a", seed=1, hires_steps=5, hires_strength=0.5, **ARGUMENTS))
+    first = ARGUMENTS["num_inference_steps"]
+    assert progress[-1].steps == progress[-1].step == first + 5
+    assert progress[0].steps == first + 5
+    with pytest.raises(ArgumentError, match="1000000000 steps would be planned; at most 10000"):
+        hires_fix(ours, "a", hires_steps=1, hires_strength=1e-9, **ARGUMENTS)
+
+
+@pytest.mark.parametrize(
     ("given", "label", "recorded"),
     [
         ("4x-tiny", "4x-Tiny", "4x-Tiny"),
@@ -213,13 +233,23 @@ A1111 = "a cat\nSteps: 20, Sampler: Euler a, CFG scale: 7, Seed: 1, Size: 512x76
         ),
         (
             "Denoising strength: 0.7, Hires upscale: 1.5, Hires steps: 20, Hires upscaler: Latent",
-            {"hires_scale": 1.5, "hires_strength": 0.7, "hires_upscaler": "latent"},
+            {
+                "hires_scale": 1.5,
+                "hires_strength": 0.7,
+                "hires_upscaler": "latent",
+                "hires_steps": 20,
+            },
             (),
         ),
         (
             "Denoising strength: 0.7, Hires upscale: 2, Hires steps: 10, Hires upscaler: None",
-            {"hires_scale": 2, "hires_strength": 0.7, "hires_upscaler": "lanczos"},
-            ("Hires steps 10",),
+            {
+                "hires_scale": 2,
+                "hires_strength": 0.7,
+                "hires_upscaler": "lanczos",
+                "hires_steps": 10,
+            },
+            (),
         ),
         (
             "Denoising strength: 0.7, Hires resize: 1024x1536, Hires upscaler: Latent",
@@ -237,6 +267,7 @@ def test_two_passes_of_a1111(text: str, arguments: Any, notes: tuple[str, ...]) 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--hires-steps", "4"], "--hires-steps are of the second pass; give --hires-scale, too"),
         (["--hires-upscaler", "latent"], "--hires-upscaler is of the second pass; give --hires-s"),
         (
             ["--hires-scale", "2", "--hires-upscaler", "4x-Tony"],

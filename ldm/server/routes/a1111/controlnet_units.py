@@ -168,9 +168,11 @@ def read_unit(asked: Asked, label: str, given: Any) -> Unit:
 
 def read_picture(asked: Asked, label: str, unit: Unit, init: Image.Image | None) -> Image.Image:
     """Return a unit's picture, with its mask as transparency. Raises ServerError without one."""
-    given, mask = unit.image or unit.input_image, unit.mask or unit.mask_image
+    given: Any = unit.image or unit.input_image
+    mask = unit.mask or unit.mask_image
     if isinstance(given, dict):  # as the web page sends them
-        given, mask = given.get("image"), given.get("mask") or mask
+        mask = given.get("mask") or mask
+        given = given.get("image")
     most = asked.server.limits.upload_pixels
     region = asked.names.get("region")
     if given:

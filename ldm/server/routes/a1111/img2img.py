@@ -54,7 +54,7 @@ def read(server: Server, options: Options, body: ImageToImageBody) -> tuple[Aske
         for number, each in enumerate(body.init_images, 1)
     ]
     mask = None if body.mask is None else read_mask(body, most)
-    drawings = []
+    drawings: list[Drawing] = []
     for image in images:
         add_image(asked, body, image, mask)
         if not drawings:
@@ -145,8 +145,9 @@ def add_image(
         padding = body.inpaint_full_res_padding
         region = masked_region(image, mask, width, height, padding, blur)
         asked.names["region"] = region
-        soft = region.crop(region.mask, width, height)
-        image, mask = (region.crop(one, width, height) for one in (image, mask))
+        soft: Image.Image | None = region.crop(region.mask, width, height)
+        mask = region.crop(mask, width, height)
+        image = region.crop(image, width, height)
     else:
         width = image.width // 8 * 8 if body.width is None else body.width
         height = image.height // 8 * 8 if body.height is None else body.height

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 from ldm.samplers import SAMPLERS
 from ldm.samplers.names import find_sampler, find_schedule
@@ -56,7 +56,7 @@ class Asked:
         """Return it as a drawing; ``more`` are further arguments. Raises as ``make_drawing``."""
         return self.server.make_drawing({**self.arguments, **more}, model=self.model, **self.names)
 
-    def refuse(self, name: str, words: str) -> None:
+    def refuse(self, name: str, words: str) -> NoReturn:
         """Raise ServerError for a field."""
         raise ServerError(f"{name} {words}", name, 422)
 
@@ -160,14 +160,13 @@ def read_eta(asked: Asked, sampler: str) -> float:
 def size_of(asked: Asked) -> tuple[int, int]:
     """Return the (width, height) to draw at: as given, else the model's own if it is loaded."""
     given, model = asked.body, asked.server.model
-    own = (None, None)
+    own: tuple[int | None, int | None] = (None, None)
     if model.name == asked.model and model.pipe is not None:
         own = model.pipe.default_size()[::-1]
     width = given.width if given.width is not None else own[0]
     height = given.height if given.height is not None else own[1]
     if width is None or height is None:
         asked.refuse("width", "and height are needed here, as the model is not loaded yet")
-    assert width is not None and height is not None
     check_pixels(width, height, asked.server.limits)
     if min(width, height) < 1:
         asked.refuse("width", f"and height are {width}x{height}; they must be at least 8")
