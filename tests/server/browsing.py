@@ -79,7 +79,7 @@ class Visits:
         page.on("pageerror", lambda error: self.wrong.append(f"error: {error}"))
         page.on("console", lambda m: self._log(m.type, f"{m.text} {m.location.get('url')}"))
         page.goto(self.url)
-        page.wait_for_function("document.querySelector('#model').options.length > 0")
+        page.wait_for_function("() => document.querySelector('#model').options.length > 0")
         if not live:
             page.locator("#live").uncheck()
             page.locator("#stage").evaluate("() => new Promise(done => setTimeout(done, 50))")

@@ -285,7 +285,7 @@ def test_keyboard_alone(visits) -> None:
         page.keyboard.press(key)
     page.locator("#drop-image img").wait_for(state="attached")
     page.keyboard.press("Control+z")
-    page.wait_for_function("document.querySelector('#drop-image img').hidden")
+    page.wait_for_function("() => document.querySelector('#drop-image img').hidden")
     page.locator("#prompt").focus()
     page.keyboard.type("a dog")
     page.keyboard.press("Control+Enter")
@@ -330,7 +330,7 @@ def test_colours_can_be_chosen_and_settings_stay(visits) -> None:
     page.locator("#scheme").click()
     assert page.locator("#scheme").inner_text() == "Colours: dark"
     page.reload()
-    page.wait_for_function("document.querySelector('#prompt').value === 'an owl'")
+    page.wait_for_function("() => document.querySelector('#prompt').value === 'an owl'")
     assert page.evaluate("getComputedStyle(document.body).colorScheme") == "dark"
     assert not page.locator("#live").is_checked()
 
