@@ -102,7 +102,10 @@ export function start() {
   on("begin", begin);
   on("begin", () => { byId("error").hidden = true; });
   on("status", during);
-  on("draft", (detail) => finish(detail, true));
+  on("draft", (detail) => {
+    byId("strip").hidden = true;
+    finish(detail, true);
+  });
   on("picture", gather);
   on("end", end);
   on("waiting", ({ count }) => report(`${count} more of yours waiting`, true));
