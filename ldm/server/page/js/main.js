@@ -9,8 +9,9 @@ import * as queue from "./queue.js";
 import * as settings from "./settings.js";
 import * as stage from "./stage.js";
 import * as use from "./use.js";
+import * as views from "./views/index.js";
 
 // models is the last: what it finds on the server goes to all others.
-const parts = [settings, prompt, queue, stage, live, canvas, drop, use, keys, models];
+const parts = [settings, prompt, queue, stage, live, canvas, drop, use, keys, views, models];
 
 for (const part of parts) part.start();

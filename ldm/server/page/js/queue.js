@@ -50,7 +50,7 @@ async function run(body, draft) {
   send("begin", about);
   let state = "failed", failure = null;
   try {
-    const last = await drawOnServer(body, {
+    const last = await drawOnServer(draft ? body : { ...body, record: true }, {
       signal: controller.signal,
       onStatus: (status) => {
         if (current !== mine) return;
