@@ -25,7 +25,7 @@ examples:
   ldm serve
   ldm serve --model sd15.safetensors --model-dir models --lora-dir loras --output-dir pictures
 """
-NEEDED = ("fastapi", "uvicorn")
+NEEDED = ("fastapi", "python_multipart", "uvicorn")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -14,12 +15,14 @@ from ldm.adapters.lora_scale import TagScale
 from ldm.errors import ArgumentError
 from ldm.images.files import load_image
 from ldm.request import ARGUMENTS, LargeRequest
+from ldm.samplers import read_names
 from ldm.server.errors import ServerError
 from ldm.server.library import Library
 from ldm.server.settings import Limits
 from ldm.techniques.outpainting import extend_canvas
 from ldm.text.lora_tags import split_tags
 
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 MOST_SEED = 2**32  # seeds that are picked are below it, as A1111's
 # What the pictures of one run may have of their own.
 OWN = ("prompt", "negative_prompt", "seed", "num_images_per_prompt")
@@ -138,6 +141,7 @@ def make_drawing(
     except TypeError as error:  # an argument that there is not
         raise ArgumentError(str(error).partition(") ")[2] or str(error)) from None
     refuse_paths(request)
+    read_names(request.sampler, request.schedule)  # the model is not asked before its turn
     check_limits(request, limits, hires)
     request = widened(request)
     named = [
@@ -172,7 +176,7 @@ def take_tags(prompt: Any) -> tuple[Any, list[tuple[str, TagScale]]]:
 
 
 def check_texts(arguments: dict[str, Any], limits: Limits) -> None:
-    """Raise ServerError for texts that are too long to be read."""
+    """Raise ServerError for texts that are too long to be read, or that are none."""
     for name in ("prompt", "negative_prompt"):
         texts = arguments.get(name)
         for text in [texts] if isinstance(texts, str) else texts or ():
@@ -181,6 +185,8 @@ def check_texts(arguments: dict[str, Any], limits: Limits) -> None:
                     f"{name} has {len(text):,} characters; at most {limits.prompt:,} are read",
                     name,
                 )
+            if isinstance(text, str) and LONE_SURROGATE.search(text):
+                raise ServerError(f"{name} is no text: it has half a surrogate pair", name)
 
 
 def refuse_paths(request: LargeRequest) -> None:
@@ -207,10 +213,17 @@ def widened(request: LargeRequest) -> LargeRequest:
     return replace(request, image=image, mask_image=mask, outpaint=None)
 
 
+def size_of(request: LargeRequest) -> tuple[int | None, int | None]:
+    """Return the (width, height) to draw, as far as it is known without the model."""
+    image = request.image[0] if isinstance(request.image, list) and request.image else request.image
+    own = image.size if isinstance(image, Image.Image) else (None, None)
+    return request.width or own[0], request.height or own[1]
+
+
 def check_limits(request: LargeRequest, limits: Limits, hires: bool) -> None:
     """Raise ServerError for a request past the limits."""
     scale = request.hires_scale if hires else 1.0
-    width, height = ((side or 0) * scale for side in (request.width, request.height))
+    width, height = ((side or 0) * scale for side in size_of(request))
     if max(width, height) > limits.side or width * height > limits.pixels:
         raise ServerError(
             f"{width:.0f}x{height:.0f} pixels are too many; this server draws up to "

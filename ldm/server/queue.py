@@ -6,7 +6,9 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import Any
 
 from ldm.request import LargeRequest
 from ldm.server.errors import BusyError
@@ -37,6 +39,7 @@ class FairQueue:
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self._clients: OrderedDict[str, deque[Unit]] = OrderedDict()
+        self._calls: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
         self._ready = threading.Condition()
         self._closed = False
 
@@ -57,14 +60,34 @@ class FairQueue:
             self._tell_places()
             self._ready.notify()
 
+    def call(self, function: Callable[[], Any]) -> Future[Any]:
+        """Have the worker call a function between two batches. Raises BusyError if it is closed."""
+        with self._ready:
+            if self._closed:
+                raise BusyError("the server is stopping; try again when it runs")
+            future: Future[Any] = Future()
+            self._calls.append((future, function))
+            self._ready.notify()
+            return future
+
+    def take_calls(self) -> list[tuple[Future[Any], Callable[[], Any]]]:
+        """Take out what is to be called before the next batch."""
+        with self._ready:
+            calls = list(self._calls)
+            self._calls.clear()
+            return calls
+
     def take(self, room: Callable[[Unit], int], timeout: float | None = None) -> list[Unit]:
         """Wait for the next batch, and take it out; [] when the queue is closed and empty.
 
-        room: how many pictures like that of a unit one run may draw.
+        It is [], too, when there is something to call. room: how many pictures like that of a unit
+        one run may draw.
         """
         with self._ready:
             while True:
                 self._drop_ended()
+                if self._calls:
+                    return []
                 if self._clients:
                     break
                 if self._closed or not self._ready.wait(timeout):

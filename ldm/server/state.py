@@ -62,6 +62,16 @@ class Server:
         options["model"] = options.get("model") or self.current
         return make_drawing(self.library, self.limits, arguments, **options)
 
+    async def switch(self, name: str) -> str:
+        """Load a model in the worker's turn; it draws what names none. Return its listed name.
+
+        Raises UnknownNameError, BusyError, and CheckpointError for one that does not load.
+        """
+        listed = self.library.model(name)
+        await asyncio.wrap_future(self.queue.call(lambda: self.model.load(listed)))
+        self.current = listed
+        return listed
+
     def submit(
         self, drawing: Drawing, client: str = "local", recorder: Recorder | None = None
     ) -> Job:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import threading
+import warnings
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 from PIL import Image
 
+from ldm.images.files import encode_image
 from ldm.images.names import free_names, picture_name
 from ldm.images.text_fields import OURS, PARAMETERS
 from ldm.output import save_under_free_name
@@ -36,6 +38,17 @@ class Stored:
     settings: dict[str, Any]
     width: int
     height: int
+
+    def file(self, format: str, quality: int | None = None) -> bytes:
+        """Return it as a file of one of ``FORMATS``, with its settings. quality: in [1, 100]."""
+        if format == "png":
+            return self.data
+        options = {} if quality is None else {"quality": quality}
+        with Image.open(io.BytesIO(self.data)) as image, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # settings that a JPEG has no room for
+            return encode_image(
+                image.convert("RGB"), FORMATS[format], self.parameters, self.settings, **options
+            )
 
 
 class Pictures:

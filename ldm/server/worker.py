@@ -42,10 +42,12 @@ class Worker(threading.Thread):
 
     def run(self) -> None:
         """Draw batch after batch."""
-        while units := self.queue.take(self.room):
+        while (units := self.queue.take(self.room)) or self.call():
             if self._stopped.is_set():
                 for unit in units:
                     unit.job.cancel()
+                continue
+            if not units:
                 continue
             self.drawing = units
             began = time.monotonic()
@@ -54,6 +56,19 @@ class Worker(threading.Thread):
             finally:
                 self.drawing = []
                 self.busy_seconds += time.monotonic() - began
+
+    def call(self) -> bool:
+        """Call what waits for the model, such as loading another; whether there was anything."""
+        calls = self.queue.take_calls()
+        for future, function in calls:
+            if self._stopped.is_set() or not future.set_running_or_notify_cancel():
+                future.cancel()
+                continue
+            try:
+                future.set_result(function())
+            except BaseException as error:
+                future.set_exception(error)
+        return bool(calls)
 
     def room(self, unit: Unit) -> int:
         """Return how many pictures like that of a unit one run may draw."""

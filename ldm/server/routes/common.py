@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
+import math
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -79,10 +81,23 @@ async def job_events(server: Server, job: Job, cancel: bool) -> AsyncIterator[by
     try:
         async for status in job.watch(previews=True):
             name = "end" if status.ended else "status"
-            yield event(name, describe(server, job, status, preview=True))
+            yield event(name, await asyncio.to_thread(describe, server, job, status, preview=True))
     finally:
         if cancel and not job.status.ended:
             job.cancel()
+
+
+def plain_json(value: Any) -> Any:
+    """Return a value that any reader of JSON takes: no NaN, infinities or lone surrogates."""
+    if isinstance(value, dict):
+        return {plain_json(str(key)): plain_json(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain_json(one) for one in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode("utf-8")
+    return value
 
 
 def stream_of(events: AsyncIterator[bytes]) -> StreamingResponse:

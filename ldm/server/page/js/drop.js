@@ -8,7 +8,8 @@ import { write } from "./settings.js";
 const dialog = /** @type {HTMLDialogElement} */ (document.getElementById("dropped"));
 /** @type {File|null} */
 let dropped = null;
-let found = null;  // its settings
+/** @type {{settings: any, without: string[]}|null} */
+let found = null;  // its settings, and what they lack
 
 /** Use a picture for an argument. @param {string} name @param {Blob} file */
 export async function use(name, file) {
@@ -36,7 +37,8 @@ const reported = (work) => work.catch((error) => send("error", error));
 async function settingsOf(file) {
   if (file.type !== "image/png") return null;
   const answer = await request("/api/read", { json: { image: await dataUrl(file) } });
-  return (await answer.json()).arguments ?? null;
+  const { arguments: settings, model, missing, notes } = await answer.json();
+  return { settings: { ...settings, model: model ?? undefined }, without: [...missing, ...notes] };
 }
 
 /** Have the user say what a picture is for. @param {File} file */
@@ -47,8 +49,10 @@ async function offer(file) {
   image.src = await dataUrl(file);
   found = await settingsOf(file).catch(() => null);
   const words = document.getElementById("dropped-settings");
-  words.textContent = found?.prompt !== undefined
-    ? `It was drawn of: ${found.prompt}` : "It holds no settings of a drawing.";
+  const without = found?.without.length ? ` To be given again: ${found.without.join(", ")}.` : "";
+  words.textContent = found
+    ? `It was drawn of “${found.settings.prompt ?? ""}”.${without}`
+    : "It holds no settings of a drawing.";
   const button = /** @type {HTMLElement} */ (dialog.querySelector('[data-for="settings"]'));
   button.hidden = !found;
   for (const name of ["control", "ip"]) {
@@ -64,7 +68,7 @@ function choose(event) {
   if (name === undefined) return;
   dialog.close();
   if (name === "settings") {
-    write(found);
+    write(found.settings);
     /** @type {any} */ (document.getElementById("random-seed")).checked = false;
     document.getElementById("prompt").focus();
   } else if (name) reported(use(name, dropped));
