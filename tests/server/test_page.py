@@ -127,7 +127,7 @@ def test_draws_what_the_form_says(visits) -> None:
     body = body_of(page, lambda: page.locator("#draw").click())
     expected = {"prompt": "a red car", "negative_prompt": "blue", "seed": 7, "model": "built-in"}
     expected |= {"num_inference_steps": 2, "num_images_per_prompt": 2, "width": 128, "height": 128}
-    assert body == expected | {"guidance_scale": 4}
+    assert body == expected | {"guidance_scale": 4, "record": True}
     status(page, "2 pictures: 128 × 128, 2 steps, seed 7")
     assert page.locator("#strip img").count() == 2
     page.locator("#strip button").nth(1).click()
