@@ -132,6 +132,7 @@ ERROR_WORDS = {
     403: "not allowed",
     404: "a name that is not there",
     409: "the job was cancelled",
+    410: "the model that drew it is no longer loaded",
     413: "more than this server reads",
     415: "another content type",
     422: "a body of another form, or a model's file that does not fit",

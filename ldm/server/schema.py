@@ -34,7 +34,8 @@ INTERNAL = {"output_type", "steps_before", "denoising_start", "denoising_end"}
 PREPROCESSED = ("control_image", "adapter_image")
 # What the command's line of help says otherwise than JSON needs it.
 WORDS = {
-    "hires_upscaler": "what enlarges between the passes: a name of GET /sdapi/v1/upscalers, or of latent-upscale-modes there",
+    "hires_upscaler": "what enlarges between the passes: a name of GET /sdapi/v1/upscalers or "
+    "/sdapi/v1/latent-upscale-modes",
     "paste_back": "keep the image's own pixels outside of the mask (default: true)",
     "clip_skip": "how many of the text encoder's last layers to leave out, as diffusers counts: "
     "A1111's number less 1 (default: 0)",
