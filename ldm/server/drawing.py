@@ -192,7 +192,7 @@ def check_texts(arguments: dict[str, Any], limits: Limits) -> None:
     """Raise ServerError for texts that are too long to be read, or that are none."""
     for name in ("prompt", "negative_prompt"):
         texts = arguments.get(name)
-        for text in [texts] if isinstance(texts, str) else texts or ():
+        for text in texts if isinstance(texts, list | tuple) else [texts]:
             if isinstance(text, str) and len(text) > limits.prompt:
                 raise ServerError(
                     f"{name} has {len(text):,} characters; at most {limits.prompt:,} are read",
