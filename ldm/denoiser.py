@@ -25,6 +25,24 @@ from ldm.unet import ImagePrompt, Residuals, UNet
 Listener = Callable[[list[tuple[int, str] | None]], None]
 
 
+class Predictions(NamedTuple):
+    """What the network predicts at one call of the denoiser, each (B, C, h, w) on any device.
+
+    Attributes:
+        uncond: with the negative prompt; None where nothing is guided.
+        cond: with the text, or with the texts that AND joins. guided: what x̂₀ follows from.
+    """
+
+    x: Tensor
+    level: Level
+    uncond: Tensor | None
+    cond: Tensor
+    guided: Tensor
+
+
+# Called after each U-Net call; it must not change the tensors.
+Observer = Callable[[Predictions], None]
+
 # (the call, the step) → what is added on the U-Net's way down; [] for nothing.
 Features = Callable[["UNetCall", int], Sequence[Tensor]]
 
@@ -78,6 +96,7 @@ class Denoiser:
         image_prompts: Callable[[UNetCall], ImagePrompt] | None = None,
         device: torch.device | None = None,
         steps_done: int = 0,
+        observers: Sequence[Observer] = (),
     ) -> None:
         """Lay out the rows.
 
@@ -93,12 +112,13 @@ class Denoiser:
         image_prompts: such as ``ldm.control.image_prompts.ImagePrompts``.
         device: where the U-Net computes; None takes that of its parameters.
         steps_done: how many steps another model has run before, for prompts that change.
+        observers: see ``ldm.techniques.predictions``.
         """
         self.unet, self.scheduler, self.guidance = unet, scheduler, guidance
         self.known, self.embedded_scale, self.listener = known, embedded_scale, listener
         self.control, self.features, self.sharing = control, features, sharing
         self.image_prompts = image_prompts
-        self.steps_done = steps_done
+        self.steps_done, self.observers = steps_done, observers
         first = next(unet.parameters())
         self.dtype, self.device = first.dtype, device or first.device
         self.negatives = [CallRow(i, one.negative, negative=True) for i, one in enumerate(prompted)]
@@ -128,6 +148,7 @@ class Denoiser:
         # A network that predicts its variance, too, does so in a second half of channels.
         channels, guidance = x.shape[1], self.guidance
         guided = self.embedded_scale is None and self.guidance.active(level)
+        negative: Tensor | None = None
         if guided or self.weights is not None:
             rows = self.negatives + self.texts
             if guided and self.guidance.needs_bare:
@@ -142,10 +163,15 @@ class Denoiser:
                 cond = uncond + self.guidance.join(shifts, self.weights)
             prediction = cond[:, :channels]
             if guided:
-                prediction = guidance.combine(prediction, uncond[:, :channels], x, level)
+                negative = uncond[:, :channels]
+                prediction = guidance.combine(prediction, negative, x, level)
         else:
             cond = self._call_unet(x, level, self.texts, step)
             prediction = cond[:, :channels]
+        if self.observers:
+            seen = Predictions(x, level, negative, cond[:, :channels], prediction)
+            for observe in self.observers:
+                observe(seen)
         variance = cond[:, channels:]
         x0 = self.scheduler.to_x0(prediction.to(x), x, level)
         gradient = self.guidance.gradient(x, level)

@@ -726,10 +726,10 @@ class LargeRequest(Request):
     Attributes:
         hires_scale: factor by which a second pass enlarges each side (see ``ldm.hires``).
         hires_strength: in [0, 1], how much of the larger picture is drawn anew.
-        hires_steps: steps that the second pass runs, as A1111 counts them; None is
-            hires_strength of num_inference_steps.
-        hires_upscaler: what enlarges between the passes: a name of ``ldm.config.upscalers``, in any
-            spelling, or the path of a model (see ``ldm.upscaling``).
+        hires_steps: steps that the second pass runs, as A1111 counts them; None is hires_strength
+            of num_inference_steps.
+        hires_upscaler: what enlarges between the passes: a name of ``ldm.config.upscalers``, in
+            any spelling, or the path of a model (see ``ldm.upscaling``).
         outpaint: pixels to add to the image: left, top, right, bottom.
     """
 

@@ -43,6 +43,7 @@ from ldm.samplers import (
 from ldm.scheduler import Level
 from ldm.techniques.attention_maps import WATCHED
 from ldm.techniques.inpainting import Blend, paste, unchanged
+from ldm.techniques.predictions import observers_of
 from ldm.techniques.reference import Reference
 from ldm.unet import UNet
 
@@ -147,6 +148,7 @@ def make_denoiser(run: Run, known: Tensor | None) -> Callable[[Tensor, Level, in
         image_prompts=run.image_prompts,
         device=model.device,
         steps_done=run.schedule.done,
+        observers=observers_of(model.unet),
     )
 
     def denoise(x: Tensor, level: Level, step: int = 1) -> Denoised:

@@ -170,7 +170,10 @@ def test_every_imported_package_is_declared() -> None:
         ROOT / "ldm" / "training": names(extras["train"]),
         ROOT / "ldm" / "checkpoints": names(extras["gguf"]),
         ROOT / "ldm" / "cli": names(extras["completion"]) | names(extras["server"]),
-        ROOT / "ldm" / "server": names(extras["server"]) | {"pydantic", "starlette"},
+        ROOT / "ldm" / "server": names(extras["server"])
+        | names(extras["ray"])
+        | {"pydantic", "starlette"},
+        ROOT / "tests" / "server": names(extras["ray"]),
         ROOT / "ldm" / "upscaling": names(extras["upscaling"]),
         # No part of the extra "test": pip would put its torchvision beside a PyTorch that it does
         # not fit, and transformers imports that.

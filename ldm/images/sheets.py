@@ -101,15 +101,25 @@ def sheet(
 
 def heat(picture: Image.Image, values: np.ndarray) -> Image.Image:
     """Lay a map (h, w) over a grey copy of the picture: the least value black, the largest hot."""
-    spread = float(values.max() - values.min())
-    scaled = (values - values.min()) / spread if spread else np.zeros_like(values)
-    small = Image.fromarray(scaled.astype(np.float32))
-    mask = np.asarray(small.resize(picture.size, Image.Resampling.BICUBIC)).clip(0, 1)
-    stops = np.linspace(0, 1, len(COLOURS))
-    colours = np.stack([np.interp(mask, stops, c) for c in zip(*COLOURS, strict=True)], axis=-1)
+    _, colours = heat_colours(values, picture.size)
     grey = np.asarray(picture.convert("L"), np.float32)[..., None]
     mixed = (1 - GREY) * colours + GREY * grey
     return Image.fromarray(mixed.round().astype(np.uint8))
+
+
+def heat_colours(values: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Enlarge a map (h, w) to a size (width, height), and colour it.
+
+    Returns the map from its least value, 0, to its largest, 1: (H, W); and its colours, 0 to 255:
+    (H, W, 3).
+    """
+    spread = float(values.max() - values.min())
+    scaled = (values - values.min()) / spread if spread else np.zeros_like(values)
+    small = Image.fromarray(scaled.astype(np.float32))
+    mask = np.asarray(small.resize(size, Image.Resampling.BICUBIC)).clip(0, 1)
+    stops = np.linspace(0, 1, len(COLOURS))
+    colours = np.stack([np.interp(mask, stops, c) for c in zip(*COLOURS, strict=True)], axis=-1)
+    return mask, colours
 
 
 def _line(width: int) -> int:

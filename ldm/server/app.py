@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import AsyncIterator
 
-from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi import FastAPI
 
 from ldm import __version__
-from ldm.errors import LDMError
-from ldm.server.errors import ServerError, status_of
-from ldm.server.routes import a1111, api, page
+from ldm.server import error_answers
+from ldm.server.guard import Guard
+from ldm.server.routes import a1111, api, documentation, health, listings, openai, page, records
 from ldm.server.settings import Settings
 from ldm.server.state import Server
-
-log = logging.getLogger(__name__)
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -39,19 +35,19 @@ def create_app(settings: Settings) -> FastAPI:
         version=__version__,
         summary="Pictures of a text, by a latent diffusion model",
         lifespan=lifespan,
+        docs_url=None,  # FastAPI's pages load scripts from elsewhere
+        redoc_url=None,
     )
     app.state.server = server
     app.include_router(api.router)
     app.include_router(a1111.router)
+    app.include_router(health.router)
+    app.include_router(records.router)
     app.include_router(page.router)
+    app.include_router(listings.router)
+    app.include_router(openai.router)
+    app.include_router(documentation.router)
     page.mount(app)
-    app.add_exception_handler(LDMError, answer_error)
-    app.add_exception_handler(MemoryError, answer_error)
+    error_answers.install(app)
+    app.add_middleware(Guard, settings=settings, metrics=server.metrics)
     return app
-
-
-def answer_error(request: Request, error: Exception) -> Response:
-    """Answer an error in words, in our own shape."""
-    status = status_of(error)
-    argument = error.argument if isinstance(error, ServerError) else None
-    return JSONResponse({"error": {"message": str(error), "argument": argument}}, status)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from ldm.adapters.lora_scale import TagScale
 from ldm.errors import ArgumentError
 from ldm.images.files import load_image
 from ldm.request import ARGUMENTS, LargeRequest
+from ldm.samplers import read_names
 from ldm.server.errors import ServerError
 from ldm.server.library import Library
 from ldm.server.settings import Limits
@@ -22,6 +25,7 @@ from ldm.techniques.masked_region import MaskedRegion
 from ldm.techniques.outpainting import extend_canvas
 from ldm.text.lora_tags import split_tags
 
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 MOST_SEED = 2**32  # seeds that are picked are below it, as A1111's
 # What the pictures of one run may have of their own.
 OWN = ("prompt", "negative_prompt", "seed", "num_images_per_prompt")
@@ -38,6 +42,7 @@ class Drawing:
         controlnets: names, in the order of ``request.control_image``; () is the model's own.
         record: whether each step is kept, for views of how the picture came about.
         region: what the pictures are parts of, and are pasted into: "only masked" inpainting.
+        draft: whether the picture is shown and then forgotten: it is not written into a folder.
     """
 
     request: LargeRequest
@@ -47,13 +52,14 @@ class Drawing:
     controlnets: tuple[str, ...] = ()
     record: bool = False
     region: MaskedRegion | None = None
+    draft: bool = False
 
     @property
     def divisible(self) -> bool:
         """Whether each picture can be drawn in a run of its own."""
         return not self.request.style_aligned and not self.request.variation_strength
 
-    @property
+    @cached_property
     def key(self) -> tuple[Any, ...]:
         """What two drawings have in common if one run can draw both.
 
@@ -125,6 +131,7 @@ def make_drawing(
     hires: bool = False,
     record: bool = False,
     region: MaskedRegion | None = None,
+    draft: bool = False,
 ) -> Drawing:
     """Make a drawing of a client's arguments: those of ``LargeRequest``, pictures as PIL images.
 
@@ -146,6 +153,7 @@ def make_drawing(
     except TypeError as error:  # an argument that there is not
         raise ArgumentError(str(error).partition(") ")[2] or str(error)) from None
     refuse_paths(request)
+    read_names(request.sampler, request.schedule)  # the model is not asked before its turn
     check_limits(request, limits, hires)
     request = widened(request)
     named = [
@@ -163,6 +171,7 @@ def make_drawing(
         controlnets=tuple(controls),
         record=record,
         region=region,
+        draft=draft,
     )
 
 
@@ -180,7 +189,7 @@ def take_tags(prompt: Any) -> tuple[Any, list[tuple[str, TagScale]]]:
 
 
 def check_texts(arguments: dict[str, Any], limits: Limits) -> None:
-    """Raise ServerError for texts that are too long to be read."""
+    """Raise ServerError for texts that are too long to be read, or that are none."""
     for name in ("prompt", "negative_prompt"):
         texts = arguments.get(name)
         for text in [texts] if isinstance(texts, str) else texts or ():
@@ -189,6 +198,8 @@ def check_texts(arguments: dict[str, Any], limits: Limits) -> None:
                     f"{name} has {len(text):,} characters; at most {limits.prompt:,} are read",
                     name,
                 )
+            if isinstance(text, str) and LONE_SURROGATE.search(text):
+                raise ServerError(f"{name} is no text: it has half a surrogate pair", name)
 
 
 def refuse_paths(request: LargeRequest) -> None:
@@ -215,10 +226,18 @@ def widened(request: LargeRequest) -> LargeRequest:
     return replace(request, image=image, mask_image=mask, outpaint=None)
 
 
+def size_of(request: LargeRequest) -> tuple[int | None, int | None]:
+    """Return the (width, height) to draw, as far as it is known without the model."""
+    image = request.image[0] if isinstance(request.image, list) and request.image else request.image
+    own = image.size if isinstance(image, Image.Image) else (None, None)
+    return request.width or own[0], request.height or own[1]
+
+
 def check_limits(request: LargeRequest, limits: Limits, hires: bool) -> None:
     """Raise ServerError for a request past the limits."""
     scale = request.hires_scale if hires else 1.0
-    check_pixels((request.width or 0) * scale, (request.height or 0) * scale, limits)
+    width, height = ((side or 0) * scale for side in size_of(request))
+    check_pixels(width, height, limits)
     for name in ("num_inference_steps", "hires_steps"):
         steps = getattr(request, name)
         if (steps or 0) > limits.steps:

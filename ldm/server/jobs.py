@@ -7,7 +7,7 @@ import contextlib
 import secrets
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -56,8 +56,8 @@ class Recorder(Protocol):
         """Return what is entered while the pictures are drawn."""
         ...
 
-    def step(self, pipe: Pipeline, progress: Progress, first: int, count: int) -> None:
-        """Record a step; the job's pictures are ``count`` rows of the batch, from ``first`` on."""
+    def step(self, pipe: Pipeline, progress: Progress, rows: Sequence[int]) -> None:
+        """Record a step; rows: those of the batch that are the job's next pictures."""
         ...
 
 
@@ -68,7 +68,7 @@ class Job:
     Attributes:
         client: whose turn it takes. id: its name in addresses; it cannot be guessed.
         keep_partial: whether a stop keeps the picture as it is then, as A1111's "interrupt" does.
-        details: what a route notes for itself.
+        details: what a route notes for itself. on_end: called once, by whoever ends it.
     """
 
     drawing: Drawing
@@ -78,6 +78,7 @@ class Job:
     recorder: Recorder | None = None
     keep_partial: bool = False
     details: dict[str, Any] = field(default_factory=dict)
+    on_end: Callable[[Job], None] | None = None
     status: Status = Status()
     version: int = 0
     stopping: bool = False
@@ -96,9 +97,13 @@ class Job:
             self.status = replace(self.status, **changes)
             self.version += 1
             waiting = list(self._waiting)
+            ended = self.status.ended
         for loop, event in waiting:
-            with contextlib.suppress(RuntimeError):  # that loop has been closed
-                loop.call_soon_threadsafe(event.set)
+            if not event.is_set():  # else it has not looked yet, and wakes up once for both
+                with contextlib.suppress(RuntimeError):  # that loop has been closed
+                    loop.call_soon_threadsafe(event.set)
+        if ended and self.on_end is not None:
+            self.on_end(self)
 
     def cancel(self) -> None:
         """Stop it within a step; its status is "cancelled" now."""

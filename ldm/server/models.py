@@ -6,11 +6,14 @@ import logging
 import threading
 from collections.abc import Iterator
 
+import torch
+
 from ldm.adapters.lora_scale import TagScale
 from ldm.errors import LDMError
 from ldm.images.generation_info import OWN_CONTROLNET
 from ldm.pipeline import Pipeline, Progress
 from ldm.server.drawing import Drawing, plain_arguments
+from ldm.server.errors import BusyError
 from ldm.server.library import Library
 
 log = logging.getLogger(__name__)
@@ -74,6 +77,16 @@ class LoadedModel:
                 pipe.load_textual_inversion(path)
             except LDMError as error:  # of another family, as a rule
                 log.info("%s is left out: %s", path.name, error)
+
+    def check_device(self) -> None:
+        """Raise BusyError if the model's device computes no more, as after an error of CUDA."""
+        if self.pipe is None:
+            return
+        try:
+            float(torch.zeros(1, device=self.pipe.device) + 1)
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise BusyError(f"the device {self.pipe.device} has failed: {reason:.200}") from error
 
     def prepare(self, drawing: Drawing) -> Pipeline:
         """Return the model of a drawing with its LoRAs and ControlNets, and no others.

@@ -19,7 +19,7 @@ def decode_base64(text: str, argument: str) -> bytes:
     if not isinstance(text, str):
         raise ServerError(f"{argument} is of the type {type(text).__name__}; send base64", argument)
     content = text.partition(",")[2] if text.startswith("data:") else text
-    if content.startswith(("http:", "https:", "file:", "/")):
+    if content.startswith(("http:", "https:", "file:")):
         raise ServerError(f"{argument} is an address; send the picture itself", argument)
     try:
         return base64.b64decode(content, validate=False)
@@ -47,6 +47,10 @@ def read_upload(content: str | bytes, argument: str, most_pixels: int) -> Image.
             return image.copy()
     except ServerError:
         raise
+    except UnidentifiedImageError:
+        raise ServerError(
+            f"{argument} is no picture, or of a format that is not read", argument
+        ) from None
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         reason = "no known format" if isinstance(error, UnidentifiedImageError) else error
         raise ServerError(

@@ -13,7 +13,6 @@ from ldm.config.upscalers import (
     FILE_LABELS,
     BuiltIn,
     find_built_in,
-    upscaler_label,
 )
 from ldm.errors import ArgumentError, did_you_mean
 
@@ -94,7 +93,7 @@ def unknown(name: str, known: list[Path], folder: Path | None) -> str:
     return (
         f"{name!r:.200} is no upscaler and no file; {hint or where}"
         + (f" ({where})" if hint else "")
-        + f"; {', '.join(upscaler_label(one) for one in BUILT_IN)} need none"
+        + f"; {', '.join(one for one in BUILT_IN if '_' not in one)} need no file"
     )
 
 

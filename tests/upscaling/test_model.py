@@ -60,7 +60,7 @@ def test_other_architectures(tmp_path: Path, kind: str) -> None:
             "img_size": 16, "embed_dim": 32, "depth": [2], "num_heads": [2], "upscale": 2,
             "split_size": [2, 4], "expansion_factor": 2.0, "upsampler": "pixelshuffle",
         },
-        "DnCNN": {"in_nc": 3, "out_nc": 3, "nc": 8, "nb": 4, "act_mode": "R"},
+        "DnCNN": {"in_nc": 3, "out_nc": 3, "nc": 8, "nb": 17, "act_mode": "R"},
     }[kind]  # fmt: skip
     name = "SRVGGNetCompact" if hasattr(architectures, "SRVGGNetCompact") else kind
     torch.manual_seed(0)

@@ -1,65 +1,17 @@
-"""Answers in A1111's shapes, and its errors: {"error", "detail", "body", "errors"}."""
+"""What A1111's interface answers: routers, and JSON that can be sent."""
 
 from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Callable, Coroutine
 from typing import Any
 
-from fastapi import APIRouter, HTTPException, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
-from fastapi.routing import APIRoute
-
-from ldm.errors import LDMError
-from ldm.server.errors import status_of
-from ldm.server.routes.common import words_of
-
-Handler = Callable[[Request], Coroutine[Any, Any, Response]]
-MOST_SHOWN = 200  # letters of a value that was wrong
-
-
-class A1111Route(APIRoute):
-    """A route whose errors have A1111's shape."""
-
-    def get_route_handler(self) -> Handler:
-        """See ``APIRoute``."""
-        handle = super().get_route_handler()
-
-        async def answer(request: Request) -> Response:
-            try:
-                return await handle(request)
-            except RequestValidationError as error:
-                return error_answer(error, validation_words(error), 422)
-            except HTTPException as error:
-                return error_answer(error, str(error.detail), error.status_code)
-            except (LDMError, MemoryError) as error:
-                return error_answer(error, words_of(error), status_of(error))
-
-        return answer
+from fastapi import APIRouter
 
 
 def make_router(tag: str = "A1111") -> APIRouter:
-    """Make a router of such routes."""
-    return APIRouter(route_class=A1111Route, tags=[tag])
-
-
-def error_answer(error: BaseException, words: str, status: int) -> JSONResponse:
-    """Answer an error in A1111's shape."""
-    content = {"error": type(error).__name__, "detail": words, "body": "", "errors": words}
-    return JSONResponse(plain(content), status)
-
-
-def validation_words(error: RequestValidationError) -> str:
-    """Say which fields of a body are wrong, what was found and what was expected."""
-    found = []
-    for each in error.errors()[:5]:
-        name = ".".join(str(part) for part in each["loc"] if part != "body") or "the body"
-        value = each.get("input")
-        shown = f" (found {value!r:.60})" if not isinstance(value, dict) else ""
-        found.append(f"{name}: {each['msg']}{shown}"[:MOST_SHOWN])
-    return "; ".join(found)
+    """Make a router; ``ldm.server.shapes`` gives its errors A1111's shape."""
+    return APIRouter(tags=[tag])
 
 
 def plain(value: Any, depth: int = 0) -> Any:

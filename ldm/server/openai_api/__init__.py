@@ -1,0 +1,1 @@
+"""OpenAI's image interface: its bodies and forms, its answers and its events."""
