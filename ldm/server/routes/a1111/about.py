@@ -10,7 +10,8 @@ from fastapi import Request
 from ldm.memory.system import available_memory
 from ldm.server.errors import ServerError
 from ldm.server.routes.a1111.answers import make_router
-from ldm.server.routes.a1111.controlnet_units import SCRIPT, Unit
+from ldm.server.routes.a1111.controlnet_body import Unit
+from ldm.server.routes.a1111.controlnet_units import SCRIPT
 from ldm.server.routes.common import server_of
 
 router = make_router()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError, model_validator
+from pydantic import ValidationError
 
 from ldm.checkpoints.assets import asset_path
 from ldm.checkpoints.source import find_own_controlnet
@@ -16,6 +16,7 @@ from ldm.images.files import load_image, load_layer, stretch
 from ldm.images.generation_info import OWN_CONTROLNET
 from ldm.images.resizing import crop_and_resize, resize_and_fill
 from ldm.server.errors import ServerError
+from ldm.server.routes.a1111.controlnet_body import MODE_NUMBERS, Unit
 from ldm.server.routes.a1111.controlnet_modules import NONE, find_module, with_mask
 from ldm.server.routes.a1111.requests import Asked, size_of
 from ldm.server.state import Server
@@ -23,73 +24,12 @@ from ldm.server.uploads import read_upload
 
 SCRIPT = "controlnet"
 MOST_UNITS = 8
-MODE_NUMBERS = ("Balanced", PROMPT, GUESS)
-RESIZE = {
-    "just resize": 0,
-    "crop and resize": 1,
-    "resize and fill": 2,
-    "inner fit (scale to fit)": 1,
-    "scale to fit (inner fit)": 1,
-    "outer fit (shrink to fit)": 2,
-    "envelope (outer fit)": 2,
-}
 RESIZED = (
     lambda image, width, height: stretch(image, height, width),
     crop_and_resize,
     resize_and_fill,
 )
 LEAST_RES, MOST_RES, RES = 64, 2048, 512  # of processor_res
-
-
-class Unit(BaseModel):
-    """One unit, with the extension's names and defaults; null is the default."""
-
-    model_config = ConfigDict(extra="allow", protected_namespaces=())
-
-    enabled: bool = True
-    image: Any = None
-    input_image: Any = None
-    mask: str | None = None
-    mask_image: str | None = None
-    module: str = "none"
-    model: str = "None"
-    weight: FiniteFloat = 1.0
-    resize_mode: int | str = 1
-    processor_res: int = -1
-    threshold_a: FiniteFloat = -1
-    threshold_b: FiniteFloat = -1
-    guidance_start: FiniteFloat = 0.0
-    guidance_end: FiniteFloat = 1.0
-    control_mode: int | str = 0
-    pixel_perfect: bool = False
-    guessmode: bool = False
-    low_vram: bool = False
-    hr_option: str = "Both"
-    save_detected_map: bool = True
-
-    @model_validator(mode="before")
-    @classmethod
-    def without_nulls(cls, data: Any) -> Any:
-        """Take null for the default."""
-        if not isinstance(data, dict):
-            return data
-        return {name: value for name, value in data.items() if value is not None}
-
-    @property
-    def mode(self) -> str:
-        """The control mode in the extension's words."""
-        mode = self.control_mode
-        if isinstance(mode, int):
-            mode = MODE_NUMBERS[mode] if mode in range(3) else str(mode)
-        return GUESS if self.guessmode else mode
-
-    @property
-    def resizing(self) -> int | None:
-        """0: stretch, 1: crop, 2: fill; None for another name."""
-        mode = self.resize_mode
-        if isinstance(mode, int):
-            return mode if mode in range(3) else None
-        return RESIZE.get(mode.lower())
 
 
 @dataclass
