@@ -9,9 +9,9 @@ import time
 import pytest
 
 pytest.importorskip("fastapi")
+from fastapi.responses import JSONResponse
 from fastapi.testclient import TestClient
 from PIL import Image
-from starlette.responses import JSONResponse
 
 from ldm.server.bodies import Bodies, check_json
 from ldm.server.errors import BusyError, ServerError
