@@ -6,7 +6,7 @@ Nothing is drawn here: what a model cannot do is an error before anything is com
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -100,6 +100,7 @@ class Canvas:
     pixels: Tensor | None = None  # (b, C, H, W) in [-1, 1], b = 1 or B: the image
     masks: Tensor | None = None  # (b, 1, H, W) in [0, 1]: 1 where it is drawn anew
     depth: Tensor | None = None  # (b, 1, h, w) in [-1, 1]: 1 is near
+    latents: Tensor | None = None  # (B, C, h, w), scaled: the image, encoded already
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,8 +151,11 @@ class Run:
         return Output(pixels, seeds, prompts)
 
 
-def prepare(model: Model, request: Request) -> Run:
-    """Check a request against a model, read its pictures and encode its texts."""
+def prepare(model: Model, request: Request, latents: Tensor | None = None) -> Run:
+    """Check a request against a model, read its pictures and encode its texts.
+
+    latents: (B, C, h, w), scaled, of the size to draw: what to start from, in place of the image.
+    """
     scale = request.guidance_scale
     scale = model.defaults.guidance_scale if scale is None else scale
     check_task(model, request)
@@ -161,11 +165,12 @@ def prepare(model: Model, request: Request) -> Run:
         request.guidance_interval,
         image_scale(model, request.image_guidance_scale),
     )
-    schedule = make_schedule(model, request)
+    strength = image_strength(model, request) if latents is None else request.strength
+    schedule = make_schedule(model, request, strength)
     networks = model.used_controlnets(request.control_image is not None)
     shown = views(model, networks, request.tiling)
     hints, pictures, hinted = read_steering(model, request)
-    canvas = read_canvas(model, request, hinted)
+    canvas = replace(read_canvas(model, request, hinted), latents=latents)
     size = (canvas.height, canvas.width)
     controls = control_uses(shown.controlnets, request, hints, size)
     adapters = adapter_uses(shown.t2i_adapters, request, pictures, size)
@@ -294,11 +299,11 @@ def plan_levels(
     return plan(model.scheduler, choice.name, n, choice.schedule), first
 
 
-def make_schedule(model: Model, request: Request) -> SamplingPlan:
-    """Choose the sampler and its levels."""
+def make_schedule(model: Model, request: Request, strength: float | None) -> SamplingPlan:
+    """Choose the sampler and its levels. strength: how much of the image is redrawn."""
     choice = choose_sampler(model, request.sampler, request.schedule)
     masked = request.mask_image is not None
-    n, strength = request.num_inference_steps, image_strength(model, request)
+    n = request.num_inference_steps
     start, end = request.denoising_start, request.denoising_end
     steps, first = plan_levels(model, choice, n, strength if start is None else None, masked)
     stop, done = len(steps), 0

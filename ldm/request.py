@@ -23,6 +23,7 @@ from ldm.config.checking import plain_number, shown
 from ldm.config.forms import GENERATORS, PICTURES, TENSOR, TENSORS, is_a
 from ldm.config.picture_readers import CONTROLNET, T2I_ADAPTER, PictureReader
 from ldm.config.settings import check_values, choice, within
+from ldm.config.upscalers import LANCZOS
 from ldm.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -725,6 +726,10 @@ class LargeRequest(Request):
     Attributes:
         hires_scale: factor by which a second pass enlarges each side (see ``ldm.hires``).
         hires_strength: in [0, 1], how much of the larger picture is drawn anew.
+        hires_steps: steps that the second pass runs, as A1111 counts them; None is hires_strength
+            of num_inference_steps.
+        hires_upscaler: what enlarges between the passes: a name of ``ldm.config.upscalers``, in
+            any spelling, or the path of a model (see ``ldm.upscaling``).
         outpaint: pixels to add to the image: left, top, right, bottom.
     """
 
@@ -737,6 +742,27 @@ class LargeRequest(Request):
         metavar="X",
         group="size",
         label="Hires upscale",
+    )
+    hires_upscaler: str | Path = argument(
+        LANCZOS,
+        "what enlarges between the passes: lanczos (default), nearest, bilinear, bicubic; latent, "
+        "latent_bicubic, …; or a model's file or name in --model-dir",
+        "--hires-upscaler",
+        command_default=None,  # shows that it was not given: it needs --hires-scale
+        kind="the name of an upscaler, or a path",
+        metavar="NAME|FILE",
+        group="size",
+        label="Hires upscaler",
+        axis="Hires upscaler",
+    )
+    hires_steps: int | None = argument(
+        within("[1, inf)", None, "at least 1"),
+        "steps that the second pass runs (default: as --hires-strength says, of --steps)",
+        "--hires-steps",
+        metavar="N",
+        group="size",
+        label="Hires steps",
+        axis="Hires steps",
     )
     hires_strength: float = argument(
         within("[0, 1]", 0.5),

@@ -60,9 +60,10 @@ class Progress:
     t: float = 0.0  # the timestep that the step began at
 
 
-def stream(model: Model, request: Request) -> Iterator[Progress]:
+def stream(model: Model, request: Request, latents: Tensor | None = None) -> Iterator[Progress]:
     """Draw a request, yielding after every step; the last ``Progress`` holds the ``output``.
 
+    latents: (B, C, h, w), scaled: what to start from, in place of the request's image.
     Raises ArgumentError for what this model cannot draw: at the call, not at the first step, and
     before anything is computed. While steps are computed, other threads may draw with the model,
     but change it only before and after (see ``ldm.loading.turns``).
@@ -70,13 +71,14 @@ def stream(model: Model, request: Request) -> Iterator[Progress]:
     model.load_own_adapters(request)
     context = copy_context()  # which says who watches
     with model.drawing():
-        run, state = prepare(model, request), (model.turns.changes, WATCHED.get())
+        run, state = prepare(model, request, latents), (model.turns.changes, WATCHED.get())
 
     def steps() -> Iterator[Progress]:
         with model.drawing() as hold:
             here = copy_context() if WATCHED.get() else context
             current = here.run(lambda: (model.turns.changes, WATCHED.get())) == state
-            for progress in steps_of(run if current else here.run(prepare, model, request)):
+            now = run if current else here.run(prepare, model, request, latents)
+            for progress in steps_of(now):
                 yield progress
                 hold.move_here()
 
@@ -204,6 +206,8 @@ def choose_unet(run: Run) -> UNet | DeepCache | Graphs:
 
 def encode_start(run: Run) -> Tensor | None:
     """Encode the image that the run starts from; None if nothing needs it."""
+    if run.canvas.latents is not None:
+        return run.canvas.latents.to(run.model.device)
     whole = (run.model.inpaints or run.model.edits) and run.schedule.strength == 1
     handed = run.request.denoising_start is not None and run.canvas.masks is None
     return None if run.canvas.pixels is None or whole or handed else run.encode(run.canvas.pixels)
@@ -261,9 +265,9 @@ def keep_known_part(
 def image_itself(run: Run, start: Tensor) -> Output:
     """Return the output for a strength of 0: the image, or its latents."""
     pixels = run.canvas.pixels
-    if pixels is None or run.request.output_type == "latent":
+    if run.request.output_type == "latent":
         return run.output(start)
-    return run.output(expand(pixels, run.request.count))
+    return finish(run, start) if pixels is None else run.output(expand(pixels, run.request.count))
 
 
 def finish(run: Run, x: Tensor) -> Output:

@@ -29,7 +29,7 @@ LAYERS = [
     {"adapters", "control", "techniques"},
     {"latents"},
     {"loading"},
-    {"output"},
+    {"output", "upscaling"},
     {"preparation"},
     {"run"},
     {"interface"},
@@ -170,7 +170,14 @@ def test_every_imported_package_is_declared() -> None:
         ROOT / "ldm" / "training": names(extras["train"]),
         ROOT / "ldm" / "checkpoints": names(extras["gguf"]),
         ROOT / "ldm" / "cli": names(extras["completion"]) | names(extras["server"]),
-        ROOT / "ldm" / "server": names(extras["server"]) | {"pydantic", "starlette"},
+        ROOT / "ldm" / "server": names(extras["server"])
+        | names(extras["ray"])
+        | {"pydantic", "starlette"},
+        ROOT / "tests" / "server": names(extras["ray"]),
+        ROOT / "ldm" / "upscaling": names(extras["upscaling"]),
+        # No part of the extra "test": pip would put its torchvision beside a PyTorch that it does
+        # not fit, and transformers imports that.
+        ROOT / "tests": names(extras["upscaling"]) | {"torchvision"},
         ROOT / "tests" / "fuzz": {"atheris"},  # no part of the tests: see its guided.py
     }
     missing = {
@@ -192,6 +199,7 @@ def test_every_imported_package_is_declared() -> None:
         ("ldm", {"torch", "numpy", "PIL", "tokenizers", "huggingface_hub"}),
         ("ldm.images", {"torch"}),
         ("ldm.control.source", {"torch"}),
+        ("ldm.upscaling", {"torch", "spandrel"}),
         ("ldm.config", {"torch", "numpy"}),
         ("ldm.request", {"torch", "numpy", "PIL"}),
         ("ldm.text.tokenizer", {"torch", "numpy", "transformers"}),

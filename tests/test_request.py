@@ -182,6 +182,7 @@ OTHER = {  # a value that is not the default, as it is typed
     "int | list[int] | tuple[int, ...]": "7",
     "float": "0.25",
     "str": "x",
+    "str | Path": "x",
     "str | Sequence[str]": "x",
     "tuple[float, float]": "0.25,5.0",
     "float | list[float] | tuple[float, ...]": "0.25,0.75",
@@ -288,6 +289,10 @@ def test_every_argument_does_something(name: str) -> None:
             "denoising_start is 0.5 and denoising_end 0.5; the start must be less",
         ),
         ({"hires_scale": 9}, "hires_scale is 9; it must be in [1, 8]"),
+        (
+            {"hires_upscaler": 3},
+            "hires_upscaler is 3; it must be the name of an upscaler, or a path",
+        ),
         ({"outpaint": (1, 2)}, "outpaint is (1, 2); it must be"),
     ],
 )

@@ -45,8 +45,9 @@ class Shown:
 
 def measure(page: Any, letters: str, timeout: float = 60_000) -> list[Shown]:
     """Type letters on the page (of Playwright), with live mode on; return a time for each."""
+    # Functions: the page's policy refuses to evaluate strings.
     page.wait_for_function(
-        "document.querySelector('#status').textContent.startsWith('Draft')", timeout=timeout
+        "() => document.querySelector('#status').textContent.startsWith('Draft')", timeout=timeout
     )
     page.evaluate(WATCH)
     page.locator("#prompt").focus()
@@ -54,7 +55,7 @@ def measure(page: Any, letters: str, timeout: float = 60_000) -> list[Shown]:
     found = []
     for letter in letters:
         page.keyboard.press(letter)
-        page.wait_for_function("window.shown.some((one) => !one.preview)", timeout=timeout)
+        page.wait_for_function("() => window.shown.some((one) => !one.preview)", timeout=timeout)
         typed, shown = page.evaluate("[window.typed, window.shown]")
         whole = next(one["time"] for one in shown if not one["preview"])
         found.append(Shown(min(one["time"] for one in shown) - typed, whole - typed))

@@ -15,7 +15,7 @@ from ldm.cli.printed import fail, put
 from ldm.samplers import SAMPLERS, SCHEDULES
 
 SHELLS = ("bash", "zsh", "tcsh")
-FILES = ("FILE", "FILE[:SCALE]", "PATH", "PICTURE", "MODEL", "OUTPUT")
+FILES = ("FILE", "FILE[:SCALE]", "PATH", "PICTURE", "MODEL", "OUTPUT", "NAME|FILE")
 
 
 def print_completion(argv: Sequence[str]) -> int:

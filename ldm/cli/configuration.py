@@ -5,9 +5,12 @@
     model = "dreamshaper"
     steps = 25
 
-Keys are the names of options. What the command line gives goes before the environment, that before
-the working folder's file, and that before the one in the user's configuration folder,
-``$XDG_CONFIG_HOME/ldm/ldm.toml``.
+    [serve]
+    port = 8000
+
+The table is of ``ldm serve``: see ``ldm.cli.serve_options``. Keys are the names of options. What
+the command line gives goes before the environment, that before the working folder's file, and that
+before the one in the user's configuration folder, ``$XDG_CONFIG_HOME/ldm/ldm.toml``.
 """
 
 from __future__ import annotations
@@ -33,7 +36,9 @@ from ldm.errors import ArgumentError, did_you_mean
 
 NAME = "ldm.toml"
 PREFIX = "LDM_"
-OWN = {OPT_OUT, OWN_INPUT}  # variables that are no options
+SERVE = "serve"  # the table and, as LDM_SERVE_…, the variables of ``ldm serve``
+API_KEY = "LDM_API_KEY"  # of it, too
+OWN = {OPT_OUT, OWN_INPUT, API_KEY}  # variables that are no options
 MOST_BYTES = 64 << 10  # dotted keys take quadratic time
 # Options that are decisions of a single command.
 NOT_HERE = {
@@ -49,6 +54,7 @@ LISTS = (
 FILES = (
     *("model", "vae", "lora_dir", "model_dir", "image", "mask", "wildcards"),
     *("control_image", "controlnet", "adapter_image", "t2i_adapter", "reference_image"),
+    "hires_upscaler",
     *("ip_adapter", "ip_adapter_image", "ip_adapter_mask", "image_encoder"),
 )
 ON_OFF = {"1": True, "true": True, "yes": True, "on": True}
@@ -90,6 +96,14 @@ def user_file() -> Path:
 
 def read_file(path: Path) -> Iterator[Setting]:
     """Yield the settings in a file. Raises ArgumentError as ``read_settings``."""
+    text, rows = read_rows(path)
+    for key, value in rows.items():
+        if key != SERVE or not isinstance(value, dict):
+            yield read_setting(key, value, origin_of(path, text, key))
+
+
+def read_rows(path: Path) -> tuple[str, dict[str, Any]]:
+    """Return the text of a file, and what it sets. Raises ArgumentError if it cannot be read."""
     if sys.version_info >= (3, 11):
         import tomllib
     else:
@@ -102,20 +116,26 @@ def read_file(path: Path) -> Iterator[Setting]:
             raise
         reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
         raise ArgumentError(f"{path} cannot be read: {reason}") from None
-    for key, value in rows.items():
-        line = re.search(
-            rf"^[ \t]{{0,99}}\[{{0,2}}[ \t]{{0,99}}[\"']?{re.escape(key)}[\"']?[ \t]*[=.\]]",
-            text,
-            re.M,
-        )
-        number = text.count("\n", 0, line.start()) + 1 if line else 1
-        yield read_setting(key, value, f"{path}:{number}")
+    return text, rows
+
+
+def origin_of(path: Path, text: str, key: str) -> str:
+    """Return the file and the line in which a key is set."""
+    line = re.search(
+        rf"^[ \t]{{0,99}}\[{{0,2}}[ \t]{{0,99}}[\"']?{re.escape(key)}[\"']?[ \t]*[=.\]]",
+        text,
+        re.M,
+    )
+    number = text.count("\n", 0, line.start()) + 1 if line else 1
+    return f"{path}:{number}"
 
 
 def read_environment() -> Iterator[Setting]:
     """Yield the settings in ``LDM_…``. Raises ArgumentError for a value that is wrong."""
     for variable, text in sorted(os.environ.items()):
         if not variable.startswith(PREFIX) or variable in OWN or not text:
+            continue
+        if variable.startswith(f"{PREFIX}{SERVE.upper()}_"):
             continue
         key = variable.removeprefix(PREFIX).lower()
         try:

@@ -70,6 +70,7 @@ READERS: dict[str, Callable[[str], Any]] = {
     "float": float,
     "str": str,
     "str | Sequence[str]": str,
+    "str | Path": filled,
     "tuple[float, float]": interval,
     "tuple[int, int, int, int]": margins,
     FILE: filled,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import functools
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ldm.cli.streams import picture_source
+from ldm.config.upscalers import BuiltIn
 from ldm.errors import ArgumentError
 from ldm.request import LargeRequest
 
@@ -41,6 +43,12 @@ def check_steering(arguments: argparse.Namespace) -> None:
         raise ArgumentError("--hires-scale draws from a text; leave --image out")
     if arguments.hires_strength is not None and arguments.hires_scale is None:
         raise ArgumentError("--hires-strength is of the second pass; give --hires-scale, too")
+    if arguments.hires_steps is not None and arguments.hires_scale is None:
+        raise ArgumentError("--hires-steps are of the second pass; give --hires-scale, too")
+    if arguments.hires_upscaler is not None:
+        if arguments.hires_scale is None:
+            raise ArgumentError("--hires-upscaler is of the second pass; give --hires-scale, too")
+        hires_upscaler(arguments)  # a missing one is an error before the model is loaded
     if arguments.refiner_start is not None and arguments.refiner is None:
         raise ArgumentError("--refiner-start says where a --refiner takes over; give that, too")
     if arguments.refiner is not None and arguments.hires_scale is not None:
@@ -88,6 +96,20 @@ def read_given_depth(file: str) -> Image:
     from ldm.images.depth import load_depth
 
     return load_depth(file)
+
+
+def hires_upscaler(arguments: argparse.Namespace) -> str | Path:
+    """Return the name of what enlarges between two passes, or the path of a model.
+
+    Raises ArgumentError for a name that neither ldm nor ``--model-dir`` has.
+    """
+    from ldm.upscaling import find_upscaler
+
+    try:
+        found = find_upscaler(arguments.hires_upscaler, arguments.model_dir)
+    except ArgumentError as error:
+        raise ArgumentError(f"--hires-upscaler: {error}") from None
+    return found.name if isinstance(found, BuiltIn) else found
 
 
 def pass_strength(arguments: argparse.Namespace) -> float | None:

@@ -11,6 +11,7 @@ from ldm import __version__
 COMMANDS = {
     "generate": "draw pictures of a text",
     "info": "what a picture, a model or the built-in model is",
+    "upscale": "enlarge pictures by a model or a filter",
     "convert": "write a model in another layout or number format",
     "train": "train a part of a model",
     "serve": "open a page that draws, and answer HTTP clients",

@@ -21,8 +21,10 @@ from ldm.cli.controlnets import (
     split_scale,
 )
 from ldm.cli.fields import DEFAULTS, FILES, from_option, recorded, to_option
+from ldm.cli.guidance_options import hires_upscaler
 from ldm.cli.options import NAMED, defaults, parser, read
 from ldm.cli.streams import picture_source
+from ldm.config.upscalers import upscaler_name
 from ldm.errors import ArgumentError, ImageError
 from ldm.samplers import read_names
 
@@ -211,6 +213,8 @@ def found_settings(job: Job, pipe: Pipeline, picture: Image) -> dict[str, Any]:
         "sampler": choice.name,
         "schedule": choice.schedule,
     }
+    if arguments.hires_upscaler is not None:  # a model by its name, wherever it is
+        found["hires_upscaler"] = upscaler_name(hires_upscaler(arguments))
     if job.variation_seed is not None:
         found["variation_seed"] = job.variation_seed
     if arguments.hires_scale is None and arguments.outpaint is None:  # else of the first pass, …

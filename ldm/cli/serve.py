@@ -3,104 +3,82 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib.util
+import math
 import socket
+import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ldm import __version__
 from ldm.checkpoints.model_folder import find_model
-from ldm.cli.common import EXIT_CODES, run
-from ldm.cli.configuration import default_model_dir
-from ldm.cli.parsing import Parser
+from ldm.cli.common import check_counts, importing_torch, run
 from ldm.cli.printed import notify
+from ldm.cli.serve_options import FOLDERS, parse, parser
+from ldm.config.files import read_limited
 from ldm.errors import ArgumentError, LDMError
 
 if TYPE_CHECKING:
-    from ldm.server.settings import Settings
+    from ldm.server.settings import Limits, Settings
 
-EXAMPLES = """\
-examples:
-  ldm serve
-  ldm serve --model sd15.safetensors --model-dir models --lora-dir loras --output-dir pictures
-"""
-NEEDED = ("fastapi", "python_multipart", "uvicorn")
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
-
-
-def parser(prog: str = "ldm serve") -> Parser:
-    """Build the parser of the command's arguments."""
-    parser = Parser(
-        prog=prog,
-        description="Open a page that draws, and answer the HTTP of A1111's and OpenAI's clients.",
-        epilog=f"{EXAMPLES}\n{EXIT_CODES}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--model", metavar="MODEL", help="the model at first (default: built-in)")
-    parser.add_argument(
-        "--host", default="127.0.0.1", help="address to listen at (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--port", type=int, default=7860, help="port to listen at (default: %(default)s)"
-    )
-    parser.add_argument("--model-dir", type=Path, metavar="FOLDER", help="models to choose from")
-    for kind in ("lora", "embedding", "controlnet", "upscaler"):
-        parser.add_argument(
-            f"--{kind}-dir", type=Path, metavar="FOLDER", help=f"{kind}s to choose from"
-        )
-    parser.add_argument(
-        "--output-dir", type=Path, metavar="FOLDER", help="write every picture there"
-    )
-    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda if there is one)")
-    parser.add_argument("--dtype", help="float32, float16 or bfloat16")
-    parser.add_argument(
-        "--no-optimize", dest="optimize", action="store_false", default=None, help="compute plainly"
-    )
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    parser.add_argument("--version", action="version", version=f"ldm {__version__}")
-    return parser
+__all__ = ["main", "parser"]
+NEEDED = ("fastapi", "prometheus_client", "python_multipart", "uvicorn")
+LIMITS = {
+    "max_pixels": "pixels",
+    "max_steps": "steps",
+    "max_pictures": "pictures",
+    "max_batch": "batch",
+    "max_waiting": "waiting",
+    "rate": "rate",
+}
+MOST_KEY_BYTES = 4096
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "ldm serve") -> int:
     """Entry point; returns the exit code."""
-    arguments = parser(prog).parse_args(argv)
-    return run(lambda: serve(arguments), arguments.debug)
+    given = list(sys.argv[1:] if argv is None else argv)
+    return run(lambda: serve(parse(given, prog)), "--debug" in given)
 
 
 def serve(arguments: argparse.Namespace) -> None:
-    """Serve until Ctrl-C. Raises ArgumentError, LDMError for a port in use."""
+    """Serve until SIGTERM or Ctrl-C. Raises ArgumentError, LDMError for a port in use."""
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise LDMError(f"ldm serve needs {' and '.join(missing)}: pip install 'ldm[server]'")
     settings = read_settings(arguments)
+    if settings.output_dir is not None:
+        check_writable(settings.output_dir)
     listening = bind(settings.host, settings.port)
-    import uvicorn
-
-    from ldm.server.app import create_app
+    with importing_torch():
+        from ldm.server.app import create_app
+        from ldm.server.serving import serve
 
     notify(f"loading {settings.model or 'the built-in model'}")
     app = create_app(settings)
-    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=10)
+    core = app.state.server
+    core.model.load(core.current)  # here, where an error is one line and Ctrl-C ends it
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     notify(f"http://{host}:{listening.getsockname()[1]}  (Ctrl-C stops it)")
-    uvicorn.Server(config).run(sockets=[listening])
+    serve(app, listening)
 
 
 def read_settings(arguments: argparse.Namespace) -> Settings:
     """Return the settings of the command's arguments. Raises ArgumentError."""
     from ldm.server.settings import Settings
 
-    model_dir = arguments.model_dir or default_model_dir()
-    for name in ("model", "lora", "embedding", "controlnet", "upscaler"):
-        folder = getattr(arguments, f"{name}_dir")
+    for kind in FOLDERS:
+        folder = getattr(arguments, f"{kind}_dir")
         if folder is not None and not folder.is_dir():
-            raise ArgumentError(f"--{name}-dir is {str(folder)!r}, which is no folder")
+            raise ArgumentError(f"--{kind}-dir is {str(folder)!r}, which is no folder")
     if not 0 <= arguments.port < 2**16:
         raise ArgumentError(f"--port is {arguments.port}; it must be in [0, 65535]")
+    key = read_key(arguments)
+    check_access(arguments, key)
     return Settings(
-        model=find_model(arguments.model, model_dir),
-        model_dir=model_dir,
+        model=find_model(arguments.model, arguments.model_dir),
+        model_dir=arguments.model_dir,
         lora_dir=arguments.lora_dir,
         embedding_dir=arguments.embedding_dir,
         controlnet_dir=arguments.controlnet_dir,
@@ -111,7 +89,76 @@ def read_settings(arguments: argparse.Namespace) -> Settings:
         optimize=arguments.optimize,
         host=arguments.host,
         port=arguments.port,
+        api_key=key,
+        allow_hosts=tuple(arguments.allow_host),
+        allow_origins=tuple(arguments.allow_origin),
+        grace=arguments.grace,
+        limits=read_limits(arguments),
     )
+
+
+def read_limits(arguments: argparse.Namespace) -> Limits:
+    """Return the limits. Raises ArgumentError for one that lets nothing through."""
+    from ldm.server.settings import Limits
+
+    check_counts(arguments, *(name for name in LIMITS if name != "rate"))
+    for name in ("rate", "grace"):
+        value = getattr(arguments, name)
+        if value is not None and not (math.isfinite(value) and value >= 0):
+            raise ArgumentError(f"--{name} is {value:g}; it must be at least 0")
+    given = {
+        ours: getattr(arguments, name)
+        for name, ours in LIMITS.items()
+        if getattr(arguments, name) is not None
+    }
+    if "pixels" in given:
+        given["side"] = max(Limits.side, math.isqrt(given["pixels"]))
+    if "rate" in given:
+        given["burst"] = max(1.0, 5 * given["rate"])
+    return Limits(**given)
+
+
+def read_key(arguments: argparse.Namespace) -> str | None:
+    """Return the API key. Raises ArgumentError for one that is soon guessed."""
+    from ldm.server.keys import SHORTEST
+
+    key: str | None = arguments.api_key
+    if arguments.api_key_file is not None:
+        content = read_limited(arguments.api_key_file, MOST_KEY_BYTES, ArgumentError, "API key")
+        key = content.decode(errors="replace").partition("\n")[0].strip()
+    if key is not None and len(key) < SHORTEST:
+        raise ArgumentError(f"the API key has {len(key)} characters; give at least {SHORTEST}")
+    if key is not None and not (key.isascii() and key.isprintable()):
+        raise ArgumentError("the API key has characters that no header may have; use ASCII letters")
+    return key
+
+
+def check_access(arguments: argparse.Namespace, key: str | None) -> None:
+    """Raise ArgumentError if others could draw without a key, and nobody has said so."""
+    from ldm.server.hosts import is_loopback
+
+    if key is not None or arguments.insecure:
+        return
+    how = "set LDM_API_KEY (or --api-key-file FILE), or add --insecure"
+    if not is_loopback(arguments.host):
+        raise ArgumentError(
+            f"--host {arguments.host} lets every machine of the network draw without a key; {how}"
+        )
+    if "*" in arguments.allow_origin:
+        raise ArgumentError(f"--allow-origin '*' lets every site draw without a key; {how}")
+    if "*" in arguments.allow_host:
+        raise ArgumentError(f"--allow-host '*' lets rebound names draw without a key; {how}")
+
+
+def check_writable(folder: Path) -> None:
+    """Write a file into a folder, and remove it. Raises LDMError if that fails."""
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".ldm-") as file:
+            file.write(b"ldm")
+    except OSError as error:
+        raise LDMError(
+            f"--output-dir {folder} cannot be written ({error.strerror}); choose another folder"
+        ) from None
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -121,10 +168,18 @@ def bind(host: str, port: int) -> socket.socket:
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((host, port))
-    except OSError as error:
+        listening.listen(2048)  # now, so that a second server of this port fails before it loads
+    except (OSError, UnicodeError) as error:
         listening.close()
+        number = error.errno if isinstance(error, OSError) else None
+        reason = error.strerror if isinstance(error, OSError) else "no name of a machine"
+        if number in (None, errno.EADDRNOTAVAIL) or isinstance(error, socket.gaierror):
+            raise ArgumentError(
+                f"--host {host} is no address of this machine ({reason}); 127.0.0.1 is for this "
+                "machine alone, 0.0.0.0 for its networks"
+            ) from None
         raise LDMError(
-            f"--port {port} at {host} cannot be listened at ({error.strerror}); if another server "
-            f"runs there, stop it or give another --port, such as {port + 1}"
+            f"--port {port} at {host} cannot be listened at ({reason}); if another server runs "
+            f"there, stop it or give another --port, such as {min(port + 1, 65535)}"
         ) from None
     return listening

@@ -22,7 +22,13 @@ from ldm.cli.common import FAILED
 from ldm.cli.controlnets import all_controls, labels, original
 from ldm.cli.fields import request_arguments
 from ldm.cli.grids import grid_columns, lay_out
-from ldm.cli.guidance_options import given_depth, given_pictures, masked, pass_strength
+from ldm.cli.guidance_options import (
+    given_depth,
+    given_pictures,
+    hires_upscaler,
+    masked,
+    pass_strength,
+)
 from ldm.cli.ip_adapters import given_image_prompts, load_ip_adapters
 from ldm.cli.jobs import Job, group_jobs, rank_and_world_size
 from ldm.cli.loras import LoraUse
@@ -293,8 +299,8 @@ class Session:
             strength = f"strength {own.strength:g}"
             run = f"{own.width}x{own.height}, {strength}: {total} of {steps} steps"
         if own.hires_scale is not None:
-            run += f", then {total} at {own.hires_scale:g} times the size"
-            total += steps
+            run += f", then {own.hires_steps or total} at {own.hires_scale:g} times the size"
+            total = steps + (own.hires_steps or total)
         if own.refiner is not None:
             run += f", from {own.refiner_start:g} on by the refiner"
         self.inform(f"{seeds}, {run}")
@@ -403,6 +409,8 @@ def open_stream(
     texts = list(arguments.batch_prompts) or texts
     options |= {"reference_image": given_reference(arguments), **all_controls(arguments)}
     options |= given_image_prompts(arguments)
+    if arguments.hires_upscaler is not None:
+        options["hires_upscaler"] = hires_upscaler(arguments)
     if arguments.hires_scale is not None:
         return hires_fix(pipe, texts, **options)
     image, mask = given_pictures(arguments)

@@ -19,12 +19,13 @@ from PIL.Image import Image
 
 from ldm.config.arguments import about
 from ldm.config.files import open_regular
+from ldm.config.upscalers import upscaler_name
 from ldm.errors import ArgumentError, ImageError
 from ldm.images import control_text
 from ldm.images.depth import load_depth
 from ldm.images.files import digest, load_image, load_layer, read_texts
 from ldm.images.metadata import NEGATIVE, PROMPT, parse_parameters
-from ldm.images.text_fields import OURS, settings_of
+from ldm.images.text_fields import OURS, POSTPROCESS, settings_of
 from ldm.request import OFFSETS, RefinedRequest
 from ldm.samplers import SAMPLERS, read_names
 from ldm.samplers.names import find_sampler, find_schedule
@@ -32,6 +33,7 @@ from ldm.samplers.names import find_sampler, find_schedule
 BUILT_IN = "ldm built-in"  # the model's name in a file
 OWN_CONTROLNET = "the model's own"  # name of the ControlNet in a model's folder
 LARGEST_BATCH = 1024
+LARGEST_HIRES = 8  # hires_scale
 LONGEST_PROMPT = 100_000  # characters
 LONGEST_NUMBER = 40
 MOST_NOTES, LONGEST_NOTE = 20, 60
@@ -203,6 +205,7 @@ def from_settings(settings: Mapping[str, Any]) -> GenerationInfo:
         missing=tuple(map(str, get("missing", list, []))),
         optimize=get("optimize", bool, None),
         template=get("template", str, None),
+        notes=tuple(filter(None, [get(POSTPROCESS, str, "")])),
     )
 
 
@@ -222,6 +225,7 @@ def from_labels(labels: Mapping[str, str]) -> GenerationInfo:
             raise ValueError(f"its {name} has {len(text)} characters; at most {LONGEST_PROMPT}")
     if _unset(settings.get("Eta", "")):
         settings.pop("Eta", None)
+    arguments |= _take_hires(settings)
     for label, (name, convert) in NUMBERS.items():
         if label in settings:
             arguments[name] = _number(label, settings.pop(label), convert)
@@ -280,7 +284,7 @@ LABELS = {
     for name in (
         *(PROMPT, NEGATIVE, *NUMBERS, "Size", "Width", "Height", "Sampler", "Schedule type"),
         *("Scheduler", "Denoising strength", "Model", "Unet", "VAE", "RNG", "Script", "Grid"),
-        "Refiner",
+        *("Refiner", "Hires upscale", "Hires upscaler", "Hires steps", "Hires resize"),
     )
 }
 
@@ -362,6 +366,29 @@ def _size(settings: Mapping[str, str]) -> dict[str, int]:
     if not sizes:
         raise ValueError(f"its Size is {settings['Size']!r:.60}; expected one such as 512x768")
     return {"width": int(sizes[1]), "height": int(sizes[2])}
+
+
+def _take_hires(settings: dict[str, str]) -> dict[str, Any]:
+    """Take the second pass out of settings, if the text has one that ``hires_fix`` can draw.
+
+    What is left of it, such as another number of steps, is not done here.
+    """
+    scale, steps = settings.get("Hires upscale", ""), settings.get("Hires steps", "0")
+    if not scale or "Hires resize" in settings:
+        return {}
+    found: dict[str, Any] = {"hires_scale": _number("Hires upscale", scale, float)}
+    if not 1 <= found["hires_scale"] <= LARGEST_HIRES:
+        return {}
+    if "Denoising strength" in settings:
+        text = settings.pop("Denoising strength")
+        found["hires_strength"] = _number("Denoising strength", text, float)
+    if upscaler := settings.pop("Hires upscaler", ""):
+        found["hires_upscaler"] = upscaler_name(upscaler)
+    if steps != "0":
+        found["hires_steps"] = _number("Hires steps", steps, int)
+    settings.pop("Hires steps", None)
+    del settings["Hires upscale"]
+    return found
 
 
 def _strength(settings: Mapping[str, str]) -> tuple[dict[str, float], list[str]]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ldm.config.arguments import about
+from ldm.config.upscalers import upscaler_label
 from ldm.images.control_text import control_labels, ip_adapter_labels, reference_unit
 from ldm.images.generation_info import GenerationInfo
 from ldm.images.metadata import format_parameters
@@ -70,12 +71,25 @@ def common_settings(info: GenerationInfo, size: tuple[int, int]) -> dict[str, An
         label("guidance_scale"): number_text(given["guidance_scale"]),
         label("image_guidance_scale"): None if edits is None else number_text(edits),
         label("seed"): given.get("seed"),
-        "Size": "x".join(map(str, size)),
+        "Size": "x".join(map(str, first_size(given, size))),
         "Model": info.model,
         "Refiner": info.refiner,
         label("refiner_start"): given.get("refiner_start"),
         "VAE": info.vae,
     }
+
+
+def first_size(given: Mapping[str, Any], size: tuple[int, int]) -> tuple[int, int]:
+    """Return the (width, height) of the first pass, which is what Size means in the web UI.
+
+    size: of the picture, which is that of the only pass.
+    """
+    scale = given.get("hires_scale")
+    if scale is None:
+        return size
+    exact = [side / scale for side in size]
+    width, height = (int(s) if s.is_integer() else round(s / 8) * 8 for s in exact)
+    return given.get("width", width), given.get("height", height)
 
 
 def special_settings(info: GenerationInfo) -> dict[str, Any]:
@@ -85,12 +99,14 @@ def special_settings(info: GenerationInfo) -> dict[str, Any]:
     strength = given.get("strength") if "image" in info.images else None
     if hires:
         strength = given.get("hires_strength", LargeRequest.hires_strength)
+    upscaler = given.get("hires_upscaler", LargeRequest.hires_upscaler)
     blur = given.get("mask_blur", LargeRequest.mask_blur)
     clip_skip = given.get("clip_skip")
     return {
         label("mask_blur"): number_text(blur) if masked else None,
         label("hires_scale"): number_text(given["hires_scale"]) if hires else None,
-        "Hires upscaler": "Lanczos" if hires else None,
+        label("hires_steps"): given.get("hires_steps") if hires else None,
+        label("hires_upscaler"): upscaler_label(upscaler) if hires else None,
         label("strength"): None if strength is None else number_text(strength),
         label("variation_seed"): given.get("variation_seed"),
         label("variation_strength"): given.get("variation_strength"),

@@ -21,6 +21,7 @@ from ldm.errors import ArgumentError
 
 OURS = "ldm"  # the first key of the settings, and the name of their PNG chunk
 PARAMETERS = "parameters"
+POSTPROCESS = "postprocess"  # the key of what was done to the picture that the settings draw
 COMMENT = "UserComment"
 EXIF_IFD, USER_COMMENT = 0x8769, 0x9286  # EXIF 2.3, 4.6.5; the first 8 bytes name the encoding
 UNICODE = b"UNICODE\0"  # the web UI writes it big-endian

@@ -14,6 +14,7 @@ import torch
 from ldm import __version__
 from ldm.config.arguments import about
 from ldm.config.picture_readers import CONTROLNET, T2I_ADAPTER, PictureReader
+from ldm.config.upscalers import upscaler_name
 from ldm.control.control_lllite import Network
 from ldm.control.hints import Hint, read_hints, split_pictures
 from ldm.control.preprocessed import ControlSource
@@ -144,6 +145,8 @@ def shared_arguments(model: Model, request: Request, choice: Choice) -> dict[str
     unsaid = request.ip_adapter_scale is None and request.ip_adapter_image is not None
     if unsaid and numbers_alone(model) and any(one != 1 for one in set_scales):
         found["ip_adapter_scale"] = ",".join(map(repr, map(float, set_scales)))
+    if "hires_upscaler" in found:
+        found["hires_upscaler"] = upscaler_name(found["hires_upscaler"])
     strength = image_strength(model, request)
     if strength is not None:
         found["strength"] = strength

@@ -9,7 +9,8 @@ from fastapi import FastAPI
 
 from ldm import __version__
 from ldm.server import error_answers
-from ldm.server.routes import api, documentation, listings, openai, page, records
+from ldm.server.guard import Guard
+from ldm.server.routes import a1111, api, documentation, health, listings, openai, page, records
 from ldm.server.settings import Settings
 from ldm.server.state import Server
 
@@ -39,6 +40,8 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.server = server
     app.include_router(api.router)
+    app.include_router(a1111.router)
+    app.include_router(health.router)
     app.include_router(records.router)
     app.include_router(page.router)
     app.include_router(listings.router)
@@ -46,4 +49,5 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(documentation.router)
     page.mount(app)
     error_answers.install(app)
+    app.add_middleware(Guard, settings=settings, metrics=server.metrics)
     return app

@@ -1,154 +1,170 @@
-"""What our own interface answers, as types: the OpenAPI document describes them."""
+"""Bodies of requests: bounded in length, time and depth before anything reads them."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import asyncio
+import json
+import re
+import time
+from collections.abc import Mapping
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from starlette.types import Message, Receive
 
+from ldm.server.errors import BusyError, ServerError
+from ldm.server.settings import Limits
 
-class Answer(BaseModel):
-    """An answer; later versions may say more."""
-
-    model_config = ConfigDict(extra="allow")
-
-
-class PictureOfJob(Answer):
-    """A finished picture."""
-
-    id: str
-    url: str = Field(description="of its PNG file; .jpeg and .webp are there, too")
-    seed: int | list[int] | None
-    width: int
-    height: int
-
-
-class JobAnswer(Answer):
-    """How far a job is."""
-
-    id: str
-    state: Literal["queued", "drawing", "done", "failed", "cancelled"]
-    place: int = Field(description="how many pictures of others are drawn before it")
-    step: int
-    steps: int = Field(description="of all its pictures together; 0 before it is drawn")
-    pictures: list[PictureOfJob]
-    error: str | None = Field(description="why it failed")
+FORMS = ("multipart/", "application/x-www-form-urlencoded")
+SLOWEST = 64 * 1024  # bytes a second, after the time that any body may take
+LINGER = 2.0  # seconds in which a body that is refused is read on: its sender reads only then
+LONGEST_NUMBER = 64  # characters
+# A text (also one that does not end, or looking for its end would take quadratic time), a bracket,
+# or what is between these.
+TOKENS = re.compile(
+    rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)|[\[\]{}]|[^"\[\]{}]+',
+    re.DOTALL,
+)
+SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+BAD_NUMBER = re.compile(rb"NaN|Infinity|[-+.0-9eE]{%d,}|[eE]\+?[0-9]{3,}" % (LONGEST_NUMBER + 1))
 
 
-class JobsAnswer(Answer):
-    """The jobs of one client."""
-
-    jobs: list[JobAnswer]
+class ClientLeft(Exception):
+    """The client disconnected before its request was whole."""
 
 
-class PictureAnswer(Answer):
-    """The settings of a picture."""
+class Bodies:
+    """The bodies of all requests that are being answered."""
 
-    id: str
-    width: int
-    height: int
-    settings: dict[str, Any] = Field(description="all that its file says")
-    parameters: str = Field(description="the same as A1111 writes it")
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.held = 0  # bytes
 
+    async def read(self, headers: Mapping[str, str], receive: Receive) -> bytes:
+        """Read a body; ``release`` has to follow.
 
-class ModelsAnswer(Answer):
-    """What can be chosen by name."""
+        Raises ServerError for one that is too long or too slow, BusyError if too many are held,
+        ClientLeft.
+        """
+        length = headers.get("content-length", "0")
+        if not (length.isascii() and length.isdigit()):
+            raise ServerError(f"Content-Length is {length!r:.40}; it must be a number")
+        if int(length[:20]) > self.limits.body:
+            await discard(receive)
+            raise self._too_long()
+        began, received = time.monotonic(), 0
+        parts: list[bytes] = []
+        try:
+            while True:
+                allowed = self.limits.body_seconds + received / SLOWEST
+                message = await self._part(receive, began + allowed - time.monotonic())
+                part = message.get("body", b"")
+                received += len(part)
+                self.held += len(part)
+                parts.append(part)
+                if received > self.limits.body:
+                    parts.clear()
+                    await discard(receive)
+                    raise self._too_long()
+                if self.held > self.limits.bodies:
+                    raise BusyError("the server reads too much at once; try again later")
+                if not message.get("more_body", False):
+                    return b"".join(parts)
+        except BaseException:
+            self.release(received)
+            raise
 
-    current: str = Field(description="the model of requests that name none")
-    models: list[str]
-    loras: list[str]
-    embeddings: list[str]
-    controlnets: list[str]
+    async def _part(self, receive: Receive, seconds: float) -> Message:
+        try:
+            message = await asyncio.wait_for(receive(), max(seconds, 0.01))
+        except (TimeoutError, asyncio.TimeoutError):
+            raise ServerError(
+                "the body comes too slowly; the server has stopped reading it", None, 408
+            ) from None
+        if message["type"] == "http.disconnect":
+            raise ClientLeft
+        return message
 
+    def _too_long(self) -> ServerError:
+        words = f"the body is too long; this server reads up to {self.limits.body:,} bytes"
+        return ServerError(words, None, 413)
 
-class SamplerAnswer(Answer):
-    """A sampler or a schedule."""
-
-    name: str
-    label: str = Field(description="as A1111 calls it")
-
-
-class SamplersAnswer(Answer):
-    """All samplers."""
-
-    samplers: list[SamplerAnswer]
-
-
-class SchedulesAnswer(Answer):
-    """All schedules of noise levels."""
-
-    schedules: list[SamplerAnswer]
-
-
-class ParameterAnswer(Answer):
-    """A number that a preprocessor takes."""
-
-    name: str
-    type: Literal["integer", "number"]
-    interval: str = Field(description='such as "[0, 255]"')
-    default: int | float
-
-
-class PreprocessorAnswer(Answer):
-    """A preprocessor of control pictures."""
-
-    name: str
-    about: str
-    parameters: list[ParameterAnswer]
-
-
-class PreprocessorsAnswer(Answer):
-    """All preprocessors."""
-
-    preprocessors: list[PreprocessorAnswer]
-
-
-class ReadAnswer(Answer):
-    """The settings in a picture's file."""
-
-    arguments: dict[str, Any] = Field(description="of /api/draw, which draws the picture again")
-    model: str | None = Field(description="a name of /api/models, if that model is here")
-    written_model: str | None = Field(description="the model that the file names")
-    missing: list[str] = Field(description="what must be given again, such as the image")
-    notes: list[str] = Field(description="settings that are not supported here")
+    def release(self, count: int) -> None:
+        """Say that a body of so many bytes is held no more."""
+        self.held -= count
 
 
-class ErrorWords(Answer):
-    """What is wrong, in words."""
+async def discard(receive: Receive) -> None:
+    """Read for a moment what is not wanted: a client that still writes sees no answer."""
 
-    message: str
-    argument: str | None = Field(description="the name of what is wrong, if it is an argument")
+    async def read() -> None:
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect" or not message.get("more_body", False):
+                return
 
-
-class ErrorAnswer(Answer):
-    """An error."""
-
-    error: ErrorWords
-
-
-ERROR_WORDS = {
-    400: "a value that cannot work",
-    401: "an API key is needed",
-    403: "not allowed",
-    404: "a name that is not there",
-    409: "the job was cancelled",
-    410: "the model that drew it is no longer loaded",
-    413: "more than this server reads",
-    415: "another content type",
-    422: "a body of another form, or a model's file that does not fit",
-    429: "too many jobs or requests",
-    503: "the server is stopping, or the job waited too long",
-    507: "not enough memory",
-}
+    try:
+        await asyncio.wait_for(read(), LINGER)
+    except (TimeoutError, asyncio.TimeoutError):
+        return
 
 
-def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Return the answers for errors of a route, for FastAPI; 401, 403, 422 and 429 are of all."""
-    return {
-        status: {"model": ErrorAnswer, "description": ERROR_WORDS[status]}
-        for status in sorted({*statuses, 401, 403, 422, 429})
-    }
+def check_content(headers: Mapping[str, str], body: bytes, limits: Limits) -> None:
+    """Raise ServerError for JSON that is refused, see ``check_json``; forms are not looked at."""
+    if body and not headers.get("content-type", "").lower().startswith(FORMS):
+        check_json(body, limits)
 
 
-# Of all routes that draw.
-DRAWING_ERRORS = errors(400, 404, 409, 413, 503, 507)
+def check_json(body: bytes, limits: Limits) -> None:
+    """Raise ServerError for JSON that is deeper or has more values than any request.
+
+    So it does for numbers that are none or without bounds, and for texts that cannot be written:
+    Python reads all of these. Whether the JSON is right is for others to see. 64 MB take a tenth
+    of a second.
+    """
+    if b"\0" in body:
+        raise ServerError("the JSON has a zero byte; send it as UTF-8")
+    depth = values = 0
+    for number, match in enumerate(TOKENS.finditer(body)):
+        start, end = match.span()
+        first = body[start : start + 1]
+        if first == b'"':
+            if SURROGATE.search(body, start, end):
+                check_text(match[0])
+        elif first in b"[{":
+            depth, values = depth + 1, values + 1
+        elif first in b"]}":
+            depth -= 1
+        else:
+            values += check_between(match[0], limits)
+        if values > limits.json_values or number > 8 * limits.json_values:
+            raise ServerError(
+                f"the JSON has too many values; this server reads up to {limits.json_values:,}",
+                None,
+                413,
+            )
+        if depth > limits.json_depth:
+            raise ServerError(
+                f"the JSON is more than {limits.json_depth} levels deep, which no request is"
+            )
+
+
+def check_between(text: bytes, limits: Limits) -> int:
+    """Return how many commas are between texts and brackets. Raises ServerError for a number."""
+    values = text.count(b",")
+    text = text.translate(None, b" \t\r\n")
+    found = BAD_NUMBER.search(text[: LONGEST_NUMBER * limits.json_values])
+    if found is not None:
+        number = found[0].decode("ascii")
+        raise ServerError(f"the JSON has the number …{number:.12}…; send one that is of use")
+    return values
+
+
+def check_text(token: bytes) -> None:
+    """Raise ServerError for a text with half of a surrogate pair."""
+    try:
+        text: Any = json.loads(token)
+        text.encode()
+    except UnicodeEncodeError:
+        raise ServerError("a text has half of a character (a lone surrogate)") from None
+    except ValueError:
+        return  # no JSON at all, which others find out

@@ -7,6 +7,8 @@ import re
 import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -19,6 +21,7 @@ from ldm.samplers import read_names
 from ldm.server.errors import ServerError
 from ldm.server.library import Library
 from ldm.server.settings import Limits
+from ldm.techniques.masked_region import MaskedRegion
 from ldm.techniques.outpainting import extend_canvas
 from ldm.text.lora_tags import split_tags
 
@@ -38,6 +41,7 @@ class Drawing:
         loras: names and scales, of ``<lora:…>`` in the prompts and of the request's own list.
         controlnets: names, in the order of ``request.control_image``; () is the model's own.
         record: whether each step is kept, for views of how the picture came about.
+        region: what the pictures are parts of, and are pasted into: "only masked" inpainting.
         draft: whether the picture is shown and then forgotten: it is not written into a folder.
     """
 
@@ -47,6 +51,7 @@ class Drawing:
     loras: tuple[tuple[str, TagScale], ...] = ()
     controlnets: tuple[str, ...] = ()
     record: bool = False
+    region: MaskedRegion | None = None
     draft: bool = False
 
     @property
@@ -54,7 +59,7 @@ class Drawing:
         """Whether each picture can be drawn in a run of its own."""
         return not self.request.style_aligned and not self.request.variation_strength
 
-    @property
+    @cached_property
     def key(self) -> tuple[Any, ...]:
         """What two drawings have in common if one run can draw both.
 
@@ -70,6 +75,7 @@ class Drawing:
             self.loras,
             self.controlnets,
             self.record,
+            None if self.region is None else id(self.region),
             negative,
             alone,
             plain,
@@ -100,7 +106,7 @@ def is_plain(value: Any) -> bool:
     """Whether a value is compared by what it is: a number, a text or a list of these."""
     if isinstance(value, tuple):
         return all(map(is_plain, value))
-    return value is None or isinstance(value, bool | int | float | str)
+    return value is None or isinstance(value, bool | int | float | str | Path)
 
 
 def seeds_of(request: LargeRequest) -> list[int]:
@@ -109,6 +115,8 @@ def seeds_of(request: LargeRequest) -> list[int]:
     if isinstance(seed, list | tuple):
         return list(seed)
     assert seed is not None  # see ``make_drawing``
+    if request.variation_strength:
+        return [seed] * request.count
     return [seed + i for i in range(request.count)]
 
 
@@ -122,11 +130,13 @@ def make_drawing(
     controlnets: Sequence[str] = (),
     hires: bool = False,
     record: bool = False,
+    region: MaskedRegion | None = None,
     draft: bool = False,
 ) -> Drawing:
     """Make a drawing of a client's arguments: those of ``LargeRequest``, pictures as PIL images.
 
     model, loras, controlnets: names as the client knows them. A seed that is None or -1 is picked.
+    region: what the request's image and mask were cut out of.
     Raises ArgumentError, ServerError or UnknownNameError for what cannot be drawn by any model or
     is past the limits.
     """
@@ -134,6 +144,8 @@ def make_drawing(
     if given.get("seed") in (None, -1):
         given["seed"] = secrets.randbelow(MOST_SEED)
     check_texts(given, limits)
+    if isinstance(given.get("hires_upscaler"), str):
+        given["hires_upscaler"] = library.upscaler(given["hires_upscaler"])
     texts, tags = take_tags(given.get("prompt", ""))
     given["prompt"] = texts
     try:
@@ -158,6 +170,7 @@ def make_drawing(
         loras=tuple(summed.items()),
         controlnets=tuple(controls),
         record=record,
+        region=region,
         draft=draft,
     )
 
@@ -224,23 +237,26 @@ def check_limits(request: LargeRequest, limits: Limits, hires: bool) -> None:
     """Raise ServerError for a request past the limits."""
     scale = request.hires_scale if hires else 1.0
     width, height = ((side or 0) * scale for side in size_of(request))
-    if max(width, height) > limits.side or width * height > limits.pixels:
-        raise ServerError(
-            f"{width:.0f}x{height:.0f} pixels are too many; this server draws up to "
-            f"{limits.pixels:,} pixels, {limits.side} a side",
-            "width",
-        )
-    if (request.num_inference_steps or 0) > limits.steps:
-        raise ServerError(
-            f"num_inference_steps is {request.num_inference_steps}; this server computes up to "
-            f"{limits.steps}",
-            "num_inference_steps",
-        )
+    check_pixels(width, height, limits)
+    for name in ("num_inference_steps", "hires_steps"):
+        steps = getattr(request, name)
+        if (steps or 0) > limits.steps:
+            raise ServerError(f"{name} is {steps}; this server computes up to {limits.steps}", name)
     if request.count > limits.pictures:
         raise ServerError(
             f"{request.count} pictures are too many; this server draws up to {limits.pictures} "
             "in a job",
             "num_images_per_prompt",
+        )
+
+
+def check_pixels(width: float, height: float, limits: Limits) -> None:
+    """Raise ServerError for a size past the limits."""
+    if max(width, height) > limits.side or width * height > limits.pixels:
+        raise ServerError(
+            f"{width:.0f}x{height:.0f} pixels are too many; this server draws up to "
+            f"{limits.pixels:,} pixels, {limits.side} a side",
+            "width",
         )
 
 

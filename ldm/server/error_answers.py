@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +9,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 from ldm.config.checking import shown
@@ -18,50 +17,22 @@ from ldm.errors import LDMError, did_you_mean
 from ldm.server.errors import ServerError, status_of
 from ldm.server.openai_api.bodies import HINTS, EditForm
 from ldm.server.schema import DrawingBody
+from ldm.server.shapes import SafeJSON, interface_of, shape_of, words_of
 
 log = logging.getLogger(__name__)
 MOST_FAULTS = 5  # of one body that are named
-FAILED = "the server failed; its log says how"
-KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
-CODES = {401: "invalid_api_key", 404: "not_found", 409: "cancelled", 429: "rate_limit_exceeded"}
-
-
-class SafeJSON(JSONResponse):
-    """JSON in ASCII: what it quotes of a request may be no text that UTF-8 can write."""
-
-    def render(self, content: Any) -> bytes:
-        """Return the body."""
-        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
-
-
-def own_shape(status: int, message: str, argument: str | None) -> dict[str, Any]:
-    """Return the body of an error in our own shape."""
-    return {"error": {"message": message, "argument": argument}}
-
-
-def openai_shape(
-    status: int, message: str, argument: str | None, code: str | None = None
-) -> dict[str, Any]:
-    """Return the body of an error as OpenAI's API has it."""
-    kind = KINDS.get(status, "invalid_request_error" if status < 500 else "server_error")
-    if status == 404 and argument == "model":
-        code = "model_not_found"
-    code = code or CODES.get(status)
-    return {"error": {"message": message, "type": kind, "param": argument, "code": code}}
 
 
 @dataclass(frozen=True)
 class Interface:
-    """How the errors of one interface look.
+    """How one interface answers a body of another form than it reads.
 
     Attributes:
-        shape: (status, message, argument) → the body. invalid: the status of a body of another
-            form. names: of its arguments, to offer the nearest. hints: what to do in place of an
-            argument's values that are refused.
+        status: of the answer. names: of its arguments, to offer the nearest. hints: what to do in
+            place of an argument's values that are refused.
     """
 
-    shape: Callable[[int, str, str | None], dict[str, Any]]
-    invalid: int = 422
+    status: int = 422
     names: Callable[[], Sequence[str]] = lambda: ()
     hints: Mapping[str, str] = field(default_factory=dict)
 
@@ -76,14 +47,8 @@ def openai_names() -> list[str]:
     return list(EditForm.model_fields)
 
 
-OWN = Interface(own_shape, names=own_names)
-# The beginning of a path → its interface; any other path is of our own.
-INTERFACES = {"/v1/": Interface(openai_shape, 400, openai_names, HINTS)}
-
-
-def interface_of(path: str) -> Interface:
-    """Return the interface that a path belongs to."""
-    return next((INTERFACES[start] for start in INTERFACES if path.startswith(start)), OWN)
+# By the beginnings of addresses.
+INTERFACES = {"": Interface(names=own_names), "/v1": Interface(400, openai_names, HINTS)}
 
 
 def answer(
@@ -97,27 +62,26 @@ def answer(
     headers = dict(headers or {})
     if status == 409:  # who cancelled a job does not want it drawn again
         headers["x-should-retry"] = "false"
-    return SafeJSON(interface_of(path).shape(status, message, argument), status, headers)
+    return SafeJSON(shape_of(path)(message, argument, status), status, headers)
 
 
 async def answer_error(request: Request, error: Exception) -> Response:
     """Answer an error that a route raised: ours in words, of any other only that there was one."""
     status = status_of(error)
-    ours = isinstance(error, LDMError) or status != 500
-    if not ours:
+    if status == 500:
         log.error("%s failed", request.url.path, exc_info=error)
     argument = error.argument if isinstance(error, ServerError) else None
-    return answer(request.url.path, status, (str(error) if ours else "") or FAILED, argument)
+    return answer(request.url.path, status, words_of(error), argument)
 
 
 async def answer_invalid(request: Request, error: Exception) -> Response:
     """Answer a body that is not of the form that the route reads."""
     assert isinstance(error, RequestValidationError)
-    interface = interface_of(request.url.path)
+    interface = INTERFACES.get(interface_of(request.url.path), Interface())
     message, argument = in_words(error.errors(), interface.names())
     if argument is not None and argument in interface.hints:
         message += f"; {interface.hints[argument]}"
-    return answer(request.url.path, interface.invalid, message, argument)
+    return answer(request.url.path, interface.status, message, argument)
 
 
 async def answer_http(request: Request, error: Exception) -> Response:

@@ -7,7 +7,7 @@ import contextlib
 import secrets
 import threading
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -68,7 +68,7 @@ class Job:
     Attributes:
         client: whose turn it takes. id: its name in addresses; it cannot be guessed.
         keep_partial: whether a stop keeps the picture as it is then, as A1111's "interrupt" does.
-        details: what a route notes for itself.
+        details: what a route notes for itself. on_end: called once, by whoever ends it.
     """
 
     drawing: Drawing
@@ -78,9 +78,11 @@ class Job:
     recorder: Recorder | None = None
     keep_partial: bool = False
     details: dict[str, Any] = field(default_factory=dict)
+    on_end: Callable[[Job], None] | None = None
     status: Status = Status()
     version: int = 0
     stopping: bool = False
+    skipping: bool = False
     watchers: int = 0  # who want previews
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
     _waiting: set[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = field(
@@ -95,9 +97,13 @@ class Job:
             self.status = replace(self.status, **changes)
             self.version += 1
             waiting = list(self._waiting)
+            ended = self.status.ended
         for loop, event in waiting:
-            with contextlib.suppress(RuntimeError):  # that loop has been closed
-                loop.call_soon_threadsafe(event.set)
+            if not event.is_set():  # else it has not looked yet, and wakes up once for both
+                with contextlib.suppress(RuntimeError):  # that loop has been closed
+                    loop.call_soon_threadsafe(event.set)
+        if ended and self.on_end is not None:
+            self.on_end(self)
 
     def cancel(self) -> None:
         """Stop it within a step; its status is "cancelled" now."""
@@ -107,6 +113,10 @@ class Job:
     def interrupt(self) -> None:
         """Stop it within a step, and end it with the picture as it is then."""
         self.keep_partial = self.stopping = True
+
+    def skip(self) -> None:
+        """Keep the pictures that are being drawn as they are within a step; go on with others."""
+        self.skipping = True
 
     async def watch(self, previews: bool = False) -> AsyncIterator[Status]:
         """Yield the status now and after each change, until the job has ended.

@@ -11,8 +11,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from ldm.checkpoints.model_folder import ENDINGS, models
+from ldm.config.upscalers import FILE_LABELS, find_built_in
 from ldm.server.errors import unknown
 from ldm.server.settings import Settings
+from ldm.upscaling import list_upscalers
 
 BUILT_IN = "built-in"
 LORA_ENDINGS = (".safetensors", ".pt", ".ckpt", ".bin")
@@ -41,6 +43,10 @@ class Library:
             self.loras = named(given.lora_dir, LORA_ENDINGS)
             self.embeddings = named(given.embedding_dir, LORA_ENDINGS)
             self.controlnets = named(given.controlnet_dir, ENDINGS)
+            found_upscalers = list_upscalers(given.upscaler_dir)
+            self.upscalers: dict[str, str | Path] = {
+                one.name: one.name if one.path is None else one.path for one in found_upscalers
+            }
         self.first = self._first()
 
     def _first(self) -> str:
@@ -53,6 +59,17 @@ class Library:
     def model(self, name: str | None) -> str:
         """Return the listed name of a model; None is the first. Raises UnknownNameError."""
         return self.first if name is None else self.choose("model", self.models, name)
+
+    def upscaler(self, name: str) -> str | Path:
+        """Return a built-in upscaler's name, or the path of a listed one. Raises UnknownNameError.
+
+        A built-in one may have any spelling.
+        """
+        built_in = find_built_in(name)
+        if built_in is not None:
+            return built_in.name
+        file = FILE_LABELS.get(name, name)  # "R-ESRGAN 4x+" is a file of another name
+        return self.upscalers[self.choose("upscaler", self.upscalers, file)]
 
     @staticmethod
     def choose(kind: str, known: Iterable[str], name: str) -> str:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterator
+
+import torch
 
 from ldm.adapters.lora_scale import TagScale
 from ldm.errors import LDMError
 from ldm.images.generation_info import OWN_CONTROLNET
 from ldm.pipeline import Pipeline, Progress
 from ldm.server.drawing import Drawing, plain_arguments
+from ldm.server.errors import BusyError
 from ldm.server.library import Library
 
 log = logging.getLogger(__name__)
@@ -17,10 +21,15 @@ MOST_LORAS = 8  # that stay in memory beside those in use
 
 
 class LoadedModel:
-    """One model of the library at a time. Only the worker uses it."""
+    """One model of the library at a time.
+
+    Attributes:
+        lock: held by whoever uses it or changes it: the worker, for a whole batch.
+    """
 
     def __init__(self, library: Library) -> None:
         self.library = library
+        self.lock = threading.RLock()
         self.name: str | None = None
         self.pipe: Pipeline | None = None
         self._scales: dict[str, TagScale] = {}
@@ -30,6 +39,10 @@ class LoadedModel:
 
         Raises CheckpointError for one that does not load; then there is none.
         """
+        with self.lock:
+            return self._load(name)
+
+    def _load(self, name: str) -> Pipeline:
         if self.pipe is not None and self.name == name:
             return self.pipe
         self.pipe = self.name = None  # its memory is needed
@@ -41,13 +54,39 @@ class LoadedModel:
         on_cpu = pipe.device.type == "cpu"
         if on_cpu if given.optimize is None else given.optimize:
             pipe.optimize()
+        self._load_embeddings(pipe)
+        self.name, self.pipe = name, pipe
+        return pipe
+
+    def unload(self) -> None:
+        """Free the model's memory; the next drawing loads one again."""
+        with self.lock:
+            self.pipe = self.name = None
+            self._scales = {}
+
+    def refresh_embeddings(self) -> None:
+        """Load the words that the library has now."""
+        with self.lock:
+            if self.pipe is not None:
+                self.pipe.unload_textual_inversion()
+                self._load_embeddings(self.pipe)
+
+    def _load_embeddings(self, pipe: Pipeline) -> None:
         for path in self.library.embeddings.values():
             try:
                 pipe.load_textual_inversion(path)
             except LDMError as error:  # of another family, as a rule
                 log.info("%s is left out: %s", path.name, error)
-        self.name, self.pipe = name, pipe
-        return pipe
+
+    def check_device(self) -> None:
+        """Raise BusyError if the model's device computes no more, as after an error of CUDA."""
+        if self.pipe is None:
+            return
+        try:
+            float(torch.zeros(1, device=self.pipe.device) + 1)
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise BusyError(f"the device {self.pipe.device} has failed: {reason:.200}") from error
 
     def prepare(self, drawing: Drawing) -> Pipeline:
         """Return the model of a drawing with its LoRAs and ControlNets, and no others.

@@ -12,14 +12,14 @@ from ldm.pipeline import Pipeline
 DECODED_PIXELS = 256 * 256
 
 
-def preview(pipe: Pipeline, x0: Tensor) -> Image:
-    """Return what a picture will look like, of the estimate (1, C, h, w) of its latents.
-
-    Of a small picture, it is decoded; of a large one, rough colours, an eighth as large.
-    """
+def is_small(pipe: Pipeline, x0: Tensor) -> bool:
+    """Whether pictures of latents (B, C, h, w) are decoded for previews, where there is time."""
     height, width = (side * pipe.vae.config.scale for side in x0.shape[-2:])
-    if height * width <= DECODED_PIXELS:
-        return decoded(pipe, x0)[0]
+    return height * width <= DECODED_PIXELS
+
+
+def rough(pipe: Pipeline, x0: Tensor) -> Image:
+    """Return the rough colours of latents (1, C, h, w), as large as these; takes no time."""
     return to_pil(pipe.preview(x0) * 2 - 1)[0]
 
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 from ldm.request import LargeRequest
-from ldm.server.errors import BusyError
+from ldm.server.errors import BusyError, ServerError
 from ldm.server.jobs import Job
 from ldm.server.settings import Limits
+
+PLACES_SHARE = 0.05  # of the time, for looking at the places of all jobs
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,42 +32,66 @@ class Unit:
         return self.request.count
 
 
+@dataclass(eq=False)
+class Waiting:
+    """A job in the queue; its units are made when they are taken."""
+
+    job: Job
+    left: int = 0  # units
+    weight: int = 1  # pictures of each unit
+    _requests: Iterator[LargeRequest] = field(init=False)
+
+    def __post_init__(self) -> None:
+        drawing = self.job.drawing
+        singles = drawing.singles()
+        self._requests = chain([next(singles)], singles)  # which raises here what is wrong with it
+        count = drawing.request.count
+        self.left, self.weight = (count, 1) if drawing.divisible else (1, count)
+
+    def take(self) -> Unit:
+        """Take the next unit out."""
+        self.left -= 1
+        return Unit(self.job, next(self._requests))
+
+
 class FairQueue:
-    """Units by client: each client in turn gives the next one.
+    """Jobs by client: each client in turn gives the next picture.
 
     A batch is the next unit, and then the others, in order of their turns, that the same run can
-    draw; nobody's turn is later for it than it was.
+    draw; nobody's turn is later for it than it was. To add a job and to take a batch cost as much
+    as there are jobs, not pictures.
     """
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
-        self._clients: OrderedDict[str, deque[Unit]] = OrderedDict()
+        self._clients: OrderedDict[str, list[Waiting]] = OrderedDict()  # none of them is empty
         self._calls: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
         self._ready = threading.Condition()
-        self._closed = False
+        self._closed: ServerError | None = None  # why
+        self._places_next = 0.0  # when these are looked at again
+        self._served: set[str] = set()  # who may come back at once
+        self._gather_until = 0.0
 
     def add(self, job: Job) -> None:
         """Put a job into the queue. Raises BusyError if it is full or closed."""
         with self._ready:
-            if self._closed:
-                raise BusyError("the server is stopping; try again when it runs")
-            jobs = self._jobs()
-            mine = sum(each.client == job.client for each in jobs)
-            if mine >= self.limits.waiting_each or len(jobs) >= self.limits.waiting:
-                whose = "your jobs are" if mine >= self.limits.waiting_each else "jobs are"
-                raise BusyError(
-                    f"{mine or len(jobs)} {whose} waiting already; try again later", status=429
-                )
-            units = self._clients.setdefault(job.client, deque())
-            units.extend(Unit(job, request) for request in job.drawing.singles())
-            self._tell_places()
+            if self._closed is not None:
+                raise self._closed
+            if self._full(job.client):
+                self._drop_ended()
+            if words := self._full(job.client):
+                raise BusyError(f"{words} waiting already; try again later", status=429)
+            waiting = Waiting(job)
+            self._clients.setdefault(job.client, []).append(waiting)
+            if place := self._place(job.client):
+                job.update(place=place)
             self._ready.notify()
 
     def call(self, function: Callable[[], Any]) -> Future[Any]:
         """Have the worker call a function between two batches. Raises BusyError if it is closed."""
         with self._ready:
-            if self._closed:
-                raise BusyError("the server is stopping; try again when it runs")
+            if self._closed is not None:
+                raise self._closed
             future: Future[Any] = Future()
             self._calls.append((future, function))
             self._ready.notify()
@@ -88,76 +115,162 @@ class FairQueue:
                 self._drop_ended()
                 if self._calls:
                     return []
+                pause = self._gather_until - time.monotonic()
+                if self._clients and (pause <= 0 or self._gathered()):
+                    break
                 if self._clients:
-                    break
-                if self._closed or not self._ready.wait(timeout):
+                    self._ready.wait(pause)
+                elif self._closed is not None or not self._ready.wait(timeout):
                     return []
-            batch: list[Unit] = []
-            key, most = None, 1
-            for unit in self._turns():
-                if key is None:
-                    key, most = unit.job.drawing.key, room(unit)
-                elif unit.job.drawing.key != key or sum(u.count for u in batch) + unit.count > most:
-                    continue
-                batch.append(unit)
-                if sum(u.count for u in batch) >= most:
-                    break
-            self._remove(batch)
-            self._tell_places()
+            batch = self._take_batch(room)
+            self._gather_until = 0.0
+            self._update_places()
             return batch
 
-    def close(self) -> None:
-        """Take no more jobs; what waits is still handed out."""
+    def gather(self, clients: set[str], seconds: float) -> None:
+        """Let clients that have just got their pictures come back before the next batch is taken.
+
+        Of clients that send a request when the last one is answered, the first to come back would
+        be drawn alone while the others are on their way, and whoever has many jobs waiting would
+        get every second batch for himself. ``take`` waits no longer than until all are there.
+        """
         with self._ready:
-            self._closed = True
+            self._served = clients
+            self._gather_until = time.monotonic() + seconds
+
+    def close(self, why: ServerError | None = None) -> None:
+        """Take no more jobs; what waits is still handed out. why: what new ones are told."""
+        with self._ready:
+            self._closed = why or BusyError("the server is stopping; try again when it runs")
+            self._gather_until = 0.0
             self._ready.notify_all()
+
+    def end_waiting(self, error: ServerError, begun: bool = False) -> None:
+        """End the jobs that wait, with an error. begun: also those of which a part is drawn."""
+        with self._ready:
+            for own in self._clients.values():
+                for waiting in own:
+                    job = waiting.job
+                    if begun or job.status.state == "queued":
+                        state = "failed" if begun else "cancelled"
+                        job.update(state=state, error=error, preview=None)
 
     def __len__(self) -> int:
         """Return how many jobs wait."""
         with self._ready:
-            return len(self._jobs())
+            return sum(map(len, self._clients.values()))
 
-    def _jobs(self) -> list[Job]:
-        return list(dict.fromkeys(unit.job for units in self._clients.values() for unit in units))
+    def _full(self, client: str) -> str:
+        """Return what there is too much of; "" if there is room."""
+        mine, all_of_them = (
+            len(self._clients.get(client, ())),
+            sum(map(len, self._clients.values())),
+        )
+        if mine >= self.limits.waiting_each:
+            return f"{mine} your jobs are"
+        return f"{all_of_them} jobs are" if all_of_them >= self.limits.waiting else ""
 
-    def _turns(self) -> list[Unit]:
-        """Return all units in the order of their turns."""
-        rows = list(self._clients.values())
-        longest = max(map(len, rows), default=0)
-        return [row[i] for i in range(longest) for row in rows if i < len(row)]
+    def _gathered(self) -> bool:
+        """Whether all are back, or there are as many others as one run draws."""
+        enough = len(self._clients) >= self.limits.batch
+        return self._closed is not None or enough or self._served <= self._clients.keys()
 
-    def _remove(self, batch: list[Unit]) -> None:
-        taken = set(map(id, batch))
-        first = batch[0].job.client
-        for client, units in list(self._clients.items()):
-            left = deque(unit for unit in units if id(unit) not in taken)
-            if left:
-                self._clients[client] = left
-            else:
-                del self._clients[client]
-        if first in self._clients:  # it has had its turn
-            self._clients.move_to_end(first)
+    def _take_batch(self, room: Callable[[Unit], int]) -> list[Unit]:
+        """Take the next unit, and what the same run can draw."""
+        client, own = next(iter(self._clients.items()))
+        first = own[0]
+        batch = [first.take()]
+        most = room(batch[0]) - first.weight
+        if most > 0 and first.job.drawing.divisible:
+            turns = self._turns_of(first.job.drawing.key, most)
+            batch += [waiting.take() for _, _, waiting in turns[:most]]
+        for each in list(self._clients):
+            self._clients[each] = [waiting for waiting in self._clients[each] if waiting.left]
+            if not self._clients[each]:
+                del self._clients[each]
+        if client in self._clients:  # it has had its turn
+            self._clients.move_to_end(client)
+        return batch
+
+    def _turns_of(self, key: object, most: int) -> list[tuple[int, int, Waiting]]:
+        """Return what one run can draw: (round, place in it, job), in the order of the turns.
+
+        It holds the first ``most`` of each client. The first unit of all has been taken out, so
+        that its client is a round behind.
+        """
+        found: list[tuple[int, int, Waiting]] = []
+        for order, own in enumerate(self._clients.values()):
+            turn, room = int(order == 0), most
+            for waiting in own:
+                if not room:
+                    break
+                if waiting.job.drawing.key == key:
+                    count = min(room, waiting.left)
+                    found += [(turn + i, order, waiting) for i in range(count)]
+                    room -= count
+                turn += waiting.left
+        return sorted(found, key=lambda one: one[:2])
 
     def _drop_ended(self) -> None:
-        """Drop the units of jobs that were cancelled, and end those that waited too long."""
+        """Drop the jobs that were cancelled, and end those that waited too long."""
         late = time.time() - self.limits.seconds
-        for job in self._jobs():
-            if job.status.state == "queued" and job.created < late:
-                waited = f"the job waited {self.limits.seconds:.0f} s for its turn"
-                job.update(state="failed", error=BusyError(f"{waited}; try again later"))
-        for client, units in list(self._clients.items()):
-            left = deque(unit for unit in units if not unit.job.status.ended)
-            if left:
-                self._clients[client] = left
-            else:
+        for client, own in list(self._clients.items()):
+            for waiting in own:
+                job = waiting.job
+                if job.status.state == "queued" and job.created < late:
+                    waited = f"the job waited {self.limits.seconds:.0f} s for its turn"
+                    job.update(state="failed", error=BusyError(f"{waited}; try again later"))
+            if any(waiting.job.status.ended for waiting in own):
+                own = [waiting for waiting in own if not waiting.job.status.ended]
+                self._clients[client] = own
+            if not own:
                 del self._clients[client]
 
-    def _tell_places(self) -> None:
+    def _place(self, client: str) -> int:
+        """Return how many pictures are drawn before the last job of a client."""
+        ahead = self._clients[client][:-1]
+        turn = sum(waiting.left for waiting in ahead)
+        before = sum(waiting.left * waiting.weight for waiting in ahead)
+        earlier = True
+        for other, own in self._clients.items():
+            if other == client:
+                earlier = False
+                continue
+            rounds = turn + earlier
+            for waiting in own:
+                if not rounds:
+                    break
+                count = min(rounds, waiting.left)
+                before += count * waiting.weight
+                rounds -= count
+        return before
+
+    def _update_places(self) -> None:
+        """Update the places of all jobs; of a long queue, which takes long, not every time."""
+        began = time.monotonic()
+        if began < self._places_next:
+            return
         before = 0
-        seen: set[Job] = set()
-        for unit in self._turns():
-            if unit.job not in seen and unit.job.status.state == "queued":
-                seen.add(unit.job)
-                if unit.job.status.place != before:
-                    unit.job.update(place=before)
-            before += unit.count
+        rows = [iter(self._weights(own)) for own in self._clients.values()]
+        while rows:
+            left = []
+            for row in rows:
+                following = next(row, None)
+                if following is None:
+                    continue
+                weight, job = following
+                if job is not None and job.status.state == "queued" and job.status.place != before:
+                    job.update(place=before)
+                before += weight
+                left.append(row)
+            rows = left
+        now = time.monotonic()
+        self._places_next = now + (now - began) / PLACES_SHARE
+
+    @staticmethod
+    def _weights(own: list[Waiting]) -> Iterator[tuple[int, Job | None]]:
+        """Yield the pictures of each unit of a client, with the job before its first one."""
+        for waiting in own:
+            yield waiting.weight, waiting.job
+            for _ in range(waiting.left - 1):
+                yield waiting.weight, None

@@ -9,6 +9,7 @@ import dataclasses
 import math
 import re
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args
 
 from PIL.Image import Image
@@ -168,7 +169,7 @@ def json_type(field: dataclasses.Field[Any]) -> Any:
     if names:
         return Literal[names]
     hint = type_hints(LargeRequest)[field.name]
-    plain = scalars(hint) - {type(None)}
+    plain = scalars(hint) - {type(None), Path}  # clients give no paths
     if field.name == "control_mode":
         return control_modes()
     interval = field.metadata.get("interval") or INTERVALS.get(field.name)

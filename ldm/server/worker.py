@@ -11,13 +11,11 @@ from collections.abc import Iterator
 from PIL.Image import Image
 
 from ldm.errors import LDMError
-from ldm.output.record import with_records
-from ldm.pipeline import Pipeline, Progress
-from ldm.request import Request
-from ldm.server.drawing import merged, plain_arguments
-from ldm.server.jobs import Job
+from ldm.server.batch import Batch
+from ldm.server.drawing import merged
+from ldm.server.errors import BusyError, ServerError
+from ldm.server.metrics import Metrics
 from ldm.server.models import LoadedModel, stream
-from ldm.server.previews import decoded, preview
 from ldm.server.queue import FairQueue, Unit
 from ldm.server.settings import Limits
 
@@ -27,12 +25,17 @@ log = logging.getLogger(__name__)
 class Worker(threading.Thread):
     """Draws what is in the queue until that is closed and empty, or ``stop`` is called."""
 
-    def __init__(self, queue: FairQueue, model: LoadedModel, limits: Limits) -> None:
+    def __init__(
+        self, queue: FairQueue, model: LoadedModel, limits: Limits, metrics: Metrics
+    ) -> None:
         super().__init__(name="ldm-worker", daemon=True)
-        self.queue, self.model, self.limits = queue, model, limits
+        self.queue, self.model, self.limits, self.metrics = queue, model, limits, metrics
         self.drawing: list[Unit] = []  # now
         self.drawn = 0  # pictures
+        self.steps = 0  # of all pictures
+        self.unwanted_steps = 0  # of runs that nobody waited for any more
         self.busy_seconds = 0.0
+        self.failure: ServerError | None = None  # why it has ended by itself
         self._stopped = threading.Event()
 
     def stop(self) -> None:
@@ -41,7 +44,22 @@ class Worker(threading.Thread):
         self.queue.close()
 
     def run(self) -> None:
-        """Draw batch after batch."""
+        """Draw batch after batch. If that cannot go on, all jobs fail, and new ones are refused."""
+        try:
+            self.draw_all()
+        except BaseException as error:
+            log.exception("the server draws no more")
+            words = str(error) if isinstance(error, ServerError) else type(error).__name__
+            self.failure = BusyError(f"the server draws no more ({words}); it must be restarted")
+            self.queue.close(self.failure)
+            self.queue.end_waiting(self.failure, begun=True)
+            for unit in self.drawing:
+                unit.job.update(state="failed", error=self.failure, preview=None)
+        finally:
+            self.drawing = []
+
+    def draw_all(self) -> None:
+        """Draw until the queue is closed and empty."""
         while (units := self.queue.take(self.room)) or self.call():
             if self._stopped.is_set():
                 for unit in units:
@@ -51,11 +69,14 @@ class Worker(threading.Thread):
                 continue
             self.drawing = units
             began = time.monotonic()
-            try:
+            with self.model.lock:
                 self.draw(units)
-            finally:
-                self.drawing = []
-                self.busy_seconds += time.monotonic() - began
+            self.drawing = []
+            taken = time.monotonic() - began
+            self.busy_seconds += taken
+            served = {unit.job.client for unit in units if unit.job.status.state == "done"}
+            most, share = self.limits.gather_seconds, self.limits.gather_share
+            self.queue.gather(served, min(most, share * taken))
 
     def call(self) -> bool:
         """Call what waits for the model, such as loading another; whether there was anything."""
@@ -91,6 +112,8 @@ class Worker(threading.Thread):
         try:
             self.draw_together(units)
         except Exception as error:
+            if not isinstance(error, LDMError | MemoryError):
+                self.model.check_device()  # which is lost after some errors of CUDA
             jobs = list(dict.fromkeys(unit.job for unit in units))
             if len(jobs) > 1:  # to find which of them is wrong
                 for job in jobs:
@@ -103,7 +126,10 @@ class Worker(threading.Thread):
     def draw_together(self, units: list[Unit]) -> None:
         """Draw a batch in one run; raises what the run raises."""
         batch = Batch(units, self.model.prepare(units[0].job.drawing), self.limits)
+        self.metrics.batches.observe(sum(unit.count for unit in units))
         for job in batch.rows:
+            if job.status.state == "queued":
+                self.metrics.waiting.observe(max(0.0, time.time() - job.created))
             job.update(state="drawing", place=0)
         arguments = merged([unit.request for unit in units])
         with contextlib.ExitStack() as stack:
@@ -113,86 +139,16 @@ class Worker(threading.Thread):
             steps = stream(batch.pipe, units[0].job.drawing, arguments)
             if isinstance(steps, Iterator) and hasattr(steps, "close"):
                 stack.callback(steps.close)
+            last = 0
             for progress in steps:
                 if self._stopped.is_set():
                     batch.cancel()
+                if progress.step > last:
+                    self.steps += batch.count
+                    self.unwanted_steps += batch.over * batch.count
+                last = progress.step
                 batch.step(progress)
                 if batch.over:
                     return
         self.drawn += sum(unit.count for unit in units)
         batch.finish(progress)
-
-
-class Batch:
-    """A run, and which of its rows are whose."""
-
-    def __init__(self, units: list[Unit], pipe: Pipeline, limits: Limits) -> None:
-        self.units, self.pipe, self.limits = units, pipe, limits
-        self.rows: dict[Job, list[tuple[int, Unit]]] = {}  # first rows of the units of each job
-        first = 0
-        for unit in units:
-            self.rows.setdefault(unit.job, []).append((first, unit))
-            first += unit.count
-        self.shown = dict.fromkeys(self.rows, 0.0)  # when each had its last preview
-        self.done = {job: job.status.step for job in self.rows}
-
-    @property
-    def over(self) -> bool:
-        """Whether nobody waits for these pictures any more."""
-        return all(job.status.ended for job in self.rows)
-
-    def cancel(self) -> None:
-        """Cancel all jobs."""
-        for job in self.rows:
-            job.cancel()
-
-    def step(self, progress: Progress) -> None:
-        """Report a step to every job; end those that keep what there is now."""
-        now = time.monotonic()
-        for job, own in self.rows.items():
-            if job.status.ended:
-                continue
-            rows = [row for start, unit in own for row in range(start, start + unit.count)]
-            first = rows[0]
-            if job.recorder is not None:
-                job.recorder.step(self.pipe, progress, rows)
-            changes: dict[str, object] = {
-                "step": self.done[job] + progress.step * len(rows),
-                "steps": progress.steps * job.drawing.request.count,
-            }
-            between = progress.output is None and progress.step
-            if job.watchers and between and now - self.shown[job] >= self.limits.preview_seconds:
-                self.shown[job] = now
-                changes["preview"] = preview(self.pipe, progress.x0[first : first + 1])
-            job.update(**changes)
-            if between and job.stopping and job.keep_partial:
-                self.hand_out(
-                    job, dict(zip(rows, decoded(self.pipe, progress.x0[rows]), strict=True))
-                )
-
-    def finish(self, progress: Progress) -> None:
-        """Hand the pictures out."""
-        assert progress.output is not None and isinstance(progress.output.images, list)
-        for job in self.rows:
-            self.hand_out(job, dict(enumerate(progress.output.images)))
-
-    def hand_out(self, job: Job, images: dict[int, Image]) -> None:
-        """Give a job its pictures, by their rows; it ends with its last."""
-        pictures = [*job.status.pictures]
-        for first, unit in self.rows[job]:
-            rows = range(first, first + unit.count)
-            pictures += self.described(unit, [images[row] for row in rows])
-        whole = job.stopping or len(pictures) >= job.drawing.request.count
-        state = "done" if whole else "drawing"
-        job.update(state=state, pictures=tuple(pictures), preview=None)
-
-    def described(self, unit: Unit, images: list[Image]) -> list[Image]:
-        """Return pictures with the settings that draw each of them alone."""
-        request: Request = unit.request
-        if not unit.job.drawing.divisible:
-            return images  # drawn in a run of their own, which has described them
-        if not unit.job.drawing.hires:
-            request = Request(**plain_arguments(vars(request)))
-        choice = self.pipe.choose_sampler(request.sampler, request.schedule)
-        assert isinstance(request.seed, int)  # see ``Drawing.singles``
-        return [*with_records(self.pipe, request, choice, images, [request.seed])]

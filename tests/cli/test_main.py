@@ -23,7 +23,9 @@ def call(*argv: str) -> int:
         return int(stop.code or 0)
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["--version"], ["generate", "-h"], ["info", "-h"]])
+@pytest.mark.parametrize(
+    "argv", [["--help"], ["--version"], ["generate", "-h"], ["info", "-h"], ["upscale", "-h"]]
+)
 def test_help_needs_no_torch(argv: list[str]) -> None:
     code = "import sys; from ldm.cli.main import main\ntry: main(sys.argv[1:])\nfinally: "
     code += "print({'torch', 'numpy', 'PIL'} & set(sys.modules), file=sys.stderr)"

@@ -224,10 +224,10 @@ def test_what_cannot_be_done_is_told(command: Command, folder: Path) -> None:
     (told,) = command("--from", "web.png", "-o", "a.png")
     assert told == (
         "warning: web.png asks for what is not done here, so the picture will be another: "
-        "Denoising strength, Sampler DPM adaptive, RNG GPU (our noise is drawn on the CPU), "
-        "Hires upscale 2, ADetailer model face_yolov8n.pt"
+        "Sampler DPM adaptive, RNG GPU (our noise is drawn on the CPU), "
+        "ADetailer model face_yolov8n.pt"
     )
-    assert Image.open("a.png").size == (8, 8)
+    assert Image.open("a.png").size == (16, 16)  # the second pass is done
 
 
 def test_image_to_image_of_the_web_ui() -> None:

@@ -69,20 +69,27 @@ class Visits:
     wrong: list[str] = field(default_factory=list)
     contexts: list = field(default_factory=list)
 
-    def open(self, size=WIDE, scheme="light", live=True, **options):
-        """Open the page in a new profile, as soon as its form is ready."""
+    def open(self, size=WIDE, scheme="light", live=True, choices=None, **options):
+        """Open the page in a new profile, as soon as its form is ready.
+
+        choices: what the server offers in place of its own, such as {"loras": [...]}.
+        """
         context = self.browser.new_context(viewport=size, color_scheme=scheme, **options)
         context.set_default_timeout(PATIENCE)
         self.contexts.append(context)
+        if not live:
+            context.add_init_script("localStorage['ldm.live.built-in'] ??= 'off'")
         page = context.new_page()
         page.on("request", self._request)
         page.on("pageerror", lambda error: self.wrong.append(f"error: {error}"))
         page.on("console", lambda m: self._log(m.type, f"{m.text} {m.location.get('url')}"))
+        if choices is not None:
+            page.route(
+                "**/choices.json",
+                lambda route: route.fulfill(json=route.fetch().json() | choices),
+            )
         page.goto(self.url)
         page.wait_for_function("() => document.querySelector('#model').options.length > 0")
-        if not live:
-            page.locator("#live").uncheck()
-            page.locator("#stage").evaluate("() => new Promise(done => setTimeout(done, 50))")
         return page
 
     def _request(self, request) -> None:

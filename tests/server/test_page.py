@@ -116,6 +116,19 @@ def test_picture_changes_while_one_types(visits) -> None:
     assert page.locator("#draw").is_enabled()
 
 
+def test_live_mode_takes_an_lcm_lora_unless_it_does_not_fit(visits) -> None:
+    bodies = []
+    page = visits.open(live=False, choices={"loras": ["style", "LCM_of_nobody"]})
+    page.on("request", lambda one: bodies.append(one.post_data) if "draw" in one.url else None)
+    page.locator("#live").check()
+    status(page, "Draft")
+    first, *_, last = (json.loads(body) for body in bodies)
+    assert (first["sampler"], first["num_inference_steps"]) == ("lcm", 4)
+    assert first["loras"] == [{"name": "LCM_of_nobody", "scale": 1}]
+    assert "LCM_of_nobody does not fit" in page.locator("#live-hint").inner_text()
+    assert last["num_inference_steps"] == 5 and "loras" not in last and last["draft"]
+
+
 def test_draws_what_the_form_says(visits) -> None:
     page = visits.open(live=False)
     page.locator("#prompt").fill("a red car")
@@ -215,7 +228,7 @@ def test_handles_extend_the_picture(visits) -> None:
     page.get_by_role("slider", name="Extend top").press("ArrowUp")
     set_range(page, "num_inference_steps", 2)
     body = body_of(page, lambda: page.locator("#draw").click())
-    assert body["outpaint"] == [0, 8, 64, 0] and "width" not in body
+    assert body["outpaint"] == [0, 8, 64, 0] and not {"width", "strength"} & set(body)
     status(page, "Finished: 192 × 136")
 
 
@@ -285,7 +298,7 @@ def test_keyboard_alone(visits) -> None:
         page.keyboard.press(key)
     page.locator("#drop-image img").wait_for(state="attached")
     page.keyboard.press("Control+z")
-    page.wait_for_function("document.querySelector('#drop-image img').hidden")
+    page.wait_for_function("() => document.querySelector('#drop-image img').hidden")
     page.locator("#prompt").focus()
     page.keyboard.type("a dog")
     page.keyboard.press("Control+Enter")
@@ -330,7 +343,7 @@ def test_colours_can_be_chosen_and_settings_stay(visits) -> None:
     page.locator("#scheme").click()
     assert page.locator("#scheme").inner_text() == "Colours: dark"
     page.reload()
-    page.wait_for_function("document.querySelector('#prompt').value === 'an owl'")
+    page.wait_for_function("() => document.querySelector('#prompt').value === 'an owl'")
     assert page.evaluate("getComputedStyle(document.body).colorScheme") == "dark"
     assert not page.locator("#live").is_checked()
 

@@ -4,10 +4,12 @@
     python -m tools.bench --device cuda      # all of CUDA
     python -m tools.bench --only unet-fp32 --only sampler-euler
 
-Ours and the peer's take turns after a warm-up each, on the same weights and inputs; the least of
-each counts. Outcomes are compared first. A line is refused where they differ, where the shortest
-runs do not agree within 10 % (up to a minute, it tries for more), or where the machine is busy at
-the start. Needs the extra `test`.
+Ours and the peer's take turns after a warm-up each, on the same weights and inputs. The ratio is
+the median of the turns' ratios, as each turn's two runs are neighbours in time. Outcomes are
+compared first. A line is refused where they differ, where half of the turns' ratios lie 10 % or
+more from their median (up to a minute, it tries for less), or where the machine is busy at the
+start. A section that fails is a line that says so; what was measured is always written. A bare
+product of matrices before and after shows how steady the machine was. Needs the extra `test`.
 """
 
 from __future__ import annotations
@@ -15,11 +17,13 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import math
 import os
 import platform
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
@@ -32,7 +36,18 @@ from ldm.cli.allocator import OPT_OUT
 from ldm.cli.common import EXIT_CODES, notify, run
 from ldm.cli.parsing import Parser
 from ldm.errors import LDMError
-from tools.bench import control, cuda, loops, lora, networks, processes, race, samplers, training
+from tools.bench import (
+    control,
+    cuda,
+    loops,
+    lora,
+    networks,
+    processes,
+    race,
+    samplers,
+    serve,
+    training,
+)
 
 SECTIONS: dict[str, Callable[[], race.Race]] = {
     "import": processes.imports,
@@ -55,11 +70,16 @@ SECTIONS: dict[str, Callable[[], race.Race]] = {
     "training-default": training.training_default,
     **control.SECTIONS,
     **lora.SECTIONS,
+    **serve.SECTIONS,
 }
 # Those that are run only where they are asked for; theirs of some are not quite ours.
 MORE = {f"sampler-{name}": partial(samplers.sampler, name) for name in samplers.NAMES}
 # Names of several sections.
-GROUPS = {"control": list(control.SECTIONS), "lora": list(lora.SECTIONS)}
+GROUPS = {
+    "control": list(control.SECTIONS),
+    "lora": list(lora.SECTIONS),
+    "serve": list(serve.SECTIONS),
+}
 IDLE = 0.3  # load average up to which a machine is quiet
 
 
@@ -70,18 +90,15 @@ def bench(arguments: argparse.Namespace) -> None:
     load = os.getloadavg()[0]
     clock = time.process_time if arguments.cpu_time else time.perf_counter
     where = machine(arguments.threads, load) | {"clock": clock.__name__}
+    where["product_gflops"] = [product_rate()]
     print(", ".join(f"{key} {value}" for key, value in where.items()), end="\n\n")
     print(race.HEAD, flush=True)
-    results = []
+    results: list[race.Result] = []
     sections = cuda.SECTIONS if arguments.device == "cuda" else SECTIONS
     chosen = [one for name in arguments.only or sections for one in GROUPS.get(name, [name])]
     for name in chosen:
         began = time.monotonic()
-        section = (SECTIONS | MORE | cuda.SECTIONS)[name]
-        if name.startswith("sampler"):
-            section = partial(section, arguments.prediction_type)
-        with torch.no_grad():
-            result = race.run(name, section(), arguments.turns, clock)
+        result = measure(name, arguments, clock)
         gc.collect()
         torch.cuda.empty_cache()
         if load > IDLE:
@@ -89,13 +106,49 @@ def bench(arguments: argparse.Namespace) -> None:
         results.append(result)
         print(result.row(arguments.anyway), flush=True)
         notify(f"{name}: {time.monotonic() - began:.0f} s")
+        if arguments.json:
+            write(arguments.json, where, results)
+    where["product_gflops"].append(product_rate())
     if arguments.json:
-        report = {"machine": where, "results": [result.to_dict() for result in results]}
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(report, indent=1) + "\n")
+        write(arguments.json, where, results)
+    print(f"\nbare products of matrices, before and after: {where['product_gflops']} GFLOP/s")
+    if lost := [result.name for result in results if math.isnan(result.ratio)]:
+        raise LDMError(f"failed: {', '.join(lost)}; the table has the reasons")
     refused = [result.name for result in results if result.problems]
     if refused and not arguments.anyway:
         raise LDMError(f"refused: {', '.join(refused)}; --anyway prints the figures nevertheless")
+
+
+def measure(name: str, arguments: argparse.Namespace, clock: Callable[[], float]) -> race.Result:
+    """Run a section; one that fails is a result that says so."""
+    section = (SECTIONS | MORE | cuda.SECTIONS)[name]
+    if name.startswith("sampler"):
+        section = partial(section, arguments.prediction_type)
+    try:
+        with torch.no_grad():
+            return race.run(name, section(), arguments.turns, clock)
+    except Exception as error:
+        if arguments.debug:
+            traceback.print_exc()
+        return race.failed(name, error)
+
+
+def product_rate() -> int:
+    """Return GFLOP/s of bare products of matrices in float32, the best of some."""
+    side, times = 1024, []
+    a = torch.randn(side, side)
+    for _ in range(8):
+        began = time.perf_counter()
+        a @ a
+        times.append(time.perf_counter() - began)
+    return round(2 * side**3 / min(times) / 1e9)
+
+
+def write(path: Path, where: dict[str, Any], results: list[race.Result]) -> None:
+    """Write what has been measured so far."""
+    report = {"machine": where, "results": [result.to_dict() for result in results]}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report, indent=1) + "\n")
 
 
 def machine(threads: int, load: float) -> dict[str, Any]:

@@ -76,6 +76,6 @@ def allowed_error(peer: float, dtype: torch.dtype) -> float:
 def unet_inputs(unet: Any, size: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """Latents, times and texts of a guided step of one picture."""
     generator = torch.Generator().manual_seed(1)
-    x = torch.randn((2, 4, size, size), generator=generator)
+    x = torch.randn((2, unet.config.in_channels, size, size), generator=generator)
     context = torch.randn((2, 77, unet.config.cross_attention_dim), generator=generator)
     return x.to(dtype), torch.full((2,), 500.0), context.to(dtype)

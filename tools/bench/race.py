@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from itertools import count
 from typing import Any
 
-MOST = 0.10  # by which the middle one of the shortest runs may be longer than the shortest
+MOST = 0.10  # by which half of the turns' ratios may lie away from their median
 PATIENCE = 60.0  # seconds for which a race goes on where they differ by more
 
 
@@ -25,7 +26,7 @@ class Race:
     check: Callable[[], tuple[float, float]]
     goal: float  # how many times as fast ours shall be
     peer: str = "diffusers"
-    turns: int = 3  # at least; and as many of the shortest runs have to agree
+    turns: int = 3  # at least
     runs: int = 1  # in a turn; the first ones find the caches full of what the other one did
     # Where the actions measure something else than their wall time, they return it.
     measured: bool = False
@@ -39,31 +40,38 @@ class Result:
     name: str
     what: str
     peer: str
-    ours: float  # seconds (or bytes), the least of all turns
+    ours: float  # seconds (or bytes), the median of all turns
     theirs: float
-    ratio: float
+    least: tuple[float, float]  # of ours and of theirs
+    ratio: float  # the median of the turns' ratios: each pairs two neighbours in time
     goal: float
-    spread: float
+    spread: float  # the median distance of the turns' ratios from it, in parts of it
     difference: float
     allowed: float
     problems: list[str] = field(default_factory=list)
     more: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
+        """For JSON, which has no NaN."""
+        found = asdict(self)
+        return {
+            name: None if isinstance(value, float) and math.isnan(value) else value
+            for name, value in found.items()
+        } | {"least": None if math.isnan(self.ratio) else self.least}
 
     def row(self, anyway: bool) -> str:
         """Of a Markdown table; without figures where they cannot be trusted."""
         cells = f"| {self.name} | {self.what} | {self.peer} |"
-        if self.problems and not anyway:
+        if self.problems and (not anyway or math.isnan(self.ratio)):
             return f"{cells} refused: {'; '.join(self.problems)} | | | | |"
         met = "yes" if self.ratio >= self.goal else "**no**"
-        more = ", ".join(f"{key} {value}" for key, value in self.more.items())
+        figures = {"least": " and ".join(f"{each:.4g}" for each in self.least), **self.more}
+        figures["difference"] = f"{self.difference:.1g}"
+        more = ", ".join(f"{key} {value}" for key, value in figures.items())
         doubt = f" ({'; '.join(self.problems)})" if self.problems else ""
         return (
             f"{cells} {self.ours:.4g} | {self.theirs:.4g} | **{self.ratio:.2f}** "
-            f"| {self.goal:g}: {met} | {self.spread:.0%}{doubt}{'; ' * bool(more)}{more} |"
+            f"| {self.goal:g}: {met} | {self.spread:.0%}{doubt}; {more} |"
         )
 
 
@@ -96,20 +104,27 @@ def run(
                 times.append(seconds)
         if turn < least:
             continue
-        best = [sorted(times)[:least] for times in taken]
-        spread = max(statistics.median(times) / times[0] - 1 for times in best)
+        ratios = [theirs / ours for ours, theirs in zip(*taken, strict=True)]
+        ratio = statistics.median(ratios)
+        spread = statistics.median(abs(each - ratio) for each in ratios) / ratio
         if spread <= MOST or clock() - began > PATIENCE:
             break
-    ours, theirs = map(min, taken)
+    ours, theirs = map(statistics.median, taken)
     problems = []
     if not difference <= allowed:  # also where it is NaN
         problems.append(f"the outcomes differ by {difference:.2g}, more than {allowed:.2g}")
     if spread > MOST:
-        problem = (
-            f"the middle one of the {least} shortest runs is {spread:.0%} longer than the shortest"
-        )
-        problems.append(problem)
+        problems.append(f"half of the turns' ratios lie {spread:.0%} or more from their median")
+    shortest = (min(taken[0]), min(taken[1]))
     return Result(
-        name, race.what, race.peer, ours, theirs, theirs / ours, race.goal, spread, difference,
+        name, race.what, race.peer, ours, theirs, shortest, ratio, race.goal, spread, difference,
         allowed, problems, race.more(),
     )  # fmt: skip
+
+
+def failed(name: str, error: Exception) -> Result:
+    """Return the line of a section that could not be measured."""
+    none = math.nan
+    message = " ".join(str(error).split()) or type(error).__name__
+    problem = f"failed: {message:.300}"
+    return Result(name, "", "", none, none, (none, none), none, none, none, none, none, [problem])

@@ -40,8 +40,9 @@ class Cached(Recipe):
         torch.manual_seed(0)
         self.model = adapt_to_cpu(UNet(UNetConfig.from_dict(settings["model"])))
         self.scheduler = DDPMScheduler(SchedulerConfig.from_dict(settings["options"]["scheduler"]))
-        size, width = settings["model"]["sample_size"], settings["model"]["cross_attention_dim"]
-        self.x0 = torch.randn(BATCH, 4, size, size)
+        config = self.model.config
+        size, width = config.sample_size or 64, config.cross_attention_dim
+        self.x0 = torch.randn(BATCH, config.in_channels, size, size)
         self.context = torch.randn(BATCH, TOKENS, width)
 
     def batch(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
@@ -132,7 +133,7 @@ def apart(recipe: Cached, theirs: Theirs) -> float:
     )
     for model in (recipe.model, theirs.model):
         model.zero_grad()
-    return max(abs(float(loss) / float(other) - 1), worst)
+    return max(abs(loss.item() / other.item() - 1), worst)
 
 
 def beside(precision: str, what: str, goal: float) -> Race:

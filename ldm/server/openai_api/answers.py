@@ -12,9 +12,9 @@ from fastapi import Request
 from PIL.Image import Image, Resampling
 from pydantic import Field
 
-from ldm.server.bodies import ERROR_WORDS, Answer
+from ldm.server import shapes
+from ldm.server.answers import ERROR_WORDS, Answer
 from ldm.server.drawing import size_of
-from ldm.server.error_answers import openai_shape
 from ldm.server.errors import CancelledError, ServerError, status_of
 from ldm.server.jobs import Job, Status
 from ldm.server.openai_api.bodies import GenerationBody, PicturesBody
@@ -148,7 +148,7 @@ def failure_of(status: Status) -> bytes | None:
     if error is None:
         return None
     argument = error.argument if isinstance(error, ServerError) else None
-    return event("error", openai_shape(status_of(error), words_of(error), argument))
+    return event("error", shapes.openai(words_of(error), argument, status_of(error)))
 
 
 def partial(

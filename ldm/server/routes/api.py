@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response, StreamingResponse
 
-from ldm.server.bodies import (
+from ldm.server.answers import (
     DRAWING_ERRORS,
     JobAnswer,
     JobsAnswer,
@@ -36,6 +36,7 @@ EVENTS: dict[int | str, dict[str, Any]] = {
         "preview, a data URL",
     }
 }
+PREVIEWS = Query(description="whether events have previews, which take time")
 QUALITY = Query(description="of JPEG and WebP, in [1, 100]", ge=1, le=100)
 PICTURE_FILE: dict[int | str, dict[str, Any]] = {
     200: {
@@ -61,10 +62,12 @@ async def described(server: Server, job: Job) -> dict[str, Any]:
 
 
 @router.post("/draw", response_class=StreamingResponse, responses=DRAWING_ERRORS | EVENTS)
-async def draw(request: Request, body: DrawingBody) -> StreamingResponse:
+async def draw(
+    request: Request, body: DrawingBody, previews: Annotated[bool, PREVIEWS] = True
+) -> StreamingResponse:
     """Draw, and send events until the end; whoever leaves has the job cancelled."""
     job = await submitted(request, body)
-    return stream_of(job_events(server_of(request), job, cancel=True))
+    return stream_of(job_events(server_of(request), job, True, previews))
 
 
 @router.post("/jobs", status_code=202, response_model=JobAnswer, responses=DRAWING_ERRORS)

@@ -13,6 +13,7 @@ from fastapi import Request
 from fastapi.responses import StreamingResponse
 
 from ldm.server.jobs import Job, Status
+from ldm.server.shapes import words_of
 from ldm.server.state import Server
 from ldm.server.store import encode
 
@@ -38,6 +39,7 @@ def data_url(data: bytes, kind: str = "png") -> str:
 
 def describe(server: Server, job: Job, status: Status, preview: bool = False) -> dict[str, Any]:
     """Describe a job in JSON. preview: with the newest one, if there is one."""
+    pictures = server.stored(job, status)
     found: dict[str, Any] = {
         "id": job.id,
         "state": status.state,
@@ -52,20 +54,15 @@ def describe(server: Server, job: Job, status: Status, preview: bool = False) ->
                 "width": stored.width,
                 "height": stored.height,
             }
-            for stored in server.stored(job, status)
+            for stored in pictures
         ],
         "error": None if status.error is None else words_of(status.error),
     }
+    if warnings := sorted({stored.warning for stored in pictures if stored.warning}):
+        found["warnings"] = warnings
     if preview and status.preview is not None:
         found["preview"] = data_url(encode(status.preview, "jpeg", quality=85), "jpeg")
     return found
-
-
-def words_of(error: BaseException) -> str:
-    """Return an error in words for a client: of an error of ours in the program, no details."""
-    from ldm.server.errors import status_of
-
-    return str(error) if status_of(error) < 500 or str(error) else "the server failed; see its log"
 
 
 def event(name: str, content: dict[str, Any]) -> bytes:
@@ -73,15 +70,25 @@ def event(name: str, content: dict[str, Any]) -> bytes:
     return f"event: {name}\ndata: {json.dumps(content)}\n\n".encode()
 
 
-async def job_events(server: Server, job: Job, cancel: bool) -> AsyncIterator[bytes]:
+async def job_events(
+    server: Server, job: Job, cancel: bool, previews: bool = True
+) -> AsyncIterator[bytes]:
     """Yield the events of a job: "status" after each change, and "end".
 
     cancel: whether the job is cancelled when the client leaves.
+    previews: whether previews are made, each of which is in one event.
     """
+    sent = None
     try:
-        async for status in job.watch(previews=True):
+        async for status in job.watch(previews):
             name = "end" if status.ended else "status"
-            yield event(name, await asyncio.to_thread(describe, server, job, status, preview=True))
+            new = previews and status.preview is not sent
+            sent = status.preview
+            if status.pictures or (new and status.preview is not None):  # files are encoded
+                content = await asyncio.to_thread(describe, server, job, status, new)
+            else:
+                content = describe(server, job, status)
+            yield event(name, content)
     finally:
         if cancel and not job.status.ended:
             job.cancel()

@@ -12,7 +12,7 @@ from pydantic import Field
 from ldm.control.preprocessors import PREPROCESSORS
 from ldm.control.preprocessors.parameters import parameters
 from ldm.samplers import SAMPLERS, SCHEDULES
-from ldm.server.bodies import (
+from ldm.server.answers import (
     ModelsAnswer,
     PreprocessorsAnswer,
     ReadAnswer,

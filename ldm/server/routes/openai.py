@@ -11,7 +11,6 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from ldm.server.drawing import Drawing
-from ldm.server.error_answers import SafeJSON
 from ldm.server.errors import ServerError
 from ldm.server.openai_api.answers import (
     ImagesAnswer,
@@ -33,6 +32,7 @@ from ldm.server.openai_api.bodies import (
 from ldm.server.openai_api.forms import KIND, read_form
 from ldm.server.routes.common import client_of, server_of, stream_of
 from ldm.server.schema import PICTURE_NAMES
+from ldm.server.shapes import SafeJSON
 from ldm.server.state import Server
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"])

@@ -15,7 +15,7 @@ from fastapi.responses import Response
 from pydantic import Field
 
 from ldm.server import record_views
-from ldm.server.bodies import Answer, errors
+from ldm.server.answers import Answer, errors
 from ldm.server.errors import BusyError
 from ldm.server.recorder import Record
 from ldm.server.routes.common import server_of

@@ -17,7 +17,10 @@ const DENSE = 768;  // pixels of the longer side on the screen, at least
 
 /** @type {{image: Sheet, control_image: Sheet}} */
 const sheets = { image: new Sheet(128, 128), control_image: new Sheet(128, 128) };
+const SMALL = 512 * 512;  // pixels of a sheet that live mode follows while a stroke is drawn
+const BETWEEN = 120;  // ms
 let stroke = null;
+let delivered = 0;
 let frame, canvases, surface;
 
 const sheet = () => sheets[tools.sheet];
@@ -43,6 +46,7 @@ export function repaint(only) {
 /** Put the sheet's picture and mask among the pictures of the drawing. */
 function deliver() {
   const now = sheet();
+  delivered = performance.now();
   keep(tools.sheet, now.empty ? null : now.picture());
   if (tools.sheet === "image") keep("mask_image", now.mask());
 }
@@ -80,6 +84,8 @@ function goOn(place) {
   if (Math.hypot(place[0] - x, place[1] - y) < 0.3) return;
   stroke.points.push(place);
   repaintStroke();
+  const { width, height } = sheet();
+  if (width * height <= SMALL && performance.now() - delivered > BETWEEN) deliver();
 }
 
 function endStroke() {
@@ -176,8 +182,8 @@ export function openSheet(name) {
   tools.sheet = name;
   controls.refresh();
   toggle(true);
-  surface.focus();
-  byId("stage").scrollIntoView({ block: "nearest" });
+  surface.focus({ preventScroll: true });
+  byId("canvas").scrollIntoView({ block: "nearest" });
 }
 
 /** @param {boolean} open */

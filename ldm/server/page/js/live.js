@@ -87,11 +87,11 @@ export function start() {
     if (draft && status.preview) seen = performance.now();
   });
   on("draft", () => { seen = performance.now(); });
-  on("end", ({ draft, state, body }) => {
-    if (draft && state === "failed" && fastLora() && body.sampler === LCM.sampler) {
-      brokenLora = fastLora();
-      describe();
-      change();
-    }
+  on("end", ({ draft, state, body, error }) => {
+    const wrong = state === "failed" && error?.status !== 400;  // else a setting is wrong
+    if (!draft || !wrong || !fastLora() || !body.loras?.some(({ name }) => name === fastLora())) return;
+    brokenLora = fastLora();
+    describe();
+    change();
   });
 }

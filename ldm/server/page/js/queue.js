@@ -48,7 +48,7 @@ async function run(body, draft) {
   const mine = (current = { body, draft, controller, shown: false });
   const about = { body, draft, waiting: () => waiting.length };
   send("begin", about);
-  let state = "failed";
+  let state = "failed", failure = null;
   try {
     const last = await drawOnServer(draft ? body : { ...body, record: true }, {
       signal: controller.signal,
@@ -61,12 +61,13 @@ async function run(body, draft) {
     state = last.state;
     if (current === mine) finished(last, about);
   } catch (error) {
+    failure = error;
     if (controller.signal.aborted || error.name === "AbortError") state = "cancelled";
     else if (current === mine) send("error", error);
   }
   if (current !== mine) return;  // a newer draft has taken its place
   current = null;
-  send("end", { ...about, state });
+  send("end", { ...about, state, error: failure });
   next();
 }
 

@@ -58,8 +58,7 @@ export function read() {
 function readStart(body) {
   const outpaint = margins();
   if (outpaint.some(Boolean)) {
-    Object.assign(body, { outpaint, width: undefined, height: undefined });
-    body.strength = 1;  // the new part has nothing to keep
+    Object.assign(body, { outpaint, width: undefined, height: undefined, strength: undefined });
   } else if (picture("mask_image")) body.mask_image = picture("mask_image");
   if (!body.mask_image) delete body.mask_blur;
 }
@@ -143,6 +142,7 @@ function offer() {
 }
 
 function store() {
+  byId("strength").disabled = margins().some(Boolean);  // the new part is drawn from nothing
   const plain = Object.fromEntries(fields().map((field) => [field.name, valueOf(field)]));
   localStorage[STORED] = JSON.stringify({ ...plain, keepSeed: !byId("random-seed").checked });
 }

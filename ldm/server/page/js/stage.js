@@ -7,6 +7,8 @@ const progress = byId("progress");
 /** What is shown. @type {{picture: any, body: any}|null} */
 let shown = null;
 let strip = [];
+let began = 0;
+const SHORT = 400;  // ms in which a draft as a rule is done: no words for its waiting
 
 /** @param {string} url @param {string} alt */
 function show(url, alt) {
@@ -35,6 +37,7 @@ function wordsOf(status, waiting) {
 const labelOf = (body) => `${body.prompt || "a picture without a prompt"}`;
 
 function begin({ draft, waiting }) {
+  began = performance.now();
   byId("cancel").disabled = draft;
   picture.setAttribute("aria-busy", "true");
   if (draft) return;
@@ -47,7 +50,7 @@ function begin({ draft, waiting }) {
 function during({ status, draft, body, waiting }) {
   progress.value = status.steps ? status.step / status.steps : 0;
   if (status.preview) show(status.preview, `Preview: ${labelOf(body)}`);
-  if (!draft || status.state === "queued") report(wordsOf(status, waiting()));
+  if (!draft || performance.now() - began > SHORT) report(wordsOf(status, waiting()));
 }
 
 /** Show a finished picture. */
@@ -99,7 +102,10 @@ export function start() {
   on("begin", begin);
   on("begin", () => { byId("error").hidden = true; });
   on("status", during);
-  on("draft", (detail) => finish(detail, true));
+  on("draft", (detail) => {
+    byId("strip").hidden = true;
+    finish(detail, true);
+  });
   on("picture", gather);
   on("end", end);
   on("waiting", ({ count }) => report(`${count} more of yours waiting`, true));
