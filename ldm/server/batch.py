@@ -53,7 +53,6 @@ class Batch:
             if job.status.ended or job in self.skipped:
                 continue
             rows = [row for start, unit in own for row in range(start, start + unit.count)]
-            first = rows[0]
             if job.recorder is not None:
                 job.recorder.step(self.pipe, progress, rows)
             job.update(
