@@ -23,12 +23,13 @@ const scrubber = new Scrubber((step, url) => {
 
 /** How much of x_t is picture and how much noise, as words and as a bar. */
 function levelOf({ step, t, alpha, sigma }) {
-  const part = (name, letter, share) => el("span", { class: name, style: `flex-grow:${share}` },
-    `${letter}² = ${number(share, 2)}`);
+  const part = (name, share) => el("span", { class: name, style: `flex-grow:${share}` });
   return [
     paragraph(`Step ${step} began at t = ${number(t, 0)}. Of \`x_t\` there, ${Math.round(100 * alpha ** 2)}\u00a0% was picture `
       + `and ${Math.round(100 * sigma ** 2)}\u00a0% noise:`),
-    el("div", { class: "level" }, part("signal", "α", alpha ** 2), part("noise", "σ", sigma ** 2)),
+    el("div", { class: "level" }, part("signal", alpha ** 2), part("noise", sigma ** 2)),
+    el("p", { class: "level-ends hint" },
+      el("span", {}, `picture: α² = ${number(alpha ** 2, 2)}`), el("span", {}, `noise: σ² = ${number(sigma ** 2, 2)}`)),
   ];
 }
 
@@ -79,7 +80,7 @@ export function start() {
         el("figcaption", {},
           el("span", {}, "less"), el("span", { class: "ramp" }), el("span", {}, "more attention"))),
       el("div", { class: "view-side" },
-        el("h3", {}, "Where its words looked"), words.element,
+        el("h3", {}, "Where each word looked"), words.element,
         el("h3", {}, "How it formed"),
         paragraph("It began as noise. At every step the network estimates the finished picture, `x̂_0`: this is "
           + "what you see. Then a little of the noise is taken away (Ho et al. 2020, algorithm 2)."),

@@ -36,12 +36,19 @@ export class Words {
     this.overlay.src = this.record.heat(i);
     this.overlay.alt = `Where the attention to “${this.record.words[i]}” was`;
     this.overlay.hidden = false;
+    this.mark(i);
     this.overlay.closest("figure").classList.add("lit");
   }
 
   hide() {
     this.overlay.hidden = true;
+    this.mark(-1);
     this.overlay.closest("figure")?.classList.remove("lit");
+  }
+
+  /** @param {number} i */
+  mark(i) {
+    [...this.list.querySelectorAll("button")].forEach((one, j) => one.classList.toggle("on", i === j));
   }
 
   rest() {
