@@ -102,10 +102,9 @@ def app(arguments: dict[str, Any]) -> Application:
     def build() -> FastAPI:  # in the replica: the application itself cannot be sent to it
         return create_app(settings)
 
+    class Replica:  # here, as Ray would look up a class of the module and miss what it wraps
+        """A server; Ray runs the application's lifespan, which loads the model and draws."""
+
     deployment: Any = serve.deployment(name="ldm", **given.options())
     application: Application = deployment(serve.ingress(build)(Replica)).bind()
     return application
-
-
-class Replica:
-    """A server; Ray runs the application's lifespan, which loads the model and draws."""
