@@ -72,9 +72,9 @@ class Arguments(BaseModel):
         own = {name: getattr(self, name) for name in type(self).model_fields if name in SETTINGS}
         return Settings(**own)
 
-    def options(self) -> dict[str, object]:
+    def options(self) -> dict[str, Any]:
         """Return the options of the deployment."""
-        options: dict[str, object] = {
+        options: dict[str, Any] = {
             "ray_actor_options": {"num_gpus": self.num_gpus, "num_cpus": self.num_cpus},
             "max_ongoing_requests": self.max_requests,
         }
@@ -102,9 +102,9 @@ def app(arguments: dict[str, Any]) -> Application:
     def build() -> FastAPI:  # in the replica: the application itself cannot be sent to it
         return create_app(settings)
 
-    @serve.deployment(name="ldm", **given.options())
-    @serve.ingress(build)
-    class Replica:
+    class Replica:  # here, as Ray would look up a class of the module and miss what it wraps
         """A server; Ray runs the application's lifespan, which loads the model and draws."""
 
-    return Replica.bind()  # type: ignore[attr-defined]  # of the decorators
+    deployment: Any = serve.deployment(name="ldm", **given.options())
+    application: Application = deployment(serve.ingress(build)(Replica)).bind()
+    return application

@@ -250,6 +250,32 @@ def latency(until: str, aim: float) -> Race:
     )
 
 
+def left() -> Race:
+    """Race a request that follows one that was broken off against one on an idle server.
+
+    Each client leaves at its first step of 20 and sends the next request at once, as live mode
+    does: the step that is computed then ends first, so that a ratio of 1/2 is one step's waiting.
+    """
+    body = BODY | {"num_inference_steps": 20}
+    waits: list[float] = []
+
+    def call_ours() -> float:
+        idle, *followers = clients([("page", 1, 4)], body=body, leave=True)
+        waits[:] = [idle["first_step"] - idle["began"]]
+        return float(np.median([one["first_step"] - one["began"] for one in followers]))
+
+    return Race(
+        "request after one that was broken off, to its first step, s",
+        call_ours,
+        lambda: waits[0],
+        lambda: (0.0, 0.0),
+        0.5,
+        "an idle server",
+        turns=5,
+        measured=True,
+    )
+
+
 SECTIONS: dict[str, Callable[[], Race]] = {
     "serve-1": partial(throughput, 1, 8),
     "serve-8": partial(throughput, 8, 3),
@@ -259,5 +285,6 @@ SECTIONS: dict[str, Callable[[], Race]] = {
     "serve-fair": partial(fair, False),
     "serve-greedy": partial(fair, True),
     "serve-preview": partial(latency, "first_preview", FIRST_PREVIEW),
+    "serve-left": left,
     "serve-picture": partial(latency, "ended", WHOLE_PICTURE),
 }
