@@ -156,7 +156,7 @@ def test_cancels(visits) -> None:
     set_range(page, "num_inference_steps", 60)
     page.locator("#prompt").press("Control+Enter")
     status(page, "Step")
-    assert page.locator("#picture").is_visible()  # a preview
+    page.locator("#picture").wait_for()  # a preview
     page.keyboard.press("Escape")
     status(page, "Cancelled")
     assert page.locator("#cancel").is_disabled()
@@ -172,6 +172,15 @@ def test_refusals_are_words(visits) -> None:
     page.locator("#error").wait_for()
     assert "pixels are too many" in page.locator("#error p").inner_text()
     assert page.locator("#width").get_attribute("aria-invalid") == "true"
+    page.locator("#width").fill("100")  # which the worker refuses, not the body
+    page.locator("#prompt").fill("a cat <lora:nobody:1>")
+    page.locator("#draw").click()
+    page.get_by_text("lora 'nobody' is not known").wait_for()
+    assert page.locator("[aria-invalid]").count() == 0
+    page.locator("#prompt").fill("a cat")
+    page.locator("#draw").click()
+    page.get_by_text("width is 100; it must be a positive multiple of 8").wait_for()
+    assert page.locator("[aria-invalid]").get_attribute("id") == "width"
     page.get_by_label("Close the message").click()
     assert page.locator("#error").is_hidden()
 
@@ -189,6 +198,7 @@ def test_painted_mask_is_drawn_anew_and_the_rest_stays(visits) -> None:
     set_range(page, "num_inference_steps", 2)
     set_range(page, "mask_blur", 0)
     body = body_of(page, lambda: page.locator("#draw").click())
+    assert (decode(body["mask_image"])[38, 64] == 255).all()
     mask = decode(body["mask_image"])[..., 0] > 0
     assert mask[38, 64] and not mask[64, 64] and 0.05 < mask.mean() < 0.2
     assert (decode(body["image"]) == [0, 0, 128]).all()

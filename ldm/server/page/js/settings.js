@@ -182,9 +182,12 @@ export function start() {
     byId("seed").value = newSeed();
     send("change");
   });
-  on("error", ({ argument }) => {
-    for (const field of fields()) field.removeAttribute("aria-invalid");
-    byId(argument ?? "")?.setAttribute?.("aria-invalid", "true");
+  on("begin", () => {
+    for (const field of document.querySelectorAll("[aria-invalid]")) field.removeAttribute("aria-invalid");
+  });
+  on("error", ({ argument, message }) => {
+    const name = argument ?? /^\w+/.exec(message ?? "")?.[0];  // errors begin with what they are of
+    fields().find((field) => field.name === name)?.setAttribute("aria-invalid", "true");
   });
   showOutputs();
 }
