@@ -54,6 +54,11 @@ class Library:
         """Return the listed name of a model; None is the first. Raises UnknownNameError."""
         return self.first if name is None else self.choose("model", self.models, name)
 
+    def has_ip_adapter(self, name: str) -> bool:
+        """Whether a listed model comes with an IP-Adapter of its own."""
+        path = self.models[name]
+        return path is None or (Path(path) / "ip_adapter").is_dir()
+
     @staticmethod
     def choose(kind: str, known: Iterable[str], name: str) -> str:
         """Return the listed name that a client means: with or without ending, in any case.
