@@ -45,6 +45,7 @@ class FairQueue:
 
     def add(self, job: Job) -> None:
         """Put a job into the queue. Raises BusyError if it is full or closed."""
+        new = [Unit(job, request) for request in job.drawing.singles()]
         with self._ready:
             if self._closed:
                 raise BusyError("the server is stopping; try again when it runs")
@@ -55,8 +56,7 @@ class FairQueue:
                 raise BusyError(
                     f"{mine or len(jobs)} {whose} waiting already; try again later", status=429
                 )
-            units = self._clients.setdefault(job.client, deque())
-            units.extend(Unit(job, request) for request in job.drawing.singles())
+            self._clients.setdefault(job.client, deque()).extend(new)
             self._tell_places()
             self._ready.notify()
 
