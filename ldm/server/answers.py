@@ -126,6 +126,19 @@ class ErrorAnswer(Answer):
     error: ErrorWords
 
 
+def stream_schema(answer: str | None, *names: str) -> dict[str, Any]:
+    """Return the description of server-sent events with these names, for the OpenAPI document.
+
+    answer: the schema of their data, a component of the document; None is any.
+    """
+    data: dict[str, Any] = {"type": "string", "contentMediaType": "application/json"}
+    if answer is not None:
+        data["contentSchema"] = {"$ref": f"#/components/schemas/{answer}"}
+    properties = {"event": {"enum": list(names)}, "data": data}
+    schema = {"type": "object", "properties": properties, "required": ["event", "data"]}
+    return {"text/event-stream": {"schema": schema}}
+
+
 ERROR_WORDS = {
     400: "a value that cannot work",
     401: "an API key is needed",
@@ -143,10 +156,10 @@ ERROR_WORDS = {
 
 
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Return the answers for errors of a route, for FastAPI; 401, 403, 422 and 429 are of all."""
+    """Return the answers for errors of a route, for FastAPI; some are of all routes."""
     return {
         status: {"model": ErrorAnswer, "description": ERROR_WORDS[status]}
-        for status in sorted({*statuses, 401, 403, 422, 429})
+        for status in sorted({*statuses, 400, 401, 403, 422, 429})
     }
 
 

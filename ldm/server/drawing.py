@@ -153,6 +153,7 @@ def make_drawing(
     except TypeError as error:  # an argument that there is not
         raise ArgumentError(str(error).partition(") ")[2] or str(error)) from None
     refuse_paths(request)
+    check_negatives(request)
     read_names(request.sampler, request.schedule)  # the model is not asked before its turn
     check_limits(request, limits, hires)
     request = widened(request)
@@ -200,6 +201,17 @@ def check_texts(arguments: dict[str, Any], limits: Limits) -> None:
                 )
             if isinstance(text, str) and LONE_SURROGATE.search(text):
                 raise ServerError(f"{name} is no text: it has half a surrogate pair", name)
+
+
+def check_negatives(request: LargeRequest) -> None:
+    """Raise ServerError for negative prompts that are neither one nor one for each prompt."""
+    given, count = request.negative_prompt, len(request.prompts)
+    if given is not None and not isinstance(given, str) and len(given) not in (1, count):
+        raise ServerError(
+            f"negative_prompt has {len(given)} texts for {count} prompts; give one, or one for "
+            "each",
+            "negative_prompt",
+        )
 
 
 def refuse_paths(request: LargeRequest) -> None:

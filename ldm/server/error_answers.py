@@ -94,7 +94,10 @@ async def answer_http(request: Request, error: Exception) -> Response:
     elif error.status_code == 405:
         message = f"{request.method:.20} is no method of {path:.200}; /docs lists what there is"
     elif error.status_code == 400 and "parsing the body" in message:
-        message = "the body is no JSON that can be read: nested too deep, or a number is too long"
+        message = (
+            "the body is no JSON that can be read: it is no UTF-8, nested too deep, or a number is "
+            "too long"
+        )
     return answer(request.url.path, error.status_code, message, None, dict(error.headers or {}))
 
 

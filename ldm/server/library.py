@@ -71,6 +71,11 @@ class Library:
         file = FILE_LABELS.get(name, name)  # "R-ESRGAN 4x+" is a file of another name
         return self.upscalers[self.choose("upscaler", self.upscalers, file)]
 
+    def has_ip_adapter(self, name: str) -> bool:
+        """Whether a listed model comes with an IP-Adapter of its own."""
+        path = self.models[name]
+        return path is None or (Path(path) / "ip_adapter").is_dir()
+
     @staticmethod
     def choose(kind: str, known: Iterable[str], name: str) -> str:
         """Return the listed name that a client means: with or without ending, in any case.

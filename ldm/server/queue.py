@@ -74,6 +74,7 @@ class FairQueue:
 
     def add(self, job: Job) -> None:
         """Put a job into the queue. Raises BusyError if it is full or closed."""
+        waiting = Waiting(job)  # which raises here what is wrong with it
         with self._ready:
             if self._closed is not None:
                 raise self._closed
@@ -81,7 +82,6 @@ class FairQueue:
                 self._drop_ended()
             if words := self._full(job.client):
                 raise BusyError(f"{words} waiting already; try again later", status=429)
-            waiting = Waiting(job)
             self._clients.setdefault(job.client, []).append(waiting)
             if place := self._place(job.client):
                 job.update(place=place)

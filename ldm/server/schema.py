@@ -75,7 +75,7 @@ class ControlBody(StrictBody):
     preprocessor: str = Field(
         description='a name of /api/preprocessors, maybe with parameters: "canny,low=50,high=120"'
     )
-    image: str = Field(description="base64, or a data URL")
+    image: str = Field(description="base64, or a data URL", json_schema_extra={"format": "byte"})
 
 
 class NamedBody(StrictBody):
@@ -159,7 +159,7 @@ def request_fields() -> dict[str, tuple[Any, Any]]:
 
 def picture_type(name: str) -> Any:
     """Return the type of an argument that is a picture, or a list of these."""
-    one: Any = Annotated[str, Field(json_schema_extra={"contentEncoding": "base64"})]
+    one: Any = Annotated[str, Field(json_schema_extra={"format": "byte"})]
     if name in PREPROCESSED:
         one = Union[one, ControlBody]  # noqa: UP007
     return Union[one, Annotated[list[one], Field(max_length=MOST_LISTED)]]  # noqa: UP007

@@ -1,5 +1,7 @@
 """A server with the built-in model, for all tests of this folder."""
 
+import contextlib
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -19,6 +21,27 @@ def client() -> Iterator[TestClient]:
     """A client of a server; its core is `client.app.state.server`."""
     with TestClient(create_app(Settings()), base_url=ADDRESS, client=("127.0.0.1", 5000)) as client:
         yield client
+
+
+@contextlib.contextmanager
+def served(app) -> Iterator[str]:
+    """Serve an application that has started on a free port; its address."""
+    uvicorn = pytest.importorskip("uvicorn")
+    server = uvicorn.Server(uvicorn.Config(app, port=0, lifespan="off", log_level="error"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        threading.Event().wait(0.01)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    server.should_exit = True
+    thread.join(10)
+
+
+@pytest.fixture(scope="module")
+def address(client) -> Iterator[str]:
+    """Where the server of `client` is reached by other clients."""
+    with served(client.app) as address:
+        yield address
 
 
 @pytest.fixture

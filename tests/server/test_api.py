@@ -205,6 +205,13 @@ def test_documentation_loads_nothing_from_elsewhere(client) -> None:
         (400, "too many", "width", {"image": base64_of(Image.new("1", (2049, 2048)))}),
         (400, "did you mean 'euler'", None, {"sampler": "eulr"}),
         (400, "schedule", None, {"schedule": "karas"}),
+        (400, "0 texts for 1 prompts", "negative_prompt", {"negative_prompt": []}),
+        (
+            400,
+            "2 texts for 3",
+            "negative_prompt",
+            {"prompt": ["a"] * 3, "negative_prompt": ["b"] * 2},
+        ),
         (400, "1,000,000 characters", "prompt", {"prompt": "a" * 10**6}),
         (400, "no picture", "image", {"image": "aGVsbG8="}),
         (400, "an address", "image", {"image": "file:///etc/passwd"}),

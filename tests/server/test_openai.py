@@ -4,14 +4,12 @@ import asyncio
 import base64
 import io
 import threading
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
 from PIL import Image
 
 openai = pytest.importorskip("openai")
-uvicorn = pytest.importorskip("uvicorn")
 
 from ldm.images.files import read_settings  # noqa: E402
 
@@ -20,23 +18,8 @@ SLOW = {"num_inference_steps": 12, "seed": 7}  # enough steps for previews
 
 
 @pytest.fixture(scope="module")
-def address(client) -> Iterator[str]:
-    """Serve the application of `client`, which has started it, on a free port."""
-    config = uvicorn.Config(client.app, port=0, lifespan="off", log_level="error")
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        threading.Event().wait(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    yield f"http://127.0.0.1:{port}/v1"
-    server.should_exit = True
-    thread.join(10)
-
-
-@pytest.fixture(scope="module")
 def ours(address):
-    with openai.OpenAI(api_key="none", base_url=address, max_retries=0) as client:
+    with openai.OpenAI(api_key="none", base_url=f"{address}/v1", max_retries=0) as client:
         yield client
 
 
@@ -140,6 +123,9 @@ def test_variations(ours) -> None:
     answer = ours.images.create_variation(image=picture(), n=2, size="256x256", extra_body=FAST)
     first, second = (opened(row.b64_json) for row in answer.data)
     assert first.size == (256, 256) and first.tobytes() != second.tobytes()
+    without = FAST | {"ip_adapter_scale": 0}
+    plain = ours.images.create_variation(image=picture(), size="256x256", extra_body=without)
+    assert plain.data[0].b64_json != answer.data[0].b64_json
 
 
 def test_streams_of_pictures(ours) -> None:
@@ -183,7 +169,9 @@ def test_a_client_that_leaves_a_stream_has_its_job_cancelled(ours, client) -> No
 
 def test_async_client(address) -> None:
     async def draw():
-        async with openai.AsyncOpenAI(api_key="none", base_url=address, max_retries=0) as client:
+        async with openai.AsyncOpenAI(
+            api_key="none", base_url=f"{address}/v1", max_retries=0
+        ) as client:
             drawn, edited, varied = await asyncio.gather(
                 client.images.generate(prompt="a cat", extra_body=FAST),
                 client.images.edit(image=picture(), prompt="a cat", extra_body=FAST),

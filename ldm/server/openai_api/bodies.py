@@ -17,7 +17,9 @@ from ldm.server.schema import PICTURE_NAMES, DrawingBody, LoraBody
 from ldm.server.state import Server
 from ldm.server.uploads import read_upload
 
-VARIATION_STRENGTH = 0.6  # of image-to-image: the same things in the same places, drawn anew
+# Of image-to-image: the same things in the same places, drawn anew; and with an IP-Adapter, which
+# keeps their colours and kinds besides.
+VARIATION_STRENGTH, PROMPTED_STRENGTH = 0.6, 0.8
 SIZE = r"^(auto|[1-9][0-9]{0,9}x[1-9][0-9]{0,9})$"
 # What to do in place of what cannot be done here.
 HINTS = {
@@ -171,11 +173,18 @@ def edit_arguments(form: EditForm, files: Files, server: Server) -> dict[str, An
 
 
 def variation_arguments(form: VariationForm, files: Files, server: Server) -> dict[str, Any]:
-    """Return the arguments of variations: image-to-image, without a text unless there is one."""
+    """Return the arguments of variations: image-to-image, without a text unless there is one.
+
+    The IP-Adapter of a model's folder, such as the built-in one's, reads the image, too.
+    """
     found = form.arguments(server) | uploaded(files, server)
     if not isinstance(found.get("image"), Image.Image):
         number = len(found["image"]) if found.get("image") else "no"
         raise ServerError(f"{number} images are given; send one", "image")
+    model = server.library.model(form.model or server.current)
+    if server.library.has_ip_adapter(model) and found.get("ip_adapter_scale") != 0:
+        found.setdefault("ip_adapter_image", found["image"])
+        found.setdefault("strength", PROMPTED_STRENGTH)
     found.setdefault("strength", VARIATION_STRENGTH)
     return found
 

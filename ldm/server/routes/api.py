@@ -14,6 +14,7 @@ from ldm.server.answers import (
     JobsAnswer,
     PictureAnswer,
     errors,
+    stream_schema,
 )
 from ldm.server.errors import UnknownNameError
 from ldm.server.jobs import Job
@@ -31,7 +32,7 @@ from ldm.server.state import Server
 router = APIRouter(prefix="/api", tags=["ldm"])
 EVENTS: dict[int | str, dict[str, Any]] = {
     200: {
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        "content": stream_schema("JobAnswer", "status", "end"),
         "description": 'events "status" after each change and "end"; data: a JobAnswer, maybe with '
         "preview, a data URL",
     }

@@ -37,7 +37,9 @@ class ModelBody(StrictBody):
 class PictureBody(StrictBody):
     """A picture."""
 
-    image: str = Field(description="base64 of its file, or a data URL")
+    image: str = Field(
+        description="base64 of its file, or a data URL", json_schema_extra={"format": "byte"}
+    )
 
 
 def names(server: Server) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
+from ldm.server.answers import stream_schema
 from ldm.server.drawing import Drawing
 from ldm.server.errors import ServerError
 from ldm.server.openai_api.answers import (
@@ -37,7 +38,13 @@ from ldm.server.state import Server
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"])
 ERRORS = errors(404, 409, 413, 422, 503, 507)
-STREAM = {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
+
+
+def stream_of_kind(kind: Kind) -> dict[int | str, dict[str, Any]]:
+    """Describe the answer of a route that may stream."""
+    names = (f"{kind}.partial_image", f"{kind}.completed", "error")
+    about = "pictures, or events of a stream"
+    return {200: {"content": stream_schema(None, *names), "description": about}}
 
 
 def form_of(cls: type[PicturesBody], *required: str) -> dict[str, Any]:
@@ -58,7 +65,7 @@ def form_of(cls: type[PicturesBody], *required: str) -> dict[str, Any]:
 @router.post(
     "/images/generations",
     response_model=ImagesAnswer,
-    responses=ERRORS | {200: STREAM | {"description": "pictures, or events of a stream"}},
+    responses=ERRORS | stream_of_kind("image_generation"),
 )
 async def generations(request: Request, body: GenerationBody) -> Response:
     """Draw a prompt."""
@@ -71,8 +78,7 @@ async def generations(request: Request, body: GenerationBody) -> Response:
 @router.post(
     "/images/edits",
     response_model=ImagesAnswer,
-    responses=errors(404, 409, 413, 415, 422, 503, 507)
-    | {200: STREAM | {"description": "pictures, or events of a stream"}},
+    responses=errors(404, 409, 413, 415, 422, 503, 507) | stream_of_kind("image_edit"),
     openapi_extra=form_of(EditForm, "image", "prompt"),
 )
 async def edits(request: Request) -> Response:
@@ -94,7 +100,10 @@ async def edits(request: Request) -> Response:
     openapi_extra=form_of(VariationForm, "image"),
 )
 async def variations(request: Request) -> Response:
-    """Draw variations of an image, by image-to-image of the strength 0.6 unless given."""
+    """Draw variations of an image: the same things, drawn anew by image-to-image.
+
+    Its strength is 0.6 unless given; 0.8 of models with an IP-Adapter, which reads the image.
+    """
     server = server_of(request)
     form, files = await read_form(request, VariationForm, server.limits.body)
     form.compression  # noqa: B018 - it raises
