@@ -96,7 +96,7 @@ class ResnetBlock(nn.Module):
         temb: the activated time embedding; None in the VAE, which has no time.
         size: (height, width) that "up" enlarges to; None doubles both.
         """
-        h = F.silu(self.norm1(x))
+        h = self.activate(self.norm1, x)
         if self.resample == "down":  # as a strided convolution halves odd sizes: 7 → 4
             x, h = (F.avg_pool2d(y, 2, ceil_mode=True) for y in (x, h))
         elif self.resample == "up":
@@ -106,14 +106,18 @@ class ResnetBlock(nn.Module):
         if self.time_emb_proj is not None:
             time = self.time_emb_proj(temb)[:, :, None, None]
         if time is None:
-            h = self.norm2(h)
+            h = self.activate(self.norm2, h)
         elif self.scale_shift:
             scale, shift = time.chunk(2, dim=1)
-            h = self.norm2(h) * (1 + scale) + shift
+            h = F.silu(self.norm2(h) * (1 + scale) + shift)
         else:
-            h = self.norm2(h + time)
-        h = self.conv2(self.dropout(F.silu(h)))
+            h = self.activate(self.norm2, h + time)
+        h = self.conv2(self.dropout(h))
         return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
+
+    def activate(self, norm: nn.Module, x: Tensor) -> Tensor:
+        """Normalise and activate what a convolution reads."""
+        return F.silu(norm(x))
 
 
 class DotProductAttention(nn.Module):

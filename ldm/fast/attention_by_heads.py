@@ -7,6 +7,7 @@ float32, as long as they do in bfloat16, and less than the fused kernel in both.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,8 +21,11 @@ class AttentionByHeads(torch.autograd.Function):
     """softmax(q kᵀ / √d) v (Vaswani et al. 2017, eq. 1): (B,H,N,d) and twice (B,H,M,d) → like q."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, known: Sequence[Tensor] = ()) -> Tensor:
+        """Return ``known``'s output, if there is one, else compute it."""
         ctx.save_for_backward(q, k, v)
+        if known:
+            return known[0].detach()
         # The heads of a token lie side by side, as the layer behind reads them.
         y = q.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[3]).transpose(1, 2)
         for b, h in heads(q):
@@ -30,7 +34,7 @@ class AttentionByHeads(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v = ctx.saved_tensors
         q_grad, k_grad, v_grad = (torch.empty_like(x) for x in (q, k, v))
         for b, h in heads(q):
@@ -42,7 +46,7 @@ class AttentionByHeads(torch.autograd.Function):
             s.sub_((s * p).sum(dim=-1, keepdim=True)).mul_(p).mul_(q.shape[-1] ** -0.5)
             q_grad[b, h] = product(s, k_h.t())
             k_grad[b, h] = product(q_h.t().contiguous(), s.t()).t()
-        return q_grad, k_grad, v_grad
+        return q_grad, k_grad, v_grad, None
 
 
 def heads(q: Tensor) -> list[tuple[int, int]]:

@@ -13,11 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ldm.fast import recompute
 from ldm.fast.attention_by_heads import AttentionByHeads
 from ldm.fast.replace import M, replace_children, with_state_of
 from ldm.layers import DotProductAttention, Downsample
 
 MANY_PAIRS = 1 << 16  # of tokens in a head, from which on their matrix is not kept
+MANY_KEYS = 256  # from which on the output is rather kept than computed again: see ``recompute``
 
 
 def adapt_to_cpu(model: M) -> M:
@@ -81,7 +83,10 @@ def trainable_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     if q.device.type != "cpu" or not (torch.is_grad_enabled() and q.requires_grad):
         return F.scaled_dot_product_attention(q, k, v)
     if q.shape[2] * k.shape[2] >= MANY_PAIRS:
-        return cast("Tensor", AttentionByHeads.apply(q, k, v))
+        keeps = k.shape[2] >= MANY_KEYS
+        known = recompute.known() if keeps else None
+        y = AttentionByHeads.apply(q, k, v, () if known is None else (known,))
+        return cast("Tensor", recompute.keep(y) if keeps else y)
     with torch.autocast("cpu", enabled=False):  # it would compute the softmax in float32
         return (q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)).softmax(dim=-1) @ v
 

@@ -1,25 +1,31 @@
 """Gradient checkpointing: less memory for a second forward pass (Chen et al. 2016).
 
 Of each residual block, transformer block and layer of a text encoder only the inputs are kept for
-the backward pass, which computes the rest again. Gradients are the same, dropout's too.
+the backward pass, which computes the rest again. Gradients are the same, dropout's too. Beside
+frozen weights on a CPU, `checkpoint_partly` does so with what is quick to compute.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ldm.clip import EncoderLayer
+from ldm.fast import recompute
 from ldm.layers import ResnetBlock, SpatialAttention, TransformerBlock
 
 # As of diffusers' ``enable_gradient_checkpointing`` and transformers' ``gradient_checkpointing``.
 BLOCKS = (ResnetBlock, TransformerBlock, SpatialAttention, EncoderLayer)
+
+# From which on `checkpoint_partly` computes again: a U-Net's finer levels keep more bytes for the
+# same number of operations.
+MANY_PIXELS = 256
 
 
 def checkpoint_blocks(network: nn.Module) -> None:
@@ -38,6 +44,12 @@ def is_checkpointed(block: nn.Module) -> bool:
     return isinstance(block, BLOCKS) and "forward" in vars(block)
 
 
+def keeps_all(block: nn.Module, x: Tensor) -> bool:
+    """Whether a block that ``is_checkpointed`` keeps all of this input, as it has few pixels."""
+    partly = getattr(vars(block)["forward"], "func", None) is partly_recomputed
+    return partly and x.shape[1] < MANY_PIXELS
+
+
 def recomputed(block: nn.Module, *arguments: Any, **named: Any) -> Any:
     """Compute a block by its class, now and again in the backward pass."""
     forward = partial(type(block).forward, block)
@@ -45,6 +57,38 @@ def recomputed(block: nn.Module, *arguments: Any, **named: Any) -> Any:
         return forward(*arguments, **named)
     # Of the random state only dropout reads: copying it costs little beside a block.
     return checkpoint(forward, *arguments, use_reentrant=False, **named)
+
+
+def checkpoint_partly(network: nn.Module) -> None:
+    """Let a frozen U-Net on a CPU keep a third, for a tenth more time.
+
+    Transformer blocks keep their inputs and the outputs of attention among pixels, residual blocks
+    the inputs of their normalisations, if there are ``MANY_PIXELS``. Blocks with gradient
+    checkpointing keep less already.
+    """
+    for block in network.modules():
+        if is_checkpointed(block):
+            continue
+        if isinstance(block, TransformerBlock):
+            block.forward = partial(partly_recomputed, block)  # type: ignore[method-assign]
+        elif isinstance(block, ResnetBlock):
+            block.activate = partial(normalised_again, block)  # type: ignore[method-assign]
+
+
+def partly_recomputed(block: nn.Module, x: Tensor, *arguments: Any, **named: Any) -> Tensor:
+    """Compute a block by its class; in the backward pass again, except what is kept inside."""
+    forward = partial(type(block).forward, block, **named)
+    if not x.is_cpu or x.shape[1] < MANY_PIXELS:
+        return forward(x, *arguments)
+    return recompute.recomputed(block, forward, x, *arguments)
+
+
+def normalised_again(block: ResnetBlock, norm: nn.Module, x: Tensor) -> Tensor:
+    """Normalise and activate, in the backward pass again."""
+    activate = partial(type(block).activate, block, norm)
+    if not x.is_cpu or x.shape[2:].numel() < MANY_PIXELS:
+        return activate(x)
+    return recompute.recomputed(norm, activate, x)
 
 
 class _Switch:
@@ -57,10 +101,11 @@ _SWITCH = _Switch()
 
 
 @contextlib.contextmanager
-def everything_kept() -> Iterator[None]:
-    """Let checkpointed blocks keep all, to count it."""
+def everything_kept(watch: Callable[[Tensor], object]) -> Iterator[None]:
+    """Let checkpointed blocks keep all, to count it; watch: see ``recompute.everything_kept``."""
     _SWITCH.on = False
     try:
-        yield
+        with recompute.everything_kept(watch):
+            yield
     finally:
         _SWITCH.on = True

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
-from ldm.training.checkpointing import everything_kept, is_checkpointed
+from ldm.training.checkpointing import everything_kept, is_checkpointed, keeps_all
 from ldm.training.config import TrainConfig
 from ldm.training.loop import fast_attention
 from ldm.training.optimizer_state import moments_size
@@ -113,9 +113,16 @@ class Count:
             self.alive.append(tensor)
         return tensor
 
+    def keep(self, tensor: Tensor) -> None:
+        """Count a tensor that a block keeps anyway."""
+        storage = tensor.untyped_storage()
+        self.kept[storage._cdata] = storage.nbytes()
+        self.alive.append(tensor)
+
     def enter(self, module: nn.Module, arguments: tuple[Any, ...]) -> None:
         """Begin a block: its inputs are kept."""
-        if is_checkpointed(module) and torch.is_grad_enabled():
+        again = is_checkpointed(module) and not keeps_all(module, arguments[0])
+        if again and torch.is_grad_enabled():
             for tensor in arguments:
                 if isinstance(tensor, Tensor):
                     self.see(tensor)
@@ -138,7 +145,7 @@ def counted(*networks: nn.Module) -> Iterator[Count]:
         register_module_forward_hook(count.leave),
     )
     try:
-        with everything_kept(), saved_tensors_hooks(count.see, lambda tensor: tensor):
+        with everything_kept(count.keep), saved_tensors_hooks(count.see, lambda tensor: tensor):
             yield count
     finally:
         for hook in hooks:

@@ -10,7 +10,6 @@ from functools import partial
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 
 from ldm.training.checkpointing import BLOCKS
 
@@ -24,6 +23,9 @@ def choose_units(accelerator: Accelerator, model: nn.Module) -> None:
     plugin = accelerator.state.fsdp_plugin if hasattr(accelerator.state, "fsdp_plugin") else None
     if plugin is None:
         return
+    # Here, as it imports 50 MB that other runs never need.
+    from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
+
     modules = list(model.modules())
     names = [kind.__name__ for kind in BLOCKS if any(isinstance(one, kind) for one in modules)]
     if names:

@@ -11,7 +11,15 @@ from torch import Tensor, nn
 
 from ldm.clip import CLIPTextEncoder
 from ldm.config import CLIPTextConfig, UNetConfig
-from ldm.training.checkpointing import BLOCKS, checkpoint_blocks, is_checkpointed
+from ldm.fast import cpu, recompute
+from ldm.fast.cpu import adapt_to_cpu
+from ldm.fast.frozen import freeze
+from ldm.training.checkpointing import (
+    BLOCKS,
+    checkpoint_blocks,
+    checkpoint_partly,
+    is_checkpointed,
+)
 from ldm.training.finetuning.adapters import AdapterOptions, Adapters
 from ldm.training.memory import counted
 from ldm.unet import UNet
@@ -72,6 +80,64 @@ def test_gradients_of_adapters_are_bit_identical(bf16: bool, options: dict[str, 
     checkpoint_blocks(unet)
     found = gradients(unet, adapters, bf16)
     assert all(map(torch.equal, found, plain)) and all(grad.any() for grad in plain)
+
+
+def frozen(conv: bool = True) -> tuple[UNet, Adapters]:
+    """A U-Net as `ldm train lora` has it on a CPU."""
+    unet = randomize(adapt_to_cpu(UNet(SMALL)), 1).eval().requires_grad_(False)
+    unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    adapters = Adapters(unet, AdapterOptions(rank=2, conv_rank=2 if conv else None))
+    with torch.no_grad():
+        for value in adapters.parameters():
+            value += 0.1 * torch.randn(value.shape)
+    adapters.attach(unet)
+    freeze(unet)
+    return unet, adapters
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("pairs", [1, 1 << 16])
+def test_partly_computed_again_gradients_are_bit_identical(
+    bf16: bool, pairs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With attention head by head, which is kept, and without."""
+    monkeypatch.setattr(cpu, "MANY_PAIRS", pairs)
+    unet, adapters = frozen()
+    plain = gradients(unet, adapters, bf16)
+    checkpoint_partly(unet)
+    found = gradients(unet, adapters, bf16)
+    assert all(map(torch.equal, found, plain)) and all(grad.any() for grad in plain)
+    assert any(map(is_checkpointed, unet.modules()))
+
+
+def bytes_kept(unet: UNet, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Of what autograd and ``recompute`` hold after a forward pass, without the weights."""
+    runs: list[recompute.Run] = []
+    saved: list[Tensor] = []
+
+    class Recorded(recompute.Run):
+        def first(self, inputs: tuple[Any, ...]) -> Tensor:
+            runs.append(self)
+            return super().first(inputs)
+
+    monkeypatch.setattr(recompute, "Run", Recorded)
+    with torch.autograd.graph.saved_tensors_hooks(saved.append, lambda _: None):
+        unet(torch.zeros(1, 4, 32, 32), torch.tensor([5]), torch.zeros(1, 77, 24))
+    saved += [one for run in runs for one in (*run.inputs, *run.kept) if torch.is_tensor(one)]
+    own = {parameter.untyped_storage().data_ptr() for parameter in unet.parameters()}
+    storages = {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in saved}
+    return sum(size for place, size in storages.items() if place not in own)
+
+
+def test_partly_computed_again_a_network_keeps_a_third(monkeypatch: pytest.MonkeyPatch) -> None:
+    unet, adapters = frozen(conv=False)
+    plain = bytes_kept(unet, monkeypatch)
+    checkpoint_partly(unet)
+    few = bytes_kept(unet, monkeypatch)
+    assert few < plain / 3
+    with counted(unet, adapters) as count:  # with the largest block
+        unet(torch.zeros(1, 4, 32, 32), torch.tensor([5]), torch.zeros(1, 77, 24))
+    assert few < count.total < plain
 
 
 def test_gradients_of_a_text_encoder_are_bit_identical() -> None:

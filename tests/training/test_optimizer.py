@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,34 @@ def assert_same_path(ours: Any, theirs: Any, a: list, b: list, bound: float) -> 
         theirs.step()
     for one, other, was in zip(a, b, begun, strict=True):
         assert (one - other).abs().max() < bound < (one - was).abs().max()
+
+
+SCRIPT = """
+import sys, torch
+from ldm.training.config import TrainConfig
+from ldm.training.loop import train_steps
+from ldm.training.optimizer import build_optimizer
+layer = torch.nn.Linear(2, 2)
+optimizer = build_optimizer(layer, TrainConfig("", "", "", 1, 1, 0.1))
+layer(torch.ones(1, 2)).sum().backward()
+optimizer.step()
+optimizer.zero_grad()
+optimizer.load_state_dict(optimizer.state_dict())
+print(*sorted({"torch._dynamo", "sympy", "torch.distributed.fsdp"} & sys.modules.keys()))
+"""
+
+
+def test_adamw_does_not_import_what_compiles_and_shards() -> None:
+    """These would be 90 MB of each run."""
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True)
+    assert (done.stdout, done.returncode) == ("\n", 0), done.stderr
+
+
+def test_adamw_is_pytorchs() -> None:
+    config = TrainConfig("", "", "", 1, 1, 0.1, betas=(0.8, 0.9), weight_decay=0.3)
+    ours, theirs = (nn.ParameterList(weights()) for _ in range(2))
+    plain = torch.optim.AdamW(theirs, lr=0.1, betas=(0.8, 0.9), weight_decay=0.3, fused=True)
+    assert_same_path(build_optimizer(ours, config), plain, list(ours), list(theirs), 1e-9)
 
 
 @pytest.mark.parity

@@ -25,6 +25,7 @@ from ldm.fast import adapt_to_cpu
 from ldm.fast.frozen import freeze
 from ldm.pipeline import Pipeline
 from ldm.scheduler import DDPMScheduler
+from ldm.training.checkpointing import checkpoint_partly
 from ldm.training.config import TrainConfig
 from ldm.training.data import step_generator
 from ldm.training.finetuning.adapters import AdapterOptions, Adapters
@@ -63,6 +64,7 @@ class Learning(Recipe):
     def prepare(self, accelerator: Any) -> None:
         network: nn.Module = self.unet
         freeze(network, HALVES.get(accelerator.mixed_precision))
+        checkpoint_partly(network)
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def batch(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:

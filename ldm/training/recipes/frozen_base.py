@@ -14,6 +14,7 @@ from ldm.config.tasks import TASK_NAMES
 from ldm.errors import ArgumentError
 from ldm.fast.frozen import freeze
 from ldm.pipeline import Pipeline
+from ldm.training.checkpointing import checkpoint_partly
 from ldm.training.config import TrainConfig
 from ldm.training.data.crops import Size
 from ldm.training.recipes.cached_latents import Drawn
@@ -80,6 +81,8 @@ class FrozenBaseRecipe(CaptionedRecipe[M]):
         for part, network in self.networks.items():
             if is_frozen(network):
                 freeze(network, HALVES.get(self.config.mixed_precision), self.exact_layers(part))
+                if not torch.cuda.is_available():
+                    checkpoint_partly(network)
 
     @property
     def frozen(self) -> list[nn.Module]:
