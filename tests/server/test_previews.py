@@ -10,7 +10,7 @@ from PIL import Image
 
 from ldm.pipeline import Progress
 from ldm.request import LargeRequest
-from ldm.server import worker
+from ldm.server import batch as runs
 from ldm.server.drawing import Drawing
 from ldm.server.jobs import Job
 from ldm.server.queue import Unit
@@ -39,12 +39,12 @@ def drawn(monkeypatch):
             spent[0] += DECODING
             return [SHARP.copy()]
 
-        monkeypatch.setattr(worker, "time", SimpleNamespace(monotonic=lambda: now[0]))
-        monkeypatch.setattr(worker, "decoded", decoded)
-        monkeypatch.setattr(worker, "rough", lambda pipe, x0: ROUGH.copy())
-        monkeypatch.setattr(worker, "is_small", lambda pipe, x0: small)
+        monkeypatch.setattr(runs, "time", SimpleNamespace(monotonic=lambda: now[0]))
+        monkeypatch.setattr(runs, "decoded", decoded)
+        monkeypatch.setattr(runs, "rough", lambda pipe, x0: ROUGH.copy())
+        monkeypatch.setattr(runs, "is_small", lambda pipe, x0: small)
         units = [Unit(one, request) for one in jobs for request in one.drawing.singles()]
-        batch = worker.Batch(units, SimpleNamespace(), Limits())
+        batch = runs.Batch(units, SimpleNamespace(), Limits())
         x = torch.zeros(len(units), 8, 16, 16)
         seen: dict[Job, list] = {one: [] for one in jobs}
         for step in range(1, steps + 1):

@@ -7,11 +7,27 @@ import math
 from typing import Any
 
 from fastapi import APIRouter
+from pydantic import Field
+
+from ldm.server.answers import ERROR_WORDS, Answer
+
+
+class A1111Error(Answer):
+    """An error as A1111 answers it."""
+
+    error: str = Field(description="its kind")
+    detail: str = Field(description="what is wrong, in words")
+    body: str
+    errors: str = Field(description="the same words")
 
 
 def make_router(tag: str = "A1111") -> APIRouter:
     """Make a router; ``ldm.server.shapes`` gives its errors A1111's shape."""
-    return APIRouter(tags=[tag])
+    answers: dict[int | str, dict[str, Any]] = {
+        status: {"model": A1111Error, "description": words}
+        for status, words in ERROR_WORDS.items()
+    }
+    return APIRouter(tags=[tag], responses=answers)
 
 
 def plain(value: Any, depth: int = 0) -> Any:
