@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import statistics
 from dataclasses import asdict, dataclass
 from typing import Any
 
-ARGUMENTS = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+from tools.browser import open_page
+
 LETTERS = " on a blue background and a green tree, 3d"
 WATCH = """() => {
     window.shown = [];
@@ -70,18 +70,9 @@ def main() -> None:
     parser.add_argument("--url", default="http://127.0.0.1:7860")
     parser.add_argument("--keys", type=int, default=20)
     arguments = parser.parse_args()
-    from playwright.sync_api import sync_playwright
-
-    chromium = shutil.which("chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=chromium, args=ARGUMENTS, ignore_default_args=["--headless"]
-        )
-        page = browser.new_page()
-        page.goto(arguments.url)
+    with open_page(arguments.url) as page:
         letters = (LETTERS * (arguments.keys // len(LETTERS) + 1))[: arguments.keys]
         times = [asdict(one) for one in measure(page, letters)]
-        browser.close()
     for name in times[0]:
         values = sorted(one[name] for one in times)
         print(

@@ -14,6 +14,7 @@ from typing import Any
 from PIL import Image
 
 from ldm.adapters.lora_scale import TagScale
+from ldm.control.preprocessed import ControlSource
 from ldm.errors import ArgumentError
 from ldm.images.files import load_image
 from ldm.request import ARGUMENTS, LargeRequest
@@ -219,6 +220,19 @@ def refuse_paths(request: LargeRequest) -> None:
     for field in dataclasses.fields(request):
         if field.metadata.get("form") is not None and has_path(getattr(request, field.name)):
             raise ServerError(f"{field.name} is a path; send the picture itself", field.name)
+
+
+def given_pictures(request: LargeRequest) -> Iterator[Image.Image]:
+    """Yield the pictures that a client has sent."""
+    left = [getattr(request, name) for name in FIELDS]
+    while left:
+        value = left.pop()
+        if isinstance(value, list | tuple):
+            left += value
+        elif isinstance(value, Image.Image):
+            yield value
+        elif isinstance(value, ControlSource) and isinstance(value.path, Image.Image):
+            yield value.path
 
 
 def has_path(value: Any) -> bool:

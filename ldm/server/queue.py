@@ -16,6 +16,7 @@ from ldm.server.errors import BusyError, ServerError
 from ldm.server.jobs import Job
 from ldm.server.settings import Limits
 
+SETTLE, MOST_SETTLE = 0.006, 0.04  # seconds: see ``FairQueue._pause``
 PLACES_SHARE = 0.05  # of the time, for looking at the places of all jobs
 
 
@@ -71,6 +72,7 @@ class FairQueue:
         self._places_next = 0.0  # when these are looked at again
         self._served: set[str] = set()  # who may come back at once
         self._gather_until = 0.0
+        self._first_added = self._last_added = 0.0  # since the queue was empty; when
 
     def add(self, job: Job) -> None:
         """Put a job into the queue. Raises BusyError if it is full or closed."""
@@ -82,6 +84,9 @@ class FairQueue:
                 self._drop_ended()
             if words := self._full(job.client):
                 raise BusyError(f"{words} waiting already; try again later", status=429)
+            self._last_added = time.monotonic()
+            if not self._clients:
+                self._first_added = self._last_added
             self._clients.setdefault(job.client, []).append(waiting)
             if place := self._place(job.client):
                 job.update(place=place)
@@ -115,8 +120,8 @@ class FairQueue:
                 self._drop_ended()
                 if self._calls:
                     return []
-                pause = self._gather_until - time.monotonic()
-                if self._clients and (pause <= 0 or self._gathered()):
+                pause = self._pause()
+                if self._clients and pause <= 0:
                     break
                 if self._clients:
                     self._ready.wait(pause)
@@ -170,10 +175,19 @@ class FairQueue:
             return f"{mine} your jobs are"
         return f"{all_of_them} jobs are" if all_of_them >= self.limits.waiting else ""
 
-    def _gathered(self) -> bool:
-        """Whether all are back, or there are as many others as one run draws."""
-        enough = len(self._clients) >= self.limits.batch
-        return self._closed is not None or enough or self._served <= self._clients.keys()
+    def _pause(self) -> float:
+        """Return the seconds to wait for more jobs before the next batch; 0 or less for none.
+
+        Those who were served may come back (``gather``), and of several who ask at the same moment,
+        the first would be drawn alone: what comes to an empty queue waits until nothing more has
+        come for ``SETTLE``, and ``MOST_SETTLE`` at most.
+        """
+        if self._closed is not None or len(self._clients) >= self.limits.batch:
+            return 0.0
+        until = min(self._last_added + SETTLE, self._first_added + MOST_SETTLE)
+        if not self._served <= self._clients.keys():
+            until = max(until, self._gather_until)
+        return until - time.monotonic()
 
     def _take_batch(self, room: Callable[[Unit], int]) -> list[Unit]:
         """Take the next unit, and what the same run can draw."""

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from ldm.server.drawing import Drawing, make_drawing
+from ldm.server.drawing import Drawing, given_pictures, make_drawing
 from ldm.server.errors import BusyError, CancelledError
 from ldm.server.jobs import Job, Recorder, Status
 from ldm.server.library import Library
@@ -127,7 +127,7 @@ class Server:
 
     def _ended(self, job: Job) -> None:
         self.metrics.ended(job)
-        pictures = job.status.pictures
+        pictures = [*job.status.pictures, *given_pictures(job.drawing.request)]
         self._picture_bytes[job.id] = sum(3 * image.width * image.height for image in pictures)
 
     def _forget(self) -> None:

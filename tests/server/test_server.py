@@ -183,3 +183,17 @@ def test_server_stops_and_reports_what_was_under_way(limited) -> None:
         while job.status.state == "queued":
             threading.Event().wait(0.01)
     assert {job.status.state, queued.status.state} == {"cancelled"}
+
+
+def test_jobs_with_large_uploads_are_forgotten_first(limited) -> None:
+    """Their pictures count to what is kept, as those that were drawn do."""
+    upload = Image.new("RGB", (512, 512))
+    with limited(kept_bytes=3 * 512 * 512 + 100_000) as client:
+        server = client.app.state.server
+        jobs = []
+        for seed in range(3):
+            job = server.submit(drawing(image=upload, strength=0.0, width=64, height=64, seed=seed))
+            asyncio.run(job.finished())
+            jobs.append(job.id)
+        server.submit(drawing())
+        assert jobs[0] not in server.jobs and jobs[2] in server.jobs
