@@ -49,8 +49,8 @@ class Limits:
     preview_seconds: float = 0.1
     preview_share: float = 0.3
     preview_share_together: float = 0.08
-    gather_share: float = 0.05
-    gather_seconds: float = 0.02
+    gather_share: float = 0.1
+    gather_seconds: float = 0.04
     kept_bytes: int = 256 * 1024 * 1024
     rate: float | None = None
     burst: float = 100.0

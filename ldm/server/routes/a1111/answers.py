@@ -24,8 +24,7 @@ class A1111Error(Answer):
 def make_router(tag: str = "A1111") -> APIRouter:
     """Make a router; ``ldm.server.shapes`` gives its errors A1111's shape."""
     answers: dict[int | str, dict[str, Any]] = {
-        status: {"model": A1111Error, "description": words}
-        for status, words in ERROR_WORDS.items()
+        status: {"model": A1111Error, "description": words} for status, words in ERROR_WORDS.items()
     }
     return APIRouter(tags=[tag], responses=answers)
 
