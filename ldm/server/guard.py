@@ -16,7 +16,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ldm.server import keys
-from ldm.server.bodies import Bodies, ClientLeft, check_content
+from ldm.server.bodies import Bodies, ClientLeft, check_content, discard
 from ldm.server.errors import ServerError
 from ldm.server.hosts import Doors, is_loopback
 from ldm.server.keys import Key, NoKeyError
@@ -94,13 +94,11 @@ class Guard:
         headers = Headers(scope=scope)
         if scope["path"] == HEALTH:
             return await self.app(scope, receive, send)
-        self.doors.check_host(headers)
-        self.check_rate(scope)
-        preflight = scope["method"] == "OPTIONS" and "access-control-request-method" in headers
-        if not preflight:  # which has no key; it is answered without the routes
-            self.doors.check_origin(scope["method"], headers)
-            if scope["path"] != keys.LOGIN:
-                self.check_key(scope, headers)
+        try:
+            self.check_sender(scope, headers)
+        except ServerError:
+            await discard(receive)  # a client that still writes would see no answer
+            raise
         body = await self.bodies.read(headers, receive)
         size = len(body)
         try:
@@ -112,6 +110,16 @@ class Guard:
             await self.app(scope, replay, send)
         finally:
             self.bodies.release(size)
+
+    def check_sender(self, scope: Scope, headers: Headers) -> None:
+        """Raise ServerError for a request that may not be sent from there, or not so often."""
+        self.doors.check_host(headers)
+        self.check_rate(scope)
+        if scope["method"] == "OPTIONS" and "access-control-request-method" in headers:
+            return  # it has no key, and is answered without the routes
+        self.doors.check_origin(scope["method"], headers)
+        if scope["path"] != keys.LOGIN:
+            self.check_key(scope, headers)
 
     def check_rate(self, scope: Scope) -> None:
         """Raise RateError for an address that sends too often."""

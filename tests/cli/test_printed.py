@@ -30,6 +30,7 @@ ALLOWED = {
     "common.py": {"stdout", "stderr"},
     "streams.py": {"stdout"},
     "progress.py": {"stderr"},
+    "upscale.py": {"stdout"},
 }
 
 
