@@ -105,13 +105,13 @@ class ResnetBlock(nn.Module):
         time = None
         if self.time_emb_proj is not None:
             time = self.time_emb_proj(temb)[:, :, None, None]
-        if time is None:
-            h = self.activate(self.norm2, h)
-        elif self.scale_shift:
+        if time is not None and self.scale_shift:
             scale, shift = time.chunk(2, dim=1)
             h = F.silu(self.norm2(h) * (1 + scale) + shift)
         else:
-            h = self.activate(self.norm2, h + time)
+            if time is not None:
+                h = h + time
+            h = self.activate(self.norm2, h)
         h = self.conv2(self.dropout(h))
         return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
 

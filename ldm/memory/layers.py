@@ -49,7 +49,8 @@ def resnet(read: int, written: int, pixels: int, out_pixels: int, kernels: Kerne
         2 * before,  # the norm and the activation
         (before + 2 * x) * (pixels != out_pixels),  # resampled, with its shortcut
         x + y + max(kernels.copies(x, y), kernels.rounded(x)),  # the first convolution
-        3 * y + max(kernels.copies(y, y), kernels.rounded(y)),  # the second one
+        3 * y,  # its result, the norm and the activation
+        2 * y + max(kernels.copies(y, y), kernels.rounded(y)),  # the second one
         (read != written) * (2 * y + kernels.copies(x, y)),  # the shortcut
     ]
     return max(moments) + (x if pixels != out_pixels else 0)
