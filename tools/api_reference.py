@@ -43,6 +43,7 @@ def complete(modules: list[ModuleType]) -> None:
                 before = dict(vars(module))
                 exec(compile(imports, str(module.__file__), "exec"), vars(module))
                 now = vars(module)
+                now.update({k: v for k, v in before.items() if is_made_in(module, v)})
                 names.update({k: now[k] for k in now if now[k] is not before.get(k)})
         for name in getattr(module, "__all__", ()):
             vars(module)[name] = getattr(module, name)
@@ -50,16 +51,24 @@ def complete(modules: list[ModuleType]) -> None:
         for name, value in names.items():
             vars(module).setdefault(name, value)
         for member in list(vars(module).values()):
-            if isinstance(member, type) and member.__module__ == module.__name__:
+            if is_made_in(module, member):
                 resolve(member)
+
+
+def is_made_in(module: ModuleType, value: object) -> bool:
+    """Whether a value is a class that a module itself has made."""
+    return isinstance(value, type) and value.__module__ == module.__name__
 
 
 def resolve(kind: type) -> None:
     """Show the signatures of a class as ``inspect`` has them.
 
     pdoc reads the types of made methods without the names that their module knows, and looks
-    behind a decorator.
+    behind a decorator. It does not see the fields of a pydantic class that has no source.
     """
+    fields = getattr(kind, "__pydantic_fields__", {})
+    for name in fields.keys() & vars(kind).get("__annotations__", {}):
+        type.__setattr__(kind, name, fields[name])
     made = kind.__init__ if dataclasses.is_dataclass(kind) else kind.__new__
     if dataclasses.is_dataclass(kind) or (issubclass(kind, tuple) and hasattr(kind, "_fields")):
         hints = typing.get_type_hints(kind)

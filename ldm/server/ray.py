@@ -18,8 +18,6 @@ from typing import Any
 
 from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from ray import serve
-from ray.serve import Application
 
 from ldm.server.app import create_app
 from ldm.server.settings import Settings
@@ -91,11 +89,13 @@ class Arguments(BaseModel):
 SETTINGS = Settings.__dataclass_fields__
 
 
-def app(arguments: dict[str, Any]) -> Application:
-    """Build the application: what ``serve run ldm.server.ray:app`` calls.
+def app(arguments: dict[str, Any]) -> Any:
+    """Build the application of Ray Serve: what ``serve run ldm.server.ray:app`` calls.
 
     Raises ValidationError for an argument that there is not, or a value that cannot be.
     """
+    from ray import serve
+
     given = Arguments.model_validate(arguments)
     settings = given.settings()
 
@@ -106,5 +106,4 @@ def app(arguments: dict[str, Any]) -> Application:
         """A server; Ray runs the application's lifespan, which loads the model and draws."""
 
     deployment: Any = serve.deployment(name="ldm", **given.options())
-    application: Application = deployment(serve.ingress(build)(Replica)).bind()
-    return application
+    return deployment(serve.ingress(build)(Replica)).bind()
