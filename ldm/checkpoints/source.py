@@ -96,6 +96,12 @@ def find_own_controlnet(model: Path) -> Path | None:
     return folder if alone and (folder / "config.json").is_file() else None
 
 
+def find_own_ip_adapter(model: Path) -> Path | None:
+    """Return the file of the IP-Adapter in a model's folder, if it has one."""
+    file = model / "ip_adapter" / "ip_adapter.safetensors"
+    return file if file.is_file() else None
+
+
 def _from_hub(
     repo: str,
     cache_dir: str | None,

@@ -12,7 +12,7 @@ import torch
 
 from ldm.adapters.lora import Loras
 from ldm.adapters.textual_inversion import TextualInversions
-from ldm.checkpoints.source import find_own_controlnet
+from ldm.checkpoints.source import find_own_controlnet, find_own_ip_adapter
 from ldm.classes.classifier import Classifier
 from ldm.classes.labels import Classes
 from ldm.clip import CLIPTextEncoder
@@ -173,6 +173,11 @@ class Model:
         """The folder of a ControlNet that belongs to the model; see ``used_controlnets``."""
         return None if self.folder is None else find_own_controlnet(self.folder)
 
+    @property
+    def own_ip_adapter(self) -> Path | None:
+        """The file of an IP-Adapter that belongs to the model."""
+        return None if self.folder is None else find_own_ip_adapter(self.folder)
+
     def load_own_controlnet(self) -> None:
         """See ``ldm.interface.controlnets``."""
         raise NotImplementedError
@@ -255,8 +260,8 @@ class Model:
 
 def own_ip_adapter(model: Model) -> None:
     """Load the IP-Adapter in the model's own folder, if there is one and no other is loaded."""
-    file = None if model.folder is None else model.folder / "ip_adapter" / "ip_adapter.safetensors"
-    if file is not None and not model.ip_adapters and file.is_file():
+    file = model.own_ip_adapter
+    if file is not None and not model.ip_adapters:
         with model.turns.changing():
             if not model.ip_adapters:
                 adapter = model.make_ip_adapter(file, "image_encoder", None, own=True)

@@ -53,10 +53,8 @@ def defaults(pipe: Pipeline) -> dict[str, Any]:
 
 def able(pipe: Pipeline) -> dict[str, bool]:
     """Return what a model comes with."""
-    folder = pipe.folder
-    file = None if folder is None else folder / "ip_adapter" / "ip_adapter.safetensors"
     return {
         "controlnet": pipe.own_controlnet is not None,
         # Its own is loaded when it is first needed.
-        "ip_adapter": bool(pipe.ip_adapters) or (file is not None and file.is_file()),
+        "ip_adapter": bool(pipe.ip_adapters) or pipe.own_ip_adapter is not None,
     }

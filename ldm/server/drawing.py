@@ -17,6 +17,7 @@ from ldm.adapters.lora_scale import TagScale
 from ldm.control.preprocessed import ControlSource
 from ldm.errors import ArgumentError
 from ldm.images.files import load_image
+from ldm.pipeline import Pipeline
 from ldm.request import ARGUMENTS, LargeRequest
 from ldm.samplers import read_names
 from ldm.server.errors import ServerError
@@ -59,6 +60,12 @@ class Drawing:
     def divisible(self) -> bool:
         """Whether each picture can be drawn in a run of its own."""
         return not self.request.style_aligned and not self.request.variation_strength
+
+    def pixels(self, pipe: Pipeline) -> float:
+        """Return how many pixels one picture has, after a second pass."""
+        (width, height), own = size_of(self.request), pipe.default_size()
+        scale = self.request.hires_scale if self.hires else 1.0
+        return (width or own[1]) * (height or own[0]) * scale**2
 
     @cached_property
     def key(self) -> tuple[Any, ...]:

@@ -10,7 +10,9 @@ import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from ldm.checkpoints.assets import asset_path
 from ldm.checkpoints.model_folder import ENDINGS, models
+from ldm.checkpoints.source import find_own_ip_adapter
 from ldm.config.upscalers import FILE_LABELS, find_built_in
 from ldm.server.errors import unknown
 from ldm.server.settings import Settings
@@ -74,7 +76,8 @@ class Library:
     def has_ip_adapter(self, name: str) -> bool:
         """Whether a listed model comes with an IP-Adapter of its own."""
         path = self.models[name]
-        return path is None or (Path(path) / "ip_adapter").is_dir()
+        folder = asset_path("weights") if path is None else Path(path)
+        return find_own_ip_adapter(folder) is not None
 
     @staticmethod
     def choose(kind: str, known: Iterable[str], name: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Callable
 from typing import Any
@@ -11,11 +10,11 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from ldm.images.files import to_pil
 from ldm.images.sheets import heat_colours
+from ldm.server import previews
 from ldm.server.errors import ServerError, UnknownNameError
-from ldm.server.previews import DECODED_PIXELS
 from ldm.server.recorder import Record, Step
+from ldm.server.store import encode
 
 SPREAD = 3.0  # latents of ±SPREAD are black and white: x_t has about the deviation 1
 GAP = 1  # pixels between the channels of a sheet
@@ -23,12 +22,12 @@ GAP = 1  # pixels between the channels of a sheet
 
 def decoded(record: Record, x: Tensor) -> Image.Image:
     """Decode latents (C, h, w)."""
-    return to_pil(record.model().decode(x[None]))[0]
+    return previews.decoded(record.model(), x[None])[0]
 
 
 def rough(record: Record, x: Tensor) -> Image.Image:
     """Show latents (C, h, w) in rough colours, one pixel each."""
-    return to_pil(record.model().preview(x[None]) * 2 - 1)[0]
+    return previews.rough(record.model(), x[None])
 
 
 def channels(x: Tensor) -> Image.Image:
@@ -82,7 +81,7 @@ def view(record: Record, number: int, name: str) -> bytes:
     if name not in VIEWS:
         known = ", ".join(VIEWS)
         raise UnknownNameError(f"view {name!r:.60} is not known; there are: {known}", "view")
-    return png(VIEWS[name](record, record.step(number)))
+    return encode(VIEWS[name](record, record.step(number)))
 
 
 def word_overlay(record: Record, index: int) -> bytes:
@@ -98,14 +97,7 @@ def word_overlay(record: Record, index: int) -> bytes:
     factor = record.model().vae.config.scale
     mask, colours = heat_colours(heat.numpy(), (heat.shape[1] * factor, heat.shape[0] * factor))
     layers = np.concatenate([colours, 255 * (0.15 + 0.75 * mask[..., None])], axis=-1)
-    return png(Image.fromarray(layers.round().astype(np.uint8), "RGBA"))
-
-
-def png(image: Image.Image) -> bytes:
-    """Return a picture as a PNG file."""
-    content = io.BytesIO()
-    image.save(content, "PNG")
-    return content.getvalue()
+    return encode(Image.fromarray(layers.round().astype(np.uint8), "RGBA"))
 
 
 def describe(record: Record) -> dict[str, Any]:
@@ -122,7 +114,7 @@ def describe(record: Record) -> dict[str, Any]:
         "dtype": str(record.dtype).removeprefix("torch."),
         "latents": latents,
         "factor": side,
-        "small": latents[1] * latents[2] * side**2 <= DECODED_PIXELS,  # decoded in no time
+        "small": latents[1] * latents[2] * side**2 <= previews.DECODED_PIXELS,  # decoded in no time
         "views": list(VIEWS),
         "steps": [
             {

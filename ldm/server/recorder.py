@@ -220,15 +220,9 @@ class JobRecorder:
         """Return whether the model reads words, and maps of all of them fit into the memory."""
         if not pipe.text_models:
             return False
-        request, factor = self.job.drawing.request, pipe.vae.config.scale
-        own = pipe.default_size()
-        height, width = request.height or own[0], request.width or own[1]
-        size = getattr(request.image, "size", None)
-        if size is not None:
-            width, height = size
-        scale = request.hires_scale if self.job.drawing.hires else 1.0
-        letters = max(map(len, request.prompts))
-        maps = (letters // 2 + 77) * height * width * scale**2 / factor**2
+        drawing, factor = self.job.drawing, pipe.vae.config.scale
+        letters = max(map(len, drawing.request.prompts))
+        maps = (letters // 2 + 77) * drawing.pixels(pipe) / factor**2
         return 4 * maps < self.records.most_bytes / SHARE
 
 

@@ -52,7 +52,6 @@ def read_upload(content: str | bytes, argument: str, most_pixels: int) -> Image.
             f"{argument} is no picture, or of a format that is not read", argument
         ) from None
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        reason = "no known format" if isinstance(error, UnidentifiedImageError) else error
         raise ServerError(
-            f"{argument} is no picture that can be read ({reason})", argument
+            f"{argument} is no picture that can be read ({error})", argument
         ) from None

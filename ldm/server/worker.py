@@ -8,8 +8,6 @@ import threading
 import time
 from collections.abc import Iterator
 
-from PIL.Image import Image
-
 from ldm.errors import LDMError
 from ldm.server.batch import Batch
 from ldm.server.drawing import merged
@@ -93,16 +91,11 @@ class Worker(threading.Thread):
 
     def room(self, unit: Unit) -> int:
         """Return how many pictures like that of a unit one run may draw."""
-        request, most = unit.request, self.limits.batch
-        pipe = self.model.pipe
-        if pipe is None or not unit.job.drawing.divisible:
+        drawing, pipe = unit.job.drawing, self.model.pipe
+        if pipe is None or not drawing.divisible:
             return max(1, unit.count)
-        own = pipe.default_size()
-        height, width = request.height or own[0], request.width or own[1]
-        if request.image is not None and isinstance(request.image, Image):
-            width, height = request.image.size
-        scale = request.hires_scale if unit.job.drawing.hires else 1.0
-        return max(1, min(most, int(self.limits.batch_pixels / (height * width * scale**2))))
+        fit = int(self.limits.batch_pixels / drawing.pixels(pipe))
+        return max(1, min(self.limits.batch, fit))
 
     def draw(self, units: list[Unit]) -> None:
         """Draw a batch; an error fails the job that it is of, and no other."""

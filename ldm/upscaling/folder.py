@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from ldm.checkpoints.model_folder import models
 from ldm.config.upscalers import (
     BUILT_IN,
     ENDINGS,
@@ -21,7 +22,6 @@ FOLDERS = (
     *("esrgan", "realesrgan", "bsrgan", "swinir", "scunet", "dat", "hat"),
     *("upscale_models", "upscalers"),
 )
-MOST = 10_000  # files and folders to look at
 SCALES = re.compile(
     r"^([1-8])-?x|(?<![a-z\d])(?:x-?([1-8])(?=plus|v\d|[^a-z\d]|$)|([1-8])x(?![a-z\d]))"
 )
@@ -103,16 +103,7 @@ def files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise ArgumentError(f"{str(folder)!r:.200} is no folder; give one of models")
     own = [path for path in folder.iterdir() if path.name.lower() in FOLDERS and path.is_dir()]
-    found: list[Path] = []
-    left, seen = own or [folder], 0
-    while left and seen < MOST:
-        for path in sorted(left.pop().iterdir()):
-            seen += 1
-            if path.is_dir():
-                if not path.is_symlink():
-                    left.append(path)
-            elif path.suffix.lower() in ENDINGS:
-                found.append(path)
+    found = [path for each in own or [folder] for path in models(each, ENDINGS) if path.is_file()]
     rank = {ending: place for place, ending in enumerate(ENDINGS)}
     return sorted(found, key=lambda p: (p.stem.lower(), rank[p.suffix.lower()], p))
 

@@ -1,7 +1,6 @@
 """A real browser at a real server, for tests of the page."""
 
 import contextlib
-import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -13,13 +12,8 @@ import uvicorn
 from ldm.server.app import create_app
 from ldm.server.settings import Settings
 from ldm.server.state import Server
+from tools.browser import ARGUMENTS, CHROMIUM
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-# Nothing of its own over the network, and no sandbox, which containers do not have.
-ARGUMENTS = [
-    *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-]
 PATIENCE = 120_000  # ms; the machine may be busy
 WIDE, PHONE = {"width": 1360, "height": 900}, {"width": 360, "height": 740}
 

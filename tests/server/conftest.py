@@ -54,3 +54,19 @@ def limited():
         return TestClient(create_app(settings), base_url=ADDRESS, client=("127.0.0.1", 5000))
 
     return make
+
+
+@pytest.fixture(scope="module")
+def place():
+    """A browser and a server; of one module alone, since Playwright's loop runs in its thread."""
+    from tests.server.browsing import Visits, browsing, serving
+
+    with browsing() as browser, serving(Settings()) as (url, server):
+        yield Visits(browser, url, server)
+
+
+@pytest.fixture
+def visits(place):
+    """Pages, after which there must be no error and no request to another place."""
+    yield place
+    place.close()

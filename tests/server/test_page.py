@@ -3,31 +3,15 @@
 import base64
 import io
 import json
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
 from PIL import Image
 
 pytest.importorskip("fastapi")
-from ldm.server.settings import Settings
-from tests.server.browsing import PATIENCE, PHONE, Visits, browsing, serving
+from tests.server.browsing import PATIENCE, PHONE
 
 PICTURE = "document.querySelector('#picture')"
-
-
-@pytest.fixture(scope="module")
-def place():
-    """A browser and a server; of this module alone, since Playwright's loop runs in its thread."""
-    with browsing() as browser, serving(Settings()) as (url, server):
-        yield Visits(browser, url, server)
-
-
-@pytest.fixture
-def visits(place) -> Iterator[Visits]:
-    """Pages, after which there must be no error and no request to another place."""
-    yield place
-    place.close()
 
 
 def status(page, start: str) -> None:

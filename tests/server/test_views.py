@@ -2,7 +2,6 @@
 
 import io
 import json
-from collections.abc import Iterator
 from itertools import pairwise
 
 import numpy as np
@@ -10,22 +9,7 @@ import pytest
 from PIL import Image
 
 pytest.importorskip("fastapi")
-from ldm.server.settings import Settings
-from tests.server.browsing import PHONE, Visits, browsing, serving
-
-
-@pytest.fixture(scope="module")
-def place():
-    """A browser and a server of this module alone, since Playwright's loop runs in its thread."""
-    with browsing() as browser, serving(Settings()) as (url, server):
-        yield Visits(browser, url, server)
-
-
-@pytest.fixture
-def visits(place) -> Iterator[Visits]:
-    """Pages, after which there must be no error and no request to another place."""
-    yield place
-    place.close()
+from tests.server.browsing import PHONE
 
 
 def draw(page, prompt="a red car", steps=4, number=1):

@@ -25,13 +25,25 @@ REFUSED: dict[str, tuple[Any, ...]] = {
 }
 
 
-class DrawBody(BaseModel):
+class OpenBody(BaseModel):
+    """A body of which the routes say themselves what they do not know."""
+
+    model_config = ConfigDict(extra="allow", protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def without_nulls(cls, data: Any) -> Any:
+        """Take null for the default, as A1111 does."""
+        if not isinstance(data, dict):
+            return data
+        return {name: value for name, value in data.items() if value is not None}
+
+
+class DrawBody(OpenBody):
     """What txt2img and img2img have in common.
 
     width and height have no default: without them, pictures have the model's own size.
     """
-
-    model_config = ConfigDict(extra="allow", protected_namespaces=())
 
     prompt: str = ""
     negative_prompt: str = ""
@@ -74,14 +86,6 @@ class DrawBody(BaseModel):
     alwayson_scripts: dict[str, Any] = Field(default_factory=dict)
     force_task_id: str | None = None
     infotext: str = ""
-
-    @model_validator(mode="before")
-    @classmethod
-    def without_nulls(cls, data: Any) -> Any:
-        """Take null for the default, as A1111 does."""
-        if not isinstance(data, dict):
-            return data
-        return {name: value for name, value in data.items() if value is not None}
 
     @property
     def count(self) -> int:

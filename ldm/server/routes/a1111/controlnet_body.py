@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, FiniteFloat, model_validator
+from pydantic import FiniteFloat
 
 from ldm.images.control_text import GUESS, PROMPT
+from ldm.server.routes.a1111.bodies import OpenBody
 
 MODE_NUMBERS = ("Balanced", PROMPT, GUESS)
 RESIZE = {
@@ -20,10 +21,8 @@ RESIZE = {
 }
 
 
-class Unit(BaseModel):
+class Unit(OpenBody):
     """One unit, with the extension's names and defaults; null is the default."""
-
-    model_config = ConfigDict(extra="allow", protected_namespaces=())
 
     enabled: bool = True
     image: Any = None
@@ -45,14 +44,6 @@ class Unit(BaseModel):
     low_vram: bool = False
     hr_option: str = "Both"
     save_detected_map: bool = True
-
-    @model_validator(mode="before")
-    @classmethod
-    def without_nulls(cls, data: Any) -> Any:
-        """Take null for the default."""
-        if not isinstance(data, dict):
-            return data
-        return {name: value for name, value in data.items() if value is not None}
 
     @property
     def mode(self) -> str:
