@@ -183,8 +183,8 @@ def save(
 ) -> Path | None:
     """Write a picture under the name that is given, or a free one; return it, None for stdout."""
     from ldm.images import encode_image, save_image
-    from ldm.images.names import free_names
     from ldm.images.picture import FILE_FORMATS
+    from ldm.output import save_under_free_name
     from ldm.upscaling.metadata import kept_metadata
 
     output = arguments.output
@@ -199,15 +199,7 @@ def save(
     own = Path(STDIN_NAME if name == STREAM else name)
     folder = own.parent if output is None else Path(output)
     made = folder / f"{own.stem}-{scale:g}x.png"
-    options = kept_metadata(source, done, "PNG")
-    for path in free_names(made):
-        try:
-            save_image(large, path, **options)
-            return path
-        except LDMError:  # it exists, or another process was quicker
-            if not path.exists():
-                raise
-    raise AssertionError  # there are endless names
+    return save_under_free_name(large, made, **kept_metadata(source, done, "PNG"))
 
 
 def given_path(output: str, number: int, count: int) -> Path:

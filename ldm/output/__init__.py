@@ -112,12 +112,15 @@ class Output:
         return f'<div style="{style}">{"".join(cells)}</div>{more}'
 
 
-def save_under_free_name(image: Image, path: Path) -> Path:
-    """Save to the first of ``path``'s numbered names that is free; return it."""
+def save_under_free_name(image: Image, path: Path, **options: Any) -> Path:
+    """Save to the first of ``path``'s numbered names that is free; return it.
+
+    options: of ``save_image``.
+    """
     for free in free_names(path):
         try:
             check_output(free)
-            save_image(image, free)
+            save_image(image, free, **options)
         except ImageError:
             if free.exists() or free.is_symlink():  # also if another process was quicker
                 continue
