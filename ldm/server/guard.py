@@ -30,7 +30,7 @@ HEALTH = "/health"  # for whoever watches over the process: neither a key nor a 
 GUESSES, GUESSES_A_MINUTE = 10, 6.0  # of an API key, of an address
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
+    "Referrer-Policy": "same-origin",  # "no-referrer" sends the form of the key as from "null"
     "X-Frame-Options": "DENY",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",

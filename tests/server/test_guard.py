@@ -235,7 +235,7 @@ def test_mistakes_of_the_program_show_nothing(caplog) -> None:
 def test_every_answer_has_the_headers() -> None:
     for answer in (guarded().get("/"), guarded(api_key=KEY).get("/")):
         assert answer.headers["x-content-type-options"] == "nosniff"
-        assert answer.headers["referrer-policy"] == "no-referrer"
+        assert answer.headers["referrer-policy"] == "same-origin"
         assert answer.headers["content-security-policy"] == "frame-ancestors 'none'"
         assert "access-control-allow-origin" not in answer.headers
 

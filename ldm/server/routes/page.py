@@ -35,8 +35,6 @@ POLICY = "; ".join(
 HEADERS = {
     "Cache-Control": "no-cache",  # a new version of ldm is seen at once: the ETag is compared
     "Content-Security-Policy": POLICY,
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
 }
 router = APIRouter(include_in_schema=False)
 
