@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -22,28 +23,34 @@ SCALED = {"LoRA": "up", "LoHa": "hada_w1_a", "LoKr": "lokr_w1"}
 def begin_with_lora(model: Trained, start: str) -> Mapping[str, dict[str, Tensor]]:
     """Give the adapters what a LoRA's file, of any tool, has learnt; "" leaves them as they are.
 
-    Returns the file's words, each with its vectors by text encoder.
+    Layers that the file does not change begin anew, with a warning: convolutions may join a LoRA of
+    attention. Returns the file's words, each with its vectors by text encoder.
     Raises CheckpointError for a file that is broken or of another family, ArgumentError for one of
-    another kind or rank than the options, or for other layers.
+    another kind or rank than the options, or that changes layers without adapters.
     """
     if not start:
         return {}
     lora = model.pipe.loras.read(Path(start).expanduser())
     updates = dict(lora.updates)
+    new: list[str] = []
     for part, adapters in model.adapters.items():
         for path, adapter in adapters.items():
             found = updates.pop((part, path), None)
             if found is None:
-                raise ArgumentError(
-                    f"start is {start!r}, which has nothing for {part}.{path}; leave that layer "
-                    "out by options.targets, or start with another LoRA"
-                )
-            fill(adapter, found, f"start is {start!r}, where {part}.{path}")
+                new.append(f"{part}.{path}")
+            else:
+                fill(adapter, found, f"start is {start!r}, where {part}.{path}")
     if updates:
         part, path = next(iter(updates))
         raise ArgumentError(
             f"start is {start!r}, which also changes {len(updates)} layers without adapters, such "
             f"as {part}.{path}; add them by options.targets, conv_rank or train_text_encoder"
+        )
+    if new:
+        warnings.warn(
+            f"start is {start!r}, which has nothing for {len(new)} layers, such as {new[0]}; these "
+            "begin anew",
+            stacklevel=4,
         )
     return lora.words
 
