@@ -447,17 +447,29 @@ def test_an_object_is_recognised_in_more_than_half_of_its_pictures():
     assert found == {"cat": {"pictures": 5, "recognised": 3, "majority": True}}
 
 
-def test_the_aim_for_objects_follows_the_real_icons():
-    drawn = dict.fromkeys(report.BARS) | {"object": 0.7, "colour": 0.89, "count": 0.7}
-    rows = {r["name"]: r for r in report.bars(drawn, dict.fromkeys(report.BARS) | {"object": 0.8})}
-    assert rows["object"]["aim"] == pytest.approx(0.68) and rows["object"]["reached"] is True
-    assert rows["colour"]["reached"] is False and rows["count"]["reached"] is True
-    assert rows["both"]["reached"] is None and rows["frechet"]["aim"] is None
+def test_aims_are_the_least_the_most_or_a_share_of_what_real_icons_have():
+    drawn = dict.fromkeys(report.BARS) | {"object": 0.94, "colour": 0.89, "frechet": 0.4}
+    drawn |= {"recall": 0.7, "eyes": 0.7, "near_copies": 0.02, "recall_interval": (0.6, 0.8)}
+    real = dict.fromkeys(report.BARS) | {"recall": 0.75, "eyes": 0.9}
+    rows = {r["name"]: r for r in report.bars(drawn, real)}
+    reached = {name: row["reached"] for name, row in rows.items() if row["reached"] is not None}
+    assert reached == {
+        "object": True,
+        "colour": False,
+        "frechet": True,  # at most 0.5
+        "near_copies": False,
+        "recall": True,  # 0.9 of 0.75
+        "eyes": False,
+    }
+    assert rows["recall"]["aim"] == pytest.approx(0.675)
+    assert rows["recall"]["drawn_interval"] == (0.6, 0.8)
+    assert rows["recall"]["real_interval"] is None and rows["both"]["aim"] == 0.82
 
 
 def test_report_shows_bars_kinds_and_objects():
     items = [judged("single", ["cat"], seen("cat")), judged("single", ["dog"], seen("cat"))]
-    shares = figures.shares(items) | {"frechet": 12.5, "near_copies": 0.05}
+    shares = figures.with_intervals(figures.verdicts(items))
+    shares |= {"frechet": 12.5, "frechet_interval": (11.0, 14.0), "near_copies": 0.05}
     text = report.markdown(
         {
             "settings": {
@@ -480,8 +492,11 @@ def test_report_shows_bars_kinds_and_objects():
             "pictures": items,
         }
     )
-    assert "| object recognised, top 1 of all nouns | 50.0% | 50.0% | ≥ 42.5% | yes |" in text
-    assert "features (32 directions) | 12.50 | 12.50 |  |  |" in text
+    share = "50.0% (9.5–90.5)"
+    row = f"| object recognised, top 1 of all nouns | {share} | {share} | ≥ 93.0% | **no** |"
+    assert row in text
+    share = "12.50 (11.00–14.00)"
+    assert f"features (32 directions) | {share} | {share} | ≤ 0.50 | **no** |" in text
     assert "| single | 2 | 50.0% | 50.0% | – | – |" in text
     assert "**1 of 2 objects are recognised**" in text and "| dog | 0/1 | no |" in text
     assert "26.50 dB" in text and "87.5%" in text
@@ -723,7 +738,7 @@ def test_a_judge_of_styles_learns_from_plain_icons_and_is_kept(tmp_path, monkeyp
     others += [row("train", "ball", None, kind="two"), row("held_out", "ball", None)]
     images = [striped(word, rng) for word in words]
     data = write_data(tmp_path / "data", rows + others, images + images[:4])
-    assert styles.plain_rows(data) == list(range(30))  # others are of a set without a style
+    assert examples.plain_rows(data) == list(range(30))  # others are of a set without a style
     monkeypatch.setattr(styles, "STEPS", 50)
     monkeypatch.setattr(styles, "BATCH", 16)
     judge_of_styles = styles.trained(data, tmp_path, lambda text: None)

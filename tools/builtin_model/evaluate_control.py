@@ -28,8 +28,9 @@ from ldm.control.preprocessors.filters import dilate
 from ldm.images import image_grid, save_image
 from ldm.pipeline import Pipeline
 from ldm.training.data import CaptionedImages
-from tools.builtin_model.evaluate import log, read_data, shared_parser
+from tools.builtin_model.evaluate import log, read_data
 from tools.builtin_model.evaluation import classifier
+from tools.builtin_model.evaluation.options import shared_parser
 
 COUNT, TOLERANCE, SHOWN = 200, 2, 12
 BATCH = 20

@@ -21,10 +21,11 @@ from PIL import Image
 
 from ldm.cli.common import check_counts, run
 from ldm.pipeline import Pipeline
-from tools.builtin_model.evaluate import log, read_data, shared_parser
+from tools.builtin_model.evaluate import log, read_data
 from tools.builtin_model.evaluate_control import held_out_rows, write
 from tools.builtin_model.evaluation import styles
 from tools.builtin_model.evaluation.colours import object_mask
+from tools.builtin_model.evaluation.options import shared_parser
 from tools.builtin_model.icons.captions import STYLES
 from tools.builtin_model.icons.colour import rgb_to_lch
 

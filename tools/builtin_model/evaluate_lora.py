@@ -27,9 +27,11 @@ from ldm.cli.parsing import Parser
 from ldm.errors import ArgumentError
 from ldm.pipeline import Pipeline
 from ldm.training.data import CaptionedImages
-from tools.builtin_model.evaluate import add_drawing, draw, log, read_data, shared_parser
+from tools.builtin_model.evaluate import log, read_data
 from tools.builtin_model.evaluate_control import recognised, write
 from tools.builtin_model.evaluation import classifier, examples, judge, prompts, styles
+from tools.builtin_model.evaluation.drawing import draw
+from tools.builtin_model.evaluation.options import add_drawing, shared_parser
 from tools.builtin_model.evaluation.prompts import FORTY, Prompt
 from tools.builtin_model.evaluation.styles import StyleJudge
 from tools.builtin_model.icons import new_style, variants
@@ -142,7 +144,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
             log(f"{arguments.lora}: {lora.summary}")
         for words, texts in kinds.items():
             log(f"{name}, {words}: {len(texts)} pictures")
-            pictures, _ = draw(pipe, texts, seeds, arguments)
+            pictures, _ = draw(pipe, texts, seeds, arguments, log)
             report[f"{name}, {words}"] = measure(things, looks, texts, pictures, style)
             shown.append(pictures)
     write(report, shown, min(SHOWN, len(asked)), arguments.output)

@@ -30,11 +30,13 @@ from ldm.cli.parsing import Parser
 from ldm.errors import ArgumentError
 from ldm.images import save_image
 from ldm.pipeline import Pipeline
-from tools.builtin_model.evaluate import add_drawing, draw, log, read_data, shared_parser
+from tools.builtin_model.evaluate import log, read_data
 from tools.builtin_model.evaluation import thing_judge
 from tools.builtin_model.evaluation.classifier import Classifier, Opinion
 from tools.builtin_model.evaluation.colours import background_colour
+from tools.builtin_model.evaluation.drawing import draw
 from tools.builtin_model.evaluation.judge import Judged, Seen
+from tools.builtin_model.evaluation.options import add_drawing, shared_parser
 from tools.builtin_model.evaluation.prompts import PLACES, Prompt, PromptThing
 from tools.builtin_model.evaluation.sheet import contact_sheet
 from tools.builtin_model.evaluation.things import find_things, together
@@ -135,7 +137,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         wanted = asked(thing, name, called)[: arguments.prompts]
         log(f"{case}: {len(wanted)} pictures")
         seeds = [arguments.seed + i for i in range(len(wanted))]
-        pictures, _ = draw(pipe, wanted, seeds, arguments)
+        pictures, _ = draw(pipe, wanted, seeds, arguments, log)
         judged = judge(model, wanted, pictures)
         report[case] = figures(judged)
         path = arguments.output / f"contact-{case.split()[-1]}.png"

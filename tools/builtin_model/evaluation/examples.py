@@ -83,3 +83,9 @@ def other_icons(path: Path, data: CaptionedImages) -> ArgumentError:
         f"{path} is of other icons than {data.folder}; delete it, or choose another folder "
         "(--output, --judge)"
     )
+
+
+def plain_rows(data: CaptionedImages) -> list[int]:
+    """Training's pictures of one icon on white of which no colour is said: mostly its own."""
+    rows = ((i, data.rows[i]) for i in data.train.tolist())
+    return [i for i, row in rows if kind(row) == "one" and not row["colour"] and on_white(row)]

@@ -1,8 +1,10 @@
 """Shares over many verdicts."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
+from tools.builtin_model.evaluation.intervals import of_verdicts, wilson
 from tools.builtin_model.evaluation.judge import Judged
 from tools.builtin_model.icons.captions import STYLES
 
@@ -28,6 +30,8 @@ SHARES: dict[str, tuple[tuple[str, ...], Verdict]] = {
     "place": (("place",), lambda j: j.in_place),
     "size": (("size",), lambda j: j.sized),
     "style": (("style",), lambda j: j.styled),
+    "names": (("names",), lambda j: j.recognised),
+    "names_top5": (("names",), lambda j: j.prompt.noun in j.whole.opinion.nouns),
 }
 
 
@@ -37,21 +41,49 @@ def share(items: Iterable[Judged], test: Verdict) -> float | None:
     return sum(verdicts) / len(verdicts) if verdicts else None
 
 
-def shares(judged: Sequence[Judged]) -> dict[str, float | None]:
-    """SHARES, each over the pictures of its kinds; and of some of them."""
+def verdicts(judged: Sequence[Judged]) -> dict[str, list[bool]]:
+    """SHARES, each as the verdicts on the pictures of its kinds; and those of some of them."""
     result = {
-        name: share([j for j in judged if j.prompt.kind in kinds], test)
+        name: [test(j) for j in judged if j.prompt.kind in kinds]
         for name, (kinds, test) in SHARES.items()
     }
     pairs = [j for j in judged if j.prompt.kind == "two" and j.prompt.colour]
-    result["both_coloured"] = share(pairs, lambda j: j.both_coloured)
+    result["both_coloured"] = [j.both_coloured for j in pairs]
     for count in (1, 2, 3, 4):
         items = [j for j in judged if j.prompt.kind == "count" and j.prompt.count == count]
-        result[f"count_{count}"] = share(items, lambda j: j.counted)
+        result[f"count_{count}"] = [j.counted for j in items]
     for style in STYLES.values():
-        items = [j for j in judged if j.prompt.style == style]
-        result[f"style_{style}"] = share(items, lambda j: j.styled)
+        result[f"style_{style}"] = [j.styled for j in judged if j.prompt.style == style]
     return result
+
+
+def shares(judged: Sequence[Judged]) -> dict[str, float | None]:
+    """Shares of the verdicts that are true, by name; None without any."""
+    found = verdicts(judged)
+    return {name: sum(each) / len(each) if each else None for name, each in found.items()}
+
+
+def with_intervals(found: Mapping[str, Sequence[bool]]) -> dict[str, Any]:
+    """Shares of verdicts by name and, by `NAME_interval`, their 95 % intervals.
+
+    `style_worst` is the least of the styles' shares.
+    """
+    result: dict[str, Any] = {}
+    for name, each in found.items():
+        result[name] = sum(each) / len(each) if each else None
+        result[f"{name}_interval"] = of_verdicts(each)
+    styles = [f"style_{style}" for style in STYLES.values()]
+    asked = [name for name in styles if result.get(name) is not None]
+    worst = min(asked, key=lambda name: result[name], default=None)
+    for end in ("", "_interval"):
+        result[f"style_worst{end}"] = result[f"{worst}{end}"] if worst else None
+    return result
+
+
+def of_counts(name: str, counts: tuple[int, int]) -> dict[str, Any]:
+    """Do as ``with_intervals`` for one figure, from its hits and their number."""
+    hits, of = counts
+    return {name: hits / of if of else None, f"{name}_interval": wilson(hits, of)}
 
 
 def named(item: Judged) -> bool:

@@ -119,6 +119,7 @@ class Judged:
             "place": self.in_place,
             "size": self.sized,
             "style": self.styled,
+            "names": self.recognised,
         }[self.prompt.kind]
 
     @property

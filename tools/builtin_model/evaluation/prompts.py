@@ -1,4 +1,4 @@
-"""The fixed list of prompts that a model is measured with: 1,261 for the data set of seed 0.
+"""The fixed list of prompts that a model is measured with: 2,527 for the data set of seed 0.
 
 | kind | asks for | prompts |
 | --- | --- | --- |
@@ -12,6 +12,7 @@
 | place | the forty, on the left, on the right, at the top or at the bottom | 40 |
 | size | the forty, small and big by turns | 40 |
 | style | every thing in the style that its held-out icon has | 209 |
+| names | every noun that the classifier knows, twice | 1,266 |
 """
 
 from collections import defaultdict
@@ -23,7 +24,7 @@ import numpy as np
 from ldm.errors import ArgumentError
 from tools.builtin_model.icons.captions import STYLES, the_thing
 from tools.builtin_model.icons.colour import TONES
-from tools.builtin_model.icons.nouns import read_everyday
+from tools.builtin_model.icons.nouns import Noun, read_everyday
 from tools.builtin_model.icons.split import HELD_OUT_PAIRS, HELD_OUT_TOGETHER, read_eval_objects
 from tools.builtin_model.icons.wording import many
 
@@ -44,7 +45,7 @@ PLACES["bottom"] = "at the bottom"
 SIZES = ("small", "big")
 KINDS = (
     "single", "colour", "new colour", "two", "count",
-    "synonym", "background", "place", "size", "style",
+    "synonym", "background", "place", "size", "style", "names",
 )  # fmt: skip
 WORDS = {row["noun"]: row["word"] for row in read_eval_objects()}
 FORTY = list(WORDS)
@@ -84,19 +85,23 @@ class Prompt:
     @property
     def composed(self) -> bool:
         """Whether no icon answers the prompt as it is: colours, numbers, pairs, places."""
-        return self.kind not in ("single", "synonym", "style")
+        return self.kind not in ("single", "synonym", "style", "names")
 
 
 def prompts(
-    others: Sequence[str] = (), styled: Sequence[tuple[str, str]] = ()
+    others: Sequence[str] = (),
+    styled: Sequence[tuple[str, str]] = (),
+    known: Sequence[str] = (),
 ) -> list[tuple[int, Prompt]]:
     """All prompts with their numbers, which are their seeds' places from the first one's.
 
-    By turns of all kinds, so that the first are a fair sample, but for those of styles: the last.
+    By turns of all kinds, so that the first are a fair sample, but for those of `style` and, last,
+    of `names`: these were added later, and the earlier prompts keep their seeds.
 
     Args:
         others: nouns to ask for beside the forty, in `single` and `synonym`.
         styled: nouns and the icon sets in whose style to ask for them, in `style`.
+        known: nouns to ask for twice, in `names`.
     """
     kinds = defaultdict(list)
     for prompt in everything([*FORTY, *sorted(set(others) - set(FORTY))], sorted(set(styled))):
@@ -108,7 +113,21 @@ def prompts(
         order = np.random.default_rng(0).permutation(len(rows))
         placed += [(i / len(rows), rows[j]) for i, j in enumerate(order)]
     found = [prompt for _, prompt in sorted(placed, key=lambda pair: pair[0])]
-    return list(enumerate(found + last))
+    return list(enumerate(found + last + names(known)))
+
+
+def names(nouns: Sequence[str]) -> list[Prompt]:
+    """Ask for each noun once, then for each again; both times in the same shuffled order."""
+    table = {noun.noun: noun for noun in read_everyday()}
+    order = np.random.default_rng(0).permutation(len(nouns))
+    once = [Prompt(called(table[nouns[i]]), "names", (PromptThing(nouns[i]),)) for i in order]
+    return once * 2
+
+
+def called(noun: Noun) -> str:
+    """Return what a plain caption calls a thing: "a car"; of the forty, by the word of WORDS."""
+    word = WORDS.get(noun.noun, noun.words[0])
+    return the_thing(word, noun.noun not in WORDS and word in noun.bare)
 
 
 def choose(
@@ -127,14 +146,9 @@ def choose(
 def everything(nouns: Sequence[str], styled: Sequence[tuple[str, str]] = ()) -> list[Prompt]:
     """All prompts, kind after kind; `nouns` are those of `single` and `synonym`."""
     table = {noun.noun: noun for noun in read_everyday()}
-
-    def called(noun: str) -> str:
-        word = WORDS.get(noun, table[noun].words[0])
-        return the_thing(word, noun not in WORDS and word in table[noun].bare)
-
     rows = []
     for noun in [*nouns, *FORTY]:  # the forty twice, from two seeds
-        rows.append(Prompt(called(noun), "single", (PromptThing(noun),)))
+        rows.append(Prompt(called(table[noun]), "single", (PromptThing(noun),)))
     for index, noun in enumerate(FORTY):
         for colour in colour_order(index, noun)[:COLOURS]:
             rows.append(_one(noun, "colour", colour))
@@ -169,7 +183,8 @@ def everything(nouns: Sequence[str], styled: Sequence[tuple[str, str]] = ()) -> 
         rows.append(Prompt(text, "size", (PromptThing(noun),), size=size))
     for noun, icon_set in styled:
         style = STYLES[icon_set]
-        rows.append(Prompt(f"{called(noun)}, {style}", "style", (PromptThing(noun),), style=style))
+        text = f"{called(table[noun])}, {style}"
+        rows.append(Prompt(text, "style", (PromptThing(noun),), style=style))
     return rows
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ldm.checkpoints.tensors import read_checkpoint, write_tensors
 from ldm.training.data import CaptionedImages
 from tools.builtin_model.evaluation.classifier import convolution, to_float
-from tools.builtin_model.evaluation.examples import fingerprint, kind, on_white, other_icons
+from tools.builtin_model.evaluation.examples import fingerprint, other_icons, plain_rows
 from tools.builtin_model.evaluation.fit import rate
 from tools.builtin_model.icons import new_style
 from tools.builtin_model.icons.captions import STYLES
@@ -97,12 +97,6 @@ def trained(
     model = fit(data, log, more)
     write_tensors(model.state_dict(), path, {"data": digest})
     return model
-
-
-def plain_rows(data: CaptionedImages) -> list[int]:
-    """Training's pictures of one icon on white of which no colour is said: mostly its own."""
-    rows = ((i, data.rows[i]) for i in data.train.tolist())
-    return [i for i, row in rows if kind(row) == "one" and not row["colour"] and on_white(row)]
 
 
 def hash_of(pictures: np.ndarray) -> str:
