@@ -244,12 +244,11 @@ def test_every_name_is_drawn_as_often_as_others_of_its_kind(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(compose.sources, "fetch", lambda package, archives: tmp_path)
-    monkeypatch.setattr(
-        compose.nouns, "read_subjects", lambda *_, everything=False: SUBJECTS[: 3 + everything]
-    )
+    monkeypatch.setattr(compose.nouns, "read_subjects", lambda *_: SUBJECTS[:3])
+    monkeypatch.setattr(compose.vocabulary, "read_subjects", lambda *_: SUBJECTS)
     monkeypatch.setattr(compose.split, "held_out_icons", lambda *_: {("noto", "van")})
     vocabulary = compose.read_vocabulary(tmp_path)
-    assert vocabulary.names == 3
+    assert vocabulary.names == 3 and vocabulary.held_out == [SUBJECTS[1]]
     total = compose.COMMON + compose.EVERYDAY + compose.OTHER
     wanted = np.array([compose.COMMON, compose.EVERYDAY, compose.OTHER]) / total
     assert vocabulary.odds == pytest.approx(wanted)
@@ -301,14 +300,16 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     archives.mkdir()
     package = Package("@iconify-json/noto", "1.0.0")
     with tarfile.open(archives / package.archive, "w:gz") as tar:
-        for name in ("icons.json", "chars.json", "README.md"):
+        icons = b'{"icons":{"car":{"body":"1"},"cow":{"body":"2"}},"aliases":{"auto":{}},"width":9}'
+        for name, content in (("icons.json", icons), ("chars.json", b"{}"), ("README.md", b"")):
             info = tarfile.TarInfo(f"package/{name}")
-            info.size = 2
-            tar.addfile(info, io.BytesIO(b"{}"))
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
     (archives / "resvg_py-0.5.0-any.whl").write_text("")
     for name, value in (
-        ("ROOT", root), ("CODE", ("ldm",)), ("WEIGHTS", ("vae",)), ("SETS", {"noto": package}),
-        ("EMOJIBASE", package),
+        ("ROOT", root), ("CODE", ("ldm",)), ("WEIGHTS", ("vae",)),
+        ("ALL_SETS", {"noto": package}), ("EMOJIBASE", package),
+        ("used_icons", lambda archives: {"noto": {"car"}, "": {"car"}}),
     ):  # fmt: skip
         monkeypatch.setattr(pack, name, value)
     for members in ("SET_MEMBERS", "EMOJIBASE_MEMBERS"):
@@ -326,6 +327,8 @@ def test_the_pack_has_what_is_needed_and_no_more(small: Path, tmp_path: Path) ->
     }  # fmt: skip
     with tarfile.open(output / "archives/iconify-json-noto-1.0.0.tar.xz") as tar:
         assert tar.getnames() == ["package/icons.json"]
+        left = json.load(tar.extractfile("package/icons.json"))
+    assert left == {"icons": {"car": {"body": "1"}}, "width": 9}
 
 
 def test_a_pack_without_an_archive_or_too_large_is_refused(
@@ -344,4 +347,4 @@ def test_a_pack_without_an_archive_or_too_large_is_refused(
         (small / "empty").mkdir(parents=True)
         with tarfile.open(small / "iconify-json-noto-1.0.0.tgz", "w:gz"):
             pass
-        pack.repack(pack.EMOJIBASE, small, tmp_path)
+        pack.repack(pack.EMOJIBASE, small, tmp_path, set())

@@ -2,7 +2,7 @@
 
     python -m tools.builtin_model.pack --output pack
 
-The folder holds the code, the icon archives (only the files that are read, compressed anew), the
+The folder holds the code, the icon archives (only the icons that are used, compressed anew), the
 VAE, text encoder, tokenizer and scheduler of `weights/`, and wheels of what a plain PyTorch image
 lacks. There, `sh run.sh --minutes 9` trains. It appears whole or not at all.
 """
@@ -10,22 +10,34 @@ lacks. There, `sh run.sh --minutes 9` trains. It appears whole or not at all.
 from __future__ import annotations
 
 import io
+import json
 import shutil
 import sys
 import tarfile
+from collections import defaultdict
 from pathlib import Path
 
 from ldm.cli.common import EXIT_CODES
 from ldm.cli.parsing import Parser
 from tools.building import build_whole
-from tools.builtin_model.icons.sources import EMOJIBASE, SETS, BuildError, Package, fetch
+from tools.builtin_model.compose import read_vocabulary
+from tools.builtin_model.icons.sources import (
+    EMOJIBASE,
+    MORE_SETS,
+    SETS,
+    BuildError,
+    Package,
+    fetch,
+)
 from tools.packages import fetch_wheel, read_file
 
 ROOT = Path(__file__).resolve().parents[2]
 CODE = ("ldm", "tools", "configs", "pyproject.toml", "LICENSE")
 WEIGHTS = ("vae", "text_encoder", "tokenizer", "scheduler")
 WHEELS = {"resvg-py": "0.5.0"}
-SET_MEMBERS, EMOJIBASE_MEMBERS = ("icons.json", "chars.json"), ("en/data.json", "meta/groups.json")
+ICONS = "icons.json"
+SET_MEMBERS, EMOJIBASE_MEMBERS = (ICONS, "chars.json"), ("en/data.json", "meta/groups.json")
+ALL_SETS = SETS | MORE_SETS
 LIMIT = 55 * 10**6  # bytes
 RUN = """#!/bin/sh
 # Train where there is no network: sh run.sh --minutes 9 --output OUTPUT
@@ -36,8 +48,27 @@ PYTHONPATH=/tmp/ldm-wheels:. exec python3 -m tools.builtin_model.train --archive
 """
 
 
-def repack(package: Package, archives: Path, folder: Path) -> None:
+def used_icons(archives: Path) -> dict[str, set[str]]:
+    """Return the names of the icons that the trainer draws or holds out, by their set."""
+    vocabulary = read_vocabulary(archives)
+    used: dict[str, set[str]] = defaultdict(set)
+    for subject in [*vocabulary.subjects, *vocabulary.held_out]:
+        used[subject.icon.set].add(subject.icon.name)
+    return used
+
+
+def only(icons: set[str], content: bytes) -> bytes:
+    """Leave out the drawings of a set's `icons.json` that are not among `icons`, and aliases."""
+    drawings = json.loads(content)
+    drawings.pop("aliases", None)
+    drawings["icons"] = {k: v for k, v in drawings["icons"].items() if k in icons}
+    return json.dumps(drawings, separators=(",", ":")).encode()
+
+
+def repack(package: Package, archives: Path, folder: Path, icons: set[str]) -> None:
     """Write those files of an archive that the trainer reads into a smaller one.
+
+    icons: of a set, the names of those to keep.
 
     Raises BuildError where the archive lacks one.
     """
@@ -50,6 +81,8 @@ def repack(package: Package, archives: Path, folder: Path) -> None:
                 content = read_file(old, f"package/{member}")
             except KeyError:
                 raise BuildError(f"{source} has no {member}; delete it and retry") from None
+            if member == ICONS:
+                content = only(icons, content)
             info = tarfile.TarInfo(f"package/{member}")  # without owner or time: always alike
             info.size = len(content)
             new.addfile(info, io.BytesIO(content))
@@ -66,8 +99,9 @@ def fill(folder: Path, archives: Path) -> str:
     for name in WEIGHTS:
         shutil.copytree(ROOT / "weights" / name, folder / "weights" / name)
     (folder / "archives").mkdir()
-    for package in (*SETS.values(), EMOJIBASE):
-        repack(package, archives, folder / "archives")
+    used = used_icons(archives)
+    for name, package in (*ALL_SETS.items(), ("", EMOJIBASE)):
+        repack(package, archives, folder / "archives", used[name])
     (folder / "wheels").mkdir()
     for name, version in WHEELS.items():
         shutil.copy(fetch_wheel(name, version, archives), folder / "wheels")

@@ -19,6 +19,7 @@ import numpy as np
 
 from ldm.errors import TrainingError
 from tools.builtin_model.compose import compose, read_vocabulary
+from tools.builtin_model.list_words import write_words
 
 BLOCK = 128  # pictures handed over at once
 SLOTS = 3  # blocks of memory for each worker: one is filled while the others wait
@@ -34,6 +35,7 @@ class Source:
     tokenizer: Path
     size: int  # px of a side
     seed: int
+    words: Path | None = None  # file for the list of what is drawn, which one worker writes
 
 
 @dataclass(frozen=True)
@@ -170,6 +172,8 @@ def work(
 
     try:
         vocabulary = read_vocabulary(source.archives)
+        if source.words is not None and worker == 0:
+            write_words(vocabulary, source.words)
         tokenizer = CLIPTokenizer.from_pretrained(source.tokenizer)
         memory = Memory(folder, slots, source.size)
         pictures = compose(vocabulary, source.size, source.seed, worker)

@@ -8,8 +8,9 @@ which batches are drawn. The learning rate follows the time: it is at its end wh
 Run the same command to resume a run that was ended: it loses at most the last minute. `--start`
 begins with the weights of another run, so that several short runs add up.
 
-OUTPUT has `unet/` (the averaged weights in parts of at most 15 MB), `samples.webp`,
-`metrics.jsonl` and `run.json`; STATE has `checkpoints/`.
+OUTPUT has `unet/` (the averaged weights in parts of at most 15 MB), `words.json` (what it is shown,
+for `weights/words.json` once these weights lie beside it), `samples.webp`, `metrics.jsonl` and
+`run.json`; STATE has `checkpoints/`.
 """
 
 from __future__ import annotations
@@ -126,7 +127,8 @@ class TimedTrainer:
         self.tokenizer = CLIPTokenizer.from_pretrained(weights / "tokenizer")
         scheduler = weights / "scheduler" / "scheduler_config.json"
         self.scheduler = DDPMScheduler(SchedulerConfig.from_file(scheduler))
-        self.source = Source(arguments.archives, weights / "tokenizer", SIZE, arguments.seed)
+        words = self.output / "words.json"
+        self.source = Source(arguments.archives, weights / "tokenizer", SIZE, arguments.seed, words)
 
         torch.manual_seed(arguments.seed)
         start = start_folder(arguments.start)

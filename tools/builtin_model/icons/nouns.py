@@ -1,7 +1,8 @@
 """Which icons are worth learning, and the everyday words for what they show."""
 
 import json
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .sources import BuildError, Icon, Label, read_icons, read_labels
@@ -18,6 +19,7 @@ KEPT = (
     "book-paper", "mail", "writing", "office", "lock", "tool", "science", "medical", "household",
     "other-object",
 )  # fmt: skip
+BESIDE = re.compile(r" (with|without|in|on|at|behind|over|and|facing|covering|making|taking) ")
 # Near copies and drawings of letters or maps within the kept subgroups.
 DROPPED = frozenset({
     "spade-suit", "heart-suit", "diamond-suit", "club-suit", "joker", "mahjong-red-dragon",
@@ -52,6 +54,16 @@ class Subject:
     label: str
     noun: Noun | None
     keeps_colours: bool = False  # a person or a sign, which nobody asks for in another colour
+    others: tuple[str, ...] = ()  # words for this icon beside its noun's or its label
+    subgroup: str = ""  # of Unicode, where `vocabulary` has read it
+    # Shares of captions that name the style, if not wording.STYLED: of a large picture in the
+    # icon's own colours, and of others, in which a style is harder to see.
+    styled: tuple[float, float] | None = None
+
+    def countable(self) -> "Subject":
+        """Return it without the words whose plural is not formed at their end."""
+        some = tuple(word for word in self.others if not BESIDE.search(word))
+        return self if some == self.others else replace(self, others=some)
 
     @property
     def fixed(self) -> bool:

@@ -21,6 +21,7 @@ from .variants import (
     row,
     single,
     style_of,
+    styled_of,
 )
 from .wording import PLACES, caption
 
@@ -50,7 +51,8 @@ ROW = [(0.18, 0.5), (0.5, 0.5), (0.82, 0.5)]
 class Stock:
     """The things that stand beside another: everyday ones of training, common ones most often."""
 
-    def __init__(self, subjects: Sequence[Subject]) -> None:
+    def __init__(self, subjects: Sequence[Subject], same_set: float = SAME_SET) -> None:
+        self.same_set = same_set  # share of pairs in one style
         groups: dict[str, list[Subject]] = defaultdict(list)
         for subject in subjects:
             if subject.noun is not None:
@@ -61,7 +63,7 @@ class Stock:
 
     def draw(self, beside: Subject, rng: np.random.Generator) -> Subject:
         """Draw a thing to stand beside another; never the same noun, nor a pair held out."""
-        name = beside.icon.set if rng.random() < SAME_SET else ""
+        name = beside.icon.set if rng.random() < self.same_set else ""
         while True:
             found = self.groups[name][int(rng.choice(len(self.odds[name]), p=self.odds[name]))]
             pair = frozenset((name_of(found), name_of(beside)))
@@ -143,7 +145,8 @@ def placed(
     left, top = np.rint((size - side) * at).astype(int)
     paste(canvas, drawing.pixels, int(left), int(top))
     things = [(drawing.thing, drawing.word, drawing.bare)]
-    text, named = caption(rng, things, None, background, style_of(subject))
+    style = (style_of(subject), styled_of(subject))
+    text, named = caption(rng, things, None, background, *style)
     return canvas, row(subject, "train", "placed", text, drawing.thing.colour, background, named)
 
 
@@ -165,7 +168,8 @@ def two(
     if rng.random() < NAMED_RELATION:
         relation = (("left", "right") if across else ("top", "bottom"))[swapped]
     things = [(d.thing, d.word, d.bare) for d in (first, second)]
-    text, named = caption(rng, things, relation, background, style_of(subject))
+    style = (style_of(subject), styled_of(subject))
+    text, named = caption(rng, things, relation, background, *style)
     return canvas, row(subject, "train", "two", text, first.thing.colour, background, named)
 
 
@@ -177,15 +181,15 @@ def several(
     in_row = count == 3 and rng.random() < 0.4
     layout = ROW if in_row else LAYOUTS[count][int(rng.integers(len(LAYOUTS[count])))]
     side = round(size * rng.uniform(*(ROW_SCALE if in_row else COUNT_SCALE)))
-    drawing = draw(subject, master, side, rng)
+    drawing = draw(subject.countable(), master, side, rng)
     background, tone = choose_background([drawing.main], rng)
     canvas = np.full((size, size, 3), tone, np.uint8)
     for middle in layout:
         put(canvas, drawing.pixels, middle, rng)
     thing = dataclasses.replace(drawing.thing, count=count)
-    text, named = caption(
-        rng, [(thing, drawing.word, drawing.bare)], None, background, style_of(subject)
-    )
+    things = [(thing, drawing.word, drawing.bare)]
+    style = (style_of(subject), styled_of(subject))
+    text, named = caption(rng, things, None, background, *style)
     return canvas, row(subject, "train", "several", text, thing.colour, background, named)
 
 

@@ -38,6 +38,11 @@ SETS = {
     "twemoji": Package("@iconify-json/twemoji", "1.2.5"),
     "emojione": Package("@iconify-json/emojione", "1.2.3"),
 }
+# Beside these, in pictures that the trainer composes: single-colour sets, painted in any colour.
+MORE_SETS = {
+    "fluent-emoji-high-contrast": Package("@iconify-json/fluent-emoji-high-contrast", "1.2.6"),
+    "game-icons": Package("@iconify-json/game-icons", "1.2.4"),
+}
 EMOJIBASE = Package("emojibase-data", "17.0.0")
 
 
@@ -94,13 +99,16 @@ def read_member(archive: Path, member: str) -> Any:
         raise BuildError(message) from None
 
 
-def read_labels(archive: Path) -> dict[str, Label]:
-    """Labels of emojibase by Unicode code (`1F697`); skin-tone copies and flags are left out."""
+def read_labels(archive: Path, flags: bool = False) -> dict[str, Label]:
+    """Labels of emojibase by Unicode code (`1F697`), without skin-tone copies.
+
+    flags: with those of flags.
+    """
     subgroups = read_member(archive, "meta/groups.json")["subgroups"]
     labels = {}
     for emoji in read_member(archive, "en/data.json"):
         subgroup = subgroups.get(str(emoji.get("subgroup")))
-        if subgroup and not subgroup.endswith("flag"):
+        if subgroup and (flags or not subgroup.endswith("flag")):
             labels[_plain(emoji["hexcode"])] = Label(emoji["label"].lower(), subgroup)
     return labels
 

@@ -8,7 +8,15 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from .captions import NEW_STYLES, STYLES, has_colour, takes_no_article, the_thing, without_colour
+from .captions import (
+    MORE_STYLES,
+    NEW_STYLES,
+    STYLES,
+    has_colour,
+    takes_no_article,
+    the_thing,
+    without_colour,
+)
 from .colour import (
     ACHROMATIC,
     TONES,
@@ -27,6 +35,7 @@ RECOLOURED = 0.65  # share of pictures in other colours than the icon's own
 COLOURED_BACKGROUND = 0.38
 TRIES = 3  # colours to try before an icon keeps its own
 HELD_OUT_SCALE = 0.92
+OTHER_WORDS = 0.3  # share of captions with one of an icon's own other words
 BIG, NAMED_BIG = 0.85, 0.06  # scale from which a thing may be called big; share so called
 
 # Object colours with their odds; people ask for hues more often than for grays.
@@ -39,6 +48,12 @@ _ONE_WAY = frozenset({
     "keys", "disk", "pool", "eight", "spiral", "ballot", "delivery", "oncoming", "hotel", "map",
     "globe", "tear", "zzz", "mail",
 })  # fmt: skip
+# … and so have these, of which only `vocabulary` knows.
+_ONE_WAY_GROUPS = frozenset({
+    "flag", "country-flag", "subdivision-flag", "keycap", "alphanum", "time", "zodiac", "religion",
+    "math", "punctuation", "other-symbol", "arrow", "av-symbol", "currency",
+})  # fmt: skip
+_MOONS = frozenset({"quarter", "waning", "waxing"})
 
 
 @dataclass(frozen=True)
@@ -65,6 +80,7 @@ class Drawing:
     thing: Thing  # with its colour, where that is to be said
     word: str
     bare: bool  # the word takes no article
+    changed: bool  # it has other colours than the icon's own
 
 
 def icon_rng(subject: Subject, seed: int) -> np.random.Generator:
@@ -108,14 +124,16 @@ def single(
     master: Image.Image,
     size: int,
     rng: np.random.Generator,
-    styled: float = STYLED,
+    styled: float | None = None,
     style: str | None = None,
 ) -> tuple[np.ndarray, Row]:
     """Draw the icon as large as fits, or a little smaller: uint8 (size, size, 3), and its row.
 
-    `styled` is the share of captions that name the style, `style` its word if not the set's own.
+    `styled` is the share of captions that name the style, if not the subject's; `style` its word,
+    if not the set's own.
     """
     canvas, drawing, background = alone(subject, master, size, rng)
+    styled = styled_of(subject, not drawing.changed) if styled is None else styled
     things = [(drawing.thing, drawing.word, drawing.bare)]
     text, named = caption(rng, things, None, background, style or style_of(subject), styled)
     return canvas, row(subject, "train", "one", text, drawing.thing.colour, background, named)
@@ -138,7 +156,15 @@ def alone(
 
 def style_of(subject: Subject) -> str:
     """Return the word for the look of its set."""
-    return (STYLES | NEW_STYLES)[subject.icon.set]
+    return (STYLES | MORE_STYLES | NEW_STYLES)[subject.icon.set]
+
+
+def styled_of(subject: Subject, plain: bool = False) -> float:
+    """Return the share of its captions that name the style.
+
+    plain: of large pictures in its own colours.
+    """
+    return STYLED if subject.styled is None else subject.styled[0 if plain else 1]
 
 
 def draw(
@@ -153,12 +179,20 @@ def draw(
     `described` is what the caption shall name beside its colour: fields of Thing.
     """
     picture = _shrink(master, side)
-    if rng.random() < 0.5 and not _ONE_WAY & set(subject.icon.name.split("-")):
+    if rng.random() < 0.5 and not one_way(subject):
         picture = ImageOps.mirror(picture)
     pixels, main, changed = _colours(subject, np.asarray(picture), rng)
     named = _named_colour(subject, main, changed, rng)
     word, bare = _word(subject, named, changed, rng)
-    return Drawing(pixels, main, Thing(name_of(subject), named, **described), word, bare)
+    return Drawing(pixels, main, Thing(name_of(subject), named, **described), word, bare, changed)
+
+
+def one_way(subject: Subject) -> bool:
+    """Whether a mirror image would be of something else, or unreadable."""
+    words = set(subject.icon.name.split("-"))
+    if subject.subgroup in _ONE_WAY_GROUPS or (subject.subgroup and words & _MOONS):
+        return True
+    return bool(words & _ONE_WAY)
 
 
 def _colours(
@@ -250,8 +284,13 @@ def _word(
 ) -> tuple[str, bool]:
     """Choose the caption's word for the thing, and whether that takes no article.
 
-    A noun's first word in three captions of five; never a second colour ("a blue orange").
+    A noun's first word in three captions of five, where the icon has no others; never a second
+    colour ("a blue orange").
     """
+    if subject.others and rng.random() < OTHER_WORDS:
+        word = subject.others[int(rng.integers(len(subject.others)))]
+        if not has_colour(word) or not (colour or changed):
+            return word, takes_no_article(word)
     if subject.noun is None:
         label = without_colour(subject.label) if changed else subject.label
         return label, takes_no_article(label)
