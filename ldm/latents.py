@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ldm.config.forms import tensor_fault
 from ldm.errors import ArgumentError
 from ldm.fast import decode_in_strips, decode_needs_strips
+from ldm.fast.copies import to_cpu
 from ldm.images.inputs import expand
 from ldm.samplers.noise import Noise
 from ldm.taesd import AutoencoderTiny
@@ -100,8 +101,7 @@ def decode_latents(codec: Codec, latents: Tensor, device: torch.device) -> Tenso
         decode = codec.decode
         if isinstance(codec, AutoencoderKL) and decode_needs_strips(codec, latents):
             decode = partial(decode_in_strips, codec)
-        parts = [decode(part.to(device, dtype)).float().cpu() for part in latents.split(1)]
-        pixels = torch.cat(parts)
+        pixels = to_cpu(decode(part.to(device, dtype)) for part in latents.split(1))
         if pixels.isfinite().all():
             return pixels.clamp(-1, 1)
     return None

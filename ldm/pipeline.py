@@ -157,7 +157,10 @@ class Pipeline(DiffusersMethods):
             pipe.load_controlnet(each)
         for each in adapters:
             pipe.load_t2i_adapter(each)
-        return pipe.optimize(int8=True) if int8 else pipe
+        if int8:
+            return pipe.optimize(int8=True)
+        pipe.fast_by_default()
+        return pipe
 
     from_single_file = from_pretrained
 
@@ -301,9 +304,10 @@ class Pipeline(DiffusersMethods):
 
         The results are the same except for rounding; see ``ldm.fast``. On a CPU, weights are
         packed: memory holds them once, and whatever reads or changes them (LoRA,
-        ``save_pretrained``, ``state_dict``) sees the plain weights. On CUDA, steps are recorded and
-        replayed. compile: ``torch.compile`` the repeated blocks instead of packing, which takes up
-        to minutes at the first call.
+        ``save_pretrained``, ``state_dict``) sees the plain weights. CUDA is optimized by default:
+        each kind of step is recorded when it comes a second time, then replayed.
+        compile: ``torch.compile`` the repeated blocks instead of packing, which takes up to minutes
+        at the first call.
         offload: keep only the part that computes on the GPU: less memory, slower, no recording.
         int8: on a CPU, compute most of the U-Net in 8-bit integers: a picture near the exact one.
         The gain depends on the processor: see ``ldm.fast.int8``.
@@ -356,8 +360,8 @@ class Pipeline(DiffusersMethods):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a copy. PyTorch leaves out which blocks are compiled."""
         self.__dict__.update(state)
-        if self.optimized.compile:
-            self.optimize(compile=True, offload=self.optimized.offload is not None)
+        if self.optimized.compile or (self.optimized.on and self.device.type == "cuda"):
+            self.optimize_as(self.optimized)
 
     def __repr__(self) -> str:
         return summarize(self)

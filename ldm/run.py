@@ -13,6 +13,7 @@ models without an autoencoder, in that of the pixels (Ho et al. 2020).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from contextvars import copy_context
 from dataclasses import dataclass, replace
 
@@ -25,6 +26,7 @@ from ldm.control.steering import Control
 from ldm.denoiser import Denoiser, Listener
 from ldm.fast.deepcache import DeepCache
 from ldm.fast.graphs import Graphs
+from ldm.fast.sdpa import fastest_attention
 from ldm.fast.time_cache import known_times
 from ldm.images.inputs import expand
 from ldm.images.masks import THRESHOLD, shrink_masks
@@ -152,10 +154,15 @@ def make_denoiser(run: Run, known: Tensor | None) -> Callable[[Tensor, Level, in
     )
 
     def denoise(x: Tensor, level: Level, step: int = 1) -> Denoised:
-        with known_times(run.times):
+        with known_times(run.times), kernels(model):
             return denoiser(x, level, step)
 
     return denoise
+
+
+def kernels(model: Model) -> AbstractContextManager[None]:
+    """Return the context in which an optimized model's attention takes the fastest kernels."""
+    return fastest_attention(model.device) if model.optimized.on else nullcontext()
 
 
 def make_listener(run: Run) -> Listener | None:

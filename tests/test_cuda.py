@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from ldm.fast import decode_in_strips
+from ldm.fast.graphs import forget_recordings, held_by_recordings
 from ldm.pipeline import Pipeline
 from tests.helpers.networks import difference
 
@@ -54,39 +57,77 @@ def test_a_seed_draws_diffusers_picture(folder: Path) -> None:
     assert difference(got.cpu(), want.cpu()) < 1e-3
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_recorded_steps_draw_the_plain_picture(folder: Path, dtype: str) -> None:
-    plain, fast = (pipeline(folder, dtype=dtype) for _ in range(2))
-    plain.unet.to(memory_format=torch.channels_last)
-    plain.vae.to(memory_format=torch.channels_last)
-    fast.optimize()
-    for prompts in (PROMPTS, PROMPTS[:1], PROMPTS):
-        want = plain(prompts, **SETTINGS).images
-        assert torch.equal(fast(prompts, **SETTINGS).images, want)
-    assert len(fast.optimized.graphs.recordings) == 2
-    fast.optimize(False)
-    assert torch.equal(fast(PROMPTS, **SETTINGS).images, want)
+@pytest.mark.parametrize(
+    ("dtype", "allowed"), [("float32", 1e-3), ("bfloat16", 0.3), ("float16", 0.1)]
+)
+def test_recorded_steps_draw_the_plain_picture(folder: Path, dtype: str, allowed: float) -> None:
+    pipe = pipeline(folder, dtype=dtype)
+    assert pipe.optimized.graphs and pipe.optimized.by_default  # without a word
+    drawn = [pipe(prompts, **SETTINGS).images for prompts in (PROMPTS, PROMPTS[:1], PROMPTS)]
+    assert len(pipe.optimized.graphs.recordings) == 2
+    assert pipe.optimized.graphs.held > 0
+    pipe.optimized.graphs.record = refuse  # the same layers, computed plainly
+    pipe.optimized.graphs.forget()
+    with pytest.warns(UserWarning, match="without recording them"):
+        want = pipe(PROMPTS, **SETTINGS).images
+    assert torch.equal(drawn[0], want) and torch.equal(drawn[2], want)
+    pipe.optimize(False)
+    assert difference(pipe(PROMPTS, **SETTINGS).images, want) < allowed
+
+
+def refuse(call: Any, inputs: Any) -> Any:
+    raise torch.OutOfMemoryError("as if there were none")
 
 
 def test_recorded_steps_see_a_lora(folder: Path) -> None:
-    pipe = pipeline(folder).optimize()
+    pipe = pipeline(folder)
     before = pipe(PROMPTS, **SETTINGS).images
     with torch.no_grad():  # as a LoRA changes weights: where they lie
         pipe.unet.mid_block.attentions[0].proj_in.weight.mul_(1.5)
+        pipe.unet.mid_block.attentions[0].transformer_blocks[0].attn2.to_v.weight.mul_(1.5)
+        pipe.unet.mid_block.attentions[0].transformer_blocks[0].attn1.to_k.weight.mul_(1.5)
     got = pipe(PROMPTS, **SETTINGS).images
+    assert len(pipe.optimized.graphs.recordings) == 1
     assert difference(got, before) > 1e-3
-    assert torch.equal(got, pipe.optimize(False)(PROMPTS, **SETTINGS).images)
+    assert difference(got, pipe.optimize(False)(PROMPTS, **SETTINGS).images) < 1e-3
+
+
+def test_recordings_give_their_memory_back(folder: Path) -> None:
+    pipe = pipeline(folder)
+    want = pipe(PROMPTS, **SETTINGS).images
+    assert pipe.optimized.graphs.recordings and held_by_recordings(pipe.device) > 0
+    assert forget_recordings(pipe.device)
+    assert held_by_recordings(pipe.device) == 0
+    assert torch.equal(pipe(PROMPTS, **SETTINGS).images, want)
+    assert held_by_recordings(pipe.device) > 0
+
+
+def test_streams_share_a_recording(folder: Path) -> None:
+    pipe = pipeline(folder)
+    want = pipe(PROMPTS, **SETTINGS).images
+    for _ in range(2):
+        with torch.cuda.stream(torch.cuda.Stream()):
+            assert torch.equal(pipe(PROMPTS, **SETTINGS).images, want)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_picture_in_strips(folder: Path, dtype: str) -> None:
+    """Where memory is short: its group norms' statistics are PyTorch's own on CUDA."""
+    vae = pipeline(folder, dtype=dtype).vae
+    z = torch.randn(1, 4, 24, 16, device="cuda", dtype=next(vae.parameters()).dtype)
+    want, got = (f(z).float() for f in (vae.decode, partial(decode_in_strips, vae)))
+    assert difference(got, want) < (1e-4 if dtype == "float32" else 0.05) * want.std()
 
 
 def test_compiled_blocks_draw_nearly_the_same(folder: Path) -> None:
-    pipe = pipeline(folder)
+    pipe = pipeline(folder).optimize(False)
     want = pipe(PROMPTS, **SETTINGS).images
     got = pipe.optimize(compile=True)(PROMPTS, **SETTINGS).images
     assert difference(got, want) < 1e-3
 
 
 def test_offloaded_parts_draw_the_same_in_less_memory(folder: Path) -> None:
-    pipe = pipeline(folder)
+    pipe = pipeline(folder).optimize(False)
 
     def peak() -> tuple[torch.Tensor, int]:
         torch.cuda.reset_peak_memory_stats()
@@ -106,8 +147,7 @@ def test_offloaded_parts_draw_the_same_in_less_memory(folder: Path) -> None:
 @pytest.mark.parametrize("optimized", [False, True])
 def test_no_step_waits_for_the_gpu(folder: Path, sampler: str, optimized: bool) -> None:
     pipe = pipeline(folder)
-    if optimized:
-        pipe.optimize()
+    pipe.optimize(optimized)
     pipe(PROMPTS, sampler=sampler, **SETTINGS)
     try:
         for index, _ in enumerate(pipe.stream(PROMPTS, sampler=sampler, **SETTINGS)):

@@ -214,8 +214,7 @@ def add_speed(group: argparse._ArgumentGroup) -> None:
     add(
         "--optimize",
         action=argparse.BooleanOptionalAction,
-        help="compute faster, with the same results but for rounding (default: yes on a CPU, no "
-        "on CUDA, where it was never measured)",
+        help="compute faster, with the same results but for rounding (default: yes)",
     )
     add(
         "--compile",

@@ -18,6 +18,7 @@ from ldm.cli.printed import put_text
 from ldm.cli.rows import put_json
 from ldm.cli.sizes import image_size
 from ldm.config import read_json
+from ldm.config.speed import OPTIMIZED
 
 if TYPE_CHECKING:
     from ldm.cli.jobs import Job
@@ -77,7 +78,7 @@ def outline(arguments: argparse.Namespace, device: Any) -> tuple[Networks, float
         for name in filter(None, files)
         if (size := size_on_disk(Path(str(name)).expanduser()))
     }
-    faster = device.type == "cpu" if arguments.optimize is None else arguments.optimize
+    faster = device.type in OPTIMIZED if arguments.optimize is None else arguments.optimize
     direct = bool(faster) and not arguments.compile
     if device.type == "cpu":
         direct = direct and onednn.packs(DTYPE_BY_NAME[str(dtype).removeprefix("torch.")])

@@ -7,6 +7,7 @@ too: of the small built-in model they are 4 % of a step.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextvars import ContextVar
 
 import torch
 from einops import rearrange
@@ -16,17 +17,34 @@ from ldm.fast.cache import Caching, marks, same_marks
 from ldm.fast.replace import Replacement
 from ldm.layers import Attention, KeysValues
 
+# Where each attention of a call writes what it read, if somebody (a recording) keeps it.
+READ: ContextVar[list[tuple[CachedAttention, KeysAndValues]] | None] = ContextVar(
+    "READ", default=None
+)
+
 
 class KeysAndValues:
     """K and V, (B, heads, M, d), and what they were computed from."""
 
     def __init__(self, attention: Attention, context: Tensor) -> None:
+        self.keys, self.values = self._compute(attention, context)
+
+    def _compute(self, attention: Attention, context: Tensor) -> tuple[Tensor, Tensor]:
         self.context, self.version = context, context._version
         layers = (attention.to_k, attention.to_v)
-        self.keys, self.values = (
+        keys, values = (
             rearrange(layer(context), "b m (h d) -> b h m d", h=attention.heads) for layer in layers
         )
         self.weights = [marks(layer) for layer in layers]
+        return keys, values
+
+    def renew(self, attention: Attention) -> None:
+        """Compute them again where they lie, if the text or the weights have changed in place."""
+        if not self.are_of(attention, self.context):
+            for old, new in zip(
+                (self.keys, self.values), self._compute(attention, self.context), strict=True
+            ):
+                old.copy_(new)
 
     def are_of(self, attention: Attention, context: Tensor) -> bool:
         """Whether neither the text nor the weights have changed since."""
@@ -51,5 +69,8 @@ class CachedAttention(Caching, Replacement, Attention):
         text = self.cached
         if text is None or not text.are_of(self, context):
             text = self.cached = KeysAndValues(self, context)
+        read = READ.get()
+        if read is not None:
+            read.append((self, text))
         q = rearrange(self.to_q(x), "b n (h d) -> b h n d", h=self.heads)
         return self.read(q, text.keys, text.values, pictures)

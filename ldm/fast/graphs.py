@@ -7,77 +7,115 @@ results are bit-identical.
 
 from __future__ import annotations
 
+import contextlib
 import threading
+import warnings
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ldm.fast.attention import READ, CachedAttention, KeysAndValues
+from ldm.fast.recorder import Inputs, Output, Recorder, Recording, tensors_of
 from ldm.layers import KeysValues
+from ldm.memory.shortage import is_shortage
 from ldm.unet import ImagePrompt, Residuals, UNetEncoder
 
-# With and without guidance, and a last smaller batch; each recording has memory of its own.
-MOST_RECORDINGS = 4
-WARM_UP = 3  # plain calls before recording, in which the libraries choose their kernels
+# With and without guidance, a last smaller batch, some sizes. They share their memory, so that one
+# more costs its inputs and what the driver keeps: by NVIDIA's documentation some 64 KB a launch.
+MOST_RECORDINGS = 8
+MOST_KINDS = 64  # of calls that are remembered, to record those that come again
 
 PICTURE = "picture "  # before the numbers of what an IP-Adapter gives each block
 # Before the numbers of a ControlNet's residuals and of a T2I-Adapter's features among the inputs.
 RESIDUAL, FEATURE = "residual ", "feature "
 
-Inputs = dict[str, Tensor]
-Output = Tensor | list[Tensor]
+Kind = tuple[object, ...]
+EVERY: weakref.WeakSet[Graphs] = weakref.WeakSet()
 
 
-class Recording(NamedTuple):
-    """A recorded call, which ``replay`` repeats on the same memory."""
+class Kept:
+    """A recording, with what is to be done before a replay."""
 
-    inputs: Inputs  # memory that ``replay`` reads
-    output: Any  # memory that it writes
-    replay: Callable[[], None]
+    def __init__(
+        self, recording: Recording, texts: list[tuple[CachedAttention, KeysAndValues]]
+    ) -> None:
+        """texts: keys and values that are read, but not computed, in a replay."""
+        self.recording, self.texts = recording, texts
+        self.given: dict[str, tuple[weakref.ref[Tensor], int]] = {}
 
+    def note(self, name: str, y: Tensor) -> None:
+        """Remember which tensor an input is a copy of."""
+        if not y.is_inference():  # whose changes PyTorch does not count
+            self.given[name] = weakref.ref(y), y._version
 
-def record(call: Callable[..., Any], inputs: Inputs) -> Recording:
-    """Record a call with ``inputs`` on CUDA, in a stream of its own."""
-    aside = torch.cuda.Stream()
-    aside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(aside):
-        for _ in range(WARM_UP):
-            call(**inputs)
-    torch.cuda.current_stream().wait_stream(aside)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # others may go on
-        output = call(**inputs)
-    return Recording(inputs, output, graph.replay)
+    def fill(self, given: Inputs) -> None:
+        """Copy those inputs that are not there yet, and renew what follows from them."""
+        for name, y in given.items():
+            if not self._has(name, y):
+                self.recording.inputs[name].copy_(y)
+                self.note(name, y)
+        for attention, text in self.texts:
+            text.renew(attention)
+
+    def _has(self, name: str, y: Tensor) -> bool:
+        known = self.given.get(name)
+        if known is None or y.is_inference():
+            return False
+        tensor, version = known
+        return tensor() is y and version == y._version
+
+    def output(self) -> Any:
+        """Return a copy of the output, as the next replay writes there."""
+        copies = [y.clone() for y in tensors_of(self.recording.output)]
+        return copies[0] if torch.is_tensor(self.recording.output) else copies
 
 
 class Graphs:
-    """A network to call in the place of ``unet``: recorded at the first call of each kind.
+    """A network to call in the place of ``unet``: recorded at the second call of each kind.
 
+    The first one is computed plainly, so that a picture of one step is not slower than without.
     Calls are of one kind if their inputs have the same shapes, strides and dtypes, and the weights
     have not moved in memory: new values in them take effect, moving them records again. Threads
-    call one after the other, as a recording has one memory. A copy has no recordings.
+    call one after the other, as a recording has one memory. A copy has no recordings. Where a call
+    cannot be recorded, such as for want of memory, there is a warning, and it is computed plainly.
     """
 
     def __init__(
         self,
         unet: UNetEncoder,
-        record: Callable[[Callable[..., Any], Inputs], Recording] = record,
+        record: Callable[[Callable[..., Any], Inputs], Recording] | None = None,
     ) -> None:
         """Record nothing yet. ``record`` can be replaced in tests, without CUDA."""
-        self.unet, self.config, self.record = unet, unet.config, record
-        self.recordings: OrderedDict[tuple[object, ...], Recording] = OrderedDict()
-        self._one_call = threading.Lock()
+        self.unet, self.config, self._given = unet, unet.config, record
+        self.record = record or Recorder()
+        self.recordings: OrderedDict[Kind, Kept] = OrderedDict()
+        self.seen: OrderedDict[Kind, bool] = OrderedDict()  # whether it is to be recorded
+        self._one_call = threading.RLock()
+        self._weights: list[tuple[dict[str, Any], str]] | None = None
+        self._stream: torch.cuda.Stream | None = None  # of the last call
+        EVERY.add(self)
 
     def __reduce__(self) -> tuple[type[Graphs], tuple[object, ...]]:
         """Copy and pickle without the recordings."""
-        return Graphs, (self.unet, self.record)
+        return Graphs, (self.unet, self._given)
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """As ``UNet.parameters``."""
         return self.unet.parameters()
+
+    @property
+    def held(self) -> int:
+        """Bytes that the recordings keep from others."""
+        return self.record.held if isinstance(self.record, Recorder) else 0
+
+    def forget(self) -> None:
+        """Free the recordings; what comes again is recorded again."""
+        with self._one_call:
+            self.recordings.clear()
 
     @torch.no_grad()
     def __call__(
@@ -108,25 +146,87 @@ class Graphs:
         kind = (
             *map(id, blocks),
             *((name, y.shape, y.stride(), y.dtype, y.device) for name, y in given.items()),
-            *(parameter.data_ptr() for parameter in self.unet.parameters()),
+            *self._places(),
         )
         with self._one_call:
-            return self._replay(kind, given, list(blocks))
+            self._wait(x.device)
+            return self._compute(kind, given, list(blocks))
 
-    def _replay(self, kind: tuple[object, ...], given: Inputs, blocks: list[nn.Module]) -> Any:
-        """Replay the recording of a kind of call with these inputs; record it if it is new."""
-        recording = self.recordings.pop(kind, None)
-        if recording is None:
-            while len(self.recordings) >= MOST_RECORDINGS:
-                self.recordings.popitem(last=False)
-            memory = {name: y.clone() for name, y in given.items()}
-            recording = self.record(partial(self._call, blocks), memory)
-        self.recordings[kind] = recording  # the last one used
+    def _places(self) -> Iterator[int]:
+        """Yield where the weights lie. Looked up in their layers' own tables, as that is fast."""
+        if self._weights is None:
+            self._weights = [
+                (module._parameters, name)
+                for module in self.unet.modules()
+                for name, parameter in module._parameters.items()
+                if parameter is not None
+            ]
+        return (layer[name].data_ptr() for layer, name in self._weights)
+
+    def _wait(self, device: torch.device) -> None:
+        """Wait on the GPU for the last call, if it was another stream's: they share memory."""
+        if device.type == "cuda":
+            stream = torch.cuda.current_stream(device)
+            if self._stream is not None and self._stream != stream:
+                stream.wait_stream(self._stream)
+            self._stream = stream
+
+    def _compute(self, kind: Kind, given: Inputs, blocks: list[nn.Module]) -> Any:
+        """Replay a call of this kind, record it, or compute it plainly."""
+        kept = self.recordings.pop(kind, None)
+        if kept is not None:
+            self.recordings[kind] = kept  # the last one used
+            kept.fill(given)
+            kept.recording.replay()
+            return kept.output()
+        again = self.seen.pop(kind, None)
+        if again:
+            try:
+                return self._record(kind, given, blocks)
+            except RuntimeError as error:
+                self._give_up(error)
+                again = False
+        self.seen[kind] = again is None
+        while len(self.seen) > MOST_KINDS:
+            self.seen.popitem(last=False)
+        return self._call(blocks, **given)
+
+    def _record(self, kind: Kind, given: Inputs, blocks: list[nn.Module]) -> Any:
+        while len(self.recordings) >= MOST_RECORDINGS:
+            self.recordings.popitem(last=False)
+        memory = {name: y.clone() for name, y in given.items()}
+        texts: list[tuple[CachedAttention, KeysAndValues]] = []
+
+        def call(**inputs: Tensor) -> Output:
+            texts.clear()  # the last call is the one recorded
+            before = READ.set(texts)
+            try:
+                return self._call(blocks, **inputs)
+            finally:
+                READ.reset(before)
+
+        recording = self.record(call, memory)
+        kept = self.recordings[kind] = Kept(recording, list(texts))
         for name, y in given.items():
-            recording.inputs[name].copy_(y)
-        recording.replay()
-        output = recording.output  # the next call writes there
-        return output.clone() if torch.is_tensor(output) else [y.clone() for y in output]
+            kept.note(name, y)
+        self.seen[kind] = True  # dropped for others, it is recorded at its next call
+        if not recording.computed:
+            recording.replay()
+        return kept.output()
+
+    def _give_up(self, error: RuntimeError) -> None:
+        """Warn that a call is not recorded; for want of memory, free the others."""
+        causes = [one for one in (error, error.__context__) if one is not None]
+        short = any(is_shortage(one) for one in causes)
+        if short:
+            self.forget()
+            with contextlib.suppress(RuntimeError):
+                torch.cuda.empty_cache()
+        lines = str(causes[-1]).strip().splitlines() or [type(error).__name__]
+        why = "there is too little memory" if short else f"CUDA refused: {lines[0]:.200}"
+        warnings.warn(
+            f"steps of this size are computed without recording them, slower: {why}", stacklevel=4
+        )
 
     def _call(self, blocks: list[nn.Module], **inputs: Tensor) -> Output:
         """Call the network with such inputs; blocks: those that read pictures."""
@@ -147,3 +247,22 @@ class Graphs:
         if features:
             options["features"] = features
         return self.unet(**options)
+
+
+def held_by_recordings(device: torch.device) -> int:
+    """Count the bytes that recordings keep from others on a device."""
+    return sum(graphs.held for graphs in _on(device))
+
+
+def forget_recordings(device: torch.device) -> bool:
+    """Free the memory of all recordings on a device; return whether there were any."""
+    found = [graphs for graphs in _on(device) if graphs.recordings]
+    for graphs in found:
+        graphs.forget()
+    if found and device.type == "cuda":
+        torch.cuda.empty_cache()
+    return bool(found)
+
+
+def _on(device: torch.device) -> list[Graphs]:
+    return [graphs for graphs in list(EVERY) if next(graphs.parameters()).device == device]

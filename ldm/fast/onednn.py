@@ -198,6 +198,10 @@ def has_vnni() -> bool:
 
 def group_statistics(x: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
     """Compute each group's mean and 1/√(variance + eps), both (B, groups), of x (B,C,H,W)."""
+    if not x.is_cpu:  # other kernels do not mix dtypes, and round what they return to x's
+        parts = x.float().unflatten(1, (groups, -1))
+        variance, mean = torch.var_mean(parts, dim=(2, 3, 4), correction=0)
+        return mean, (variance + eps).rsqrt()
     channels, pixels = x.shape[1], x.shape[2] * x.shape[3]
     ones, zeros = (f(channels, device=x.device) for f in (torch.ones, torch.zeros))
     # They are a by-product of the kernel of the norm itself.

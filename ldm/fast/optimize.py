@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
 
 from ldm.errors import ArgumentError
 from ldm.fast.compiled import compile_regions, uncompile
+from ldm.fast.fused import fuse_attention
 from ldm.fast.graphs import Graphs
 from ldm.fast.install import slow_down, speed_up
 from ldm.fast.int8 import quantize
@@ -27,6 +29,7 @@ class Optimized:
         int8: whether the U-Net computes in 8 bits.
         compile: whether the blocks are compiled.
         on: whether anything is optimized.
+        by_default: whether nobody chose it: CUDA is fast by default, a CPU in ``ldm generate``.
     """
 
     graphs: Graphs | None = None
@@ -35,6 +38,16 @@ class Optimized:
     int8: bool = False
     compile: bool = False
     on: bool = False
+    by_default: bool = False
+
+    @property
+    def ways(self) -> dict[str, Any]:
+        """The arguments of ``Pipeline.optimize`` that install the same again."""
+        return {
+            "compile": self.compile,
+            "offload": self.offload is not None,
+            "int8": self.int8,
+        }
 
 
 def check_optimize(device: torch.device, compile: bool, offload: bool, int8: bool) -> None:
@@ -79,6 +92,8 @@ def optimize(
         if device.type == "cuda":  # fastest for half-precision convolutions
             # The stub lacks this form.
             part.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            if not (compile or offload):  # blocks are compiled as they are; parts move
+                fuse_attention(part)
     if int8:
         quantize(unet)
     if offload:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from itertools import chain, count
 from pathlib import Path
 from typing import TypeVar
@@ -17,6 +18,7 @@ from ldm.config.picture_readers import CONTROLNET, PictureReader
 from ldm.control.control_lllite import ControlLLLite, check_lllite_ways
 from ldm.errors import ArgumentError
 from ldm.fast import adapt_to_cpu
+from ldm.fast.optimize import Optimized
 from ldm.images.generation_info import OWN_CONTROLNET, controlnet_name
 from ldm.loading.model import Model
 from ldm.loading.turns import changes_model
@@ -131,9 +133,17 @@ class ControlNets(Model):
         try:
             yield
         finally:
-            if before.on:
-                offload = before.offload is not None
-                self.optimize(compile=before.compile, offload=offload, int8=before.int8)
+            self.optimize_as(before)
+
+    def optimize_as(self, before: Optimized) -> None:
+        """Install what was installed before, if anything was."""
+        if before.on:
+            self.optimize(**before.ways)
+        self.optimized = replace(self.optimized, by_default=before.by_default)
+
+    def fast_by_default(self) -> None:
+        """Optimize where that is the default: on CUDA, for whom ``optimize`` was not called."""
+        self.optimize_as(Optimized(on=self.device.type == "cuda", by_default=True))
 
     def optimize(
         self: T,

@@ -97,9 +97,11 @@ class DiffusersMethods(T2IAdapters, IPAdapters):
             if part is not None:
                 part.to(device, own)
         self.inversions.apply()
-        if before.on:
-            offload = before.offload is not None and device.type != "cpu"
-            self.optimize(True, compile=before.compile, offload=offload, int8=before.int8)
+        if before.by_default:
+            self.fast_by_default()
+        elif before.on:
+            offload = before.ways["offload"] if device.type != "cpu" else False
+            self.optimize(**before.ways | {"offload": offload})
         self.loras.set_scales(scales)
 
     @checked()

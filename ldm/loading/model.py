@@ -147,7 +147,7 @@ class Model:
         self.ip_adapters: dict[str, LoadedIPAdapter] = {}
         self.folder: Path | None = None
         self.preview_vae: AutoencoderTiny | None = None
-        self.optimized = Optimized()
+        self.optimized = Optimized(by_default=True)
         self.turns = Turns()
         self.origin = Origin()
 

@@ -11,6 +11,7 @@ import torch
 
 from ldm.errors import LDMError, NotEnoughMemoryError
 from ldm.fast import onednn
+from ldm.fast.graphs import forget_recordings
 from ldm.fast.memory import available_memory
 from ldm.images.inputs import check_size
 from ldm.latents import Pixels
@@ -101,7 +102,12 @@ def check_memory(
         request.reference_image is not None,
         request.output_type != "latent",
     )
-    check_fits(networks_of(model), drawing, lambda: available_memory(model.device))
+    check_fits(
+        networks_of(model),
+        drawing,
+        lambda: available_memory(model.device),
+        lambda: forget_recordings(model.device),
+    )
 
 
 def check_weights_fit(

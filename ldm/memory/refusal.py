@@ -22,11 +22,16 @@ def fits(needed: MemoryNeeded) -> bool:
     return needed.available is None or needed.missing <= needed.available
 
 
-def check_fits(model: Networks, drawing: Drawing, measure: Callable[[], int | None]) -> None:
+def check_fits(
+    model: Networks,
+    drawing: Drawing,
+    measure: Callable[[], int | None],
+    free: Callable[[], object] = lambda: None,
+) -> None:
     """Raise NotEnoughMemoryError for what cannot fit, with the ways out that would.
 
     Where it fits tightly, the C library is made to keep no freed memory from now on.
-    measure: returns the bytes that are available.
+    measure: returns the bytes that are available. free: frees what is kept to be fast.
     """
     available = measure()
     needed = estimate(model, drawing, available)
@@ -35,6 +40,7 @@ def check_fits(model: Networks, drawing: Drawing, measure: Callable[[], int | No
     if available is None or with_holes <= available or os.environ.get(OVERRIDE) == "ignore":
         return
     be_thrifty()
+    free()
     available = measure()
     if fits(estimate(model, drawing, available)):
         return

@@ -14,6 +14,7 @@ import torch
 from ldm import __version__
 from ldm.config.arguments import about
 from ldm.config.picture_readers import CONTROLNET, T2I_ADAPTER, PictureReader
+from ldm.config.speed import OPTIMIZED
 from ldm.config.upscalers import upscaler_name
 from ldm.control.control_lllite import Network
 from ldm.control.hints import Hint, read_hints, split_pictures
@@ -281,11 +282,11 @@ def lora_tags(model: Model) -> tuple[list[str], bool]:
 
 
 def unusual_optimize(model: Model) -> bool | None:
-    """Return how the parts computed if not as the command does: optimized on a CPU only.
+    """Return how the parts computed if not as the command does: optimized on a CPU and on CUDA.
 
     The two ways round differently.
     """
-    usual = model.device.type == "cpu"
+    usual = model.device.type in OPTIMIZED
     return None if model.optimized.on == usual else model.optimized.on
 
 

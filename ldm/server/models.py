@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import torch
 
 from ldm.adapters.lora_scale import TagScale
+from ldm.config.speed import OPTIMIZED
 from ldm.errors import LDMError
 from ldm.images.generation_info import OWN_CONTROLNET
 from ldm.pipeline import Pipeline, Progress
@@ -51,9 +52,8 @@ class LoadedModel:
         pipe = Pipeline.from_pretrained(
             self.library.models[name], device=given.device, dtype=given.dtype
         )
-        on_cpu = pipe.device.type == "cpu"
-        if on_cpu if given.optimize is None else given.optimize:
-            pipe.optimize()
+        faster = pipe.device.type in OPTIMIZED if given.optimize is None else given.optimize
+        pipe.optimize(faster)
         self._load_embeddings(pipe)
         self.name, self.pipe = name, pipe
         return pipe

@@ -76,7 +76,7 @@ class Settings:
         lora_dir, embedding_dir, controlnet_dir, upscaler_dir: likewise; None has none.
         output_dir: where pictures are written; None keeps them in memory alone.
         device, dtype: as of ``Pipeline.from_pretrained``.
-        optimize: None does on a CPU, as ``ldm generate``.
+        optimize: None does on a CPU and on CUDA, as ``ldm generate``.
         api_key: what clients have to know; None needs none.
         allow_hosts: names of this server beside its own; "*" are all.
         allow_origins: sites whose pages may use it, such as "https://example.com"; "*" are all.

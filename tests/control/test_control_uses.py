@@ -12,8 +12,9 @@ from PIL import Image
 
 from ldm.control.controlnet import ControlNet, ControlNetConditioningEmbedding, scaled
 from ldm.errors import ArgumentError, CheckpointError, LDMError
-from ldm.fast.graphs import Graphs, Recording
+from ldm.fast.graphs import Graphs
 from ldm.fast.optimize import Optimized
+from ldm.fast.recorder import Recording
 from ldm.hires import hires_fix
 from ldm.pipeline import Pipeline
 from ldm.refiner import Ensemble

@@ -13,8 +13,9 @@ from PIL import Image
 from ldm.control.image_sources import save_image_embeds
 from ldm.control.ip_adapter import IPAdapter
 from ldm.errors import ArgumentError, CheckpointError, LDMError
-from ldm.fast.graphs import Graphs, Recording
+from ldm.fast.graphs import Graphs
 from ldm.fast.optimize import Optimized
+from ldm.fast.recorder import Recording
 from ldm.hires import hires_fix
 from ldm.loading.ip_adapter import save_ip_adapter
 from ldm.pipeline import Pipeline

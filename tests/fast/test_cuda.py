@@ -16,9 +16,10 @@ from ldm.config import SchedulerConfig
 from ldm.denoiser import Denoiser
 from ldm.errors import ArgumentError
 from ldm.fast.compiled import REGIONS, compile_regions, uncompile
-from ldm.fast.graphs import MOST_RECORDINGS, Graphs, Inputs, Recording
+from ldm.fast.graphs import Graphs
 from ldm.fast.offload import Offload
 from ldm.fast.optimize import Optimized
+from ldm.fast.recorder import Inputs, Recording
 from ldm.guidance import classifier_free
 from ldm.pipeline import Pipeline
 from ldm.scheduler import DDPMScheduler
@@ -55,23 +56,31 @@ def test_recordings_see_weights_that_change_and_are_made_anew_where_they_move() 
     unet = unet_of(2)
     graphs = Graphs(unet, rerun)
     told = asked(unet.config, 2, (8, 8))(0)
-    before = graphs(**told)
+    before = [graphs(**told) for _ in range(2)][-1]
     unet.conv_out.weight.mul_(2)
     assert difference(graphs(**told), before) > 1e-2
     assert len(graphs.recordings) == 1
     unet.conv_out.weight = torch.nn.Parameter(unet.conv_out.weight * 3, requires_grad=False)
-    assert torch.equal(graphs(**told), unet(**told))
-    assert len(graphs.recordings) == 2
+    for recorded in (1, 2, 2):
+        assert torch.equal(graphs(**told), unet(**told))
+        assert len(graphs.recordings) == recorded
 
 
-def test_recordings_are_few() -> None:
+def test_recordings_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ldm.fast.graphs.MOST_RECORDINGS", 4)
     unet = unet_of(2)
     graphs = Graphs(unet, rerun)
-    kinds = [asked(unet.config, batch, (8, 8))(0) for batch in range(1, MOST_RECORDINGS + 3)]
-    for told in (*kinds, kinds[-2]):
+    kinds = [asked(unet.config, batch, (8, 8))(0) for batch in range(1, 7)]
+    for told in (*kinds, *kinds, kinds[-2]):
         assert torch.equal(graphs(**told), unet(**told))
-    rows = [len(recording.inputs["x"]) for recording in graphs.recordings.values()]
+    rows = [len(kept.recording.inputs["x"]) for kept in graphs.recordings.values()]
     assert rows == [3, 4, 6, 5]  # the last one used is the last one to go
+    graphs(**kinds[0])
+    assert [*graphs.recordings.values()][-1].recording.inputs["x"].shape[0] == 1
+    monkeypatch.setattr("ldm.fast.graphs.MOST_KINDS", 3)
+    for batch in range(7, 12):
+        graphs(**asked(unet.config, batch, (8, 8))(0))
+    assert len(graphs.seen) == 3 and len(graphs.recordings) == 4
 
 
 def test_the_pipeline_records_but_where_layers_change(folder: Path) -> None:
