@@ -9,13 +9,14 @@ from __future__ import annotations
 from torch import nn
 
 from ldm.fast.attention import CachedAttention
-from ldm.fast.cpu import PlanarGroupNorm
+from ldm.fast.attention_by_blocks import BlockwiseAttention
+from ldm.fast.cpu import PlanarGroupNorm, TrainableAttention
 from ldm.fast.norm import DirectGroupNorm
 from ldm.fast.packed import GEGLULinear, PackedConv2d, PackedGEGLU, PackedLinear
 from ldm.fast.replace import Replacement, replace_children
 from ldm.fast.strips import StripDecoder
 from ldm.fast.time_cache import TimeCache, cache_of
-from ldm.layers import GEGLU, Attention
+from ldm.layers import GEGLU, Attention, DotProductAttention
 from ldm.unet import UNetEncoder
 from ldm.vae import Decoder
 
@@ -26,6 +27,8 @@ REPLACEMENTS: dict[type[nn.Module], type[Replacement]] = {
     nn.GroupNorm: DirectGroupNorm,
     PlanarGroupNorm: DirectGroupNorm,
     Attention: CachedAttention,
+    DotProductAttention: BlockwiseAttention,
+    TrainableAttention: BlockwiseAttention,
     Decoder: StripDecoder,
 }
 

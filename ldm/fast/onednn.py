@@ -196,6 +196,14 @@ def has_vnni() -> bool:
         return False
 
 
+def is_amd() -> bool:
+    """Whether the processor is AMD's; False if this PyTorch does not know."""
+    try:
+        return "AMD" in str(torch.cpu.get_capabilities().get("cpu_name"))
+    except AttributeError:
+        return False
+
+
 def group_statistics(x: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
     """Compute each group's mean and 1/√(variance + eps), both (B, groups), of x (B,C,H,W)."""
     if not x.is_cpu:  # other kernels do not mix dtypes, and round what they return to x's
