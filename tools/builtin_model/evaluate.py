@@ -51,7 +51,7 @@ from tools.builtin_model.evaluation import (
     sheets,
     styles,
 )
-from tools.builtin_model.evaluation.classifier import ABOUT, Classifier
+from tools.builtin_model.evaluation.classifier import ABOUT
 from tools.builtin_model.evaluation.drawing import draw, draw_missing
 from tools.builtin_model.evaluation.judge import Judged
 from tools.builtin_model.evaluation.options import add_drawing, shared_parser
@@ -166,7 +166,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
         answered, icons = [*answered, *more], [*icons, *their_icons]
         learnt = judge_all(*names.learnt(data, known))
     ceiling = judge_all(answered, icons)
-    drawn, best = measured(classifier, data, (judged, pictures), (ceiling, icons))
+    log("comparing with the icons of training")
+    drawn, best = alike.measured(classifier, data, (judged, pictures), (ceiling, icons))
     best |= figures.with_intervals({"names_learnt": [item.recognised for item in learnt]})
     if faces:
         verdicts = faces.verdicts(judged, pictures)
@@ -187,31 +188,6 @@ def evaluate(arguments: argparse.Namespace) -> None:
         "pictures": [described(*pair) for pair in zip(judged, seeds, strict=True)],
     }
     write(result, judged, pictures, arguments.output)
-
-
-def measured(
-    classifier: Classifier,
-    data: CaptionedImages,
-    drawn: tuple[list[Judged], list[Any]],
-    real_ones: tuple[list[Judged], list[Any]],
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the figures of BARS with their intervals, of drawn pictures and of real ones."""
-    log("comparing with the icons of training")
-    found = {item.prompt.noun for item in real_ones[0] if item.prompt.kind == names.KIND}
-    both = []
-    near = alike.near_copies(data, drawn, real_ones)
-    for (judged, _), copied in zip((drawn, real_ones), near, strict=True):
-        verdicts = figures.verdicts(judged)
-        verdicts["names_held_out"] = names.recognised(judged, found)
-        verdicts["near_copies"] = copied
-        both.append(figures.with_intervals(verdicts))
-    for pair in (
-        alike.distances(classifier, data, *drawn),
-        alike.covered(classifier, data, *drawn),
-    ):
-        for of_all, more in zip(both, pair, strict=True):
-            of_all |= more
-    return both[0], both[1]
 
 
 def write(

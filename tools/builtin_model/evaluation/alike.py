@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from ldm.training.data import CaptionedImages
-from tools.builtin_model.evaluation import copies, coverage, examples, names, prompts
+from tools.builtin_model.evaluation import copies, coverage, examples, figures, names, prompts
 from tools.builtin_model.evaluation.classifier import Classifier
 from tools.builtin_model.evaluation.coverage import Coverage
 from tools.builtin_model.evaluation.frechet import DIRECTIONS, distance, principal
@@ -17,9 +17,36 @@ SAMPLE = 1000  # icons that say which directions of the features matter, see ``d
 Figures = dict[str, Any]  # figures by their names in report.BARS, and their intervals
 
 
+def measured(
+    classifier: Classifier,
+    data: CaptionedImages,
+    drawn: tuple[Sequence[Judged], Sequence[Any]],
+    real_ones: tuple[Sequence[Judged], Sequence[Any]],
+) -> tuple[Figures, Figures]:
+    """Return the figures of BARS with their intervals, of drawn pictures and of real ones.
+
+    Those of eyes and of icons that the judge learnt from are not among them.
+    """
+    found = {item.prompt.noun for item in real_ones[0] if item.prompt.kind == names.KIND}
+    both = []
+    near = near_copies(data, drawn, real_ones)
+    for (judged, _), copied in zip((drawn, real_ones), near, strict=True):
+        verdicts = figures.verdicts(judged)
+        verdicts["names_held_out"] = names.recognised(judged, found)
+        verdicts["near_copies"] = copied
+        both.append(figures.with_intervals(verdicts))
+    for pair in (
+        distances(classifier, data, *drawn),
+        covered(classifier, data, *drawn),
+    ):
+        for of_all, more in zip(both, pair, strict=True):
+            of_all |= more
+    return both[0], both[1]
+
+
 def accuracy(classifier: Classifier, data: CaptionedImages) -> dict[str, Any]:
     """How often the classifier names the held-out icons, as they are, of all nouns it knows."""
-    indices = measured(classifier, data)
+    indices = known_rows(classifier, data)
     nouns = [data.rows[i]["noun"] for i in indices]
     opinions = classifier.opinions(np.asarray(data.images[indices]), prompts.FORTY)
     pairs = list(zip(opinions, nouns, strict=True))
@@ -31,7 +58,7 @@ def accuracy(classifier: Classifier, data: CaptionedImages) -> dict[str, Any]:
     }
 
 
-def measured(classifier: Classifier, data: CaptionedImages) -> list[int]:
+def known_rows(classifier: Classifier, data: CaptionedImages) -> list[int]:
     """Rows of the held-out icons whose noun the classifier knows."""
     known = set(classifier.labels.nouns)
     return [i for i in data.held_out.tolist() if data.rows[i]["noun"] in known]
@@ -47,7 +74,7 @@ def distances(
     icons, where these directions have 0.6). Of training, as many pictures of the same nouns, each
     the first that is plain.
     """
-    held_out = measured(classifier, data)
+    held_out = known_rows(classifier, data)
     kinds = (item.prompt.kind for item in judged)
     single = [np.asarray(p) for kind, p in zip(kinds, pictures, strict=True) if kind == "single"]
     if min(len(held_out), len(single)) < 2:
