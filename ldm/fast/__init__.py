@@ -10,7 +10,8 @@
   memory is short (``memory``);
 - ``install``, ``replace``: how these take the places of plain layers and give them back.
 
-For CUDA, measured once, on an H100 (see the README): ``graphs``, ``compiled``, ``offload``.
+For CUDA, installed by default there, and not measured since (see the README): ``graphs`` and
+``recorder``, ``fused``, ``sdpa``, ``copies``; for who asks, ``compiled`` and ``offload``.
 
 ``deepcache`` and ``int8`` draw another picture, so each has an option of its own.
 

@@ -1,8 +1,8 @@
 """Self-attention whose queries, keys and values are one product instead of three: on CUDA.
 
 The three weights stay what they are, parameters of their own layers; they become rows of one matrix
-in memory. So whatever changes them there (LoRA) changes the one product, too, and where one of them
-has moved elsewhere, the three are used as before.
+in memory. So whatever changes them there changes the one product, too, and where one of them has
+moved elsewhere, such as for as long as a LoRA is used, the three are used as before.
 """
 
 from __future__ import annotations

@@ -293,6 +293,27 @@ def test_the_paths_of_runs(folder: Path) -> None:
         assert len(graphs.recordings) == recorded
 
 
+def test_weights_that_a_lora_replaces_are_recorded_anew(cuda: list[object]) -> None:
+    """A LoRA assigns new parameters, and gives the old ones back: so do their recordings."""
+    unet = unet_of(2)
+    fuse_attention(unet)
+    graphs, told = Graphs(unet, Captured()), asked(unet.config, 2, (8, 8))(0)
+    layers = [m for m in unet.modules() if isinstance(m, FusedAttention) and m.are_together()]
+    before = [graphs(**told) for _ in range(3)][-1]
+    own = [layer.to_v.weight for layer in layers]
+    for layer, weight in zip(layers, own, strict=True):
+        layer.to_v.weight = torch.nn.Parameter(2 * weight, requires_grad=False)
+    assert layers and not any(layer.are_together() for layer in layers)
+    for recorded in (1, 2, 2):
+        got = graphs(**told)
+        assert torch.equal(got, unet(**told)) and len(graphs.recordings) == recorded
+    assert difference(got, before) > 1e-3
+    for layer, weight in zip(layers, own, strict=True):
+        layer.to_v.weight = weight
+    assert all(layer.are_together() for layer in layers)
+    assert torch.equal(graphs(**told), before) and len(graphs.recordings) == 2
+
+
 def drawn(pipe: Pipeline, **more: Any) -> Tensor:
     return pipe("a red car", **SETTINGS | {"num_inference_steps": 4} | more).images
 

@@ -1,7 +1,7 @@
 """Speed and memory of ldm beside diffusers, each section in about a minute on two cores.
 
     python -m tools.bench                    # all sections of the CPU
-    python -m tools.bench --device cuda      # all of CUDA
+    python -m tools.bench --device cuda      # the table of CUDA, in under four minutes
     python -m tools.bench --only unet-fp32 --only sampler-euler
 
 Ours and the peer's take turns after a warm-up each, on the same weights and inputs. The ratio is
@@ -94,13 +94,11 @@ def bench(arguments: argparse.Namespace) -> None:
     print(", ".join(f"{key} {value}" for key, value in where.items()), end="\n\n")
     print(race.HEAD, flush=True)
     results: list[race.Result] = []
-    sections = cuda.SECTIONS if arguments.device == "cuda" else SECTIONS
-    chosen = [one for name in arguments.only or sections for one in GROUPS.get(name, [name])]
+    chosen = [one for name in arguments.only or SECTIONS for one in GROUPS.get(name, [name])]
     for name in chosen:
         began = time.monotonic()
         result = measure(name, arguments, clock)
         gc.collect()
-        torch.cuda.empty_cache()
         if load > IDLE:
             result.problems.append(f"the load average was {load:.1f}")
         results.append(result)
@@ -119,9 +117,25 @@ def bench(arguments: argparse.Namespace) -> None:
         raise LDMError(f"refused: {', '.join(refused)}; --anyway prints the figures nevertheless")
 
 
+def bench_cuda(arguments: argparse.Namespace) -> None:
+    """Print the table of CUDA as it grows. Raises LDMError where a row failed."""
+    if not arguments.rehearse and not torch.cuda.is_available():
+        raise LDMError("this PyTorch sees no CUDA device; --rehearse runs tiny models on the CPU")
+    where = machine(arguments.threads, os.getloadavg()[0])
+    print(", ".join(f"{key} {value}" for key, value in where.items()), end="\n\n")
+
+    def write(rows: list[dict[str, Any]]) -> None:
+        if arguments.json:
+            arguments.json.parent.mkdir(parents=True, exist_ok=True)
+            arguments.json.write_text(json.dumps({"machine": where, "rows": rows}, indent=1) + "\n")
+
+    if not cuda.table(arguments.budget, arguments.rehearse, write):
+        raise LDMError("a row failed; the table has the reasons")
+
+
 def measure(name: str, arguments: argparse.Namespace, clock: Callable[[], float]) -> race.Result:
     """Run a section; one that fails is a result that says so."""
-    section = (SECTIONS | MORE | cuda.SECTIONS)[name]
+    section = (SECTIONS | MORE)[name]
     if name.startswith("sampler"):
         section = partial(section, arguments.prediction_type)
     try:
@@ -183,9 +197,22 @@ def main() -> int:
         epilog=EXIT_CODES,
     )
     add = parser.add_argument
-    names = [*SECTIONS, *MORE, *cuda.SECTIONS, *GROUPS]
+    names = [*SECTIONS, *MORE, *GROUPS]
     add("--only", action="append", choices=names, metavar="NAME", help=", ".join(names))
-    add("--device", choices=("cpu", "cuda"), default="cpu", help="whose sections (default: cpu)")
+    add(
+        "--device",
+        choices=("cpu", "cuda"),
+        default="cpu",
+        help="cuda: its own table",
+    )
+    add(
+        "--budget",
+        type=float,
+        default=cuda.BUDGET,
+        metavar="SECONDS",
+        help="of CUDA's table: rows that come later are left out (default: %(default)g)",
+    )
+    add("--rehearse", action="store_true", help="CUDA's table on the CPU, of tiny models")
     add("--turns", type=int, metavar="N", help="measured runs of each (default: by section)")
     add(
         "--prediction-type",
@@ -205,7 +232,8 @@ def main() -> int:
     add("--debug", action="store_true", help="show the traceback of an error")
     arguments = parser.parse_args()
     os.environ.setdefault(OPT_OUT, "system")  # in this process, which is the peer's, too
-    return run(lambda: bench(arguments), arguments.debug)
+    on_cuda = arguments.device == "cuda" or arguments.rehearse
+    return run(lambda: (bench_cuda if on_cuda else bench)(arguments), arguments.debug)
 
 
 if __name__ == "__main__":

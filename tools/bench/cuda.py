@@ -1,186 +1,141 @@
-"""What `Pipeline.optimize` does on CUDA, at Stable Diffusion 1.5's size: `--device cuda`."""
+"""`python -m tools.bench --device cuda`: a table of ours and diffusers' modes, within a time.
+
+Rows are measured in a process of their own (`tools.bench.gpu`), which is ended when the time is up:
+compiling cannot be interrupted otherwise. What was measured is written after each row. A process
+that dies loses the row that it was at; another one goes on with those behind it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
+from tools.bench.processes import ROOT, WORK
 
-from ldm.cli.guidance_options import FAST
-from ldm.pipeline import Pipeline
-from tools.bench.models import allowed_error, error, unet_inputs
-from tools.bench.networks import SMALL
-from tools.bench.processes import sd15
-from tools.bench.race import Race
-
-DTYPE = torch.bfloat16
-PROMPT, SEED, STEPS, SCALE = "a red car", 1, 20, 7.5
-CALLS = 20  # of a network in a turn: one takes some milliseconds
-DECODED = 64  # latents of 512 pixels
+BUDGET = 225.0  # seconds, with all imports and compilations
+HEAD = (
+    "| | batch | steps/s | picture, s | first, s | peak, GB | of the card's rate | error |\n"
+    + "|---" * 8
+    + "|"
+)
+ENDED = "the time was up"
 
 
-def ours(**how: bool) -> Pipeline:
-    """Load the pipeline that `optimize` has made faster; `how` are its arguments."""
-    return Pipeline.from_pretrained(sd15(), device="cuda", dtype=DTYPE).optimize(**how)
+def command(rows: Sequence[int], rehearse: bool) -> list[str]:
+    """Return the command that measures rows."""
+    where = ["--device", "cpu", "--rehearse"] if rehearse else ["--device", "cuda"]
+    return [sys.executable, "-m", "tools.bench.gpu", *map(str, rows), *where]
 
 
-def peer(dtype: torch.dtype = DTYPE) -> Any:
-    """diffusers' pipeline in channels_last memory, as its documentation advises."""
-    from diffusers import StableDiffusionPipeline
-
-    pipe = StableDiffusionPipeline.from_pretrained(
-        sd15(), torch_dtype=dtype, safety_checker=None
-    ).to("cuda")
-    pipe.set_progress_bar_config(disable=True)
-    for part in (pipe.unet, pipe.vae):
-        part.to(memory_format=torch.channels_last)
-    return pipe
+def environment(rehearse: bool) -> dict[str, str]:
+    """Return the process's variables: compiled kernels are kept for the next run."""
+    found = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    found.setdefault("TORCHINDUCTOR_CACHE_DIR", str(WORK / "inductor"))
+    return found | ({"TORCHDYNAMO_DISABLE": "1"} if rehearse else {})
 
 
-def timed(call: Callable[[], object], times: int = CALLS) -> Callable[[], None]:
-    """`call` so many times, to the end of what it has the GPU do."""
+def lines_of(process: subprocess.Popen[str], until: float) -> Iterator[str]:
+    """Yield what a process prints; end it, and stop, when the time is up."""
+    assert process.stdout is not None
+    printed: queue.Queue[str | None] = queue.Queue()
 
-    def run() -> None:
-        for _ in range(times):
-            call()
-        torch.cuda.synchronize()
+    def read() -> None:
+        for line in process.stdout or ():
+            printed.put(line)
+        printed.put(None)
 
-    return run
+    threading.Thread(target=read, daemon=True).start()
+    try:
+        while True:
+            try:
+                line = printed.get(timeout=max(0.0, until - time.monotonic()))
+            except queue.Empty:
+                return
+            if line is None:
+                return
+            yield line
+    finally:
+        process.kill()
+        process.wait()
 
 
-def peak(call: Callable[[], object]) -> float:
-    """MB that tensors take on the GPU at most, weights included."""
-    torch.cuda.synchronize()
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-    call()
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() / 1e6
+def measured(
+    labels: Sequence[str],
+    start: Callable[[Sequence[int]], subprocess.Popen[str]],
+    budget: float,
+) -> Iterator[dict[str, Any]]:
+    """Yield each row as it is done; those that are not have a "problem".
+
+    start: starts the process for the numbers of rows.
+    """
+    until, left = time.monotonic() + budget, list(range(len(labels)))
+    while left and time.monotonic() < until:
+        at = left[0]
+        for line in lines_of(start(left), until):
+            if not line.startswith('{"row"'):
+                continue
+            found = json.loads(line)
+            at = found["row"]
+            if not found.get("began"):
+                left.remove(at)
+                yield found
+        if left and time.monotonic() < until:
+            at = at if at in left else left[0]
+            left.remove(at)
+            yield {"row": at, "problem": "its process died"}
+    for number in left:
+        yield {"row": number, "problem": ENDED}
 
 
-def step(compiled: bool) -> Race:
-    """Race a guided step of one picture of 512 pixels; `compiled`: both by `torch.compile`."""
-    exact = peer(torch.float32).unet.cpu()
-    want = exact(*unet_inputs(exact, SMALL, torch.float32)).sample
-    del exact
-    pipe, theirs = ours(compile=compiled), peer().unet
-    if compiled:
-        theirs.compile_repeated_blocks(fullgraph=True)
-
-    def on_gpu(size: int) -> list[Tensor]:
-        x, t, context = (y.to("cuda") for y in unet_inputs(theirs, size, DTYPE))
-        return [x.contiguous(memory_format=torch.channels_last), t, context]
-
-    def call_ours(x: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        return pipe.optimized.graphs(x, t, context=context)
-
-    def call_theirs(x: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        return theirs(x, t, context).sample
-
-    def check() -> tuple[float, float]:
-        given = on_gpu(SMALL)
-        allowed = allowed_error(error(call_theirs(*given).cpu(), want), DTYPE)
-        return error(call_ours(*given).cpu(), want), allowed
-
-    inputs = on_gpu(64)
-    what = f"SD 1.5 step, 64x64, bf16, {CALLS} times" + ", both compiled" * compiled
-    return Race(
-        what,
-        timed(partial(call_ours, *inputs)),
-        timed(partial(call_theirs, *inputs)),
-        check,
-        1.1 if compiled else 2.0,
-        turns=5,
+def line(label: str, row: dict[str, Any]) -> str:
+    """Write a row of the table."""
+    if "problem" in row:
+        return f"| {label} | {row['problem']} | | | | | | |"
+    error = "" if row["difference"] is None else f"{row['difference']:.2g}"
+    return (
+        f"| {label} | {row['batch']} | {row['steps_per_s']:.4g} | {row['picture_s']:.3g} "
+        f"| {row['first_picture_s']:.3g} | {row['peak_mb'] / 1000:.3g} | {row['share']:.0%} "
+        f"| {error} |"
     )
 
 
-def vae() -> Race:
-    """Race the decoding of a picture of 512 pixels."""
-    pipe, theirs = ours(), peer().vae
-    z = noise().to("cuda", DTYPE)
-    scale = pipe.vae.config.scaling_factor
-
-    def call_ours() -> Tensor:
-        return pipe.vae.decode(z)
-
-    def call_theirs() -> Tensor:
-        return theirs.decode(z / scale).sample
-
-    def check() -> tuple[float, float]:
-        return error(call_ours(), call_theirs()), 0.05
-
-    return Race(
-        f"VAE decode, 512 px, bf16, {CALLS} times",
-        timed(call_ours), timed(call_theirs), check, 1.05,
-        turns=5,
-    )  # fmt: skip
-
-
-def noise() -> Tensor:
-    """For both: diffusers' noise of a seed is another in bfloat16."""
-    return torch.randn((1, 4, DECODED, DECODED), generator=torch.Generator().manual_seed(SEED))
-
-
-def draw_ours(pipe: Pipeline, **more: Any) -> Tensor:
-    """Draw a picture of 512 pixels with ours."""
-    settings = {"num_inference_steps": STEPS, "guidance_scale": SCALE, "latents": noise()}
-    return pipe([PROMPT], output_type="pt", sampler="ddim", **settings, **more).images
-
-
-def draw_theirs(pipe: Any) -> Tensor:
-    """Draw a picture of 512 pixels with diffusers."""
-    from diffusers import DDIMScheduler
-
-    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
-    settings = {"num_inference_steps": STEPS, "guidance_scale": SCALE}
-    return pipe([PROMPT], output_type="pt", latents=noise().to(DTYPE), **settings).images
-
-
-def run(memory: bool, offload: bool = False) -> Race:
-    """Race a prompt to pixels, models loaded: seconds, or memory of the GPU."""
-    pipe, theirs = ours(offload=offload), peer()
-    if offload:
-        theirs.to("cpu")
-        theirs.enable_model_cpu_offload()
-
-    def check() -> tuple[float, float]:
-        mine, others = draw_ours(pipe), draw_theirs(theirs)
-        return error(mine.cpu(), others.cpu()), 0.2  # of random weights, which spread rounding
-
-    actions: list[Callable[[], object]] = [
-        partial(draw_ours, pipe),
-        partial(draw_theirs, theirs),
+def ratios(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Compare the best of ours with the best of diffusers', by family and batch."""
+    best: dict[tuple[str, int, str], float] = {}
+    for row in rows:
+        if "problem" not in row:
+            key = (row["family"], row["batch"], row["library"])
+            best[key] = max(best.get(key, 0.0), row["steps_per_s"])
+    return [
+        f"{family}, batch {batch}: {ours / best[family, batch, 'diffusers']:.2f} times the steps/s "
+        "of diffusers' best that was measured"
+        for (family, batch, library), ours in best.items()
+        if library == "ldm" and (family, batch, "diffusers") in best
     ]
-    actions = [partial(peak, a) if memory else timed(a, 1) for a in actions]
-    what = f"prompt to pixels, SD 1.5, 512 px, {STEPS} steps, bf16"
-    what += ", parts offloaded" * offload + ": peak memory, MB" * memory
-    return Race(what, *actions, check, 1.0 if memory else 1.5, measured=memory, turns=3)
 
 
-def mode(what: str, goal: float, **arguments: Any) -> Race:
-    """Race a mode that draws another picture against our own exact one."""
-    pipe = ours()
+def table(budget: float, rehearse: bool, write: Callable[[list[dict[str, Any]]], None]) -> bool:
+    """Measure and print all rows; return whether none failed. write: keeps what there is so far."""
+    from tools.bench.gpu import ROWS
 
-    def check() -> tuple[float, float]:
-        return float(not draw_ours(pipe, **arguments).isfinite().all()), 0.0
+    def start(rows: Sequence[int]) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            command(rows, rehearse), stdout=subprocess.PIPE, text=True, cwd=ROOT,
+            env=environment(rehearse),
+        )  # fmt: skip
 
-    actions = [timed(partial(draw_ours, pipe, **more), 1) for more in (arguments, {})]
-    return Race(f"{what}, {STEPS} steps, 512 px", *actions, check, goal, "ldm exact")
-
-
-SECTIONS: dict[str, Callable[[], Race]] = {
-    "cuda-step": partial(step, False),
-    "cuda-step-compiled": partial(step, True),
-    "cuda-vae": vae,
-    "cuda-run": partial(run, False),
-    "cuda-memory": partial(run, True),
-    "cuda-offload": partial(run, False, offload=True),
-    "cuda-offload-memory": partial(run, True, offload=True),
-    "cuda-deep-cache": partial(mode, "DeepCache 3", 2.3, deep_cache=FAST["deep_cache"]),
-    "cuda-interval": partial(
-        mode, "guidance interval", 1.3, guidance_interval=FAST["guidance_interval"]
-    ),
-}
+    print(HEAD, flush=True)
+    rows: list[dict[str, Any]] = []
+    for found in measured([row.label() for row in ROWS], start, budget):
+        rows.append(found)
+        print(line(ROWS[found["row"]].label(), found), flush=True)
+        write(rows)
+    print("\n" + "\n".join(ratios(rows)))
+    return all(row.get("problem") in (None, ENDED) for row in rows)
