@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import math
 import os
 import platform
 import subprocess
@@ -42,10 +41,14 @@ from tools.bench import (
     loops,
     lora,
     networks,
+    peaks,
+    peers,
     processes,
     race,
     samplers,
+    scale,
     serve,
+    sizes,
     training,
 )
 
@@ -71,14 +74,24 @@ SECTIONS: dict[str, Callable[[], race.Race]] = {
     **control.SECTIONS,
     **lora.SECTIONS,
     **serve.SECTIONS,
+    **peers.SECTIONS,
+    **peaks.SECTIONS,
 }
-# Those that are run only where they are asked for; theirs of some are not quite ours.
-MORE = {f"sampler-{name}": partial(samplers.sampler, name) for name in samplers.NAMES}
+# Those that are run only where they are asked for: theirs of some samplers are not quite ours, and
+# how cost grows takes long.
+MORE: dict[str, Callable[..., race.Race]] = {
+    **{f"sampler-{name}": partial(samplers.sampler, name) for name in samplers.NAMES},
+    **scale.SECTIONS,
+}
 # Names of several sections.
 GROUPS = {
     "control": list(control.SECTIONS),
     "lora": list(lora.SECTIONS),
     "serve": list(serve.SECTIONS),
+    "peers": list(peers.SECTIONS),
+    "peaks": list(peaks.SECTIONS),
+    "scale": list(scale.SECTIONS),
+    **{name: list(peers.rows(name)) for name in peers.ENGINES},
 }
 IDLE = 0.3  # load average up to which a machine is quiet
 
@@ -101,7 +114,7 @@ def bench(arguments: argparse.Namespace) -> None:
         result = measure(name, arguments, clock)
         gc.collect()
         torch.cuda.empty_cache()
-        if load > IDLE:
+        if load > IDLE and result.state == "measured":
             result.problems.append(f"the load average was {load:.1f}")
         results.append(result)
         print(result.row(arguments.anyway), flush=True)
@@ -112,9 +125,9 @@ def bench(arguments: argparse.Namespace) -> None:
     if arguments.json:
         write(arguments.json, where, results)
     print(f"\nbare products of matrices, before and after: {where['product_gflops']} GFLOP/s")
-    if lost := [result.name for result in results if math.isnan(result.ratio)]:
+    if lost := [result.name for result in results if result.state == "failed"]:
         raise LDMError(f"failed: {', '.join(lost)}; the table has the reasons")
-    refused = [result.name for result in results if result.problems]
+    refused = [one.name for one in results if one.problems and one.state == "measured"]
     if refused and not arguments.anyway:
         raise LDMError(f"refused: {', '.join(refused)}; --anyway prints the figures nevertheless")
 
@@ -124,9 +137,14 @@ def measure(name: str, arguments: argparse.Namespace, clock: Callable[[], float]
     section = (SECTIONS | MORE | cuda.SECTIONS)[name]
     if name.startswith("sampler"):
         section = partial(section, arguments.prediction_type)
+    if name in scale.SECTIONS:
+        section = partial(section, minutes=arguments.minutes)
+    turns, patience = arguments.turns, race.PATIENCE
+    if sizes.tiny():
+        turns, patience = turns or 1, 0.0
     try:
         with torch.no_grad():
-            return race.run(name, section(), arguments.turns, clock)
+            return race.run(name, section(), turns, clock, patience)
     except Exception as error:
         if arguments.debug:
             traceback.print_exc()
@@ -186,6 +204,13 @@ def main() -> int:
     names = [*SECTIONS, *MORE, *cuda.SECTIONS, *GROUPS]
     add("--only", action="append", choices=names, metavar="NAME", help=", ".join(names))
     add("--device", choices=("cpu", "cuda"), default="cpu", help="whose sections (default: cpu)")
+    add(
+        "--minutes",
+        type=float,
+        default=scale.MINUTES,
+        metavar="N",
+        help=f"that a row of scale may take (default: {scale.MINUTES:g})",
+    )
     add("--turns", type=int, metavar="N", help="measured runs of each (default: by section)")
     add(
         "--prediction-type",
@@ -200,10 +225,17 @@ def main() -> int:
         help="time of the processor instead of the clock's, where a busy machine must do: of what "
         "runs in this process, best with --threads 1",
     )
+    add(
+        "--tiny",
+        action="store_true",
+        help="tiny networks and pictures: shows that every section runs; its figures mean nothing",
+    )
     add("--json", type=Path, metavar="FILE", help="where to write the figures as JSON, too")
     add("--anyway", action="store_true", help="print figures that cannot be trusted, too")
     add("--debug", action="store_true", help="show the traceback of an error")
     arguments = parser.parse_args()
+    if arguments.tiny:
+        os.environ[sizes.VARIABLE] = "1"
     os.environ.setdefault(OPT_OUT, "system")  # in this process, which is the peer's, too
     return run(lambda: bench(arguments), arguments.debug)
 
