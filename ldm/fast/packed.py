@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from ldm.fast import onednn
 from ldm.fast.replace import Replacement
 from ldm.layers import GEGLU
+from ldm.memory.thrift import give_back
 
 PACKED_DTYPES = (torch.float32, torch.bfloat16)
 LARGE = 1 << 20  # weights of a float32 layer from which packing pays off
@@ -93,7 +94,10 @@ class PackedWeight(nn.Parameter):
                 self._seen = version(before)
             else:
                 self._before = _gone
+            size = self.data.nbytes
             self.data = self.data.new_empty(()).expand(self.shape)  # one value, of the same shape
+            if self._before is _gone:
+                give_back(size)
         self.packed = packed
 
     def ready(self) -> tuple[Tensor, ...] | None:

@@ -18,6 +18,9 @@ MMAP_THRESHOLD = (-3, 256 << 10)
 TRIM_THRESHOLD = (-1, 1 << 20)
 TOP_PAD = (-2, 1 << 20)
 HOLES = 2.5  # times what tensors take, from which on holes do no harm
+FREED = 64 << 20  # bytes freed for good, after which their holes are given back
+
+_freed = 0  # bytes since the last time
 
 
 def be_thrifty() -> None:
@@ -29,3 +32,19 @@ def be_thrifty() -> None:
         for option in (MMAP_THRESHOLD, TRIM_THRESHOLD, TOP_PAD):
             library.mallopt(*option)
         library.malloc_trim(0)
+
+
+def give_back(size: int) -> None:
+    """Return the holes of weights, of which so many bytes were just freed, now and then.
+
+    A packed weight does not fit into the hole of its plain one, as aligned blocks need more.
+    """
+    global _freed
+    _freed += size
+    if _freed < FREED:
+        return
+    _freed = 0
+    if os.environ.get(OPT_OUT) == "system" or not sys.platform.startswith("linux"):
+        return
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)

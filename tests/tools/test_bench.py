@@ -12,7 +12,7 @@ import pytest
 
 from ldm.errors import LDMError
 from tools.bench import __main__ as bench
-from tools.bench import samplers, training
+from tools.bench import samplers
 from tools.bench.race import PATIENCE, Race, run
 
 
@@ -70,20 +70,6 @@ def test_several_runs_a_turn() -> None:
     result = run("name", race(clock, ours, theirs, runs=2), clock=clock)
     assert clock.log == ["check", *"AABBAABBAABBAABB"]
     assert (result.ours, result.theirs) == pytest.approx((1.01, 3.05))
-
-
-def test_a_training_step_at_a_small_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the config's own channels: it once died of others."""
-    settings = training.parse_toml((training.ROOT / "configs/train/latent.toml").read_text())
-    settings["model"] |= {"block_out_channels": [32, 32, 32], "attention_head_dim": 1}
-    monkeypatch.setattr(training, "parse_toml", lambda text: settings)
-    monkeypatch.setattr(training, "BATCH", 2)
-    section = training.training()
-    difference, allowed = section.check()
-    assert difference <= allowed
-    section.ours()
-    section.theirs()
-    section.more()
 
 
 @pytest.mark.parametrize("prediction_type", samplers.PREDICTIONS)

@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import math
 import os
 import platform
 import subprocess
@@ -37,15 +36,20 @@ from ldm.cli.common import EXIT_CODES, notify, run
 from ldm.cli.parsing import Parser
 from ldm.errors import LDMError
 from tools.bench import (
+    beside,
     control,
     cuda,
     loops,
     lora,
     networks,
+    peaks,
+    peers,
     processes,
     race,
     samplers,
+    scale,
     serve,
+    sizes,
     training,
 )
 
@@ -71,14 +75,26 @@ SECTIONS: dict[str, Callable[[], race.Race]] = {
     **control.SECTIONS,
     **lora.SECTIONS,
     **serve.SECTIONS,
+    **beside.SECTIONS,
+    **peers.SECTIONS,
+    **peaks.SECTIONS,
 }
-# Those that are run only where they are asked for; theirs of some are not quite ours.
-MORE = {f"sampler-{name}": partial(samplers.sampler, name) for name in samplers.NAMES}
+# Those that are run only where they are asked for: theirs of some samplers are not quite ours, and
+# how cost grows takes long.
+MORE: dict[str, Callable[..., race.Race]] = {
+    **{f"sampler-{name}": partial(samplers.sampler, name) for name in samplers.NAMES},
+    **scale.SECTIONS,
+}
 # Names of several sections.
 GROUPS = {
     "control": list(control.SECTIONS),
     "lora": list(lora.SECTIONS),
     "serve": list(serve.SECTIONS),
+    "beside": list(beside.SECTIONS),
+    "peers": list(peers.SECTIONS),
+    "peaks": list(peaks.SECTIONS),
+    "scale": list(scale.SECTIONS),
+    **{name: list(peers.rows(name)) for name in peers.ENGINES},
 }
 IDLE = 0.3  # load average up to which a machine is quiet
 
@@ -99,7 +115,7 @@ def bench(arguments: argparse.Namespace) -> None:
         began = time.monotonic()
         result = measure(name, arguments, clock)
         gc.collect()
-        if load > IDLE:
+        if load > IDLE and result.state == "measured":
             result.problems.append(f"the load average was {load:.1f}")
         results.append(result)
         print(result.row(arguments.anyway), flush=True)
@@ -110,9 +126,9 @@ def bench(arguments: argparse.Namespace) -> None:
     if arguments.json:
         write(arguments.json, where, results)
     print(f"\nbare products of matrices, before and after: {where['product_gflops']} GFLOP/s")
-    if lost := [result.name for result in results if math.isnan(result.ratio)]:
+    if lost := [result.name for result in results if result.state == "failed"]:
         raise LDMError(f"failed: {', '.join(lost)}; the table has the reasons")
-    refused = [result.name for result in results if result.problems]
+    refused = [one.name for one in results if one.problems and one.state == "measured"]
     if refused and not arguments.anyway:
         raise LDMError(f"refused: {', '.join(refused)}; --anyway prints the figures nevertheless")
 
@@ -138,9 +154,14 @@ def measure(name: str, arguments: argparse.Namespace, clock: Callable[[], float]
     section = (SECTIONS | MORE)[name]
     if name.startswith("sampler"):
         section = partial(section, arguments.prediction_type)
+    if name in scale.SECTIONS:
+        section = partial(section, minutes=arguments.minutes)
+    turns, patience = arguments.turns, race.PATIENCE
+    if sizes.tiny():
+        turns, patience = turns or 1, 0.0
     try:
         with torch.no_grad():
-            return race.run(name, section(), arguments.turns, clock)
+            return race.run(name, section(), turns, clock, patience)
     except Exception as error:
         if arguments.debug:
             traceback.print_exc()
@@ -213,6 +234,13 @@ def main() -> int:
         help="of CUDA's table: rows that come later are left out (default: %(default)g)",
     )
     add("--rehearse", action="store_true", help="CUDA's table on the CPU, of tiny models")
+    add(
+        "--minutes",
+        type=float,
+        default=scale.MINUTES,
+        metavar="N",
+        help=f"that a row of scale may take (default: {scale.MINUTES:g})",
+    )
     add("--turns", type=int, metavar="N", help="measured runs of each (default: by section)")
     add(
         "--prediction-type",
@@ -227,10 +255,17 @@ def main() -> int:
         help="time of the processor instead of the clock's, where a busy machine must do: of what "
         "runs in this process, best with --threads 1",
     )
+    add(
+        "--tiny",
+        action="store_true",
+        help="tiny networks and pictures: shows that every section runs; its figures mean nothing",
+    )
     add("--json", type=Path, metavar="FILE", help="where to write the figures as JSON, too")
     add("--anyway", action="store_true", help="print figures that cannot be trusted, too")
     add("--debug", action="store_true", help="show the traceback of an error")
     arguments = parser.parse_args()
+    if arguments.tiny:
+        os.environ[sizes.VARIABLE] = "1"
     os.environ.setdefault(OPT_OUT, "system")  # in this process, which is the peer's, too
     on_cuda = arguments.device == "cuda" or arguments.rehearse
     return run(lambda: (bench_cuda if on_cuda else bench)(arguments), arguments.debug)

@@ -15,8 +15,7 @@ from pathlib import Path
 
 from tools.bench import loops, networks, processes
 from tools.bench.race import Race
-
-PICTURES = 8  # of each process of a crowd
+from tools.bench.sizes import at
 
 
 @contextlib.contextmanager
@@ -45,7 +44,7 @@ def beside(race: Race) -> Race:
 
 def crowd(count: int) -> Race:
     """Race as many drawings at once against the same ones, one after another."""
-    work = Path(tempfile.mkdtemp())
+    work, pictures = Path(tempfile.mkdtemp()), at(8, 1)
 
     def draw(number: int) -> None:
         picture = work / f"{number}.png"
@@ -53,7 +52,7 @@ def crowd(count: int) -> Race:
             "--seed",
             str(number),
             "--num-images",
-            str(PICTURES),
+            str(pictures),
             "--force",
             "--quiet",
             "--output",
@@ -68,7 +67,7 @@ def crowd(count: int) -> Race:
         for number in range(count):
             draw(number)
 
-    what = f"{count} processes at once, {PICTURES} pictures each, s"
+    what = f"{count} processes at once, {pictures} pictures each, s"
     return Race(what, at_once, in_turn, lambda: (0.0, 0.0), 0.8, "one after another", turns=2)
 
 

@@ -24,10 +24,11 @@ from ldm.fast import speed_up
 from ldm.pipeline import Pipeline
 from ldm.unet import Residuals
 from tools.bench.models import allowed_error, ceiling, error, fill, pair, share, unet_inputs
-from tools.bench.processes import LOAD, PROMPT, SEED, STEPS, WORK, python, sd15
+from tools.bench.processes import LOAD, PROMPT, SEED, python, sd15, work
 from tools.bench.race import Race
+from tools.bench.sizes import TEXT, at, tiny
 
-SIZE, SMALL = 32, 16  # latents of a step, and those on which outcomes are compared
+SMALL = 16  # latents on which outcomes are compared
 PIXELS = 8  # for each latent
 IP_ADAPTER, ENCODER = "ip-adapter_sd15.safetensors", "image_encoder"  # as h94 names them
 ADAPTED = 1 / 0.75  # how many times the memory of ours theirs shall take
@@ -59,11 +60,12 @@ def hint(size: int) -> Tensor:
 
 def step(what: str, ours_in: torch.dtype, theirs_in: torch.dtype, goal: float) -> Race:
     """Race a guided step. Ours reads features of the picture that a run computes once."""
+    usual = at(32, SMALL)  # latents of a step
     ours, theirs = pair("unet")
     net, its_net = controlnets(theirs)
     networks = ((ours, net), (theirs, its_net))
 
-    def call_theirs(size: int = SIZE, dtype: torch.dtype = theirs_in) -> Tensor:
+    def call_theirs(size: int = usual, dtype: torch.dtype = theirs_in) -> Tensor:
         x, t, context = unet_inputs(theirs, size, dtype)
         picture = hint(size).to(dtype).repeat(2, 1, 1, 1)
         down, mid = its_net(x, t, context, controlnet_cond=picture, return_dict=False)
@@ -80,7 +82,7 @@ def step(what: str, ours_in: torch.dtype, theirs_in: torch.dtype, goal: float) -
         speed_up(one.to(ours_in))
     features: dict[int, Tensor] = {}
 
-    def call_ours(size: int = SIZE) -> Tensor:
+    def call_ours(size: int = usual) -> Tensor:
         x, t, context = unet_inputs(ours, size, ours_in)
         if size not in features:
             features[size] = net.embed_hint(hint(size).to(ours_in))
@@ -95,19 +97,21 @@ def step(what: str, ours_in: torch.dtype, theirs_in: torch.dtype, goal: float) -
         )
 
     more = partial(ceiling, call_ours)
+    what = f"SD 1.5 and a ControlNet, step, {usual}x{usual}, {what}"
     return Race(what, call_ours, call_theirs, check, goal, turns=3, more=more)
 
 
 def default() -> Race:
     """Each in what its library takes where the processor has bfloat16."""
-    what = "SD 1.5 and a ControlNet, step, 32x32, bf16 against diffusers' default (float32)"
-    return step(what, torch.bfloat16, torch.float32, 1 / 0.85)
+    return step(
+        "bf16 against diffusers' default (float32)", torch.bfloat16, torch.float32, 1 / 0.85
+    )
 
 
 def equal(dtype: torch.dtype) -> Race:
     """Both in one format."""
     name = str(dtype).removeprefix("torch.")
-    return step(f"SD 1.5 and a ControlNet, step, 32x32, {name}", dtype, dtype, 1.0)
+    return step(name, dtype, dtype, 1.0)
 
 
 @contextmanager
@@ -130,10 +134,11 @@ def counting(*modules: nn.Module) -> Iterator[list[int]]:
 
 def once() -> Race:
     """Compare how often the picture is encoded in a run of the built-in model."""
+    steps = at(20, 2)
     import diffusers
     from PIL import Image
 
-    folder, made = asset_path("weights"), WORK / "builtin-controlnet"
+    folder, made = asset_path("weights"), work() / "builtin-controlnet"
     base = diffusers.StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
     network = peer_controlnet(base.unet)
     network.save_pretrained(made)
@@ -148,14 +153,14 @@ def once() -> Race:
     def call_ours(**options: Any) -> list[int]:
         with counting(net.controlnet_cond_embedding, net.conv_in, ours.unet) as calls:
             ours(
-                PROMPT, seed=SEED, num_inference_steps=STEPS, control_image=picture,
+                PROMPT, seed=SEED, num_inference_steps=steps, control_image=picture,
                 output_type="latent", sampler="ddim", **options,
             )  # fmt: skip
         return calls
 
     def call_theirs() -> int:
         with counting(network.controlnet_cond_embedding) as calls:
-            theirs(PROMPT, image=picture, num_inference_steps=STEPS, output_type="latent")
+            theirs(PROMPT, image=picture, num_inference_steps=steps, output_type="latent")
         return calls[0]
 
     def more() -> dict[str, str]:
@@ -164,14 +169,14 @@ def once() -> Race:
             "at scale 0": {"controlnet_conditioning_scale": 0.0},
             "in the first half": {"control_guidance_end": 0.5},
         }
-        return {name: f"{call_ours(**given)[1]} of {STEPS}" for name, given in runs.items()}
+        return {name: f"{call_ours(**given)[1]} of {steps}" for name, given in runs.items()}
 
     return Race(
-        f"how often the control picture is encoded, {STEPS} steps",
+        f"how often the control picture is encoded, {steps} steps",
         lambda: call_ours()[0],
         call_theirs,
         lambda: (0.0, 0.0),
-        STEPS,
+        steps,
         measured=True,
         more=more,
     )
@@ -192,7 +197,7 @@ class Adapter(NamedTuple):
 
 def sd15_controlnet() -> Path:
     """Make, once, a folder with a random ControlNet of Stable Diffusion 1.5's sizes."""
-    folder = WORK / "sd15-controlnet"
+    folder = work() / "sd15-controlnet"
     if not (folder / "config.json").exists():
         import diffusers
 
@@ -213,10 +218,13 @@ def sd15_adapters() -> Path:
         from ldm.loading.ip_adapter import save_ip_adapter
 
         unet = UNetConfig.from_file(sd15() / "unet" / "config.json")
-        adapter = empty(IPAdapter, IPAdapterConfig.like(unet, image_width=1024))
+        adapter = empty(IPAdapter, IPAdapterConfig.like(unet, image_width=at(1024, TEXT)))
         save_ip_adapter(cast("IPAdapter", fill(adapter)), folder / IP_ADAPTER, torch.float16)
         sizes = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32}
         sizes |= {"num_attention_heads": 16, "patch_size": 14, "projection_dim": 1024}
+        if tiny():
+            sizes |= {"hidden_size": TEXT, "intermediate_size": TEXT, "num_hidden_layers": 2}
+            sizes |= {"num_attention_heads": 2, "projection_dim": TEXT}
         config = transformers.CLIPVisionConfig(**sizes, image_size=224, hidden_act="gelu")
         with torch.device("meta"):
             encoder = transformers.CLIPVisionModelWithProjection(config)

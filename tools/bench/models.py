@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from ldm.checkpoints.family import read_family
 from ldm.checkpoints.folder import empty
 from ldm.checkpoints.names import to_ours
 from ldm.unet import UNet
 from ldm.vae import AutoencoderKL
+from tools.bench import sizes
 
 PRODUCTS = re.compile(r"conv|linear|mm\b|attention")  # of PyTorch's operators
 
@@ -32,18 +32,20 @@ def fill(module: nn.Module) -> nn.Module:
     return module
 
 
-def pair(kind: str, family: str = "sd1") -> tuple[nn.Module, nn.Module]:
-    """(ours, diffusers'), kind "unet" or "vae", float32, whose weights are the same tensors."""
+def pair(
+    kind: str, family: str = "sd1", dtype: torch.dtype = torch.float32
+) -> tuple[nn.Module, nn.Module]:
+    """(ours, diffusers'), kind "unet" or "vae", whose weights are the same tensors."""
     import diffusers
 
     mine, theirs = {
         "unet": (UNet, diffusers.UNet2DConditionModel),
         "vae": (AutoencoderKL, diffusers.AutoencoderKL),
     }[kind]
-    config = getattr(read_family(family), kind)
+    config = getattr(sizes.family(family), kind)
     with torch.device("meta"):
         peer = theirs.from_config(config.to_dict())
-    peer = fill(peer)
+    peer = fill(peer.to(dtype))
     return share(empty(mine, config), peer), peer
 
 

@@ -15,15 +15,18 @@ from ldm.fast import decode_in_strips, speed_up
 from ldm.fast.int8 import quantize
 from tools.bench.models import allowed_error, ceiling, error, pair, share, unet_inputs
 from tools.bench.race import Race
+from tools.bench.sizes import at
 
 SMALL = 16  # latents on which outcomes are compared
-SIZE_OF_MODES = 32
 
 
 def guided_step(
     what: str, size: int, ours_in: torch.dtype, theirs_in: torch.dtype, last: bool, goal: float
 ) -> Race:
-    """Race a guided step; ``last``: diffusers' in channels_last, as its documentation advises."""
+    """Race a guided step on latents of a size.
+
+    last: diffusers' in channels_last, as its documentation advises.
+    """
     ours, theirs = pair("unet")
     exact = theirs(*unet_inputs(theirs, SMALL, torch.float32)).sample
     theirs.to(theirs_in)
@@ -49,25 +52,26 @@ def guided_step(
         return error(call_ours(SMALL), exact), allowed_error(peer, ours_in)
 
     more = partial(ceiling, call_ours)
+    what = f"SD 1.5 step, {size}x{size}, {what}"
     return Race(what, call_ours, call_theirs, check, goal, turns=2, more=more)
 
 
 def unet_bf16() -> Race:
     """Both in bfloat16."""
     bf16 = torch.bfloat16
-    return guided_step("SD 1.5 step, 64x64, bf16", 64, bf16, bf16, True, 1.25)
+    return guided_step("bf16", at(64, SMALL), bf16, bf16, True, 1.25)
 
 
 def unet_default() -> Race:
     """Each in what its library takes where the processor has bfloat16."""
-    what = "SD 1.5 step, 64x64, bf16 against diffusers' default (float32)"
-    return guided_step(what, 64, torch.bfloat16, torch.float32, False, 2.3)
+    what = "bf16 against diffusers' default (float32)"
+    return guided_step(what, at(64, SMALL), torch.bfloat16, torch.float32, False, 2.3)
 
 
 def unet_fp32() -> Race:
     """Both in float32."""
     fp32 = torch.float32
-    return guided_step("SD 1.5 step, 32x32, float32", 32, fp32, fp32, False, 1.3)
+    return guided_step("float32", at(32, SMALL), fp32, fp32, False, 1.3)
 
 
 def in_int8(dtype: torch.dtype, goal: float) -> Race:
@@ -77,15 +81,14 @@ def in_int8(dtype: torch.dtype, goal: float) -> Race:
     speed_up(exact)
     ours = copy.deepcopy(exact)
     quantize(ours)
-    x, t, context = unet_inputs(exact, SIZE_OF_MODES, dtype)
+    size = at(32, SMALL)
+    x, t, context = unet_inputs(exact, size, dtype)
 
     def relative() -> dict[str, str]:
         return {"error": f"{error(ours(x, t, context), exact(x, t, context)):.1%} of the spread"}
 
     return Race(
-        f"int8, SD 1.5 step, {SIZE_OF_MODES}x{SIZE_OF_MODES}, against {dtype}".replace(
-            "torch.", ""
-        ),
+        f"int8, SD 1.5 step, {size}x{size}, against {dtype}".replace("torch.", ""),
         lambda: ours(x, t, context),
         lambda: exact(x, t, context),
         lambda: (error(ours(x, t, context), exact(x, t, context)), 0.1),
@@ -116,14 +119,15 @@ def decoders() -> tuple[
     ours = share(ours, theirs)
     theirs.to(memory_format=torch.channels_last)
     speed_up(ours)
+    usual = at(64, SMALL)
 
-    def strips(size: int = 64) -> Tensor:
+    def strips(size: int = usual) -> Tensor:
         return decode_in_strips(ours, latents(size))
 
-    def whole(size: int = 64) -> Tensor:
+    def whole(size: int = usual) -> Tensor:
         return ours.decode(latents(size))
 
-    def peer(size: int = 64) -> Tensor:
+    def peer(size: int = usual) -> Tensor:
         z = latents(size).contiguous(memory_format=torch.channels_last)
         return theirs.decode(z / scale).sample
 
@@ -143,7 +147,7 @@ def vae() -> Race:
         return error(whole(SMALL), exact), 1.5 * error(peer(SMALL), exact)
 
     more = partial(ceiling, whole)
-    return Race("VAE decode, 512 px, bf16", whole, peer, check, 1.05, more=more)
+    return Race(f"VAE decode, {at(512, 8 * SMALL)} px, bf16", whole, peer, check, 1.05, more=more)
 
 
 def vae_memory() -> Race:
@@ -154,7 +158,7 @@ def vae_memory() -> Race:
         return error(strips(SMALL), exact), 1.5 * error(peer(SMALL), exact)
 
     return Race(
-        "VAE decode in strips, 512 px, bf16: peak memory, MB",
+        f"VAE decode in strips, {at(512, 8 * SMALL)} px, bf16: peak memory, MB",
         lambda: peak(strips),
         lambda: peak(peer),
         check,

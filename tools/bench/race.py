@@ -15,6 +15,10 @@ MOST = 0.10  # by which half of the turns' ratios may lie away from their median
 PATIENCE = 60.0  # seconds for which a race goes on where they differ by more
 
 
+class SkipError(Exception):
+    """A section that cannot run here, and why: a library is missing, or it would take too long."""
+
+
 @dataclass
 class Race:
     """What a section of the benchmark hands over: two actions of equal outcome, or nearly."""
@@ -31,6 +35,8 @@ class Race:
     # Where the actions measure something else than their wall time, they return it.
     measured: bool = False
     more: Callable[[], dict[str, Any]] = dict  # further figures, afterwards
+    # Further figures that follow from the medians of ours and of theirs.
+    of_medians: Callable[[float, float], dict[str, Any]] = lambda ours, theirs: {}
 
 
 @dataclass
@@ -50,6 +56,7 @@ class Result:
     allowed: float
     problems: list[str] = field(default_factory=list)
     more: dict[str, Any] = field(default_factory=dict)
+    state: str = "measured"  # or "failed", "skipped"
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON, which has no NaN."""
@@ -63,7 +70,8 @@ class Result:
         """Of a Markdown table; without figures where they cannot be trusted."""
         cells = f"| {self.name} | {self.what} | {self.peer} |"
         if self.problems and (not anyway or math.isnan(self.ratio)):
-            return f"{cells} refused: {'; '.join(self.problems)} | | | | |"
+            word = "" if self.state == "skipped" else "refused: "
+            return f"{cells} {word}{'; '.join(self.problems)} | | | | |"
         met = "yes" if self.ratio >= self.goal else "**no**"
         figures = {"least": " and ".join(f"{each:.4g}" for each in self.least), **self.more}
         figures["difference"] = f"{self.difference:.1g}"
@@ -91,8 +99,12 @@ def run(
     race: Race,
     turns: int | None = None,
     clock: Callable[[], float] = time.perf_counter,
+    patience: float = PATIENCE,
 ) -> Result:
-    """Compare the outcomes, then time both in turns, after a warm-up each."""
+    """Compare the outcomes, then time both in turns, after a warm-up each.
+
+    turns: at least so many; further ones while the ratios spread, for ``patience`` seconds.
+    """
     difference, allowed = race.check()
     least, began = turns or race.turns, clock()
     taken: tuple[list[float], list[float]] = ([], [])
@@ -107,7 +119,7 @@ def run(
         ratios = [theirs / ours for ours, theirs in zip(*taken, strict=True)]
         ratio = statistics.median(ratios)
         spread = statistics.median(abs(each - ratio) for each in ratios) / ratio
-        if spread <= MOST or clock() - began > PATIENCE:
+        if spread <= MOST or clock() - began > patience:
             break
     ours, theirs = map(statistics.median, taken)
     problems = []
@@ -118,13 +130,15 @@ def run(
     shortest = (min(taken[0]), min(taken[1]))
     return Result(
         name, race.what, race.peer, ours, theirs, shortest, ratio, race.goal, spread, difference,
-        allowed, problems, race.more(),
+        allowed, problems, race.more() | race.of_medians(ours, theirs),
     )  # fmt: skip
 
 
 def failed(name: str, error: Exception) -> Result:
-    """Return the line of a section that could not be measured."""
+    """Return the line of a section that could not be measured, or was skipped."""
     none = math.nan
     message = " ".join(str(error).split()) or type(error).__name__
-    problem = f"failed: {message:.300}"
-    return Result(name, "", "", none, none, (none, none), none, none, none, none, none, [problem])
+    state = "skipped" if isinstance(error, SkipError) else "failed"
+    line = Result(name, "", "", none, none, (none, none), none, none, none, none, none, state=state)
+    line.problems.append(f"{state}: {message:.300}")
+    return line

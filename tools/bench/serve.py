@@ -32,15 +32,19 @@ from ldm.pipeline import Pipeline
 from ldm.server.settings import Limits
 from tools.bench.processes import ROOT
 from tools.bench.race import Race
+from tools.bench.sizes import at
 
 PROMPT, STEPS = "a red car", 4
 BODY = {"prompt": PROMPT, "num_inference_steps": STEPS}
-WHOLE = {"prompt": PROMPT}  # 20 steps, 128 px
 SMALL = {"height": 64, "width": 64}
 FAIR = 1.5  # by which the waiting of clients may differ
-GREEDY = 50  # jobs of one client at once
 READY = 120.0  # seconds in which a server has to answer
 FIRST_PREVIEW, WHOLE_PICTURE = 0.150, 0.400  # seconds, the aims of the page
+
+
+def whole() -> dict[str, int]:
+    """Return the options of a picture as the model draws it: 20 steps, 128 px."""
+    return at({}, SMALL | {"num_inference_steps": 2})
 
 
 @functools.cache
@@ -120,6 +124,8 @@ def draw(seeds: list[int], **options: int) -> list[Image.Image]:
 
 def throughput(count: int, each: int, previews: bool = False) -> Race:
     """Race clients in closed loops against batches of as many in a loop."""
+    count, each = at((count, each), (min(count, 2), 1))
+    options, body = whole(), {"prompt": PROMPT} | whole()
     loops = equal(count, each)
     seeds = [first + i for i in range(each) for _, first, _ in loops]
     size = min(count, Limits().batch)
@@ -129,14 +135,14 @@ def throughput(count: int, each: int, previews: bool = False) -> Race:
 
     def call_ours() -> float:
         before = processor_time()
-        taken.append(span(clients(loops, previews, body=WHOLE)))
+        taken.append(span(clients(loops, previews, body=body)))
         processor[0].append(processor_time() - before)
         return taken[-1]
 
     def call_theirs() -> float:
         began, before = time.monotonic(), time.process_time()
         for chunk in chunks:
-            draw(chunk)
+            draw(chunk, **options)
         processor[1].append(time.process_time() - before)
         return time.monotonic() - began
 
@@ -148,11 +154,12 @@ def throughput(count: int, each: int, previews: bool = False) -> Race:
 
     def check() -> tuple[float, float]:
         with tempfile.TemporaryDirectory() as folder:
-            found = clients(loops[:3], previews, output=folder, body=WHOLE)
+            found = clients(loops[:3], previews, output=folder, body=body)
             worst = 0.0
             for one in found[:6]:
                 served = np.asarray(Image.open(Path(folder) / f"{one['seed']}.png")).astype(int)
-                worst = max(worst, np.abs(served - np.asarray(draw([one["seed"]])[0])).max())
+                (alone,) = draw([one["seed"]], **options)
+                worst = max(worst, np.abs(served - np.asarray(alone)).max())
         return float(worst), 0.0
 
     what = f"{len(seeds)} pictures of {count} client{'s' * (count > 1)}{', watched' * previews}, s"
@@ -179,18 +186,18 @@ def p95(found: list[dict[str, Any]]) -> dict[str, float]:
 def fair(greedy: bool) -> Race:
     """Race the client that waits the longest against the one that waits the least.
 
-    greedy: beside seven clients in closed loops, one has ``GREEDY`` jobs waiting all the time; it
-    is left out of the comparison, which is of the modest ones with an eighth of the device each.
+    greedy: beside seven clients in closed loops, one has 50 jobs waiting all the time; it is left
+    out of the comparison, which is of the modest ones with an eighth of the device each.
     """
-    each = 6
+    count, each, jobs = at((8, 6, 50), (3, 1, 2))
     last: dict[str, float] = {}
 
     def alike() -> dict[str, float]:
-        return p95(clients(equal(8, each), body=BODY | SMALL))
+        return p95(clients(equal(count, each), body=BODY | SMALL))
 
     def crowded() -> dict[str, float]:
-        others: list[Loop] = [("greedy", 10_000 * (i + 1), None) for i in range(GREEDY)]
-        found = p95(clients([*others, *equal(7, each)], body=BODY | SMALL))
+        others: list[Loop] = [("greedy", 10_000 * (i + 1), None) for i in range(jobs)]
+        found = p95(clients([*others, *equal(count - 1, each)], body=BODY | SMALL))
         del found["greedy"]
         return found
 
@@ -202,9 +209,11 @@ def fair(greedy: bool) -> Race:
     def call_theirs() -> float:
         return max(alike().values()) if greedy else min(last.values())
 
-    peer, what = "the one that waits the least", "8 equal clients: p95 of the longest waiting, s"
+    peer = "the one that waits the least"
+    what = f"{count} equal clients: p95 of the longest waiting, s"
     if greedy:
-        peer, what = "8 equal clients", f"7 clients beside {GREEDY} jobs of another: longest p95, s"
+        peer = f"{count} equal clients"
+        what = f"{count - 1} clients beside {jobs} jobs of another: longest p95, s"
     return Race(
         what,
         call_ours,
