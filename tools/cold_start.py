@@ -109,9 +109,19 @@ def commands(work: Path, diffusers: bool) -> dict[str, list[str]]:
     return {name: [sys.executable, *rest] for name, rest in found.items()}
 
 
+def usual_environment() -> dict[str, str]:
+    """Return the environment, with bytecode kept in files as an installed package has it.
+
+    Without, Python compiles all sources of a checkout at each start, but none of PyTorch's.
+    """
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    return environment
+
+
 def race(turns: int, diffusers: bool, against: Path | None) -> dict[str, list[Taken]]:
     """Run all commands in turns, after a warm-up each."""
-    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    environment = usual_environment()
     with tempfile.TemporaryDirectory() as work:
         raced = {name: (command, ROOT) for name, command in commands(Path(work), diffusers).items()}
         for name, (command, _) in list(raced.items()) if against else ():
@@ -162,7 +172,14 @@ def stages(turns: int) -> list[str]:
     with tempfile.TemporaryDirectory() as work:
         command = [sys.executable, "-c", STAGES, str(Path(work) / "picture.png")]
         for _ in range(turns + 1):
-            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+            done = subprocess.run(
+                command,
+                cwd=ROOT,
+                env=usual_environment(),
+                capture_output=True,
+                text=True,
+                check=True,
+            )
             found.append(json.loads(done.stdout))
     lines = ["| stage | clock, ms | processor, ms |", "|---|---|---|"]
     for name in found[0]:
@@ -174,8 +191,9 @@ def stages(turns: int) -> list[str]:
 
 def import_times(command: list[str]) -> dict[str, int]:
     """Return the microseconds that each module's own code took, by ``-X importtime``."""
+    command = [sys.executable, "-X", "importtime", *command]
     done = subprocess.run(
-        [sys.executable, "-X", "importtime", *command], cwd=ROOT, capture_output=True, text=True
+        command, cwd=ROOT, env=usual_environment(), capture_output=True, text=True
     )
     if done.returncode:
         raise LDMError(f"{' '.join(command)[:80]} failed: {done.stderr.splitlines()[-1]}")
@@ -190,6 +208,7 @@ def modules() -> list[str]:
     """
     with tempfile.TemporaryDirectory() as work:
         command = commands(Path(work), False)["ldm, 1 step"][1:]
+        import_times(command)  # which compiles what has changed
         torch, ours = import_times(["-c", "import torch"]), import_times(command)
     own = {name: taken for name, taken in ours.items() if name not in torch}
     lines = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -12,9 +13,10 @@ from ldm.errors import ArgumentError
 from ldm.fast.compiled import compile_regions, uncompile
 from ldm.fast.graphs import Graphs
 from ldm.fast.install import slow_down, speed_up
-from ldm.fast.int8 import quantize
-from ldm.fast.offload import Offload
 from ldm.unet import UNet, UNetEncoder
+
+if TYPE_CHECKING:
+    from ldm.fast.offload import Offload
 
 
 @dataclass(frozen=True)
@@ -80,8 +82,12 @@ def optimize(
             # The stub lacks this form.
             part.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if int8:
+        from ldm.fast.int8 import quantize
+
         quantize(unet)
     if offload:
+        from ldm.fast.offload import Offload
+
         away = Offload([unet, vae, *controlnets.values(), *others], device)
         return Optimized(offload=away, int8=int8, compile=compile, on=True)
     if device.type != "cuda":
