@@ -40,7 +40,6 @@ from ldm.loading.origin import Origin
 from ldm.loading.single_file import load_file, replace_parts
 from ldm.loading.turns import changes_model, reads_model
 from ldm.loading.vae import load_preview_vae
-from ldm.loading.write_file import save_file
 from ldm.memory.estimate import MemoryNeeded
 from ldm.output import Output
 from ldm.request import CallRequest, Request
@@ -191,6 +190,8 @@ class Pipeline(DiffusersMethods):
         Raises CheckpointError for a model whose sizes are those of no known family, ArgumentError
         for a dtype that the file cannot have.
         """
+        from ldm.loading.write_file import save_file
+
         check_paths({"path": [path]})
         save_file(self.parts, Path(path), dtype)
 

@@ -53,7 +53,6 @@ from ldm.samplers.spacing import lcm_levels
 from ldm.scheduler import CLEAN, Level
 from ldm.techniques.attention_maps import Watch, watches
 from ldm.techniques.reference import Reference
-from ldm.techniques.style_aligned import StyleAligned, check_lengths
 from ldm.techniques.tiling import seamless
 from ldm.text.conditioning import (
     AESTHETIC_SCORE,
@@ -370,6 +369,8 @@ def share_attention(
             "style_aligned and reference_image both share self-attention; leave one out"
         )
     if request.style_aligned:
+        from ldm.techniques.style_aligned import StyleAligned, check_lengths
+
         check_lengths(prompted)
         return StyleAligned(unet)
     if request.reference_image is None:

@@ -212,3 +212,33 @@ def test_light_modules_do_not_import_heavy_ones(module: str, absent: set[str]) -
     command = [sys.executable, "-c", code]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == ""
+
+
+# What drawing a plain picture does without. Modules of PyTorch that it imports itself are not here.
+NOT_TO_DRAW = {
+    *("accelerate", "huggingface_hub", "scipy", "torchvision", "matplotlib", "gguf"),
+    *("torch._dynamo", "torch._inductor", "sympy", "networkx", "PIL.ImageFont"),
+    *("ldm.training", "ldm.server", "ldm.upscaling", "ldm.hires", "ldm.refiner"),
+    *("ldm.fast.int8", "ldm.fast.offload", "ldm.techniques.style_aligned"),
+    *("ldm.loading.outline", "ldm.loading.write_file", "ldm.loading.image_encoder"),
+    *("ldm.checkpoints.gguf_header", "ldm.checkpoints.pickle_header"),
+    *("ldm.cli.dry_run", "ldm.cli.train", "ldm.cli.completion", "ldm.images.sheets"),
+}
+MOST_MODULES = 260  # of ldm; each takes about 0.4 ms, and 0.9 where Python keeps no bytecode
+
+
+def test_drawing_imports_little(tmp_path: Path) -> None:
+    """Of a whole run of ``ldm generate``, not only of its imports at the top."""
+    options = ["a red car", "--steps", "1", "--quiet", "--output", str(tmp_path / "a.png")]
+    code = (
+        "import sys\nfrom ldm.cli.main import main\n"
+        f"assert main(['generate', *{options}]) == 0\n"
+        "print(*sys.modules)"
+    )
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    imported = set(result.stdout.splitlines()[-1].split())
+    assert "ldm.unet" in imported
+    assert imported & NOT_TO_DRAW == set()
+    own = {name for name in imported if name.split(".")[0] == "ldm"}
+    assert len(own) <= MOST_MODULES

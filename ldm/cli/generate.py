@@ -13,7 +13,6 @@ from ldm.cli import choices, ip_adapters, observe, streams
 from ldm.cli.common import USAGE, importing_torch, run
 from ldm.cli.configuration import Setting, listing, merged, read_settings, with_origin
 from ldm.cli.controlnets import all_controls, move_scales, read_given_controls
-from ldm.cli.dry_run import dry_run
 from ldm.cli.guidance_options import (
     given_depth,
     given_pictures,
@@ -69,6 +68,8 @@ def generate(arguments: argparse.Namespace, argv: Sequence[str], has_prompt: boo
         for line in [*advice(arguments), *advice_on_words(arguments, work.jobs)]:
             warnings.warn(line, stacklevel=1)
     if arguments.dry_run:
+        from ldm.cli.dry_run import dry_run
+
         dry_run(arguments, work)
         return
     if arguments.processes > 1 and world == 1:

@@ -51,6 +51,8 @@ def check_sizes(
     arguments: argparse.Namespace, width: int, height: int, steps: int, texts: Sequence[str]
 ) -> None:
     """Raise ArgumentError if a file would be too large, before anything is drawn."""
+    if not (arguments.save_steps or arguments.animation or arguments.explain):
+        return
     from ldm.images.sheets import MOST_PIXELS, check_sheet_size, sheet_size
 
     if arguments.save_steps:

@@ -215,18 +215,19 @@ class Session:
 
     def check_sizes(self, jobs: list[Job], count: int) -> None:
         """Raise ArgumentError for what some of a line's jobs could not do; ``count``: of all."""
-        from ldm.hires import hires_size
-        from ldm.images.sheets import check_sheet_size, sheet_size
-
         height, width = self.pipe.default_size()
         own = jobs[0].line.arguments
         steps, first = run_levels(self.pipe, own)
         size, run = (own.width or width, own.height or height), steps - first
         if own.hires_scale is not None:
+            from ldm.hires import hires_size
+
             height, width = hires_size(self.pipe, own.height, own.width, own.hires_scale)
             size, run = (width, height), run + steps
         observe.check_sizes(own, *size, run, [job.text for job in jobs])
         if self.one_file:
+            from ldm.images.sheets import check_sheet_size, sheet_size
+
             columns = self.plot.columns if self.plot else grid_columns(own, count)
             check_sheet_size(*sheet_size(count, columns, *size), "the sheet", jobs[0].path)
         if self.plot:
@@ -399,8 +400,6 @@ def open_stream(
     refiner: Ensemble | None = None,
 ) -> Iterator[Progress]:
     """Return the steps of a batch, computed when iterated over."""
-    from ldm.hires import hires_fix
-
     options = request_arguments(arguments)
     size, index = arguments.replay  # of --from: 1 and 0 except for a picture from a batch
     options["seed"] = batch[0].seed
@@ -415,6 +414,8 @@ def open_stream(
     if arguments.hires_upscaler is not None:
         options["hires_upscaler"] = hires_upscaler(arguments)
     if arguments.hires_scale is not None:
+        from ldm.hires import hires_fix
+
         return hires_fix(pipe, texts, **options)
     image, mask = given_pictures(arguments)
     depth = given_depth(arguments)

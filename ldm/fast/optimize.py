@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -14,9 +14,10 @@ from ldm.fast.compiled import compile_regions, uncompile
 from ldm.fast.fused import fuse_attention
 from ldm.fast.graphs import Graphs
 from ldm.fast.install import slow_down, speed_up
-from ldm.fast.int8 import quantize
-from ldm.fast.offload import Offload
 from ldm.unet import UNet, UNetEncoder
+
+if TYPE_CHECKING:
+    from ldm.fast.offload import Offload
 
 
 @dataclass(frozen=True)
@@ -95,8 +96,12 @@ def optimize(
             if not (compile or offload):  # blocks are compiled as they are; parts move
                 fuse_attention(part)
     if int8:
+        from ldm.fast.int8 import quantize
+
         quantize(unet)
     if offload:
+        from ldm.fast.offload import Offload
+
         away = Offload([unet, vae, *controlnets.values(), *others], device)
         return Optimized(offload=away, int8=int8, compile=compile, on=True)
     if device.type != "cuda":

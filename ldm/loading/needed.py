@@ -16,7 +16,6 @@ from ldm.fast.memory import available_memory
 from ldm.images.inputs import check_size
 from ldm.latents import Pixels
 from ldm.loading.model import Model
-from ldm.loading.outline import read_outline
 from ldm.memory.estimate import Drawing, MemoryNeeded, Networks, estimate
 from ldm.memory.refusal import OVERRIDE, check_fits
 from ldm.memory.system import gigabytes
@@ -123,6 +122,8 @@ def check_weights_fit(
     files = path.rglob("*") if path.is_dir() else [path]
     if WIDER * sum(file.stat().st_size for file in files if file.is_file()) <= available:
         return
+    from ldm.loading.outline import read_outline
+
     try:
         weights = sum(read_outline(path, dtype, device.type, variant).weights.values())
     except LDMError:

@@ -94,6 +94,8 @@ def python(*arguments: str) -> str:
         return (inside(*arguments).strip().splitlines() or [""])[-1]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
     environment.pop(OPT_OUT, None)
+    # With it, Python would compile our sources at each start, but not the installed peer's.
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     command = [sys.executable, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
