@@ -55,7 +55,7 @@ def test_large_scores_do_not_overflow() -> None:
 
 def test_where_it_is_used(monkeypatch) -> None:
     monkeypatch.setattr(module, "slow_kernel", lambda dtype: True)
-    q, k, v = drawn(1, 1, 8, 300, 16, 16, torch.float32)
+    q, k, _ = drawn(1, 1, 8, 300, 16, 16, torch.float32)
     assert not fits(q, k), "gradients are wanted"
     with torch.no_grad():
         assert fits(q, k)

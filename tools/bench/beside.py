@@ -60,7 +60,7 @@ def crowd(count: int) -> Race:
         processes.python("-m", "ldm.cli.generate", "a red car", *options, str(picture))
 
     def at_once() -> None:
-        with ThreadPoolExecutor(count) as pool:
+        with ThreadPoolExecutor(at(count, 1)) as pool:
             list(pool.map(draw, range(count)))
 
     def in_turn() -> None:

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from tools.bench.processes import ROOT, WORK
+from tools.bench.processes import ROOT, work
 
 BUDGET = 225.0  # seconds, with all imports and compilations
 HEAD = (
@@ -37,7 +37,7 @@ def command(rows: Sequence[int], rehearse: bool) -> list[str]:
 def environment(rehearse: bool) -> dict[str, str]:
     """Return the process's variables: compiled kernels are kept for the next run."""
     found = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-    found.setdefault("TORCHINDUCTOR_CACHE_DIR", str(WORK / "inductor"))
+    found.setdefault("TORCHINDUCTOR_CACHE_DIR", str(work() / "inductor"))
     return found | ({"TORCHDYNAMO_DISABLE": "1"} if rehearse else {})
 
 
