@@ -67,6 +67,7 @@ class Pipeline(DiffusersMethods):
         "token",
         "local_files_only",
         "int8",
+        "few_steps",
     )
     def from_pretrained(
         cls,
@@ -85,6 +86,7 @@ class Pipeline(DiffusersMethods):
         token: str | None = None,
         local_files_only: bool = False,
         int8: bool = False,
+        few_steps: bool = False,
         controlnet: str | Path | Sequence[str | Path] | None = None,
         adapter: str | Path | Sequence[str | Path] | None = None,
         check_finite: bool = False,
@@ -102,6 +104,7 @@ class Pipeline(DiffusersMethods):
         prediction_type: "epsilon", "v_prediction" or "sample"; None as in the model's config.
         ema: take the averaged copy of the U-Net's weights that full training checkpoints hold.
         int8: as in ``optimize``, which is called then.
+        few_steps: call ``use_few_steps``: draw in few steps, by the LoRA in the model's folder.
         controlnet: folders or files of ControlNets, as of ``load_controlnet``.
         adapter: likewise of T2I-Adapters, as of ``load_t2i_adapter``.
         check_finite: look for NaN and infinities in all weights, which reads the whole files and
@@ -157,6 +160,8 @@ class Pipeline(DiffusersMethods):
             pipe.load_controlnet(each)
         for each in adapters:
             pipe.load_t2i_adapter(each)
+        if few_steps:
+            pipe.use_few_steps()
         return pipe.optimize(int8=True) if int8 else pipe
 
     from_single_file = from_pretrained
