@@ -66,6 +66,7 @@ class Pipeline(DiffusersMethods):
         "token",
         "local_files_only",
         "int8",
+        "few_steps",
     )
     def from_pretrained(
         cls,
@@ -84,6 +85,7 @@ class Pipeline(DiffusersMethods):
         token: str | None = None,
         local_files_only: bool = False,
         int8: bool = False,
+        few_steps: bool = False,
         controlnet: str | Path | Sequence[str | Path] | None = None,
         adapter: str | Path | Sequence[str | Path] | None = None,
         check_finite: bool = False,
@@ -101,6 +103,7 @@ class Pipeline(DiffusersMethods):
         prediction_type: "epsilon", "v_prediction" or "sample"; None as in the model's config.
         ema: take the averaged copy of the U-Net's weights that full training checkpoints hold.
         int8: as in ``optimize``, which is called then.
+        few_steps: call ``use_few_steps``: draw in few steps, by the LoRA in the model's folder.
         controlnet: folders or files of ControlNets, as of ``load_controlnet``.
         adapter: likewise of T2I-Adapters, as of ``load_t2i_adapter``.
         check_finite: look for NaN and infinities in all weights, which reads the whole files and
@@ -156,6 +159,8 @@ class Pipeline(DiffusersMethods):
             pipe.load_controlnet(each)
         for each in adapters:
             pipe.load_t2i_adapter(each)
+        if few_steps:
+            pipe.use_few_steps()
         if int8:
             return pipe.optimize(int8=True)
         pipe.fast_by_default()

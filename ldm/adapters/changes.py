@@ -41,18 +41,22 @@ def weight_change(weight: Tensor, factors: Factors[Tensor], scale: float = 1.0) 
     Raises ValueError if the tensors are not those of such a weight.
     """
     factors = converted(factors, weight)
-    total = torch.zeros_like(weight)
-    for kind in factors.kinds:
-        if kind in ADDED:
-            total = total + scale * ADDED[kind](factors, weight)
+    kinds = factors.kinds
+    each = [scaled(ADDED[kind](factors, weight), scale) for kind in kinds if kind in ADDED]
+    total = sum(each[1:], each[0]) if each else torch.zeros_like(weight)
     if {"dora_scale", "magnitude"} & factors.tensors.keys():
         total = with_lengths(weight + total, factors) - weight
-    for kind in factors.kinds:
+    for kind in kinds:
         if kind in MULTIPLIED:
             total = total + MULTIPLIED[kind](factors, weight, scale)
     if "diff" in factors.tensors:
         total = total + scale * low_rank.as_weight(factors.tensors["diff"], weight)
     return total
+
+
+def scaled(change: Tensor, scale: float) -> Tensor:
+    """Return a change times a scale; without a pass over memory if that is 1."""
+    return change if scale == 1 else scale * change
 
 
 def bias_change(

@@ -25,7 +25,7 @@ from ldm.checkpoints.lora_first import keys_of_list
 from ldm.checkpoints.lora_kinds import Factors
 from ldm.checkpoints.lora_names import Module
 from ldm.checkpoints.original import Rename
-from ldm.checkpoints.plain import check_finite, check_real
+from ldm.checkpoints.plain import check_finite, check_real, is_finite
 from ldm.checkpoints.tensors import checkpoint_of, read_content
 from ldm.config.checking import shown
 from ldm.errors import ArgumentError, CheckpointError
@@ -80,6 +80,7 @@ class Loras:
         self.base: dict[Module, nn.Parameter] = {}  # of the weights that are changed now
         self.base_biases: dict[Module, nn.Parameter] = {}
         self.loaded: dict[str, Lora] = {}
+        self.own: Lora | None = None  # the model's, which the scales of others leave alone
 
     def load(
         self,
@@ -158,10 +159,25 @@ class Loras:
         if self.inversions is not None:
             self.inversions.use_bundled(words)
 
+    def use_own(self, lora: Lora | None) -> None:
+        """Use a LoRA that belongs to the model, beside those that are loaded; None for none.
+
+        If that fails, the one from before.
+        """
+        before, self.own = self.own, lora
+        try:
+            self.apply()
+        except BaseException:
+            self.own = before
+            self.apply()
+            raise
+
     @torch.no_grad()
     def apply(self) -> None:
         """Compute the weights anew from the base. Raises CheckpointError where they overflow."""
         active = {name: lora for name, lora in self.loaded.items() if lora.active}
+        if self.own is not None:
+            active = {str(self.own.path): self.own} | active
         changes: dict[Module, list[tuple[Factors[Tensor], float]]] = {}
         for lora in active.values():
             for module, factors in lora.updates.items():
@@ -213,7 +229,7 @@ def changed(
             f"({str(error).splitlines()[0]}); get the file again, or leave it out"
         ) from None
     total = total.to(base.dtype)
-    if not total.isfinite().all():
+    if not is_finite(total):
         raise CheckpointError(
             f"the weights of {'.'.join(module)} are not finite with "
             f"{', '.join(active)}; use smaller scales, or leave it out"

@@ -10,8 +10,8 @@ from typing import Any
 from ldm.checkpoints.prediction import KNOWN_PREDICTIONS
 from ldm.cli.common import run
 from ldm.cli.controlnets import preprocessed
+from ldm.cli.fast import Fast
 from ldm.cli.fields import filled
-from ldm.cli.guidance_options import Fast
 from ldm.cli.printed import put_text
 from ldm.config.picture_readers import CONTROLNET, PictureReader
 from ldm.samplers.names import listing
@@ -208,8 +208,17 @@ def add_speed(group: argparse._ArgumentGroup) -> None:
         "--fast",
         action=Fast,
         nargs=0,
-        help="another picture, sooner: --guidance-interval 0.28,5.42 --deep-cache 3, and --int8 "
-        "where that gains; what follows on the line overrules it",
+        default=False,
+        help="another picture, sooner: --few-steps if the model has them, else --guidance-interval "
+        "0.28,5.42 --deep-cache 3, and --int8 where that gains; what follows on the line overrules "
+        "it",
+    )
+    add(
+        "--few-steps",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="draw in few steps, by the LoRA for them in the model's folder, with its sampler, "
+        "steps and guidance scale unless you give others",
     )
     add(
         "--optimize",

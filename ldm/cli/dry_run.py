@@ -18,6 +18,7 @@ from ldm.cli.printed import put_text
 from ldm.cli.rows import put_json
 from ldm.cli.sizes import image_size
 from ldm.config import read_json
+from ldm.config.generation import FILE, own_few_steps
 from ldm.config.speed import OPTIMIZED
 
 if TYPE_CHECKING:
@@ -84,7 +85,9 @@ def outline(arguments: argparse.Namespace, device: Any) -> tuple[Networks, float
         direct = direct and onednn.packs(DTYPE_BY_NAME[str(dtype).removeprefix("torch.")])
     defaults: dict[str, Any] = {}
     if path.is_dir():
-        defaults = read_json(path / "generation_config.json", optional=True) or {}
+        defaults = read_json(path / FILE, optional=True) or {}
+        few = own_few_steps(path) if arguments.few_steps else None
+        defaults |= vars(few) if few else {}
     scale = arguments.guidance_scale
     scale = defaults.get("guidance_scale", SCALE) if scale is None else scale
     return replace(

@@ -13,6 +13,7 @@ from ldm.cli import choices, ip_adapters, observe, streams
 from ldm.cli.common import USAGE, importing_torch, run
 from ldm.cli.configuration import Setting, listing, merged, read_settings, with_origin
 from ldm.cli.controlnets import all_controls, move_scales, read_given_controls
+from ldm.cli.fast import settle_fast
 from ldm.cli.guidance_options import (
     given_depth,
     given_pictures,
@@ -135,6 +136,8 @@ def main(argv: Sequence[str] | None = None, prog: str = "ldm-generate") -> int:
         check_start()
         own = {name: setting.value for name, setting in settings.items()}
         whole = with_file(arguments, argv, own)
+        before = given if given.get("fast") or whole.from_file else own | given
+        with_origin(lambda: settle_fast(whole, before), settings)
         inform_of(whole, settings, given)
         with_origin(lambda: generate(whole, argv, "prompt" in given), settings)
 

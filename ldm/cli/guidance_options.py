@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import functools
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ldm.cli.streams import picture_source
 from ldm.config.upscalers import BuiltIn
@@ -14,21 +14,6 @@ from ldm.request import LargeRequest
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-FAST = {"guidance_interval": (0.28, 5.42), "deep_cache": 3, "int8": None}
-
-
-class Fast(argparse.Action):
-    """An option that sets those that trade fidelity to the exact picture for time."""
-
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings | {"dest": argparse.SUPPRESS})
-
-    def __call__(
-        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, *_: Any
-    ) -> None:
-        for name, value in FAST.items():
-            setattr(namespace, name, value)
 
 
 def check_steering(arguments: argparse.Namespace) -> None:

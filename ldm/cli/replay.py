@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from ldm.pipeline import Pipeline
 
 # Arguments of Pipeline.from_pretrained.
-LOADING = ("ema", "variant", "prediction_type", "dtype", "int8")
+LOADING = ("ema", "variant", "prediction_type", "dtype", "int8", "few_steps")
 # Options that do not change the picture …
 AROUND = recorded("never") | {
     "from_file",
@@ -76,7 +76,7 @@ AROUND = recorded("never") | {
 # … and those that a file records in another form.
 IN_ANOTHER_FORM = recorded("another") | {
     *("model", "refiner", "vae", "text_encoder", "lora", "embedding", "controlnet", "t2i_adapter"),
-    *("ip_adapter", "image_encoder"),
+    *("ip_adapter", "image_encoder", "fast"),
 }
 # Any other option changes the picture, so that its place in a batch does not matter any more.
 SAME_PICTURE = AROUND - {"num_images", "batch_size", "grid", "x", "y"} | {
@@ -210,6 +210,7 @@ def found_settings(job: Job, pipe: Pipeline, picture: Image) -> dict[str, Any]:
         "prompt": job.prompt,
         "seed": job.seed,
         "int8": pipe.int8,
+        "few_steps": pipe.few_steps,
         "sampler": choice.name,
         "schedule": choice.schedule,
     }

@@ -136,6 +136,9 @@ class Session:
         ways = {name: getattr(arguments, name) for name in ("compile", "offload", "int8")}
         if ways["int8"] is None:  # of --fast
             ways["int8"] = int8_gains(pipe)
+        if arguments.few_steps:
+            pipe.use_few_steps()
+            self.inform("few steps, by the LoRA in the model's folder")
         if arguments.refiner is not None:
             from ldm.refiner import Ensemble
 

@@ -100,10 +100,12 @@ class ControlNets(Model):
 
     def _plain_weights(self) -> dict[str, Tensor]:
         """Return the U-Net's weights as they are without LoRAs."""
-        if not self.loras.loaded:
+        own = self.loras.own
+        if not self.loras.loaded and own is None:
             return self.unet.state_dict()
         scales = {name: dict(lora.scales) for name, lora in self.loras.loaded.items()}
         self.loras.set_scales({})
+        self.loras.use_own(None)
         try:
             return {
                 name: value.clone()
@@ -111,6 +113,7 @@ class ControlNets(Model):
                 if not name.startswith("up_blocks.")
             }
         finally:
+            self.loras.use_own(own)
             self.loras.set_scales(scales)
 
     @checked()

@@ -19,6 +19,7 @@ from ldm.config.arguments import checked
 from ldm.config.checking import shown
 from ldm.config.diffusers_habits import find, is_off, message
 from ldm.errors import ArgumentError, UnknownAttributeError
+from ldm.interface.few_steps import FewStepsModel
 from ldm.interface.ip_adapters import IPAdapters
 from ldm.interface.t2i_adapters import T2IAdapters
 from ldm.loading.devices import DTYPE_BY_NAME, choose_device, choose_dtype, vae_dtype
@@ -30,7 +31,7 @@ T = TypeVar("T", bound="DiffusersMethods")
 PARTS = {"unet", "vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "scheduler"}
 
 
-class DiffusersMethods(T2IAdapters, IPAdapters):
+class DiffusersMethods(T2IAdapters, IPAdapters, FewStepsModel):
     """A model with diffusers' methods.
 
     Attributes:
@@ -83,7 +84,9 @@ class DiffusersMethods(T2IAdapters, IPAdapters):
         if before.int8 and device.type != "cpu":
             raise ArgumentError("int8 is for CPUs; call optimize(int8=False) first")
         scales = {name: dict(lora.scales) for name, lora in self.loras.loaded.items()}
+        few_steps = self.loras.own
         self.loras.set_scales({})  # the weights are those of the files again
+        self.loras.use_own(None)
         self.optimize(False)
         kind = vae_dtype(dtype)
         parts: list[tuple[nn.Module | None, torch.dtype | None]] = [
@@ -102,6 +105,7 @@ class DiffusersMethods(T2IAdapters, IPAdapters):
         elif before.on:
             offload = before.ways["offload"] if device.type != "cpu" else False
             self.optimize(**before.ways | {"offload": offload})
+        self.loras.use_own(few_steps)
         self.loras.set_scales(scales)
 
     @checked()

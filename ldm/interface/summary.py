@@ -29,6 +29,8 @@ def summarize(model: Model) -> str:
         "on": f"{model.device}, {dtype}{', 8-bit integers' * model.int8}"
         f"{', optimized' * model.optimized.on}",
     }
+    if model.few_steps and model.own_few_steps is not None:
+        rows["few steps"] = f"by the model's own LoRA, {model.own_few_steps.lora}"
     if used := [name for name, lora in model.loras.loaded.items() if lora.active]:
         rows["LoRAs"] = ", ".join(used)
     if model.controlnets:

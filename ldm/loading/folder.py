@@ -13,7 +13,7 @@ from ldm.checkpoints.folder import M, load_component, save_component
 from ldm.classes.classifier import Classifier
 from ldm.clip import CLIPTextEncoder
 from ldm.config import SchedulerConfig, read_json, write_json
-from ldm.config.generation import Defaults
+from ldm.config.generation import FILE, Defaults
 from ldm.config.picture_readers import CONTROLNET, T2I_ADAPTER
 from ldm.config.tasks import task_of
 from ldm.errors import CheckpointError
@@ -87,7 +87,7 @@ def load_folder(
     if scheduler.prediction_type == "mean" and dtype is not None:
         # μ̃ differs from x_t by a thousandth, which half precision rounds away.
         dtype = torch.float32
-    extra = folder / "generation_config.json"
+    extra = folder / FILE
     parts: dict[str, Any] = {
         "vae": None,
         "text_encoder": None,
@@ -151,6 +151,7 @@ def save_folder(parts: dict[str, Any], folder: Path, dtype: torch.dtype | None) 
         "unet": ["diffusers", unet.class_name],
     }
     defaults = dict(vars(parts["defaults"]))
+    del defaults["few_steps"]  # whose LoRA is no part
     if parts["classifier"] is None:
         del defaults["classifier_scale"]
     if "Pix2Pix" not in index["_class_name"]:
@@ -160,7 +161,7 @@ def save_folder(parts: dict[str, Any], folder: Path, dtype: torch.dtype | None) 
         save_rest(parts, new, dtype, index)
         save_component(parts["unet"], new / "unet", dtype)
         write_json(new / "scheduler" / "scheduler_config.json", scheduler.to_dict())
-        write_json(new / "generation_config.json", defaults)
+        write_json(new / FILE, defaults)
         write_json(new / "model_index.json", index)
 
 

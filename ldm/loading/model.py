@@ -17,7 +17,7 @@ from ldm.classes.classifier import Classifier
 from ldm.classes.labels import Classes
 from ldm.clip import CLIPTextEncoder
 from ldm.config import SchedulerConfig
-from ldm.config.generation import Defaults
+from ldm.config.generation import Defaults, FewSteps
 from ldm.config.tasks import task_of
 from ldm.control.control_lllite import Network
 from ldm.control.image_prompts import LoadedIPAdapter
@@ -220,6 +220,16 @@ class Model:
     def int8(self) -> bool:
         """Whether the U-Net computes in 8 bits."""
         return self.optimized.int8
+
+    @property
+    def own_few_steps(self) -> FewSteps | None:
+        """How the model draws in few steps, by a LoRA in its folder; see ``use_few_steps``."""
+        return None if self.folder is None else self.defaults.few_steps
+
+    @property
+    def few_steps(self) -> bool:
+        """Whether the model draws in few steps, by the LoRA in its folder."""
+        return self.loras.own is not None
 
     def default_size(self) -> tuple[int, int]:
         """Return the (height, width) in pixels that the model was trained for."""

@@ -108,7 +108,7 @@ def records(
         found.append(
             GenerationInfo(
                 dict(sorted((shared | own).items())),
-                model.origin.loading | ({"int8": True} if model.int8 else {}),
+                loading_of(model),
                 model=model.origin.model,
                 vae=model.origin.vae,
                 embeddings=tuple(model.origin.embeddings),
@@ -279,6 +279,12 @@ def lora_tags(model: Model) -> tuple[list[str], bool]:
     names = [Path(lora.path).stem for lora in used]
     pairs = zip(names, scales, strict=True)
     return [write_tag(Tag(name, s["text_encoder"], s["unet"])) for name, s in pairs], exact
+
+
+def loading_of(model: Model) -> dict[str, Any]:
+    """Return the arguments of ``from_pretrained`` that a model has now."""
+    now = {"int8": model.int8, "few_steps": model.few_steps}
+    return model.origin.loading | {name: True for name, on in now.items() if on}
 
 
 def unusual_optimize(model: Model) -> bool | None:
