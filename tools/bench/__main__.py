@@ -36,6 +36,7 @@ from ldm.cli.common import EXIT_CODES, notify, run
 from ldm.cli.parsing import Parser
 from ldm.errors import LDMError
 from tools.bench import (
+    attention,
     beside,
     control,
     cuda,
@@ -75,6 +76,7 @@ SECTIONS: dict[str, Callable[[], race.Race]] = {
     **control.SECTIONS,
     **lora.SECTIONS,
     **serve.SECTIONS,
+    **attention.SECTIONS,
     **beside.SECTIONS,
     **peers.SECTIONS,
     **peaks.SECTIONS,
@@ -90,6 +92,7 @@ GROUPS = {
     "control": list(control.SECTIONS),
     "lora": list(lora.SECTIONS),
     "serve": list(serve.SECTIONS),
+    "attention": list(attention.SECTIONS),
     "beside": list(beside.SECTIONS),
     "peers": list(peers.SECTIONS),
     "peaks": list(peaks.SECTIONS),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ldm.checkpoints.assets import asset_path
-from ldm.cli.guidance_options import FAST
+from ldm.cli.fast import MODES
 from ldm.pipeline import Pipeline
 from tools.bench.models import ceiling, error
 from tools.bench.processes import sd15
@@ -95,10 +95,10 @@ def mode(what: str, goal: float, **arguments: Any) -> Race:
 
 def deep_cache() -> Race:
     """Race DeepCache that computes one whole step of three."""
-    return mode("DeepCache 3", 2.3, deep_cache=FAST["deep_cache"])
+    return mode("DeepCache 3", 2.3, deep_cache=MODES["deep_cache"])
 
 
 def interval() -> Race:
     """Race guidance at the middle levels only."""
-    low, high = between = FAST["guidance_interval"]
+    low, high = between = MODES["guidance_interval"]
     return mode(f"guidance at {low} < σ/α ≤ {high}", 1.3, guidance_interval=between)

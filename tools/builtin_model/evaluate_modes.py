@@ -19,14 +19,14 @@ import numpy as np
 import torch
 
 from ldm.cli.common import check_counts, run
-from ldm.cli.guidance_options import FAST
+from ldm.cli.fast import MODES
 from ldm.pipeline import Pipeline
 from tools.builtin_model.evaluate import log, read_data
 from tools.builtin_model.evaluation import figures, fit, judge, prompts
 from tools.builtin_model.evaluation.options import shared_parser
 from tools.builtin_model.icons.nouns import read_everyday
 
-INTERVAL, CACHE = ({name: FAST[name]} for name in ("guidance_interval", "deep_cache"))
+INTERVAL, CACHE = ({name: MODES[name]} for name in ("guidance_interval", "deep_cache"))
 
 
 class Mode(NamedTuple):
