@@ -16,9 +16,11 @@ FEW = 8  # steps of a model that was distilled, at most
 def choices(server: Server) -> dict[str, Any]:
     """Return the names and labels of all that a request can name.
 
-    "defaults" and "able" are of the model in memory, "loaded"; null if there is none.
+    "defaults", "able" and "own_few_steps" (how many, with the LoRA in the model's folder) are of
+    the model in memory, "loaded"; null if there is none.
     """
     library, pipe = server.library, server.model.pipe
+    few = None if pipe is None else pipe.own_few_steps
     return {
         "current": server.current,
         "built_in": BUILT_IN,
@@ -31,6 +33,7 @@ def choices(server: Server) -> dict[str, Any]:
         "loaded": server.model.name,
         "defaults": None if pipe is None else defaults(pipe),
         "able": None if pipe is None else able(pipe),
+        "own_few_steps": None if few is None else few.num_inference_steps,
         "limits": {"pictures": server.limits.pictures, "steps": server.limits.steps},
     }
 
@@ -41,12 +44,14 @@ def defaults(pipe: Pipeline) -> dict[str, Any]:
     few_steps: whether it was distilled to so few steps as live mode needs.
     """
     height, width = pipe.default_size()
-    steps = pipe.defaults.num_inference_steps
+    many = pipe.many_steps  # a draft may be under way in few
+    own = pipe.defaults if many is None else many[1]
+    steps = own.num_inference_steps
     return {
         "width": width,
         "height": height,
         "num_inference_steps": steps,
-        "guidance_scale": pipe.defaults.guidance_scale,
+        "guidance_scale": own.guidance_scale,
         "few_steps": steps <= FEW,
     }
 

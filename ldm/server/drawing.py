@@ -45,6 +45,7 @@ class Drawing:
         record: whether each step is kept, for views of how the picture came about.
         region: what the pictures are parts of, and are pasted into: "only masked" inpainting.
         draft: whether the picture is shown and then forgotten: it is not written into a folder.
+        few_steps: whether the LoRA in the model's folder draws it, see ``use_few_steps``.
     """
 
     request: LargeRequest
@@ -55,6 +56,7 @@ class Drawing:
     record: bool = False
     region: MaskedRegion | None = None
     draft: bool = False
+    few_steps: bool = False
 
     @property
     def divisible(self) -> bool:
@@ -83,6 +85,7 @@ class Drawing:
             self.loras,
             self.controlnets,
             self.record,
+            self.few_steps,
             None if self.region is None else id(self.region),
             negative,
             alone,
@@ -140,6 +143,7 @@ def make_drawing(
     record: bool = False,
     region: MaskedRegion | None = None,
     draft: bool = False,
+    few_steps: bool = False,
 ) -> Drawing:
     """Make a drawing of a client's arguments: those of ``LargeRequest``, pictures as PIL images.
 
@@ -181,6 +185,7 @@ def make_drawing(
         record=record,
         region=region,
         draft=draft,
+        few_steps=few_steps,
     )
 
 

@@ -91,9 +91,10 @@ class LoadedModel:
     def prepare(self, drawing: Drawing) -> Pipeline:
         """Return the model of a drawing with its LoRAs and ControlNets, and no others.
 
-        Raises CheckpointError for a file that does not fit.
+        Raises CheckpointError for a file that does not fit, ArgumentError for few steps of a model
+        that has no LoRA for them.
         """
-        pipe = self.load(drawing.model)
+        pipe = self.load(drawing.model).use_few_steps(drawing.few_steps)
         self._use_loras(pipe, dict(drawing.loras))
         self._use_controlnets(pipe, drawing.controlnets)
         return pipe

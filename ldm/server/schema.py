@@ -89,6 +89,11 @@ class NamedBody(StrictBody):
     )
     record: bool = Field(False, description="whether each step is kept, for the views of the page")
     draft: bool = Field(False, description="whether the picture is not written into the folder")
+    few_steps: bool = Field(
+        False,
+        description="whether it is drawn by the model's own LoRA for few steps, whose sampler, "
+        "steps and guidance scale are those that are null",
+    )
 
     def arguments(self, server: Server) -> dict[str, Any]:
         """Return the arguments of ``LargeRequest``, with pictures decoded.
@@ -117,6 +122,7 @@ class NamedBody(StrictBody):
             "hires": hires,
             "record": self.record,
             "draft": self.draft,
+            "few_steps": self.few_steps,
         }
 
     def drawing(self, server: Server) -> Drawing:

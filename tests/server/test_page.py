@@ -12,6 +12,7 @@ pytest.importorskip("fastapi")
 from tests.server.browsing import PATIENCE, PHONE
 
 PICTURE = "document.querySelector('#picture')"
+NO_FEW_STEPS = {"own_few_steps": None}
 
 
 def status(page, start: str) -> None:
@@ -100,9 +101,24 @@ def test_picture_changes_while_one_types(visits) -> None:
     assert page.locator("#draw").is_enabled()
 
 
+def test_live_mode_takes_the_models_own_few_steps(visits) -> None:
+    bodies = []
+    page = visits.open(live=False, choices={"loras": ["LCM_of_nobody"]})
+    page.on("request", lambda one: bodies.append(one.post_data) if "draw" in one.url else None)
+    page.locator("#live").check()
+    status(page, "Draft: 128 × 128, 4 steps")
+    body = json.loads(bodies[-1])
+    assert body["few_steps"] and body["draft"] and body["num_inference_steps"] == 4
+    assert not body.keys() & {"sampler", "schedule", "guidance_scale"}
+    assert "4 steps with the model's own LoRA" in page.locator("#live-hint").inner_text()
+    page.locator("#draw").click()  # the picture itself has the form's steps, as before
+    status(page, "Finished")
+    assert page.locator("#num_inference_steps").input_value() == "20"
+
+
 def test_live_mode_takes_an_lcm_lora_unless_it_does_not_fit(visits) -> None:
     bodies = []
-    page = visits.open(live=False, choices={"loras": ["style", "LCM_of_nobody"]})
+    page = visits.open(live=False, choices={"loras": ["style", "LCM_of_nobody"]} | NO_FEW_STEPS)
     page.on("request", lambda one: bodies.append(one.post_data) if "draw" in one.url else None)
     page.locator("#live").check()
     status(page, "Draft")

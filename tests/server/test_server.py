@@ -51,6 +51,24 @@ def test_picture_equals_the_command_s(client, tmp_path) -> None:
     assert mine["arguments"] == its["arguments"]
 
 
+def test_few_steps_are_the_command_s_and_leave_no_trace(client, tmp_path) -> None:
+    def draw(**more) -> np.ndarray:
+        body = {"prompt": "a red car", "seed": 7} | more
+        (_, last), *_ = reversed(events(client.post("/api/draw", json=body)))
+        (tmp_path / "served.png").write_bytes(client.get(last["pictures"][0]["url"]).content)
+        return np.asarray(Image.open(tmp_path / "served.png"))
+
+    before = draw(num_inference_steps=2)
+    few = draw(few_steps=True)
+    mine = read_settings(tmp_path / "served.png")
+    command = ["generate", "a red car", "--seed", "7", "--few-steps", "--quiet"]
+    assert main([*command, "--output", str(tmp_path / "car.png")]) == 0
+    assert (few == np.asarray(Image.open(tmp_path / "car.png"))).all()
+    assert mine["arguments"] == read_settings(tmp_path / "car.png")["arguments"]
+    assert client.get("/page/choices.json").json()["defaults"]["num_inference_steps"] == 20
+    assert (draw(num_inference_steps=2) == before).all()
+
+
 def test_jobs_of_several_clients_are_one_batch_and_the_same_pictures(client) -> None:
     server = client.app.state.server
     alone = []

@@ -10,6 +10,8 @@ const PAUSE = 25;  // ms after a change, in which others may follow
 const PATIENCE = 300;  // ms without a new preview
 /** Five steps of DPM++ 2M on its own levels look like twenty; on Karras's they do not. */
 const FEW_STEPS = { num_inference_steps: 5, sampler: "dpmpp_2m", schedule: "normal" };
+/** What the model's own LoRA for few steps brings along. */
+const OWN = { few_steps: true, sampler: undefined, schedule: undefined, guidance_scale: undefined };
 /** As the authors of LCM-LoRA advise. */
 const LCM = { num_inference_steps: 4, sampler: "lcm", schedule: undefined, guidance_scale: 1.5 };
 
@@ -32,6 +34,7 @@ export function draftOf(body) {
   const { hires, hires_scale, hires_strength, num_images_per_prompt, ...rest } = body;
   const draft = { ...rest, draft: true };
   if (choices?.defaults?.few_steps) return { ...draft, num_inference_steps: undefined };
+  if (choices?.own_few_steps) return { ...draft, ...OWN, num_inference_steps: choices.own_few_steps };
   const lora = fastLora();
   if (!lora) return { ...draft, ...FEW_STEPS };
   const others = (body.loras ?? []).filter(({ name }) => name !== lora);
@@ -61,6 +64,7 @@ function change() {
 
 function describe() {
   const how = choices?.defaults?.few_steps ? "the model's few steps"
+    : choices?.own_few_steps ? `${choices.own_few_steps} steps with the model's own LoRA`
     : fastLora() ? `4 steps with the LoRA ${fastLora()}` : `${FEW_STEPS.num_inference_steps} steps`;
   const broken = brokenLora ? ` (The LoRA ${brokenLora} does not fit this model.)` : "";
   hint.textContent = toggle.checked
