@@ -205,6 +205,7 @@ METHODS = {
         *("height", "width", "num_images", "guidance_scale", "image", "controlnets"),
     ],
     "optimize": ["on", "compile", "offload", "int8"],
+    "use_few_steps": ["on"],
     "to": ["device", "dtype"],
     "enable_model_cpu_offload": ["gpu_id", "device"],
     "preview": ["x"],
@@ -214,7 +215,7 @@ METHODS = {
     "from_pretrained": [
         *("model", "device", "dtype", "variant", "vae", "preview_vae", "text_encoder", "ema"),
         *("prediction_type", "cache_dir", "revision", "token", "local_files_only", "int8"),
-        *("controlnet", "adapter"),
+        *("controlnet", "adapter", "few_steps"),
     ],
 }
 USUAL: dict[str, dict[str, Any]] = {
@@ -272,6 +273,7 @@ def test_every_method_is_tried(pipe: Pipeline) -> None:
         *("unload_lora_weights", "unload_textual_inversion", "get_active_adapters"),
         *("get_list_adapters", "set_progress_bar_config", "from_single_file"),
         *("enable_sequential_cpu_offload", "drawing", "load_own_adapters"),
+        *("fast_by_default", "optimize_as"),
     }
     assert known - without == set(METHODS)
 
