@@ -19,7 +19,7 @@ from ldm.cli.rows import put_json
 from ldm.cli.sizes import image_size
 from ldm.config import read_json
 from ldm.config.generation import FILE, own_few_steps
-from ldm.config.speed import OPTIMIZED
+from ldm.config.speed import is_optimized
 
 if TYPE_CHECKING:
     from ldm.cli.jobs import Job
@@ -79,8 +79,7 @@ def outline(arguments: argparse.Namespace, device: Any) -> tuple[Networks, float
         for name in filter(None, files)
         if (size := size_on_disk(Path(str(name)).expanduser()))
     }
-    faster = device.type in OPTIMIZED if arguments.optimize is None else arguments.optimize
-    direct = bool(faster) and not arguments.compile
+    direct = is_optimized(device.type, arguments.optimize) and not arguments.compile
     if device.type == "cpu":
         direct = direct and onednn.packs(DTYPE_BY_NAME[str(dtype).removeprefix("torch.")])
     defaults: dict[str, Any] = {}

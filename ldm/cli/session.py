@@ -45,7 +45,7 @@ from ldm.cli.saving import save_beside, save_picture
 from ldm.cli.sharing import claimed, is_done, wait_for
 from ldm.cli.sizes import image_size, size_advice
 from ldm.cli.style_options import given_reference
-from ldm.config.speed import OPTIMIZED
+from ldm.config.speed import is_optimized
 from ldm.errors import LDMError
 from ldm.request import default_strength
 
@@ -130,9 +130,7 @@ class Session:
     def prepare(self) -> None:
         """Optimize the model, load its refiner, and the adapters that options and prompts name."""
         arguments, pipe = self.arguments, self.pipe
-        faster = arguments.optimize
-        if faster is None:
-            faster = pipe.device.type in OPTIMIZED
+        faster = is_optimized(pipe.device.type, arguments.optimize)
         ways = {name: getattr(arguments, name) for name in ("compile", "offload", "int8")}
         if ways["int8"] is None:  # of --fast
             ways["int8"] = int8_gains(pipe)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 
 from ldm.adapters.lora_scale import TagScale
-from ldm.config.speed import OPTIMIZED
+from ldm.config.speed import is_optimized
 from ldm.errors import LDMError
 from ldm.images.generation_info import OWN_CONTROLNET
 from ldm.pipeline import Pipeline, Progress
@@ -52,8 +52,7 @@ class LoadedModel:
         pipe = Pipeline.from_pretrained(
             self.library.models[name], device=given.device, dtype=given.dtype
         )
-        faster = pipe.device.type in OPTIMIZED if given.optimize is None else given.optimize
-        pipe.optimize(faster)
+        pipe.optimize(is_optimized(pipe.device.type, given.optimize))
         self._load_embeddings(pipe)
         self.name, self.pipe = name, pipe
         return pipe
