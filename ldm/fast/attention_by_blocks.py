@@ -31,17 +31,18 @@ def attention_by_blocks(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     batch, heads, queries, width = q.shape
     rows = max(1, min(MOST_ROWS, queries, BLOCK // k.shape[2]))
     y = q.new_empty(batch, queries, heads, v.shape[3]).transpose(1, 2)
-    scores = q.new_empty(rows, k.shape[2])
+    # oneDNN's products, as those of ``product``, are written into one memory in bfloat16.
+    scores = q.new_empty(rows, k.shape[2]) if q.dtype == torch.bfloat16 else None
     for b in range(batch):
         for h in range(heads):
             scaled = q[b, h] * width**-0.5  # of fewer values than the scores
             k_h, v_h = k[b, h].contiguous(), v[b, h].t().contiguous()
             for start in range(0, queries, rows):
                 part = scaled[start : start + rows]
-                if q.dtype == torch.bfloat16:  # oneDNN's, as in ``product``, into one memory
-                    s = torch.mm(part, k_h.t(), out=scores[: len(part)])
-                else:
+                if scores is None:
                     s = product(part, k_h)
+                else:
+                    s = torch.mm(part, k_h.t(), out=scores[: len(part)])
                 y[b, h, start : start + rows] = product(torch.softmax(s, -1, out=s), v_h)
     return y
 

@@ -32,7 +32,7 @@ from ldm.scheduler import DDPMScheduler
 from ldm.text.tokenizer import CLIPTokenizer
 from ldm.unet import UNet
 from ldm.vae import AutoencoderKL
-from tools.bench.models import error, share
+from tools.bench.models import error, fill, share
 
 TOKENS, SCALE = 77, 7.5
 REPEATS = 5  # measured turns of a row
@@ -80,14 +80,7 @@ ROWS = tuple(
 
 def filled(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
     """Draw weights on the device that keep activations of about unit size."""
-    module = module.to(dtype).to_empty(device=device).requires_grad_(False).eval()
-    generator = torch.Generator(device).manual_seed(0)
-    for name, weight in module.named_parameters():
-        if weight.ndim > 1:
-            bound = (3 / weight[0].numel()) ** 0.5
-            weight.uniform_(-bound, bound, generator=generator)
-        else:
-            weight.fill_(float(name.endswith("weight") and "norm" in name))
+    module = fill(module.to(dtype), device)
     for buffer in module.buffers():  # position numbers
         buffer.copy_(torch.arange(buffer.numel(), device=device).view(buffer.shape))
     return module

@@ -19,10 +19,10 @@ from tools.bench import sizes
 PRODUCTS = re.compile(r"conv|linear|mm\b|attention")  # of PyTorch's operators
 
 
-def fill(module: nn.Module) -> nn.Module:
+def fill(module: nn.Module, device: str | torch.device = "cpu") -> nn.Module:
     """Weights that keep activations of about unit size, in the memory of a module on "meta"."""
-    module = module.to_empty(device="cpu").requires_grad_(False).eval()
-    generator = torch.Generator().manual_seed(0)
+    module = module.to_empty(device=device).requires_grad_(False).eval()
+    generator = torch.Generator(device).manual_seed(0)
     for name, weight in module.named_parameters():
         if weight.ndim > 1:
             bound = (3 / weight[0].numel()) ** 0.5
