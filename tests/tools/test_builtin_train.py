@@ -70,13 +70,12 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(train, "PROMPTS", ("a red car",))
     monkeypatch.setattr(train, "DEFAULTS", Defaults(num_inference_steps=1))
     monkeypatch.setattr(train, "SAMPLINGS", 1)
-    monkeypatch.setattr(train, "REUSE", 1)
     monkeypatch.setattr(train, "LOG_SECONDS", 0.2)
     ticks = count()  # time goes by with each look at the clock, however slow the machine is
     slow = SimpleNamespace(monotonic=lambda: 0.05 * next(ticks))
     for module in (train, clock):
         monkeypatch.setattr(module, "time", slow)
-    sizes = ["--batch-size", "4", "--capacity", "16", "--first", "8"]
+    sizes = ["--batch-size", "4", "--capacity", "16", "--first", "8", "--reuse", "1"]
     folders = ["--output", str(tmp_path / "run"), "--weights", str(ROOT / "weights")]
     return ["--minutes", "0.04", "--network", str(network), *sizes, *folders, "--device", "cpu"]
 

@@ -65,7 +65,6 @@ WARMUP = 200  # steps of linear rise
 DECAY_FROM = 0.5  # share of the time from which the rate falls, in a line to 0
 EMA_DECAY = 0.998
 MAX_GRAD_NORM = 1.0
-REUSE = 3  # how often a picture is drawn from the reservoir, on average, if the workers keep up
 LOG_SECONDS, CHECKPOINT_SECONDS = 10, 60
 SAMPLINGS = 4  # contact sheets a run
 ENOUGH = 20_000_000  # pictures that train this network well; for the estimate on a CPU
@@ -93,15 +92,17 @@ class Plan:
     workers: int
     capacity: int  # pictures in the reservoir
     first: int  # pictures in it before the first step
+    reuse: int  # how often a picture is drawn from it, on average, if the workers keep up
 
 
 def make_plan(arguments: argparse.Namespace, device: torch.device) -> Plan:
     """Return the device's defaults, overridden by the command line."""
     if device.type == "cuda":
         workers = max((os.cpu_count() or 1) - 1, 1)
-        default = Plan(512, 1.5e-3, workers, capacity=300_000, first=16_384)
+        default = Plan(512, 1.5e-3, workers, capacity=300_000, first=16_384, reuse=3)
     else:
-        default = Plan(64, 1e-3, workers=1, capacity=20_000, first=1024)
+        # A worker takes time from the trainer: to compose and encode 1 of 3 pictures, a quarter.
+        default = Plan(64, 1e-3, workers=1, capacity=20_000, first=1024, reuse=8)
     options = {field.name: getattr(arguments, field.name) for field in fields(Plan)}
     return replace(default, **{name: v for name, v in options.items() if v is not None})
 
@@ -241,7 +242,7 @@ class TimedTrainer:
             for name in ("log", "checkpoint", "sample"):
                 self.clock.restart(name)
             while self.share() < 1 and not stop():
-                wanted = self.plan.first + (self.seen - before) / REUSE
+                wanted = self.plan.first + (self.seen - before) / self.plan.reuse
                 while reservoir.count + BLOCK <= wanted and (block := supply.take()):
                     reservoir.put(*block)
                 self.composed = reservoir.count
@@ -343,7 +344,7 @@ def run_training(arguments: argparse.Namespace, began: float) -> None:
 
     Raises KeyboardInterrupt after a checkpoint if Ctrl-C or SIGTERM has ended the run.
     """
-    check_counts(arguments, "batch_size", "workers", "threads", "capacity", "first")
+    check_counts(arguments, "batch_size", "workers", "threads", "capacity", "first", "reuse")
     if not arguments.minutes > 0:
         raise ArgumentError(f"--minutes is {arguments.minutes}; it must be above 0")
     if arguments.threads:
@@ -384,6 +385,7 @@ def parser() -> Parser:
     add("--workers", type=int, help="processes that compose (default: by the device)")
     add("--capacity", type=int, help="pictures kept as latents (default: by the device)")
     add("--first", type=int, help="pictures composed before step 1 (default: by the device)")
+    add("--reuse", type=int, help="how often one is drawn, on average (default: by the device)")
     add("--seed", type=int, default=0)
     add("--threads", type=int, help="CPU threads of the trainer")
     add(
