@@ -6,11 +6,12 @@ One command for a CUDA GPU (minutes) and for CPUs (days). Worker processes compo
 icon sets and their captions; the device encodes them and keeps the latest in a reservoir, from
 which batches are drawn. The learning rate follows the time: it is at its end when the minutes are.
 Run the same command to resume a run that was ended: it loses at most the last minute. `--start`
-begins with the weights of another run, so that several short runs add up.
+begins with the weights of another run, so that several short runs add up. Then `--train adapters`
+trains the adapters of `weights/` beside the U-Net of the run.
 
 OUTPUT has `unet/` (the averaged weights in parts of at most 15 MB), `words.json` (what it is shown,
 for `weights/words.json` once these weights lie beside it), `samples.webp`, `metrics.jsonl` and
-`run.json`; STATE has `checkpoints/`.
+`run.json`, then a folder of each adapter; STATE has `checkpoints/`.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ from ldm.vae import AutoencoderKL
 from tools.builtin_model.parts import save_in_parts
 from tools.builtin_model.reservoir import Reservoir
 from tools.builtin_model.supply import BLOCK, Source, Supply
+from tools.builtin_model.train_adapters import Task, train_adapters
 
 HERE = Path(__file__).parent
 SIZE = 128  # px of a picture's side
@@ -252,7 +254,8 @@ class TimedTrainer:
             if self.metrics.sums:
                 yield self.log()
         self.save()
-        self.draw()
+        if not stop():
+            self.draw()
 
     def try_step(self, reservoir: Reservoir) -> None:
         """Run ``train_step``; where the device's memory is short, halve the batch from now on."""
@@ -352,15 +355,35 @@ def run_training(arguments: argparse.Namespace, began: float) -> None:
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.benchmark = True
     with only_run_in(state_folder(arguments)), stopping() as stop_requested:
-        trainer = TimedTrainer(arguments)
-        trainer.resume(began)
-        rows = trainer.train(arguments.compile, stop_requested)
-        for number, row in enumerate(rows):
-            if number == 0 and trainer.device.type == "cpu":
-                notify(estimate(row))
-            print(json.dumps(row), flush=True)
+        if arguments.train == "adapters":
+            train_adapters(adapters_task(arguments), began, stop_requested)
+        else:
+            train_unet(arguments, began, stop_requested)
         if stop_requested():
             raise KeyboardInterrupt
+
+
+def train_unet(arguments: argparse.Namespace, began: float, stop: Callable[[], bool]) -> None:
+    """Train the U-Net, printing the log."""
+    trainer = TimedTrainer(arguments)
+    trainer.resume(began)
+    for number, row in enumerate(trainer.train(arguments.compile, stop)):
+        if number == 0 and trainer.device.type == "cpu":
+            notify(estimate(row))
+        print(json.dumps(row), flush=True)
+
+
+def adapters_task(arguments: argparse.Namespace) -> Task:
+    """Return what `--train adapters` is to do."""
+    return Task(
+        arguments.output,
+        state_folder(arguments),
+        arguments.weights,
+        arguments.archives,
+        60 * arguments.minutes,
+        make_plan(arguments, torch.device(arguments.device)).workers,
+        arguments.seed,
+    )
 
 
 def parser() -> Parser:
@@ -373,6 +396,7 @@ def parser() -> Parser:
     )
     add = parser.add_argument
     add("--minutes", type=float, required=True, help="length of the run, all of it included")
+    add("--train", choices=("unet", "adapters"), default="unet", help="what (default: unet)")
     add("--output", type=Path, default=Path("runs/builtin"), help="folder of the results")
     add("--state", type=Path, help="folder of the large checkpoints (default: OUTPUT)")
     add("--start", type=Path, help="begin with the U-Net of this run, model or folder")
