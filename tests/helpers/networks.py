@@ -8,6 +8,19 @@ from torch import Tensor, nn
 
 from ldm.checkpoints.names import to_ours
 
+# A U-Net's config.json for the built-in model's VAE and text encoder.
+TINY_BUILTIN = {
+    "sample_size": 4,
+    "in_channels": 8,
+    "out_channels": 8,
+    "block_out_channels": [32, 32],
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
+    "attention_head_dim": 1,
+    "layers_per_block": 1,
+    "cross_attention_dim": 256,
+}
+
 
 def randomize(module: nn.Module, seed: int = 0) -> nn.Module:
     """Draw weights that keep activations of about unit size, so that no error hides in zeros."""

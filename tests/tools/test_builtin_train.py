@@ -22,23 +22,13 @@ from ldm.errors import TrainingError
 from ldm.training import clock
 from ldm.unet import UNet
 from ldm.vae import AutoencoderKL
+from tests.helpers.networks import TINY_BUILTIN
 from tools.builtin_model import compose, pack, parts, supply, train
 from tools.builtin_model.icons.nouns import Noun, Subject
 from tools.builtin_model.icons.sources import BuildError, Icon, Package
 from tools.builtin_model.reservoir import Reservoir
 
 ROOT = Path(__file__).parents[2]
-TINY = {
-    "sample_size": 4,
-    "in_channels": 8,
-    "out_channels": 8,
-    "block_out_channels": [32, 32],
-    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
-    "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
-    "attention_head_dim": 1,
-    "layers_per_block": 1,
-    "cross_attention_dim": 256,
-}
 
 
 class Blocks:
@@ -63,7 +53,7 @@ class Blocks:
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The arguments of a run of a few steps on pictures that need no composing."""
     network = tmp_path / "unet.json"
-    network.write_text(json.dumps(TINY))
+    network.write_text(json.dumps(TINY_BUILTIN))
     monkeypatch.setattr(train, "Supply", Blocks)
     monkeypatch.setattr(train, "SIZE", 32)
     monkeypatch.setattr(train, "BLOCK", 4)
@@ -102,7 +92,7 @@ def test_a_run_ends_with_its_minutes_and_leaves_a_network(
     # The same command has nothing left to do, another network is another run.
     assert train.main(command) == 0
     assert json.loads((run / "run.json").read_text())["steps"] == about["steps"]
-    Path(command[3]).write_text(json.dumps(TINY | {"block_out_channels": [32, 64]}))
+    Path(command[3]).write_text(json.dumps(TINY_BUILTIN | {"block_out_channels": [32, 64]}))
     assert train.main(command) == 2
     assert "network.block_out_channels was [32, 32], now [32, 64]" in capsys.readouterr().err
 
@@ -212,7 +202,7 @@ def test_the_reservoir_keeps_the_latest_pictures() -> None:
 
 def test_weights_in_parts_are_small_and_whole(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    unet = UNet(UNetConfig.from_dict(TINY))
+    unet = UNet(UNetConfig.from_dict(TINY_BUILTIN))
     for _ in range(2):  # the second takes the place of the first
         parts.save_in_parts(unet, tmp_path / "unet", torch.float16, part=300_000)
     files = sorted((tmp_path / "unet").glob("*.safetensors"))

@@ -11,22 +11,12 @@ import torch
 from ldm.config import UNetConfig
 from ldm.pipeline import Pipeline
 from ldm.unet import UNet
+from tests.helpers.networks import TINY_BUILTIN
 from tools.builtin_model import compose, parts, train, train_adapters
 from tools.builtin_model.icons.nouns import Noun, Subject
 from tools.builtin_model.icons.sources import Icon
 
 ROOT = Path(__file__).parents[2]
-TINY = {
-    "sample_size": 4,
-    "in_channels": 8,
-    "out_channels": 8,
-    "block_out_channels": [32, 32],
-    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
-    "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
-    "attention_head_dim": 1,
-    "layers_per_block": 1,
-    "cross_attention_dim": 256,
-}
 
 
 def one_colour(task: train_adapters.Task, folder: Path) -> None:
@@ -41,7 +31,7 @@ def one_colour(task: train_adapters.Task, folder: Path) -> None:
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The command line of a run whose U-Net is there, in small steps."""
     torch.manual_seed(0)
-    unet = UNet(UNetConfig.from_dict(TINY))
+    unet = UNet(UNetConfig.from_dict(TINY_BUILTIN))
     torch.nn.init.normal_(unet.conv_out.weight, std=0.1)
     parts.save_in_parts(unet, tmp_path / "run" / "unet", torch.float16)
     small = ("batch_size=2", "sample_every=1000", 'options.prompts=["a red car"]')
