@@ -323,11 +323,18 @@ class Pipeline(DiffusersMethods):
         converted at their first use and kept on disk: see ``ldm.fast.openvino``.
         Raises ArgumentError for options that do not work here or together.
         """
+        encoders = [model.encoder for model in self.text_models]
         if on:
-            check_optimize(self.device, compile, offload, int8, engine)
+            check_optimize(
+                self.device,
+                (self.unet, self.vae, *encoders),
+                compile=compile,
+                offload=offload,
+                int8=int8,
+                engine=engine,
+            )
             if any(isinstance(one, ControlLLLite) for one in self.controlnets.values()):
                 check_lllite_ways(compile, offload)
-        encoders = [model.encoder for model in self.text_models]
         undo(self.optimized, (self.unet, self.vae, *encoders, *self.controlnets.values()))
         self.optimized = Optimized()
         if on:

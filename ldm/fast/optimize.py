@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -62,9 +63,18 @@ class Optimized:
 
 
 def check_optimize(
-    device: torch.device, compile: bool, offload: bool, int8: bool, engine: str | None
+    device: torch.device,
+    parts: Sequence[nn.Module],
+    *,
+    compile: bool,
+    offload: bool,
+    int8: bool,
+    engine: str | None,
 ) -> None:
-    """Raise ArgumentError for what does not work on a device or together, or is not installed."""
+    """Raise ArgumentError for what does not work on a device or together, or is not installed.
+
+    parts: the U-Net, the VAE, the text encoders.
+    """
     if offload and device.type == "cpu":
         raise ArgumentError("offload keeps parts off the GPU, but the device is the CPU")
     if int8 and device.type != "cpu":
@@ -82,7 +92,8 @@ def check_optimize(
             )
         from ldm.fast.openvino.library import Engine
 
-        Engine.of(engine)
+        for dtype in dict.fromkeys(p.dtype for part in parts for p in islice(part.parameters(), 1)):
+            Engine.of(engine).check(dtype)
 
 
 def undo(before: Optimized, parts: Sequence[nn.Module]) -> None:

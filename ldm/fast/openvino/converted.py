@@ -53,8 +53,9 @@ class State:
 
     def _tensors(self) -> tuple[object, ...]:
         found = [table.get(name) for table, name in self.places]
-        versions = (0.0 if each is None else version(each) for each in found)
-        return (*found, *versions)
+        there = [each for each in found if each is not None]
+        # ``module.to`` gives a tensor other values, which it does not count as a change.
+        return (*found, *map(version, there), *(each.data_ptr() for each in there))
 
     def holds(self) -> bool:
         """Whether no layer was exchanged and no weight has changed since."""

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
+from ldm.config.speed import OPENVINO, engine_name
 from ldm.errors import ArgumentError
 
-NAME = "openvino"
 # What ``OPTIMIZATION_CAPABILITIES`` lists, and what ``INFERENCE_PRECISION_HINT`` takes.
 FORMATS = {
     torch.float32: ("FP32", "f32"),
@@ -36,7 +36,7 @@ def load() -> Any:
         return import_module("openvino")
     except ImportError as error:
         raise ArgumentError(
-            f"engine is {NAME!r}, which cannot be imported ({error}); it is optional: "
+            f"engine is {OPENVINO!r}, which cannot be imported ({error}); it is optional: "
             'pip install "ldm[openvino]"'
         ) from error
     finally:
@@ -66,12 +66,7 @@ class Engine:
 
         Raises ArgumentError for another engine, for a missing package or an unknown device.
         """
-        engine, _, device = name.partition(":")
-        if engine != NAME or name.endswith(":"):
-            raise ArgumentError(
-                f"engine is {name!r}; expected {NAME!r}, or with one of its devices "
-                f"{NAME + ':GPU'!r}; without an engine PyTorch computes"
-            )
+        _, _, device = engine_name(name).partition(":")
         load()
         device = device or cls.device
         known = core().available_devices
@@ -85,7 +80,7 @@ class Engine:
     @property
     def name(self) -> str:
         """The name by which ``of`` reads it."""
-        return NAME if self.device == Engine.device else f"{NAME}:{self.device}"
+        return OPENVINO if self.device == Engine.device else f"{OPENVINO}:{self.device}"
 
     def check(self, dtype: torch.dtype) -> None:
         """Raise ArgumentError for a number format that the device does not compute in."""
