@@ -5,6 +5,7 @@ from __future__ import annotations
 from ldm.errors import ArgumentError
 
 OPTIMIZED = ("cpu", "cuda")  # types of devices on which ``ldm generate`` and the server optimize
+CACHE = "LDM_CACHE"  # the environment variable: a folder for what may be made anew
 PYTORCH, OPENVINO = "torch", "openvino"  # what computes the networks
 
 

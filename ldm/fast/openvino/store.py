@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+from ldm.config.speed import CACHE
 from ldm.writing.whole import whole_path
 
 MOST = 10 << 30  # bytes of all that is kept; the network that was written last stays anyway
@@ -22,7 +23,7 @@ MODEL = "model.xml"  # its weights are in the .bin beside it
 
 def cache_folder() -> Path:
     """Return where converted networks are."""
-    own = os.environ.get("LDM_CACHE")
+    own = os.environ.get(CACHE)
     if own:
         return Path(own).expanduser() / "openvino"
     usual = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
@@ -56,7 +57,7 @@ def keep(key: str, write: Callable[[Path], None]) -> Path | None:
         why = str(error).strip().splitlines()[-1:] or [type(error).__name__]
         warnings.warn(
             f"a converted network is not kept for the next start: {folder}: {why[0]:.200} "
-            "(LDM_CACHE names another folder)",
+            f"({CACHE} names another folder)",
             stacklevel=2,
         )
         return None
