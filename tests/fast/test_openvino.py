@@ -30,10 +30,15 @@ SETTINGS = {"num_inference_steps": 2, "seed": 5, "output_type": "pt", "progress_
 SHAPES = [(1, 8, 8, 77), (2, 9, 5, 7), (3, 4, 16, 154)]
 
 
-@pytest.fixture(autouse=True)
-def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A cache of one's own; warnings are errors."""
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of converted networks of the test's own."""
     monkeypatch.setenv("LDM_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "openvino"
+
+
+@pytest.fixture(autouse=True)
+def warnings_are_errors() -> Iterator[None]:
     with warnings.catch_warnings(), torch.no_grad():
         warnings.filterwarnings("error", message=".*OpenVINO")
         yield
@@ -50,9 +55,9 @@ def far(got: Tensor, exact: Tensor) -> float:
     return difference(got.float(), exact) / exact.std().item()
 
 
-def kept(tmp_path: Path) -> dict[Path, int]:
+def kept(cache: Path) -> dict[Path, int]:
     """The files of the cache, and when each was written."""
-    return {each: each.stat().st_mtime_ns for each in tmp_path.glob("cache/openvino/*/*")}
+    return {each: each.stat().st_mtime_ns for each in cache.glob("*/*")}
 
 
 def test_a_unet_of_any_shape() -> None:
@@ -114,19 +119,19 @@ def test_an_image_and_a_copy(folder: Path) -> None:
     assert other.optimized.engine.unet is other.unet
 
 
-def test_kept_on_disk(tmp_path: Path) -> None:
+def test_kept_on_disk(cache: Path) -> None:
     unet = small_unet()
     asked = inputs(unet, *SHAPES[0])
     first = EngineUNet(unet, Engine())(*asked)
-    before = kept(tmp_path)
+    before = kept(cache)
     assert [each.name for each in sorted(before)] == ["model.bin", "model.xml"]
     again = EngineUNet(small_unet(), Engine())
     again.network.convert = None  # not called
     assert torch.equal(again(*asked), first)
-    assert kept(tmp_path) == before
+    assert kept(cache) == before
 
 
-def test_other_weights_are_another_network(tmp_path: Path) -> None:
+def test_other_weights_are_another_network(cache: Path) -> None:
     unet = small_unet()
     asked = inputs(unet, *SHAPES[0])
     engine = EngineUNet(unet, Engine())
@@ -140,10 +145,10 @@ def test_other_weights_are_another_network(tmp_path: Path) -> None:
     assert far(engine(*asked), unet(*asked)) <= 1e-4
     unet.conv_in.padding_mode = "circular"
     assert far(engine(*asked), unet(*asked)) <= 1e-4
-    assert len(kept(tmp_path)) == 2 * 5
+    assert len(kept(cache)) == 2 * 5
 
 
-def test_the_disk_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_disk_is_bounded(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def write(file: Path) -> None:
         file.write_bytes(bytes(100))
 
