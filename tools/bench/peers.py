@@ -158,7 +158,7 @@ def rows(engine: str) -> dict[str, Callable[[], Race]]:
 
 
 def own_engine(dtype: torch.dtype) -> Race:
-    """Race the built-in model's guided step: our layers against OpenVINO behind our U-Net."""
+    """Race the built-in model's guided step: OpenVINO behind our U-Net against our layers."""
     require("openvino")
     (ours, peer), (plain, _) = built_in(), built_in()
     inputs = unet_inputs(peer, peer.config.sample_size, torch.float32)
@@ -175,12 +175,12 @@ def own_engine(dtype: torch.dtype) -> Race:
         return found["of the engine"], allowed_error(max(found["error of ours"], 0.02), dtype)
 
     return Race(
-        f"built-in model, guided step, {NAMES[dtype]}",
-        lambda: ours(x, t, context),
+        f"built-in model, guided step, {NAMES[dtype]}, by OpenVINO {version('openvino')}",
         lambda: engine(x, t, context),
+        lambda: ours(x, t, context),
         check,
         1.0,
-        f"ours by OpenVINO {version('openvino')}",
+        "ldm optimized",
         turns=5,
         runs=10,
         more=lambda: {name: f"{value:.2g}" for name, value in found.items()},
