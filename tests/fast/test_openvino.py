@@ -178,10 +178,13 @@ def test_what_is_computed_by_pytorch(folder: Path) -> None:
         "deep_cache": pipe("a", deep_cache=2, **SETTINGS).images,
     }
     pipe.optimize(engine="openvino")
+    parts = {"tiling": ["the U-Net", "the VAE's decoder"], "deep_cache": ["the U-Net"]}
     for name, value in (("tiling", True), ("deep_cache", 2)):
         pipe.optimized.engine.network.said.clear()
-        with pytest.warns(UserWarning, match="the U-Net is computed by PyTorch, not by OpenVINO"):
+        with pytest.warns(UserWarning, match="not by OpenVINO: a picture changes") as seen:
             got = pipe("a", **{name: value}, **SETTINGS).images
+        words = [str(each.message).partition(" is ")[0] for each in seen]
+        assert words == parts[name]
         assert far(got, plain[name]) <= 1e-3
 
 
