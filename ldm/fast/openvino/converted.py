@@ -122,14 +122,16 @@ class Converted:
                 state = self.renew()
             obstacle = self.obstacle(state, inputs)
             if obstacle is not None:
-                return self.refuse(obstacle)
+                self.refuse(obstacle)
+                return None
             values = [x.detach().float().contiguous().numpy() for x in inputs]
             try:
                 compiled = self.compile(tuple(x.shape for x in inputs))
                 outputs = compiled(values, share_inputs=True, share_outputs=False)
             except RuntimeError as error:
                 lines = str(error).strip().splitlines() or [type(error).__name__]
-                return self.refuse(f"OpenVINO says: {lines[-1]:.300}")
+                self.refuse(f"OpenVINO says: {lines[-1]:.300}")
+                return None
             return [torch.from_numpy(outputs[i]) for i in range(len(outputs))]
 
     def renew(self) -> State:
