@@ -6,6 +6,7 @@ end-of-text token stands for the sentence.
 
 from __future__ import annotations
 
+from collections import deque
 from typing import NamedTuple
 
 import torch
@@ -124,6 +125,13 @@ class EncoderStack(nn.Module):
             EncoderLayer(config, causal) for _ in range(config.num_hidden_layers)
         )
 
+    def forward(self, x: Tensor, skip: int = 0) -> tuple[Tensor, Tensor]:
+        """Return the states (B,N,D) before the last ``skip`` layers, and those after all."""
+        states = deque([x], maxlen=skip + 1)
+        for layer in self.layers:
+            states.append(layer(states[-1]))
+        return states[0], states[-1]
+
 
 class TextTransformer(nn.Module):
     """Embeddings, layers and the final norm; the name that checkpoints call ``text_model``."""
@@ -158,16 +166,12 @@ class CLIPTextEncoder(nn.Module):
         context gets the final norm; SDXL's does not. ``pooled`` always comes from the last layer
         and the norm, as in diffusers. Raises ArgumentError if ``skip`` leaves no layer.
         """
-        model, layers = self.text_model, self.text_model.encoder.layers
-        if not 0 <= skip < len(layers):
+        model, layers = self.text_model, self.config.num_hidden_layers
+        if not 0 <= skip < layers:
             raise ArgumentError(
-                f"clip_skip leaves out {skip} layers of {len(layers)}; at least one must stay"
+                f"clip_skip leaves out {skip} layers of {layers}; at least one must stay"
             )
-        context = x = model.embeddings(ids)
-        for i, layer in enumerate(layers):
-            x = layer(x)
-            if i == len(layers) - 1 - skip:
-                context = x
+        context, x = model.encoder(model.embeddings(ids), skip)
         last = model.final_layer_norm(x)
         pooled = last[torch.arange(len(ids), device=ids.device), self._end(ids)]
         if self.text_projection is not None:

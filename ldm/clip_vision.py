@@ -77,7 +77,5 @@ class CLIPVisionEncoder(nn.Module):
                 f"pictures has the shape {tuple(pictures.shape)}; expected (B, 3, {size}, {size})"
             )
         model = self.vision_model
-        before = x = model.pre_layrnorm(model.embeddings(pictures))
-        for layer in model.encoder.layers:
-            before, x = x, layer(x)
+        before, x = model.encoder(model.pre_layrnorm(model.embeddings(pictures)), 1)
         return ImageStates(self.visual_projection(model.post_layernorm(x[:, 0])), before)

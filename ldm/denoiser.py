@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ldm.fast.deepcache import DeepCache
 from ldm.fast.graphs import Graphs
+from ldm.fast.openvino.parts import EngineUNet
 from ldm.guidance import Guidance
 from ldm.samplers import Denoised
 from ldm.scheduler import DDPMScheduler, Level
@@ -82,7 +83,7 @@ class Denoiser:
 
     def __init__(
         self,
-        unet: UNet | DeepCache | Graphs,
+        unet: UNet | DeepCache | Graphs | EngineUNet,
         scheduler: DDPMScheduler,
         prompted: Sequence[Prompted],
         guidance: Guidance,

@@ -305,6 +305,7 @@ class Pipeline(DiffusersMethods):
         compile: bool = False,
         offload: bool = False,
         int8: bool = False,
+        engine: str | None = None,
     ) -> Pipeline:
         """Make the parts compute faster or, with ``on`` False, as before; return the pipeline.
 
@@ -317,27 +318,39 @@ class Pipeline(DiffusersMethods):
         offload: keep only the part that computes on the GPU: less memory, slower, no recording.
         int8: on a CPU, compute most of the U-Net in 8-bit integers: a picture near the exact one.
         The gain depends on the processor: see ``ldm.fast.int8``.
+        engine: "openvino", or "openvino:GPU" for one of its devices: OpenVINO computes the U-Net,
+        the VAE and the text encoders, and PyTorch, with a warning, what it cannot. Networks are
+        converted at their first use and kept on disk: see ``ldm.fast.openvino``.
         Raises ArgumentError for options that do not work here or together.
         """
+        encoders = [model.encoder for model in self.text_models]
         if on:
-            check_optimize(self.device, compile, offload, int8)
+            check_optimize(
+                self.device,
+                (self.unet, self.vae, *encoders),
+                compile=compile,
+                offload=offload,
+                int8=int8,
+                engine=engine,
+            )
             if any(isinstance(one, ControlLLLite) for one in self.controlnets.values()):
                 check_lllite_ways(compile, offload)
-        undo(self.optimized, (self.unet, self.vae, *self.controlnets.values()))
+        undo(self.optimized, (self.unet, self.vae, *encoders, *self.controlnets.values()))
         self.optimized = Optimized()
         if on:
-            encoders = [model.encoder for model in self.text_models]
-            others = [*filter(None, [self.classifier]), *encoders, *self.t2i_adapters.values()]
+            others = [*filter(None, [self.classifier]), *self.t2i_adapters.values()]
             others += self.image_networks()
             self.optimized = optimize(
                 self.unet,
                 self.vae,
+                encoders,
                 others,
                 self.controlnets,
                 self.device,
                 compile=compile,
                 offload=offload,
                 int8=int8,
+                engine=engine,
             )
         return self
 

@@ -26,6 +26,7 @@ from ldm.control.steering import Control
 from ldm.denoiser import Denoiser, Listener
 from ldm.fast.deepcache import DeepCache
 from ldm.fast.graphs import Graphs
+from ldm.fast.openvino.parts import VIEW, EngineUNet
 from ldm.fast.sdpa import fastest_attention
 from ldm.fast.time_cache import known_times
 from ldm.images.inputs import expand
@@ -203,12 +204,17 @@ def make_features(run: Run) -> AdapterFeatures | None:
     return AdapterFeatures(run.adapters, len(run.schedule.run), dtype)
 
 
-def choose_unet(run: Run) -> UNet | DeepCache | Graphs:
+def choose_unet(run: Run) -> UNet | DeepCache | Graphs | EngineUNet:
     """Return what computes the U-Net of a run."""
-    # A recording does not include what changes the layers from step to step.
+    # A recording or an engine does not include what changes the layers from step to step.
+    fast = run.model.optimized
     plain = run.cache is None and run.unet is run.model.unet
     plain = plain and not any(isinstance(use.network, ControlLLLite) for use in run.controls)
-    return (run.model.optimized.graphs if plain else run.cache) or run.unet
+    if plain:
+        return fast.engine or fast.graphs or run.unet
+    if fast.engine is not None:
+        fast.engine.refuse(VIEW)
+    return run.cache or run.unet
 
 
 def encode_start(run: Run) -> Tensor | None:

@@ -36,6 +36,7 @@ os.environ["HF_HOME"] = HUB.name
 os.environ["XDG_CONFIG_HOME"] = HUB.name
 for variable in [name for name in os.environ if name.startswith("LDM_")]:
     del os.environ[variable]
+os.environ["LDM_CACHE"] = HUB.name
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -204,7 +204,7 @@ METHODS = {
     "memory_needed": [
         *("height", "width", "num_images", "guidance_scale", "image", "controlnets"),
     ],
-    "optimize": ["on", "compile", "offload", "int8"],
+    "optimize": ["on", "compile", "offload", "int8", "engine"],
     "use_few_steps": ["on"],
     "to": ["device", "dtype"],
     "enable_model_cpu_offload": ["gpu_id", "device"],

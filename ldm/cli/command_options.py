@@ -14,6 +14,8 @@ from ldm.cli.fast import Fast
 from ldm.cli.fields import filled
 from ldm.cli.printed import put_text
 from ldm.config.picture_readers import CONTROLNET, PictureReader
+from ldm.config.speed import engine_name
+from ldm.errors import ArgumentError
 from ldm.samplers.names import listing
 
 Add = Callable[..., argparse.Action]
@@ -189,6 +191,14 @@ def add_files(group: argparse._ArgumentGroup) -> None:
     )
 
 
+def engine(text: str) -> str:
+    """Read the name of an engine."""
+    try:
+        return engine_name(text)
+    except ArgumentError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def add_speed(group: argparse._ArgumentGroup) -> None:
     """Add the options that trade fidelity, memory or the time to start for speed."""
     add = group.add_argument
@@ -234,6 +244,13 @@ def add_speed(group: argparse._ArgumentGroup) -> None:
         "--offload",
         action="store_true",
         help="keep only the part that computes in the GPU's memory: slower, in less of it",
+    )
+    add(
+        "--engine",
+        type=engine,
+        metavar="NAME",
+        help="what computes the networks: torch (default), or openvino, or openvino:GPU for one of "
+        'its devices (pip install "ldm[openvino]")',
     )
     add(
         "--int8",

@@ -32,13 +32,14 @@ from ldm.cli.options import NAMED, defaults, parser
 from ldm.cli.streams import OWN_INPUT
 from ldm.config.checking import shown as shown_value
 from ldm.config.files import read_limited
+from ldm.config.speed import CACHE
 from ldm.errors import ArgumentError, did_you_mean
 
 NAME = "ldm.toml"
 PREFIX = "LDM_"
 SERVE = "serve"  # the table and, as LDM_SERVE_…, the variables of ``ldm serve``
 API_KEY = "LDM_API_KEY"  # of it, too
-OWN = {OPT_OUT, OWN_INPUT, API_KEY}  # variables that are no options
+OWN = {OPT_OUT, OWN_INPUT, API_KEY, CACHE}  # variables that are no options
 MOST_BYTES = 64 << 10  # dotted keys take quadratic time
 # Options that are decisions of a single command.
 NOT_HERE = {

@@ -19,7 +19,7 @@ from ldm.cli.rows import put_json
 from ldm.cli.sizes import image_size
 from ldm.config import read_json
 from ldm.config.generation import FILE, own_few_steps
-from ldm.config.speed import is_optimized
+from ldm.config.speed import PYTORCH, is_optimized
 
 if TYPE_CHECKING:
     from ldm.cli.jobs import Job
@@ -80,6 +80,8 @@ def outline(arguments: argparse.Namespace, device: Any) -> tuple[Networks, float
         if (size := size_on_disk(Path(str(name)).expanduser()))
     }
     direct = is_optimized(device.type, arguments.optimize) and not arguments.compile
+    engine = arguments.engine not in (None, PYTORCH)
+    direct = direct and not engine
     if device.type == "cpu":
         direct = direct and onednn.packs(DTYPE_BY_NAME[str(dtype).removeprefix("torch.")])
     defaults: dict[str, Any] = {}
@@ -95,6 +97,7 @@ def outline(arguments: argparse.Namespace, device: Any) -> tuple[Networks, float
         optimized=direct,
         int8=bool(arguments.int8),
         offload=bool(arguments.offload),
+        engine=engine,
     ), scale
 
 

@@ -51,6 +51,7 @@ AROUND = recorded("never") | {
     "optimize",
     "compile",
     "offload",
+    "engine",
     "grid",
     "no_labels",
     "batch_size",
@@ -130,6 +131,8 @@ def with_file(
         warnings.warn(f"{path} shows several pictures; the first is drawn again", stacklevel=2)
     if merged.optimize is None:
         merged.optimize = info.optimize
+    if merged.engine is None:
+        merged.engine = info.engine
     _check_missing(info, given, path)
     _check_inputs(info, merged, path)
     if info.notes:
@@ -185,6 +188,7 @@ def info_of(job: Job, pipe: Pipeline, picture: Image) -> GenerationInfo:
         ip_adapters=tuple(pipe.origin.ip_adapters.values()),
         images={name: _digest(name, file) for name, file in files.items()},
         optimize=unusual_optimize(pipe),
+        engine=pipe.optimized.engine_name,
         template=job.template,
     )
 

@@ -45,7 +45,7 @@ from ldm.cli.saving import save_beside, save_picture
 from ldm.cli.sharing import claimed, is_done, wait_for
 from ldm.cli.sizes import image_size, size_advice
 from ldm.cli.style_options import given_reference
-from ldm.config.speed import is_optimized
+from ldm.config.speed import PYTORCH, is_optimized
 from ldm.errors import LDMError
 from ldm.request import default_strength
 
@@ -132,6 +132,7 @@ class Session:
         arguments, pipe = self.arguments, self.pipe
         faster = is_optimized(pipe.device.type, arguments.optimize)
         ways = {name: getattr(arguments, name) for name in ("compile", "offload", "int8")}
+        ways["engine"] = None if arguments.engine == PYTORCH else arguments.engine
         if ways["int8"] is None:  # of --fast
             ways["int8"] = int8_gains(pipe)
         if arguments.few_steps:

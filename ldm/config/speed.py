@@ -2,7 +2,22 @@
 
 from __future__ import annotations
 
+from ldm.errors import ArgumentError
+
 OPTIMIZED = ("cpu", "cuda")  # types of devices on which ``ldm generate`` and the server optimize
+CACHE = "LDM_CACHE"  # the environment variable: a folder for what may be made anew
+PYTORCH, OPENVINO = "torch", "openvino"  # what computes the networks
+
+
+def engine_name(text: str) -> str:
+    """Return the name of an engine, which may name a device after a colon; else ArgumentError."""
+    name, colon, device = text.partition(":")
+    if text == PYTORCH or (name == OPENVINO and bool(colon) == bool(device)):
+        return text
+    raise ArgumentError(
+        f"engine {text!r} is unknown; expected {PYTORCH}, {OPENVINO}, or {OPENVINO}:DEVICE, such "
+        f"as {OPENVINO}:GPU"
+    )
 
 
 def is_optimized(device: str, chosen: bool | None) -> bool:

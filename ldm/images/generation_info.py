@@ -71,7 +71,8 @@ class GenerationInfo:
         notes: settings in the file that are not supported here, by name.
         missing: arguments of Python that no file holds, such as "latents": without them, another
             picture is drawn.
-        optimize: as ``Pipeline.optimize`` was called, if not as the command calls it.
+        optimize: as ``Pipeline.optimize`` was called, if not as the command calls it; engine: what
+            computed in PyTorch's place.
         template: with choices, from which the prompt was drawn (``ldm.text.wildcards``).
         grid: what the file shows if it holds several pictures; the first one is described here.
     """
@@ -94,6 +95,7 @@ class GenerationInfo:
     grid: str | None = None
     missing: tuple[str, ...] = ()
     optimize: bool | None = None
+    engine: str | None = None
     template: str | None = None
 
     def settings(self, version: str, drawn: Mapping[str, str]) -> dict[str, Any]:
@@ -204,6 +206,7 @@ def from_settings(settings: Mapping[str, Any]) -> GenerationInfo:
         grid=get("grid", str, None),
         missing=tuple(map(str, get("missing", list, []))),
         optimize=get("optimize", bool, None),
+        engine=get("engine", str, None),
         template=get("template", str, None),
         notes=tuple(filter(None, [get(POSTPROCESS, str, "")])),
     )

@@ -155,6 +155,7 @@ class ControlNets(Model):
         compile: bool = False,
         offload: bool = False,
         int8: bool = False,
+        engine: str | None = None,
     ) -> T:
         """See ``Pipeline.optimize``."""
         raise NotImplementedError

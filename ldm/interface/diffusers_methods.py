@@ -83,6 +83,13 @@ class DiffusersMethods(T2IAdapters, IPAdapters, FewStepsModel):
         before = self.optimized
         if before.int8 and device.type != "cpu":
             raise ArgumentError("int8 is for CPUs; call optimize(int8=False) first")
+        if before.engine is not None:
+            if device.type != "cpu":
+                raise ArgumentError(
+                    f"the engine {before.engine_name} needs the model on the CPU, not on {device}; "
+                    "call optimize(False) first"
+                )
+            before.engine.engine.check(dtype)
         scales = {name: dict(lora.scales) for name, lora in self.loras.loaded.items()}
         few_steps = self.loras.own
         self.loras.set_scales({})  # the weights are those of the files again

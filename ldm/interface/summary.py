@@ -21,13 +21,14 @@ def summarize(model: Model) -> str:
     width, height = model.default_size()[::-1]
     names = ("unet", "vae", "text_encoder", "text_encoder_2", "classifier")
     parts = {name: getattr(model, name) for name in names}
+    engine = model.optimized.engine_name
     dtype = str(next(model.unet.parameters()).dtype).removeprefix("torch.")
     rows = {
         "model": f"{model.origin.model or 'put together from parts'}, {family(model)}",
         **{name: describe(part) for name, part in parts.items() if part is not None},
         "draws": f"{width}x{height} pixels, {sampling(model)}",
         "on": f"{model.device}, {dtype}{', 8-bit integers' * model.int8}"
-        f"{', optimized' * model.optimized.on}",
+        f"{', optimized' * model.optimized.on}{f', by {engine}' if engine else ''}",
     }
     if model.few_steps and model.own_few_steps is not None:
         rows["few steps"] = f"by the model's own LoRA, {model.own_few_steps.lora}"

@@ -39,7 +39,7 @@ def networks_of(model: Model) -> Networks:
         unet = next(model.unet.parameters()).dtype
         own = [parameter.dtype.itemsize for parameter in model.vae.parameters()]
     codec = None if isinstance(model.vae, Pixels) else model.vae.config
-    direct = fast.on and not fast.compile
+    direct = fast.on and not fast.compile and fast.engine is None
     if model.device.type == "cpu":
         direct = direct and onednn.packs(unet)
     return Networks(
@@ -54,6 +54,7 @@ def networks_of(model: Model) -> Networks:
         fast.int8,
         fast.offload is not None,
         model.device.type,
+        fast.engine is not None,
     )
 
 

@@ -12,6 +12,7 @@ from ldm.memory.system import gigabytes
 
 LIBRARIES = 16 << 20  # bytes of kernels that are made at the first call, and their buffers
 STATES = 12  # tensors like x that samplers and guidance hold, float32
+ENGINE = 1.1  # of the weights: what OpenVINO packs of them for one size of pictures
 PIXELS = 4  # bytes of a value of a picture, float32
 
 
@@ -24,7 +25,7 @@ class Networks:
         weights: bytes of each part, in the dtype that it computes in.
         loaded: whether they are in memory already.
         itemsize, codec_itemsize: bytes of a value in the U-Net, and in the VAE.
-        optimized, int8, offload: as ``Pipeline.optimize`` has it.
+        optimized, int8, offload, engine: as ``Pipeline.optimize`` has it.
         device: "cpu" or "cuda".
     """
 
@@ -39,6 +40,7 @@ class Networks:
     int8: bool = False
     offload: bool = False
     device: str = "cpu"
+    engine: bool = False
 
     @property
     def scale(self) -> int:
@@ -128,6 +130,8 @@ def estimate(model: Networks, drawing: Drawing, available: int | None = None) ->
         weights = max(model.weights.values(), default=0)
     if model.int8:
         weights += networks.int8_weights(model.unet)
+    if model.engine:
+        weights += int(ENGINE * sum(model.weights.values()))
     loaded = sum(model.weights.values()) if model.loaded and not model.offload else 0
     read = pictures if drawing.image and on_cpu else 0
     left = None if available is None else available - (0 if model.loaded else weights)

@@ -122,6 +122,7 @@ def records(
                 batch_prompts=batch_prompts(request),
                 missing=tuple([*missing, *(["generator"] if seed is None else [])]),
                 optimize=unusual_optimize(model),
+                engine=model.optimized.engine_name,
             )
         )
     return found

@@ -95,6 +95,7 @@ GROUPS = {
     "attention": list(attention.SECTIONS),
     "beside": list(beside.SECTIONS),
     "peers": list(peers.SECTIONS),
+    "engine": list(peers.OWN),
     "peaks": list(peaks.SECTIONS),
     "scale": list(scale.SECTIONS),
     **{name: list(peers.rows(name)) for name in peers.ENGINES},

@@ -3,7 +3,8 @@
 `--only peers` runs these, `--only openvino` and `--only compiled` those of one. Each is diffusers'
 U-Net: converted for one shape by `openvino.convert_model`, or compiled whole by `torch.compile`
 with `torch._inductor.config.freezing`, which takes minutes before the turns. The errors of both
-are against diffusers' float32. A row is skipped where a peer is not installed.
+are against diffusers' float32. `--only engine` has our own two ways instead, `optimize()` and
+`optimize(engine="openvino")`. A row is skipped where a peer is not installed.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
 
@@ -22,7 +22,9 @@ from torch import Tensor, nn
 from ldm.checkpoints.assets import asset_path
 from ldm.checkpoints.folder import empty
 from ldm.config import UNetConfig
-from ldm.fast import speed_up
+from ldm.fast import adapt_to_cpu, speed_up
+from ldm.fast.openvino.library import Engine, load
+from ldm.fast.openvino.parts import EngineUNet
 from ldm.unet import UNet
 from tools.bench.models import allowed_error, error, pair, share, unet_inputs
 from tools.bench.race import Race, SkipError
@@ -47,7 +49,7 @@ class Outputs(nn.Module):
 
 def converted(unet: nn.Module, inputs: tuple[Tensor, ...], dtype: torch.dtype) -> Call:
     """Convert a float32 U-Net for OpenVINO, which computes in ``dtype``, for one shape."""
-    openvino = import_module("openvino")  # a peer of this section alone
+    openvino = load()
     with torch.no_grad():
         model = openvino.convert_model(
             Outputs(unet), example_input=inputs, input=[list(x.shape) for x in inputs]
@@ -155,4 +157,35 @@ def rows(engine: str) -> dict[str, Callable[[], Race]]:
     return made
 
 
-SECTIONS = {name: row for engine in ENGINES for name, row in rows(engine).items()}
+def own_engine(dtype: torch.dtype) -> Race:
+    """Race the built-in model's guided step: OpenVINO behind our U-Net against our layers."""
+    require("openvino")
+    (ours, peer), (plain, _) = built_in(), built_in()
+    inputs = unet_inputs(peer, peer.config.sample_size, torch.float32)
+    exact = peer(*inputs).sample
+    ours.to(dtype)
+    speed_up(ours)
+    engine = EngineUNet(adapt_to_cpu(plain.to(dtype)), Engine())
+    x, t, context = inputs[0].to(dtype), inputs[1], inputs[2].to(dtype)
+    found: dict[str, float] = {}
+
+    def check() -> tuple[float, float]:
+        found["error of ours"] = error(ours(x, t, context), exact)
+        found["of the engine"] = error(engine(x, t, context), exact)
+        return found["of the engine"], allowed_error(max(found["error of ours"], 0.02), dtype)
+
+    return Race(
+        f"built-in model, guided step, {NAMES[dtype]}, by OpenVINO {version('openvino')}",
+        lambda: engine(x, t, context),
+        lambda: ours(x, t, context),
+        check,
+        1.0,
+        "ldm optimized",
+        turns=5,
+        runs=10,
+        more=lambda: {name: f"{value:.2g}" for name, value in found.items()},
+    )
+
+
+OWN = {f"engine-{name}": partial(own_engine, dtype) for dtype, name in NAMES.items()}
+SECTIONS = OWN | {name: row for engine in ENGINES for name, row in rows(engine).items()}
