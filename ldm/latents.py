@@ -99,7 +99,7 @@ def decode_latents(codec: Codec, latents: Tensor, device: torch.device) -> Tenso
             warnings.warn(f"the VAE overflows in {first}: decoding in float32", stacklevel=3)
             codec.to(dtype)
         decode = codec.decode
-        if isinstance(codec, AutoencoderKL) and decode_needs_strips(codec, latents):
+        if isinstance(codec, AutoencoderKL) and decode_needs_strips(codec, latents, device):
             decode = partial(decode_in_strips, codec)
         pixels = to_cpu(decode(part.to(device, dtype)) for part in latents.split(1))
         if pixels.isfinite().all():

@@ -126,7 +126,8 @@ def test_compiled_blocks_draw_nearly_the_same(folder: Path) -> None:
     assert difference(got, want) < 1e-3
 
 
-def test_offloaded_parts_draw_the_same_in_less_memory(folder: Path) -> None:
+@pytest.mark.parametrize("offload", [True, "sequential"])
+def test_offloaded_parts_draw_the_same_in_less_memory(folder: Path, offload: Any) -> None:
     pipe = pipeline(folder).optimize(False)
 
     def peak() -> tuple[torch.Tensor, int]:
@@ -136,11 +137,28 @@ def test_offloaded_parts_draw_the_same_in_less_memory(folder: Path) -> None:
 
     peak()  # libraries take their workspaces once
     want, whole = peak()
-    pipe.optimize(offload=True)
+    pipe.optimize(offload=offload)
     got, less = peak()
     assert torch.equal(got, want)
     assert less < whole
-    assert pipe.unet.conv_in.weight.device.type == "cpu"
+    deep = pipe.unet.mid_block.resnets[0].conv1.weight
+    pipe.send_home()
+    assert deep.device.type == "cpu" and deep.is_pinned()
+
+
+def test_blocks_loaded_for_the_gpu_see_a_lora(folder: Path) -> None:
+    pipe = pipeline(folder, offload="sequential")
+    assert pipe.device.type == "cuda"
+    before = pipe(PROMPTS, **SETTINGS).images
+    whole = pipeline(folder).optimize(False)
+    assert torch.equal(before, whole(PROMPTS, **SETTINGS).images)
+    for one in (pipe, whole):
+        one.send_home()
+        with torch.no_grad():
+            one.unet.mid_block.resnets[0].conv1.weight.mul_(1.5)
+    got = pipe(PROMPTS, **SETTINGS).images
+    assert difference(got, before) > 1e-3
+    assert torch.equal(got, whole(PROMPTS, **SETTINGS).images)
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2m", "euler"])

@@ -236,6 +236,12 @@ def add_speed(group: argparse._ArgumentGroup) -> None:
         help="keep only the part that computes in the GPU's memory: slower, in less of it",
     )
     add(
+        "--sequential-offload",
+        action="store_true",
+        help="keep only the block that computes and the next one in the GPU's memory: slowest, in "
+        "the least of it",
+    )
+    add(
         "--int8",
         action=argparse.BooleanOptionalAction,
         default=False,

@@ -51,6 +51,7 @@ AROUND = recorded("never") | {
     "optimize",
     "compile",
     "offload",
+    "sequential_offload",
     "grid",
     "no_labels",
     "batch_size",

@@ -155,11 +155,8 @@ TABLE: dict[Place, tuple[Habit, ...]] = {
         row("set_adapters", "the same; `scales` or `adapter_weights`", "works"),
         row("get_active_adapters get_list_adapters delete_adapters", "the same", "works"),
         row("fuse_lora unfuse_lora", "LoRAs always are in the weights", "works"),
-        row(
-            "enable_model_cpu_offload enable_sequential_cpu_offload",
-            "pipe.optimize(offload=True)",
-            "works",
-        ),
+        row("enable_model_cpu_offload", "pipe.optimize(offload=True)", "works"),
+        row("enable_sequential_cpu_offload", 'pipe.optimize(offload="sequential")', "works"),
         row("enable_attention_slicing disable_attention_slicing", MEMORY, "ignored"),
         row("enable_xformers_memory_efficient_attention", MEMORY, "ignored"),
         row("disable_xformers_memory_efficient_attention", MEMORY, "ignored"),
@@ -189,7 +186,8 @@ TABLE: dict[Place, tuple[Habit, ...]] = {
         row("load_config from_config config", "from_pretrained reads all"),
         row("_interrupt", "leave the loop over pipe.stream(…), or raise in the callback"),
         row("_guidance_scale", "give guidance_interval=: between which noise levels to guide"),
-        row("enable_layerwise_casting enable_group_offload", "call optimize(offload=True)"),
+        row("enable_layerwise_casting", "call optimize(offload=True)"),
+        row("enable_group_offload", 'call optimize(offload="sequential")'),
         row("reset_device_map remove_all_hooks", "call optimize(False)"),
     ),
     "import": (

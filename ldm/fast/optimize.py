@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
@@ -19,6 +19,9 @@ from ldm.unet import UNet, UNetEncoder
 if TYPE_CHECKING:
     from ldm.fast.offload import Offload
 
+# False: all parts are on the GPU; True: one at a time; "sequential": two blocks at a time.
+Offloading = bool | Literal["sequential"]
+
 
 @dataclass(frozen=True)
 class Optimized:
@@ -26,7 +29,7 @@ class Optimized:
 
     Attributes:
         graphs: the recorded steps, on CUDA. control_graphs: those of ControlNets, by name.
-        offload: what keeps parts off the GPU.
+        offload: what keeps parts off the GPU. sequential: whether it does so block by block.
         int8: whether the U-Net computes in 8 bits.
         compile: whether the blocks are compiled.
         on: whether anything is optimized.
@@ -36,6 +39,7 @@ class Optimized:
     graphs: Graphs | None = None
     control_graphs: Mapping[str, Graphs] = field(default_factory=dict)
     offload: Offload | None = None
+    sequential: bool = False
     int8: bool = False
     compile: bool = False
     on: bool = False
@@ -46,25 +50,34 @@ class Optimized:
         """The arguments of ``Pipeline.optimize`` that install the same again."""
         return {
             "compile": self.compile,
-            "offload": self.offload is not None,
+            "offload": "sequential" if self.sequential else self.offload is not None,
             "int8": self.int8,
         }
 
 
-def check_optimize(device: torch.device, compile: bool, offload: bool, int8: bool) -> None:
+def check_optimize(
+    device: torch.device, compile: bool = False, offload: Offloading = False, int8: bool = False
+) -> None:
     """Raise ArgumentError for what does not work on a device or together."""
     if offload and device.type == "cpu":
-        raise ArgumentError("offload keeps parts off the GPU, but the device is the CPU")
+        raise ArgumentError(
+            f"offload={offload!r} keeps parts off the GPU, but the device is the CPU; leave it out"
+        )
+    if offload == "sequential" and compile:
+        raise ArgumentError(
+            "offload='sequential' and compile exclude each other, as weights move between blocks; "
+            "give one of them, or offload=True"
+        )
     if int8 and device.type != "cpu":
         raise ArgumentError(f"int8 is for CPUs, but the device is {device}; leave it out")
     if int8 and compile:
         raise ArgumentError("int8 and compile exclude each other; give one of them")
 
 
-def undo(before: Optimized, parts: Sequence[nn.Module]) -> None:
-    """Restore the parts as they were loaded."""
+def undo(before: Optimized, parts: Sequence[nn.Module], device: torch.device) -> None:
+    """Restore the parts as they were loaded; those that ``offload`` kept off come to a device."""
     if before.offload:
-        before.offload.end()
+        before.offload.end(device)
     for part in parts:
         slow_down(part)
         uncompile(part)
@@ -78,12 +91,14 @@ def optimize(
     device: torch.device,
     *,
     compile: bool = False,
-    offload: bool = False,
+    offload: Offloading = False,
     int8: bool = False,
+    classifier: nn.Module | None = None,
 ) -> Optimized:
     """Make parts, which are as they were loaded, compute faster; see ``Pipeline.optimize``.
 
-    others: parts that only ``offload`` is for. ``int8`` is for the U-Net alone.
+    others, classifier: parts that only ``offload`` is for; gradients are taken of the latter.
+    ``int8`` is for the U-Net alone.
     """
     for part in (unet, vae, *controlnets.values()):
         if compile:
@@ -100,10 +115,12 @@ def optimize(
 
         quantize(unet)
     if offload:
-        from ldm.fast.offload import Offload
-
-        away = Offload([unet, vae, *controlnets.values(), *others], device)
-        return Optimized(offload=away, int8=int8, compile=compile, on=True)
+        whole = [] if classifier is None else [classifier]
+        away = keep_away(
+            [unet, vae, *controlnets.values(), *others, *whole], whole, device, offload
+        )
+        sequential = offload == "sequential"
+        return Optimized(None, {}, away, sequential, int8, compile, True)
     if device.type != "cuda":
         return Optimized(int8=int8, compile=compile, on=True)
     recorded = {
@@ -112,3 +129,16 @@ def optimize(
         if isinstance(network, UNetEncoder)
     }
     return Optimized(Graphs(unet), recorded, int8=int8, compile=compile, on=True)
+
+
+def keep_away(
+    parts: Sequence[nn.Module],
+    whole: Sequence[nn.Module],
+    device: torch.device,
+    offload: Offloading,
+) -> Offload:
+    """Keep parts off a GPU until they compute; whole: those that are one block."""
+    from ldm.fast.offload import Offload
+    from ldm.fast.sequential import Sequential
+
+    return Sequential(parts, device, whole) if offload == "sequential" else Offload(parts, device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from ldm.config import CLIPTextConfig, TAESDConfig, UNetConfig, VAEConfig
 from ldm.memory import networks
@@ -26,6 +27,7 @@ class Networks:
         itemsize, codec_itemsize: bytes of a value in the U-Net, and in the VAE.
         optimized, int8, offload: as ``Pipeline.optimize`` has it.
         device: "cpu" or "cuda".
+        by_blocks: bytes of the weights that are on the GPU with ``offload="sequential"``.
     """
 
     unet: UNetConfig
@@ -37,8 +39,9 @@ class Networks:
     codec_itemsize: int
     optimized: bool = False
     int8: bool = False
-    offload: bool = False
+    offload: bool | Literal["sequential"] = False
     device: str = "cpu"
+    by_blocks: int = 0
 
     @property
     def scale(self) -> int:
@@ -75,7 +78,7 @@ class MemoryNeeded:
     The C library may take more where there is enough: see ``ldm.memory.thrift``.
 
     Attributes:
-        weights: of all parts; with ``offload``, of the largest one, on the GPU.
+        weights: of all parts; with ``offload``, of the largest one, or of blocks, on the GPU.
         text, encoding, denoising, decoding: tensors beside the weights, each at its own peak.
         available: what this process may still take; None if that is not known.
         loaded: the part of ``weights`` that is in memory already.
@@ -124,7 +127,9 @@ def estimate(model: Networks, drawing: Drawing, available: int | None = None) ->
     pictures = PIXELS * 3 * drawing.height * drawing.width * drawing.count
     on_cpu = model.device == "cpu"
     weights = sum(model.weights.values())
-    if model.offload:
+    if model.offload == "sequential":
+        weights = model.by_blocks
+    elif model.offload:
         weights = max(model.weights.values(), default=0)
     if model.int8:
         weights += networks.int8_weights(model.unet)

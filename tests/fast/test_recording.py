@@ -336,7 +336,7 @@ def test_recordings_go_before_strips_come(folder: Path, monkeypatch: pytest.Monk
         left = iter(sizes)
         monkeypatch.setattr(memory, "available_memory", lambda _, left=left: next(left))
         monkeypatch.setattr(memory, "forget_recordings", lambda _: given.append(1) or True)
-        assert memory.decode_needs_strips(vae, z) is (case is None)
+        assert memory.decode_needs_strips(vae, z, PLACE) is (case is None)
     assert len(given) == 2
 
 

@@ -144,6 +144,15 @@ def test_ways_out(pipe: Pipeline) -> None:
     on_gpu = replace(model, device="cuda", weights={"unet": 10**9, "vae": 10**9}, loaded=False)
     free = estimate(replace(on_gpu, offload=True), drawing).missing
     assert any("--offload" in way for way in refusal.ways_out(on_gpu, drawing, free))
+    assert not any("--sequential" in way for way in refusal.ways_out(on_gpu, drawing, free))
+    on_gpu = replace(on_gpu, by_blocks=10**8)  # where one part is too much, blocks may fit
+    free = estimate(replace(on_gpu, offload="sequential"), drawing).missing
+    for known in (False, True):
+        ways = [*refusal.ways_out(replace(on_gpu, offload=known), drawing, free)]
+        assert any('--sequential-offload, optimize(offload="sequential")' in way for way in ways)
+        assert not any("one part" in way for way in ways)
+    there = replace(on_gpu, offload="sequential", loaded=False)
+    assert not any("offload" in way for way in refusal.ways_out(there, drawing, free - 1))
     free = estimate(refusal.in_half(on_gpu), drawing).missing
     assert any("bfloat16" in way for way in refusal.ways_out(on_gpu, drawing, free))
     assert list(refusal.ways_out(on_gpu, drawing, 1000)) == []
