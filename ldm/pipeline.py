@@ -66,6 +66,7 @@ class Pipeline(DiffusersMethods):
         "token",
         "local_files_only",
         "int8",
+        "fp8",
         "offload",
         "few_steps",
     )
@@ -86,6 +87,7 @@ class Pipeline(DiffusersMethods):
         token: str | None = None,
         local_files_only: bool = False,
         int8: bool = False,
+        fp8: bool = False,
         offload: Offloading = False,
         few_steps: bool = False,
         controlnet: str | Path | Sequence[str | Path] | None = None,
@@ -104,8 +106,8 @@ class Pipeline(DiffusersMethods):
         text_encoder: likewise of text encoders; each is used where its width fits.
         prediction_type: "epsilon", "v_prediction" or "sample"; None as in the model's config.
         ema: take the averaged copy of the U-Net's weights that full training checkpoints hold.
-        int8, offload: as in ``optimize``, which is called then. What ``offload`` keeps off the GPU
-            is loaded into the CPU's memory.
+        int8, fp8, offload: as in ``optimize``, which is called then. What ``offload`` keeps off the
+            GPU is loaded into the CPU's memory.
         few_steps: call ``use_few_steps``: draw in few steps, by the LoRA in the model's folder.
         controlnet: folders or files of ControlNets, as of ``load_controlnet``.
         adapter: likewise of T2I-Adapters, as of ``load_t2i_adapter``.
@@ -139,7 +141,8 @@ class Pipeline(DiffusersMethods):
         dtype = None if dtype == "auto" else choose_dtype(dtype, device)
         other = None if vae is None else Path(vae).expanduser()
         encoders = [Path(text).expanduser() for text in texts]
-        check_optimize(device, offload=offload, int8=int8)
+        ways = {"compile": False, "offload": offload, "int8": int8, "fp8": fp8}
+        check_optimize(device, **ways)  # type: ignore[arg-type]
         home = torch.device("cpu") if offload else device
         check_weights_fit(path, dtype, home, variant)
         if path.is_file():
@@ -164,8 +167,8 @@ class Pipeline(DiffusersMethods):
             pipe.load_t2i_adapter(each)
         if few_steps:
             pipe.use_few_steps()
-        if int8 or offload:
-            pipe._install({"compile": False, "offload": offload, "int8": int8}, device)
+        if any(ways.values()):
+            pipe._install(ways, device)
         else:
             pipe.fast_by_default()
         if preview_vae is not None:  # it stays on the device
@@ -311,6 +314,7 @@ class Pipeline(DiffusersMethods):
         compile: bool = False,
         offload: Offloading = False,
         int8: bool = False,
+        fp8: bool = False,
     ) -> Pipeline:
         """Make the parts compute faster or, with ``on`` False, as before; return the pipeline.
 
@@ -325,9 +329,11 @@ class Pipeline(DiffusersMethods):
             see ``ldm.fast.sequential``.
         int8: on a CPU, compute most of the U-Net in 8-bit integers: a picture near the exact one.
         The gain depends on the processor: see ``ldm.fast.int8``.
+        fp8: on a GPU of compute capability 8.9 or more, compute the U-Net's linear layers in 8-bit
+        floating-point numbers: a picture near the exact one. See ``ldm.fast.fp8``.
         Raises ArgumentError for options that do not work here or together.
         """
-        ways = {"compile": compile, "offload": offload, "int8": int8}
+        ways = {"compile": compile, "offload": offload, "int8": int8, "fp8": fp8}
         self._install(ways if on else None, self.device)
         return self
 

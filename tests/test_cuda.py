@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from ldm.fast import decode_in_strips
+from ldm.fast import decode_in_strips, fp8
 from ldm.fast.graphs import forget_recordings, held_by_recordings
 from ldm.pipeline import Pipeline
 from tests.helpers.networks import difference
@@ -159,6 +159,25 @@ def test_blocks_loaded_for_the_gpu_see_a_lora(folder: Path) -> None:
     got = pipe(PROMPTS, **SETTINGS).images
     assert difference(got, before) > 1e-3
     assert torch.equal(got, whole(PROMPTS, **SETTINGS).images)
+
+
+def test_8_bit_floating_point_is_near_and_sees_a_change(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if torch.cuda.get_device_capability() < fp8.CAPABILITY:
+        pytest.skip("needs compute capability 8.9")
+    monkeypatch.setattr(fp8, "LEAST", 16)
+    pipe = pipeline(folder, dtype="bfloat16")
+    want = pipe(PROMPTS, **SETTINGS).images
+    got = pipe.optimize(fp8=True)(PROMPTS, **SETTINGS).images
+    assert pipe.fp8 and len(pipe.optimized.graphs.recordings) == 1
+    assert torch.equal(pipe(PROMPTS, **SETTINGS).images, got)
+    assert 0 < difference(got, want) < 0.5
+    block = pipe.unet.mid_block.attentions[0].transformer_blocks[0]
+    with torch.no_grad():
+        block.attn1.to_v.weight.mul_(2)  # rounded anew where it lies, for the same recording
+    assert difference(pipe(PROMPTS, **SETTINGS).images, got) > 1e-3
+    assert len(pipe.optimized.graphs.recordings) == 1
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2m", "euler"])

@@ -248,6 +248,13 @@ def add_speed(group: argparse._ArgumentGroup) -> None:
         help="compute in 8-bit integers on a CPU: another picture, faster but for bfloat16 where "
         "the processor has AMX",
     )
+    add(
+        "--fp8",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="compute linear layers in 8-bit floating point on a GPU of compute capability 8.9 or "
+        "more (Ada, Hopper): another picture; not measured",
+    )
 
 
 def add_lora(add: Add) -> None:

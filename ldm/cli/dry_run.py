@@ -97,6 +97,7 @@ def outline(arguments: argparse.Namespace, device: Any) -> tuple[Networks, float
         weights={**found.weights, **more},
         optimized=direct,
         int8=bool(arguments.int8),
+        fp8=arguments.fp8,
         offload=offloading(arguments),
         by_blocks=found.by_blocks + int(BESIDE_BLOCKS * sum(more.values())),
     ), scale

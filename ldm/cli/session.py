@@ -131,7 +131,7 @@ class Session:
         """Optimize the model, load its refiner, and the adapters that options and prompts name."""
         arguments, pipe = self.arguments, self.pipe
         faster = is_optimized(pipe.device.type, arguments.optimize)
-        ways = {name: getattr(arguments, name) for name in ("compile", "int8")}
+        ways = {name: getattr(arguments, name) for name in ("compile", "int8", "fp8")}
         ways["offload"] = offloading(arguments)
         if ways["int8"] is None:  # of --fast
             ways["int8"] = int8_gains(pipe)

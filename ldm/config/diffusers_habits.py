@@ -76,7 +76,7 @@ TABLE: dict[Place, tuple[Habit, ...]] = {
         row("tokenizer text_encoder_2 tokenizer_2", "give text_encoder= a folder or a file"),
         row("subfolder", "give the path of the folder"),
         row("custom_pipeline trust_remote_code", "code of models is never run", "off"),
-        row("quantization_config", "give int8=True on a CPU"),
+        row("quantization_config", "give int8=True on a CPU, fp8=True on a GPU that has it"),
         row("original_config original_config_file config", "the weights say what the model is"),
         row("image_size num_in_channels", "the weights say what the model is"),
         row("upcast_attention", "numbers that overflow are computed in float32", "ignored"),

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm.fast.attention import READ, CachedAttention, KeysAndValues
+from ldm.fast.cache import READ, Computed
 from ldm.fast.recorder import Inputs, Output, Recorder, Recording, tensors_of
 from ldm.layers import KeysValues
 from ldm.memory.shortage import is_shortage
@@ -40,11 +40,9 @@ EVERY: weakref.WeakSet[Graphs] = weakref.WeakSet()
 class Kept:
     """A recording, with what is to be done before a replay."""
 
-    def __init__(
-        self, recording: Recording, texts: list[tuple[CachedAttention, KeysAndValues]]
-    ) -> None:
-        """texts: keys and values that are read, but not computed, in a replay."""
-        self.recording, self.texts = recording, texts
+    def __init__(self, recording: Recording, read: list[tuple[Any, Computed]]) -> None:
+        """read: keys, values and 8-bit weights that are read, but not computed, in a replay."""
+        self.recording, self.read = recording, read
         self.given: dict[str, tuple[weakref.ref[Tensor], int]] = {}
 
     def note(self, name: str, y: Tensor) -> None:
@@ -58,8 +56,8 @@ class Kept:
             if not self._has(name, y):
                 self.recording.inputs[name].copy_(y)
                 self.note(name, y)
-        for attention, text in self.texts:
-            text.renew(attention)
+        for layer, computed in self.read:
+            computed.renew(layer)
 
     def _has(self, name: str, y: Tensor) -> bool:
         known = self.given.get(name)
@@ -195,18 +193,18 @@ class Graphs:
         while len(self.recordings) >= MOST_RECORDINGS:
             self.recordings.popitem(last=False)
         memory = {name: y.clone() for name, y in given.items()}
-        texts: list[tuple[CachedAttention, KeysAndValues]] = []
+        read: list[tuple[Any, Computed]] = []
 
         def call(**inputs: Tensor) -> Output:
-            texts.clear()  # the last call is the one recorded
-            before = READ.set(texts)
+            read.clear()  # the last call is the one recorded
+            before = READ.set(read)
             try:
                 return self._call(blocks, **inputs)
             finally:
                 READ.reset(before)
 
         recording = self.record(call, memory)
-        kept = self.recordings[kind] = Kept(recording, list(texts))
+        kept = self.recordings[kind] = Kept(recording, list(read))
         for name, y in given.items():
             kept.note(name, y)
         self.seen[kind] = True  # dropped for others, it is recorded at its next call

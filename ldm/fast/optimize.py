@@ -30,7 +30,7 @@ class Optimized:
     Attributes:
         graphs: the recorded steps, on CUDA. control_graphs: those of ControlNets, by name.
         offload: what keeps parts off the GPU. sequential: whether it does so block by block.
-        int8: whether the U-Net computes in 8 bits.
+        int8, fp8: whether the U-Net computes in 8 bits: integers, or floating-point numbers.
         compile: whether the blocks are compiled.
         on: whether anything is optimized.
         by_default: whether nobody chose it: CUDA is fast by default, a CPU in ``ldm generate``.
@@ -44,6 +44,7 @@ class Optimized:
     compile: bool = False
     on: bool = False
     by_default: bool = False
+    fp8: bool = False
 
     @property
     def ways(self) -> dict[str, Any]:
@@ -52,11 +53,16 @@ class Optimized:
             "compile": self.compile,
             "offload": "sequential" if self.sequential else self.offload is not None,
             "int8": self.int8,
+            "fp8": self.fp8,
         }
 
 
 def check_optimize(
-    device: torch.device, compile: bool = False, offload: Offloading = False, int8: bool = False
+    device: torch.device,
+    compile: bool = False,
+    offload: Offloading = False,
+    int8: bool = False,
+    fp8: bool = False,
 ) -> None:
     """Raise ArgumentError for what does not work on a device or together."""
     if offload and device.type == "cpu":
@@ -72,6 +78,13 @@ def check_optimize(
         raise ArgumentError(f"int8 is for CPUs, but the device is {device}; leave it out")
     if int8 and compile:
         raise ArgumentError("int8 and compile exclude each other; give one of them")
+    if fp8:
+        from ldm.fast.fp8 import check_supported
+
+        check_supported(device)
+        for name, on in {"compile": compile, "offload": bool(offload)}.items():
+            if on:
+                raise ArgumentError(f"fp8 and {name} exclude each other; give one of them")
 
 
 def undo(before: Optimized, parts: Sequence[nn.Module], device: torch.device) -> None:
@@ -93,13 +106,18 @@ def optimize(
     compile: bool = False,
     offload: Offloading = False,
     int8: bool = False,
+    fp8: bool = False,
     classifier: nn.Module | None = None,
 ) -> Optimized:
     """Make parts, which are as they were loaded, compute faster; see ``Pipeline.optimize``.
 
     others, classifier: parts that only ``offload`` is for; gradients are taken of the latter.
-    ``int8`` is for the U-Net alone.
+    ``int8`` and ``fp8`` are for the U-Net alone.
     """
+    if fp8:  # before attention is fused: its own does that, too
+        from ldm.fast.fp8 import quantize as in_fp8
+
+        in_fp8(unet)
     for part in (unet, vae, *controlnets.values()):
         if compile:
             compile_regions(part)
@@ -122,13 +140,13 @@ def optimize(
         sequential = offload == "sequential"
         return Optimized(None, {}, away, sequential, int8, compile, True)
     if device.type != "cuda":
-        return Optimized(int8=int8, compile=compile, on=True)
+        return Optimized(int8=int8, compile=compile, on=True, fp8=fp8)
     recorded = {
         name: Graphs(network)
         for name, network in controlnets.items()
         if isinstance(network, UNetEncoder)
     }
-    return Optimized(Graphs(unet), recorded, int8=int8, compile=compile, on=True)
+    return Optimized(Graphs(unet), recorded, int8=int8, compile=compile, on=True, fp8=fp8)
 
 
 def keep_away(

@@ -19,7 +19,7 @@ from ldm.config.arguments import checked
 from ldm.config.checking import shown
 from ldm.config.diffusers_habits import find, is_off, message
 from ldm.errors import ArgumentError, UnknownAttributeError
-from ldm.fast.optimize import Offloading
+from ldm.fast.optimize import Offloading, check_optimize
 from ldm.interface.few_steps import FewStepsModel
 from ldm.interface.ip_adapters import IPAdapters
 from ldm.interface.t2i_adapters import T2IAdapters
@@ -84,6 +84,8 @@ class DiffusersMethods(T2IAdapters, IPAdapters, FewStepsModel):
         before = self.optimized
         if before.int8 and device.type != "cpu":
             raise ArgumentError("int8 is for CPUs; call optimize(int8=False) first")
+        if before.fp8:
+            check_optimize(device, fp8=True)
         scales = {name: dict(lora.scales) for name, lora in self.loras.loaded.items()}
         few_steps = self.loras.own
         self.loras.set_scales({})  # the weights are those of the files again
@@ -131,7 +133,8 @@ class DiffusersMethods(T2IAdapters, IPAdapters, FewStepsModel):
         place = self.device
         if place.type == "cpu":
             place = choose_device(f"cuda:{gpu_id}" if gpu_id is not None else device)
-        self._install({"compile": False, "offload": offload, "int8": False}, place)
+        ways = {"compile": False, "offload": offload, "int8": False, "fp8": False}
+        self._install(ways, place)
 
     def set_progress_bar_config(self, **options: Any) -> None:
         """Set tqdm's options of the bar, such as ``disable=True`` or ``desc="car"``."""

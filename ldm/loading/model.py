@@ -227,6 +227,11 @@ class Model:
         return self.optimized.int8
 
     @property
+    def fp8(self) -> bool:
+        """Whether the U-Net computes in 8-bit floating-point numbers."""
+        return self.optimized.fp8
+
+    @property
     def own_few_steps(self) -> FewSteps | None:
         """How the model draws in few steps, by a LoRA in its folder; see ``use_few_steps``."""
         return None if self.folder is None else self.defaults.few_steps

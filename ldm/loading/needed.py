@@ -13,7 +13,6 @@ from ldm.errors import LDMError, NotEnoughMemoryError
 from ldm.fast import onednn
 from ldm.fast.graphs import forget_recordings
 from ldm.fast.memory import available_memory
-from ldm.fast.sequential import held
 from ldm.images.inputs import check_size
 from ldm.latents import Pixels
 from ldm.loading.model import Model
@@ -33,6 +32,8 @@ def networks_of(model: Model) -> Networks:
     others = model.controlnets | model.t2i_adapters | model.adapters
     fast, by_blocks = model.optimized, 0
     if model.device.type == "cuda":
+        from ldm.fast.sequential import held  # most models are on CPUs
+
         by_blocks = held((parts | others).values(), [*filter(None, [model.classifier])])
     with onednn.as_plain_tensors():  # packed weights would be unpacked
         weights = {
@@ -58,6 +59,7 @@ def networks_of(model: Model) -> Networks:
         fast.ways["offload"],
         model.device.type,
         by_blocks,
+        fast.fp8,
     )
 
 

@@ -25,7 +25,7 @@ class Networks:
         weights: bytes of each part, in the dtype that it computes in.
         loaded: whether they are in memory already.
         itemsize, codec_itemsize: bytes of a value in the U-Net, and in the VAE.
-        optimized, int8, offload: as ``Pipeline.optimize`` has it.
+        optimized, int8, fp8, offload: as ``Pipeline.optimize`` has it.
         device: "cpu" or "cuda".
         by_blocks: bytes of the weights that are on the GPU with ``offload="sequential"``.
     """
@@ -42,6 +42,7 @@ class Networks:
     offload: bool | Literal["sequential"] = False
     device: str = "cpu"
     by_blocks: int = 0
+    fp8: bool = False
 
     @property
     def scale(self) -> int:
@@ -133,6 +134,8 @@ def estimate(model: Networks, drawing: Drawing, available: int | None = None) ->
         weights = max(model.weights.values(), default=0)
     if model.int8:
         weights += networks.int8_weights(model.unet)
+    if model.fp8:
+        weights += networks.fp8_weights(model.unet)
     loaded = sum(model.weights.values()) if model.loaded and not model.offload else 0
     read = pictures if drawing.image and on_cpu else 0
     left = None if available is None else available - (0 if model.loaded else weights)

@@ -168,4 +168,5 @@ def test_every_part_counts(pipe: Pipeline) -> None:
     one, two = (estimate(model, replace(drawing, controlnets=n)).denoising for n in (1, 2))
     assert two >= one
     assert estimate(replace(model, int8=True), drawing).weights > least.weights
+    assert estimate(replace(model, fp8=True), drawing).weights > least.weights
     assert estimate(model, replace(drawing, decode=False)).decoding < least.decoding
