@@ -41,7 +41,7 @@ class Late:
 
     def copy(self, pairs: Iterable[tuple[Tensor, Tensor]], after: int) -> Copy:
         assert 0 < after <= self.marked
-        found = list(pairs)
+        found = [(target, source.clone()) for target, source in pairs]  # read early, written late
         for target, source in found:
             target.view(torch.uint8).fill_(255) if target.ndim else target.fill_(255)
             self.copied += source.nbytes
