@@ -79,6 +79,19 @@ def refuse(call: Any, inputs: Any) -> Any:
     raise torch.OutOfMemoryError("as if there were none")
 
 
+def test_recorded_decodes_are_the_plain_ones(folder: Path) -> None:
+    pipe = pipeline(folder)
+    assert pipe.optimized.decoder
+    x = torch.randn(3, 4, 8, 8, device="cuda")
+    got = [pipe.decode(x) for _ in range(2)]
+    assert len(pipe.optimized.decoder.recordings) == 1 and pipe.optimized.decoder.held > 0
+    pipe.optimized.decoder.forget()
+    pipe.optimized.decoder.record = refuse
+    with pytest.warns(UserWarning, match="decodes of this size are computed without recording"):
+        want = pipe.decode(x)
+    assert all(torch.equal(one, want) for one in got)
+
+
 def test_recorded_steps_see_a_lora(folder: Path) -> None:
     pipe = pipeline(folder)
     before = pipe(PROMPTS, **SETTINGS).images

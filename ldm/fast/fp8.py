@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ from ldm.fast.fused import FusedAttention
 from ldm.fast.replace import Replacement
 from ldm.layers import GEGLU, SpatialTransformer, TransformerBlock
 
+L = TypeVar("L", bound=nn.Module)
 _logger = logging.getLogger(__name__)
 
 CAPABILITY = (8, 9)  # compute capability: Ada; Hopper has 9.0
@@ -151,16 +152,16 @@ def fits(layer: nn.Module) -> bool:
     return min(widths) >= LEAST and not any(width % MULTIPLE for width in widths)
 
 
-def in_fp8(layer: nn.Module) -> nn.Module:
+def in_fp8(layer: L) -> L:
     """Return a layer in 8 bits, if they are for it."""
-    return Fp8Linear.of(layer) if fits(layer) else layer
+    return cast(L, Fp8Linear.of(layer)) if fits(layer) else layer
 
 
 def quantize(unet: nn.Module) -> None:
     """Make those layers of a U-Net compute in 8 bits; ``slow_down`` gives the plain ones back."""
     for module in list(unet.modules()):
         if isinstance(module, SpatialTransformer):
-            module.proj_in, module.proj_out = map(in_fp8, (module.proj_in, module.proj_out))
+            module.proj_in, module.proj_out = in_fp8(module.proj_in), in_fp8(module.proj_out)
         elif isinstance(module, TransformerBlock):
             quantize_block(module)
 

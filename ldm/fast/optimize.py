@@ -12,9 +12,10 @@ from torch import nn
 from ldm.errors import ArgumentError
 from ldm.fast.compiled import compile_regions, uncompile
 from ldm.fast.fused import fuse_attention
-from ldm.fast.graphs import Graphs
+from ldm.fast.graphs import DecoderGraphs, Graphs
 from ldm.fast.install import slow_down, speed_up
 from ldm.unet import UNet, UNetEncoder
+from ldm.vae import AutoencoderKL
 
 if TYPE_CHECKING:
     from ldm.fast.offload import Offload
@@ -29,6 +30,7 @@ class Optimized:
 
     Attributes:
         graphs: the recorded steps, on CUDA. control_graphs: those of ControlNets, by name.
+        decoder: the recorded decodes of the VAE.
         offload: what keeps parts off the GPU. sequential: whether it does so block by block.
         int8, fp8: whether the U-Net computes in 8 bits: integers, or floating-point numbers.
         compile: whether the blocks are compiled.
@@ -45,6 +47,7 @@ class Optimized:
     on: bool = False
     by_default: bool = False
     fp8: bool = False
+    decoder: DecoderGraphs | None = None
 
     @property
     def ways(self) -> dict[str, Any]:
@@ -146,7 +149,10 @@ def optimize(
         for name, network in controlnets.items()
         if isinstance(network, UNetEncoder)
     }
-    return Optimized(Graphs(unet), recorded, int8=int8, compile=compile, on=True, fp8=fp8)
+    decoder = DecoderGraphs(vae) if isinstance(vae, AutoencoderKL) else None
+    return Optimized(
+        Graphs(unet), recorded, int8=int8, compile=compile, on=True, fp8=fp8, decoder=decoder
+    )
 
 
 def keep_away(
