@@ -353,7 +353,7 @@ class Pipeline(DiffusersMethods):
         undo(self.optimized, networks, torch.device("cpu") if waiting else device)
         self.optimized = Optimized()
         if ways is not None:
-            others = [model.encoder for model in self.text_models]
+            others: list[torch.nn.Module] = [model.encoder for model in self.text_models]
             others += [*self.t2i_adapters.values(), *self.image_networks()]
             self.optimized = optimize(
                 self.unet,

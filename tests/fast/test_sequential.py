@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ldm.cli.options import offloading, read
@@ -20,6 +21,7 @@ from ldm.layers import ResnetBlock, TransformerBlock
 from ldm.pipeline import Pipeline
 from tests.fast.test_cuda import SETTINGS, unet_of
 from tests.fast.test_unets import asked
+from tests.helpers.networks import difference
 
 PLACE = torch.device("cpu")
 Copy = list[tuple[Tensor, Tensor]]
@@ -143,14 +145,51 @@ def test_weights_that_change_while_they_are_on_their_way(small: None) -> None:
         assert torch.equal(unet(**told), plain(**told))
 
 
-def test_a_lora_is_put_on_at_home(small: None, folder: Path) -> None:
+def test_a_lora_is_put_on_at_home(small: None, folder: Path, tmp_path: Path) -> None:
     """``changes_model`` takes the blocks off first: what was changed there would be lost."""
-    pipe = Pipeline.from_pretrained(folder, device="cpu")
+    pipe, plain = (Pipeline.from_pretrained(folder, device="cpu") for _ in range(2))
+    block = "mid_block.attentions.0.transformer_blocks.0.attn1.to_v"
+    rows, columns = plain.unet.get_submodule(block).weight.shape
+    factors = {"lora_A": torch.ones(2, columns), "lora_B": torch.ones(rows, 2)}
+    names = {f"unet.{block}.{name}.weight": value for name, value in factors.items()}
+    save_file(names, tmp_path / "lora.safetensors")
+    before = plain("a red car", **SETTINGS).images
+    plain.load_lora_weights(tmp_path / "lora.safetensors")
+    want = plain("a red car", **SETTINGS).images
+    assert difference(want, before) > 1e-4
     away = offloaded(pipe)
     pipe("a red car", **SETTINGS | {"output_type": "latent"})
     assert away.present is not None and away.buffers
-    pipe.set_adapters([])
+    pipe.load_lora_weights(tmp_path / "lora.safetensors")
     assert away.present is None and away.next is None and not away.buffers
+    assert torch.equal(pipe("a red car", **SETTINGS).images, want)
+    pipe.unload_lora_weights()
+    assert torch.equal(pipe("a red car", **SETTINGS).images, before)
+
+
+@pytest.mark.parametrize("offload", [True, "sequential"])
+def test_what_is_offloaded_is_never_wholly_on_the_gpu(
+    folder: Path, offload: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not while it is loaded, nor while something is loaded beside it. "meta" is the GPU."""
+    gpu, loaded = torch.device("meta"), []
+
+    def never(parts: Any, whole: Any, device: torch.device, how: Any) -> Watched:
+        assert device == gpu and how == offload
+        loaded.append({one.device.type for part in parts for one in part.parameters()})
+        return Watched(parts, PLACE, mover=Late())
+
+    monkeypatch.setattr("ldm.pipeline.choose_device", lambda _: gpu)
+    monkeypatch.setattr("ldm.fast.optimize.keep_away", never)
+    monkeypatch.setattr(Pipeline, "device", gpu)
+    pipe = Pipeline.from_pretrained(folder, offload=offload, dtype="float32")
+    assert pipe.optimized.ways["offload"] == offload
+    with pipe.plain():
+        assert pipe.optimized.offload is None
+        assert next(pipe.unet.parameters()).device.type == "cpu"
+    assert pipe.optimized.ways["offload"] == offload and loaded == [{"cpu"}] * 2
+    pipe.optimize(False)
+    assert next(pipe.unet.parameters()).device == gpu
 
 
 def test_strips_and_other_orders(small: None, folder: Path, monkeypatch: Any) -> None:
