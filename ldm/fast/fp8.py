@@ -46,6 +46,7 @@ class Rounded(NamedTuple):
 
 def rounded(x: Tensor) -> Rounded:
     """Round a matrix (rows, columns), each row by its largest value."""
+    x = x.contiguous()  # the kernels want it so
     largest = x.abs().amax(1, keepdim=True).float()
     scales = (largest / LARGEST).clamp(min=1e-12)
     return Rounded((x * (1 / scales)).clamp(-LARGEST, LARGEST).to(torch.float8_e4m3fn), scales)

@@ -35,16 +35,17 @@ class Offload:
         """Have a part brought when it is called."""
         self.prepare(part, partial(self.bring, part))
 
-    def prepare(self, module: nn.Module, before: Callable[[], object]) -> None:
+    def prepare(self, module: nn.Module, before: Callable[[], object] | None = None) -> None:
         """Have ``before`` called before each call of a module or of a child of it."""
         for one in (module, *module.children()):
             self.hooks.append(one.register_forward_pre_hook(partial(self._enter, before)))
 
     def _enter(
-        self, before: Callable[[], object], _: nn.Module, inputs: tuple[Any, ...]
+        self, before: Callable[[], object] | None, _: nn.Module, inputs: tuple[Any, ...]
     ) -> tuple[Any, ...]:
         """Prepare a call of a module, whose inputs may be on the device of another."""
-        before()
+        if before is not None:
+            before()
         return tuple(x.to(self.device) if torch.is_tensor(x) else x for x in inputs)
 
     def bring(self, part: nn.Module) -> None:

@@ -124,17 +124,13 @@ class Sequential(Offload):
 
     def watch(self, part: nn.Module) -> None:
         """Have the blocks of a part brought when they are called; bring the rest of it now."""
-        self.prepare(part, lambda: None)
+        self.prepare(part)  # inputs alone
         blocks, rest = split(part, self.whole)
         for block in blocks:
             self.largest = max(self.largest, size_of(tensors_of([block])))
-            self.watch_block(block)
+            super().watch(block)
         for tensor in rest:
             tensor.data = tensor.data.to(self.device)
-
-    def watch_block(self, block: nn.Module) -> None:
-        """Have a block brought when it is called."""
-        super().watch(block)
 
     def bring(self, part: nn.Module) -> None:
         """Let a block compute, and copy the next one to the device meanwhile."""

@@ -66,6 +66,8 @@ def test_rounding(dtype: torch.dtype, shape: tuple[int, int], spread: float, see
     allowed = x.float().abs() * 2**-4 * 1.01 + values.scales * 2**-10 * 1.01
     assert ((restored(x) - x.float()).abs() <= allowed).all()
     assert torch.equal(rounded(x[:1]).q, values.q[:1])
+    turned = rounded(x.T.contiguous().T)
+    assert torch.equal(turned.q, values.q) and turned.q.is_contiguous()
 
 
 def test_zeros_stay() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,8 @@ def test_a_pipeline_by_blocks(small: None, folder: Path) -> None:
     state = copy.deepcopy(pipe.unet.state_dict())
     away = offloaded(pipe)
     assert torch.equal(pipe(["a red car", "a cat"], **SETTINGS).images, want)
+    pickle.dumps(pipe)
+    assert torch.equal(copy.deepcopy(pipe)(["a red car", "a cat"], **SETTINGS).images, want)
     assert away.most == 2 and away.bytes_there <= 2 * away.largest
     pipe.send_home()
     assert all(torch.equal(value, state[name]) for name, value in pipe.unet.state_dict().items())
