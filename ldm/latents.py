@@ -85,12 +85,18 @@ def encode_means(codec: Codec, pixels: Tensor, count: int, device: torch.device)
     return expand(torch.cat(parts), count)
 
 
-def decode_latents(codec: Codec, latents: Tensor, device: torch.device) -> Tensor | None:
+def decode_latents(
+    codec: Codec,
+    latents: Tensor,
+    device: torch.device,
+    recorded: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor | None:
     """Decode scaled latents (B, C, h, w) to pixels, float32 in [-1, 1] on the CPU.
 
     Pictures are decoded one at a time, so that a batch needs no more memory than a picture, and in
     strips if memory does not suffice for a whole one (see ``ldm.fast.strips``). A result that is
     not finite is computed once more in float32, with a warning, and the VAE stays in float32.
+    recorded: decodes in the place of ``codec.decode``, where nothing else is needed.
     Returns None if that is not finite either.
     """
     first = next((parameter.dtype for parameter in codec.parameters()), torch.float32)
@@ -98,8 +104,8 @@ def decode_latents(codec: Codec, latents: Tensor, device: torch.device) -> Tenso
         if dtype != first:
             warnings.warn(f"the VAE overflows in {first}: decoding in float32", stacklevel=3)
             codec.to(dtype)
-        decode = codec.decode
-        if isinstance(codec, AutoencoderKL) and decode_needs_strips(codec, latents):
+        decode = codec.decode if recorded is None else recorded
+        if isinstance(codec, AutoencoderKL) and decode_needs_strips(codec, latents, device):
             decode = partial(decode_in_strips, codec)
         pixels = to_cpu(decode(part.to(device, dtype)) for part in latents.split(1))
         if pixels.isfinite().all():

@@ -26,7 +26,7 @@ from ldm.config.arguments import checked, takes
 from ldm.config.diffusers_habits import accepts_habits
 from ldm.control.control_lllite import ControlLLLite, check_lllite_ways
 from ldm.errors import ArgumentError, CheckpointError
-from ldm.fast.optimize import Optimized, check_optimize, optimize, undo
+from ldm.fast.optimize import Offloading, Optimized, check_optimize, optimize, undo
 from ldm.interface.diffusers_calls import as_tuple, call_back, check_inputs
 from ldm.interface.diffusers_methods import DiffusersMethods, lora_path
 from ldm.interface.progress_bar import show_progress
@@ -66,6 +66,8 @@ class Pipeline(DiffusersMethods):
         "token",
         "local_files_only",
         "int8",
+        "fp8",
+        "offload",
         "few_steps",
     )
     def from_pretrained(
@@ -85,6 +87,8 @@ class Pipeline(DiffusersMethods):
         token: str | None = None,
         local_files_only: bool = False,
         int8: bool = False,
+        fp8: bool = False,
+        offload: Offloading = False,
         few_steps: bool = False,
         controlnet: str | Path | Sequence[str | Path] | None = None,
         adapter: str | Path | Sequence[str | Path] | None = None,
@@ -102,7 +106,8 @@ class Pipeline(DiffusersMethods):
         text_encoder: likewise of text encoders; each is used where its width fits.
         prediction_type: "epsilon", "v_prediction" or "sample"; None as in the model's config.
         ema: take the averaged copy of the U-Net's weights that full training checkpoints hold.
-        int8: as in ``optimize``, which is called then.
+        int8, fp8, offload: as in ``optimize``, which is called then. What ``offload`` keeps off the
+            GPU is loaded into the CPU's memory.
         few_steps: call ``use_few_steps``: draw in few steps, by the LoRA in the model's folder.
         controlnet: folders or files of ControlNets, as of ``load_controlnet``.
         adapter: likewise of T2I-Adapters, as of ``load_t2i_adapter``.
@@ -136,16 +141,19 @@ class Pipeline(DiffusersMethods):
         dtype = None if dtype == "auto" else choose_dtype(dtype, device)
         other = None if vae is None else Path(vae).expanduser()
         encoders = [Path(text).expanduser() for text in texts]
-        check_weights_fit(path, dtype, device, variant)
+        ways = {"compile": False, "offload": offload, "int8": int8, "fp8": fp8}
+        check_optimize(device, **ways)  # type: ignore[arg-type]
+        home = torch.device("cpu") if offload else device
+        check_weights_fit(path, dtype, home, variant)
         if path.is_file():
             parts = load_file(
-                path, dtype, device, prediction_type, ema, vae=other, text_encoders=encoders
+                path, dtype, home, prediction_type, ema, vae=other, text_encoders=encoders
             )
         elif ema:
             raise ArgumentError(f"{path} is a folder; only single files hold a copy for ema")
         else:
-            parts = load_folder(path, dtype, device, variant, prediction_type)
-            replace_parts(parts, path, other, encoders, device)
+            parts = load_folder(path, dtype, home, variant, prediction_type)
+            replace_parts(parts, path, other, encoders, home)
         if check_finite:
             check_parts_finite(parts)
         pipe = cls(**parts)
@@ -153,17 +161,18 @@ class Pipeline(DiffusersMethods):
         pipe.folder = path if path.is_dir() else None
         if dtype is None:  # "auto"
             origin.loading["dtype"] = str(pipe.dtype).removeprefix("torch.")
-        if preview_vae is not None:
-            pipe.load_preview_vae(preview_vae)
         for each in controls:
             pipe.load_controlnet(each)
         for each in adapters:
             pipe.load_t2i_adapter(each)
         if few_steps:
             pipe.use_few_steps()
-        if int8:
-            return pipe.optimize(int8=True)
-        pipe.fast_by_default()
+        if any(ways.values()):
+            pipe._install(ways, device)
+        else:
+            pipe.fast_by_default()
+        if preview_vae is not None:  # it stays on the device
+            pipe.load_preview_vae(preview_vae)
         return pipe
 
     from_single_file = from_pretrained
@@ -303,8 +312,9 @@ class Pipeline(DiffusersMethods):
         on: bool = True,
         *,
         compile: bool = False,
-        offload: bool = False,
+        offload: Offloading = False,
         int8: bool = False,
+        fp8: bool = False,
         engine: str | None = None,
     ) -> Pipeline:
         """Make the parts compute faster or, with ``on`` False, as before; return the pipeline.
@@ -316,43 +326,49 @@ class Pipeline(DiffusersMethods):
         compile: ``torch.compile`` the repeated blocks instead of packing, which takes up to minutes
         at the first call.
         offload: keep only the part that computes on the GPU: less memory, slower, no recording.
+            "sequential" keeps only the block that computes, and the next one: the least memory;
+            see ``ldm.fast.sequential``.
         int8: on a CPU, compute most of the U-Net in 8-bit integers: a picture near the exact one.
         The gain depends on the processor: see ``ldm.fast.int8``.
+        fp8: on a GPU of compute capability 8.9 or more, compute the U-Net's linear layers in 8-bit
+        floating-point numbers: a picture near the exact one. See ``ldm.fast.fp8``.
         engine: "openvino", or "openvino:GPU" for one of its devices: OpenVINO computes the U-Net,
         the VAE and the text encoders, and PyTorch, with a warning, what it cannot. Networks are
         converted at their first use and kept on disk: see ``ldm.fast.openvino``.
         Raises ArgumentError for options that do not work here or together.
         """
+        ways = {"compile": compile, "offload": offload, "int8": int8, "fp8": fp8, "engine": engine}
+        self._install(ways if on else None, self.device)
+        return self
+
+    def _install(
+        self, ways: dict[str, Any] | None, device: torch.device, waiting: bool = False
+    ) -> None:
+        """Replace what is installed by these arguments of ``optimize`` for a device; None: nothing.
+
+        waiting: whether parts that are off the GPU stay so, for what is installed next.
+        """
         encoders = [model.encoder for model in self.text_models]
-        if on:
-            check_optimize(
-                self.device,
-                (self.unet, self.vae, *encoders),
-                compile=compile,
-                offload=offload,
-                int8=int8,
-                engine=engine,
-            )
+        if ways is not None:
+            check_optimize(device, (self.unet, self.vae, *encoders), **ways)
             if any(isinstance(one, ControlLLLite) for one in self.controlnets.values()):
-                check_lllite_ways(compile, offload)
-        undo(self.optimized, (self.unet, self.vae, *encoders, *self.controlnets.values()))
+                check_lllite_ways(ways["compile"], bool(ways["offload"]))
+            waiting = bool(ways["offload"])
+        networks = (self.unet, self.vae, *encoders, *self.controlnets.values())
+        undo(self.optimized, networks, torch.device("cpu") if waiting else device)
         self.optimized = Optimized()
-        if on:
-            others = [*filter(None, [self.classifier]), *self.t2i_adapters.values()]
-            others += self.image_networks()
+        if ways is not None:
+            others = [*self.t2i_adapters.values(), *self.image_networks()]
             self.optimized = optimize(
                 self.unet,
                 self.vae,
                 encoders,
                 others,
                 self.controlnets,
-                self.device,
-                compile=compile,
-                offload=offload,
-                int8=int8,
-                engine=engine,
+                device,
+                classifier=self.classifier,
+                **ways,
             )
-        return self
 
     @takes(CallRequest)
     def __call__(self, request: CallRequest) -> Output:
@@ -371,6 +387,7 @@ class Pipeline(DiffusersMethods):
     def __deepcopy__(self, memo: dict[int, Any]) -> Pipeline:
         """Copy all parts; with what ``optimize`` installed, but without what it recorded."""
         with self.drawing():
+            self.send_home()
             result = type(self).__new__(type(self))
             memo[id(self)] = result
             result.__setstate__(copy.deepcopy(self.__dict__, memo))

@@ -92,11 +92,11 @@ def stages(first: Run, second: Run, request: RefinedRequest) -> Iterator[Progres
             yield replace(progress, steps=total, output=None)
             one.move_here()
             other.move_here()
-        make_room(first.model)
+        first.model.send_home()
         for later in steps_of(second, hand_over(second, start, progress.latents)):
             output = None
             if later.output is not None:
-                make_room(second.model)
+                second.model.send_home()
                 x = later.latents.to(first.model.device)
                 output = finish(replace(first, request=request), x)
             yield replace(later, step=progress.step + later.step, steps=total, output=output)
@@ -111,12 +111,6 @@ def hand_over(run: Run, start: Start, x: Tensor) -> Start:
     device = run.model.device
     known = [None if tensor is None else tensor.to(device) for tensor in (image, start.eps)]
     return Start(x.to(device), *known)
-
-
-def make_room(model: Model) -> None:
-    """Take the parts of a model with ``offload`` off the GPU: the other model is next."""
-    if model.optimized.offload:
-        model.optimized.offload.send_home()
 
 
 def check_same_latents(base: Model, refiner: Model) -> None:

@@ -303,7 +303,8 @@ def decode_finite(model: Model, vae: Codec, x: Tensor) -> Tensor:
     returning a black picture.
     """
     with model.turns.vae:
-        pixels = decode_latents(vae, x, model.device)
+        recorded = model.optimized.decoder if vae is model.vae else None
+        pixels = decode_latents(vae, x, model.device, recorded)
     if pixels is None:
         raise nonfinite_error(model.parts)
     return pixels

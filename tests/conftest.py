@@ -32,8 +32,8 @@ for library in ("DIFFUSERS", "TRANSFORMERS"):
 # As for a user without a network: an empty hub cache.
 HUB = tempfile.TemporaryDirectory(prefix="ldm-hub-")
 os.environ["HF_HOME"] = HUB.name
-# … without settings of ldm's own.
-os.environ["XDG_CONFIG_HOME"] = HUB.name
+# … without settings of ldm's own, and without what it keeps.
+os.environ["XDG_CONFIG_HOME"] = os.environ["XDG_CACHE_HOME"] = HUB.name
 for variable in [name for name in os.environ if name.startswith("LDM_")]:
     del os.environ[variable]
 os.environ["LDM_CACHE"] = HUB.name

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from ldm.fast import decode_in_strips
+from ldm.fast import decode_in_strips, fp8
 from ldm.fast.graphs import forget_recordings, held_by_recordings
 from ldm.pipeline import Pipeline
 from tests.helpers.networks import difference
@@ -79,6 +79,19 @@ def refuse(call: Any, inputs: Any) -> Any:
     raise torch.OutOfMemoryError("as if there were none")
 
 
+def test_recorded_decodes_are_the_plain_ones(folder: Path) -> None:
+    pipe = pipeline(folder)
+    assert pipe.optimized.decoder
+    x = torch.randn(3, 4, 8, 8, device="cuda")
+    got = [pipe.decode(x) for _ in range(2)]
+    assert len(pipe.optimized.decoder.recordings) == 1 and pipe.optimized.decoder.held > 0
+    pipe.optimized.decoder.forget()
+    pipe.optimized.decoder.record = refuse
+    with pytest.warns(UserWarning, match="decodes of this size are computed without recording"):
+        want = pipe.decode(x)
+    assert all(torch.equal(one, want) for one in got)
+
+
 def test_recorded_steps_see_a_lora(folder: Path) -> None:
     pipe = pipeline(folder)
     before = pipe(PROMPTS, **SETTINGS).images
@@ -126,7 +139,8 @@ def test_compiled_blocks_draw_nearly_the_same(folder: Path) -> None:
     assert difference(got, want) < 1e-3
 
 
-def test_offloaded_parts_draw_the_same_in_less_memory(folder: Path) -> None:
+@pytest.mark.parametrize("offload", [True, "sequential"])
+def test_offloaded_parts_draw_the_same_in_less_memory(folder: Path, offload: Any) -> None:
     pipe = pipeline(folder).optimize(False)
 
     def peak() -> tuple[torch.Tensor, int]:
@@ -136,11 +150,47 @@ def test_offloaded_parts_draw_the_same_in_less_memory(folder: Path) -> None:
 
     peak()  # libraries take their workspaces once
     want, whole = peak()
-    pipe.optimize(offload=True)
+    pipe.optimize(offload=offload)
     got, less = peak()
     assert torch.equal(got, want)
     assert less < whole
-    assert pipe.unet.conv_in.weight.device.type == "cpu"
+    deep = pipe.unet.mid_block.resnets[0].conv1.weight
+    pipe.send_home()
+    assert deep.device.type == "cpu" and deep.is_pinned()
+
+
+def test_blocks_loaded_for_the_gpu_see_a_lora(folder: Path) -> None:
+    pipe = pipeline(folder, offload="sequential")
+    assert pipe.device.type == "cuda"
+    before = pipe(PROMPTS, **SETTINGS).images
+    whole = pipeline(folder).optimize(False)
+    assert torch.equal(before, whole(PROMPTS, **SETTINGS).images)
+    for one in (pipe, whole):
+        one.send_home()
+        with torch.no_grad():
+            one.unet.mid_block.resnets[0].conv1.weight.mul_(1.5)
+    got = pipe(PROMPTS, **SETTINGS).images
+    assert difference(got, before) > 1e-3
+    assert torch.equal(got, whole(PROMPTS, **SETTINGS).images)
+
+
+def test_8_bit_floating_point_is_near_and_sees_a_change(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if torch.cuda.get_device_capability() < fp8.CAPABILITY:
+        pytest.skip("needs compute capability 8.9")
+    monkeypatch.setattr(fp8, "LEAST", 16)
+    pipe = pipeline(folder, dtype="bfloat16")
+    want = pipe(PROMPTS, **SETTINGS).images
+    got = pipe.optimize(fp8=True)(PROMPTS, **SETTINGS).images
+    assert pipe.fp8 and len(pipe.optimized.graphs.recordings) == 1
+    assert torch.equal(pipe(PROMPTS, **SETTINGS).images, got)
+    assert 0 < difference(got, want) < 0.5
+    block = pipe.unet.mid_block.attentions[0].transformer_blocks[0]
+    with torch.no_grad():
+        block.attn1.to_v.weight.mul_(2)  # rounded anew where it lies, for the same recording
+    assert difference(pipe(PROMPTS, **SETTINGS).images, got) > 1e-3
+    assert len(pipe.optimized.graphs.recordings) == 1
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2m", "euler"])

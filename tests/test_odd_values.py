@@ -204,10 +204,11 @@ METHODS = {
     "memory_needed": [
         *("height", "width", "num_images", "guidance_scale", "image", "controlnets"),
     ],
-    "optimize": ["on", "compile", "offload", "int8", "engine"],
+    "optimize": ["on", "compile", "offload", "int8", "fp8", "engine"],
     "use_few_steps": ["on"],
     "to": ["device", "dtype"],
     "enable_model_cpu_offload": ["gpu_id", "device"],
+    "enable_sequential_cpu_offload": ["gpu_id", "device"],
     "preview": ["x"],
     "decode": ["x"],
     "save_pretrained": ["folder", "dtype"],
@@ -215,7 +216,7 @@ METHODS = {
     "from_pretrained": [
         *("model", "device", "dtype", "variant", "vae", "preview_vae", "text_encoder", "ema"),
         *("prediction_type", "cache_dir", "revision", "token", "local_files_only", "int8"),
-        *("controlnet", "adapter", "few_steps"),
+        *("controlnet", "adapter", "few_steps", "offload", "fp8"),
     ],
 }
 USUAL: dict[str, dict[str, Any]] = {
@@ -272,8 +273,7 @@ def test_every_method_is_tried(pipe: Pipeline) -> None:
         *("need_encoder", "load_own_controlnet", "make_ip_adapter", "unfuse_lora"),
         *("unload_lora_weights", "unload_textual_inversion", "get_active_adapters"),
         *("get_list_adapters", "set_progress_bar_config", "from_single_file"),
-        *("enable_sequential_cpu_offload", "drawing", "load_own_adapters"),
-        *("fast_by_default", "optimize_as"),
+        *("drawing", "load_own_adapters", "fast_by_default", "optimize_as", "send_home"),
     }
     assert known - without == set(METHODS)
 

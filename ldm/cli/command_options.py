@@ -246,6 +246,12 @@ def add_speed(group: argparse._ArgumentGroup) -> None:
         help="keep only the part that computes in the GPU's memory: slower, in less of it",
     )
     add(
+        "--sequential-offload",
+        action="store_true",
+        help="keep only the block that computes and the next one in the GPU's memory: slowest, in "
+        "the least of it",
+    )
+    add(
         "--engine",
         type=engine,
         metavar="NAME",
@@ -258,6 +264,13 @@ def add_speed(group: argparse._ArgumentGroup) -> None:
         default=False,
         help="compute in 8-bit integers on a CPU: another picture, faster but for bfloat16 where "
         "the processor has AMX",
+    )
+    add(
+        "--fp8",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="compute linear layers in 8-bit floating point on a GPU of compute capability 8.9 or "
+        "more (Ada, Hopper): another picture; not measured",
     )
 
 

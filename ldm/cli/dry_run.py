@@ -14,6 +14,7 @@ from ldm.checkpoints.assets import asset_path
 from ldm.cli.common import importing_torch
 from ldm.cli.controlnets import all_controls, original
 from ldm.cli.guidance_options import given_pictures
+from ldm.cli.options import offloading
 from ldm.cli.printed import put_text
 from ldm.cli.rows import put_json
 from ldm.cli.sizes import image_size
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from ldm.memory.estimate import Drawing, MemoryNeeded, Networks
 
 JOINED = re.compile(r"\bAND\b")  # between texts of one prompt
+# Of a ControlNet's file, the share of its weights that are in none of its blocks.
+BESIDE_BLOCKS = 0.1
 SCALE = 7.5  # of guidance, where a model's folder has none
 
 
@@ -96,7 +99,9 @@ def outline(arguments: argparse.Namespace, device: Any) -> tuple[Networks, float
         weights={**found.weights, **more},
         optimized=direct,
         int8=bool(arguments.int8),
-        offload=bool(arguments.offload),
+        fp8=arguments.fp8,
+        offload=offloading(arguments),
+        by_blocks=found.by_blocks + int(BESIDE_BLOCKS * sum(more.values())),
         engine=engine,
     ), scale
 

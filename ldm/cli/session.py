@@ -34,7 +34,7 @@ from ldm.cli.jobs import Job, group_jobs, rank_and_world_size
 from ldm.cli.loras import LoraUse
 from ldm.cli.metadata import picture_texts
 from ldm.cli.observe import Watch
-from ldm.cli.options import model_arguments
+from ldm.cli.options import model_arguments, offloading
 from ldm.cli.plots import Plot
 from ldm.cli.printed import fail, notify
 from ldm.cli.progress import showing
@@ -131,7 +131,8 @@ class Session:
         """Optimize the model, load its refiner, and the adapters that options and prompts name."""
         arguments, pipe = self.arguments, self.pipe
         faster = is_optimized(pipe.device.type, arguments.optimize)
-        ways = {name: getattr(arguments, name) for name in ("compile", "offload", "int8")}
+        ways = {name: getattr(arguments, name) for name in ("compile", "int8", "fp8")}
+        ways["offload"] = offloading(arguments)
         ways["engine"] = None if arguments.engine == PYTORCH else arguments.engine
         if ways["int8"] is None:  # of --fast
             ways["int8"] = int8_gains(pipe)
@@ -372,6 +373,7 @@ def load_model(arguments: argparse.Namespace) -> Pipeline:
         device=arguments.device,
         dtype=arguments.dtype,
         preview_vae=arguments.preview_vae,
+        offload=offloading(arguments),
         **model_arguments(arguments),
     )
 
@@ -385,6 +387,7 @@ def load_refiner(arguments: argparse.Namespace) -> Pipeline:
         device=arguments.device,
         dtype=arguments.dtype,
         variant=arguments.variant,
+        offload=offloading(arguments),
     )
 
 

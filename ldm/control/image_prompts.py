@@ -161,11 +161,11 @@ def make_image_prompts(
         like = adapter.network.image_proj.parameters()
         first = next(like)
         maps = None
-        if layers is not None:
-            pixels = read_masks(layers, (size[0] * scale, size[1] * scale))
-            maps = block_masks(unet, pixels.to(first.device), size)
         with torch.no_grad():
             tokens = adapter.network(states.to(first.device, first.dtype))
+            if layers is not None:
+                pixels = read_masks(layers, (size[0] * scale, size[1] * scale))
+                maps = block_masks(unet, pixels.to(tokens.device), size)
             found.append(adapter.network.prompt(unet, tokens, one, maps))
     return ImagePrompts(merged(found), 1 + negative) if found else None
 

@@ -11,11 +11,12 @@
 - ``install``, ``replace``: how these take the places of plain layers and give them back.
 
 For CUDA, installed by default there, and not measured since (see the README): ``graphs`` and
-``recorder``, ``fused``, ``sdpa``, ``copies``; for who asks, ``compiled`` and ``offload``.
+``recorder``, ``fused``, ``sdpa``, ``copies``; for who asks, ``compiled``, ``offload`` and
+``sequential``.
 
 ``openvino`` lets another engine compute the networks, for who asks.
 
-``deepcache`` and ``int8`` draw another picture, so each has an option of its own.
+``deepcache``, ``int8`` and ``fp8`` draw another picture, so each has an option of its own.
 
 ``cpu`` is always installed: workarounds for PyTorch's CPU kernels. ``onednn`` alone names PyTorch's
 private operators.

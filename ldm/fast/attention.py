@@ -7,20 +7,14 @@ too: of the small built-in model they are 4 % of a step.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextvars import ContextVar
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
-from ldm.fast.cache import Caching, marks, same_marks
+from ldm.fast.cache import READ, Caching, marks, same_marks
 from ldm.fast.replace import Replacement
 from ldm.layers import Attention, KeysValues
-
-# Where each attention of a call writes what it read, if somebody (a recording) keeps it.
-READ: ContextVar[list[tuple[CachedAttention, KeysAndValues]] | None] = ContextVar(
-    "READ", default=None
-)
 
 
 class KeysAndValues:

@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
+from contextvars import ContextVar
+from typing import Any, Protocol
+
 from torch import nn
 
 from ldm.fast.packed import kept, version
+
+
+class Computed(Protocol):
+    """Tensors that a layer computed from its weights and keeps."""
+
+    def renew(self, owner: Any) -> None:
+        """Compute them again where they lie, if what they follow from has changed in place."""
+
+
+# Where each layer of a call writes what it read of them, if somebody (a recording) keeps it.
+READ: ContextVar[list[tuple[Any, Computed]] | None] = ContextVar("READ", default=None)
 
 
 class Caching:

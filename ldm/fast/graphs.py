@@ -1,4 +1,4 @@
-"""A U-Net or a ControlNet recorded as CUDA graphs: one launch of a whole step instead of about 800.
+"""Networks recorded as CUDA graphs: one launch of a whole step instead of about 800.
 
 A fast GPU waits for the CPU to launch its kernels: it computes a step of Stable Diffusion 1.5 in a
 quarter of the time that the launches take. A graph does the same work in the same order, so its
@@ -18,33 +18,35 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm.fast.attention import READ, CachedAttention, KeysAndValues
+from ldm.fast.cache import READ, Computed
 from ldm.fast.recorder import Inputs, Output, Recorder, Recording, tensors_of
+from ldm.fast.strips import widest
 from ldm.layers import KeysValues
+from ldm.memory.networks import AT_ONCE
 from ldm.memory.shortage import is_shortage
 from ldm.unet import ImagePrompt, Residuals, UNetEncoder
+from ldm.vae import AutoencoderKL
 
 # With and without guidance, a last smaller batch, some sizes. They share their memory, so that one
 # more costs its inputs and what the driver keeps: by NVIDIA's documentation some 64 KB a launch.
 MOST_RECORDINGS = 8
 MOST_KINDS = 64  # of calls that are remembered, to record those that come again
+MOST_DECODED = 1 << 30  # bytes that a decode that is recorded may take, which the recording holds
 
 PICTURE = "picture "  # before the numbers of what an IP-Adapter gives each block
 # Before the numbers of a ControlNet's residuals and of a T2I-Adapter's features among the inputs.
 RESIDUAL, FEATURE = "residual ", "feature "
 
 Kind = tuple[object, ...]
-EVERY: weakref.WeakSet[Graphs] = weakref.WeakSet()
+EVERY: weakref.WeakSet[Recorded] = weakref.WeakSet()
 
 
 class Kept:
     """A recording, with what is to be done before a replay."""
 
-    def __init__(
-        self, recording: Recording, texts: list[tuple[CachedAttention, KeysAndValues]]
-    ) -> None:
-        """texts: keys and values that are read, but not computed, in a replay."""
-        self.recording, self.texts = recording, texts
+    def __init__(self, recording: Recording, read: list[tuple[Any, Computed]]) -> None:
+        """read: keys, values and 8-bit weights that are read, but not computed, in a replay."""
+        self.recording, self.read = recording, read
         self.given: dict[str, tuple[weakref.ref[Tensor], int]] = {}
 
     def note(self, name: str, y: Tensor) -> None:
@@ -58,8 +60,8 @@ class Kept:
             if not self._has(name, y):
                 self.recording.inputs[name].copy_(y)
                 self.note(name, y)
-        for attention, text in self.texts:
-            text.renew(attention)
+        for layer, computed in self.read:
+            computed.renew(layer)
 
     def _has(self, name: str, y: Tensor) -> bool:
         known = self.given.get(name)
@@ -74,8 +76,8 @@ class Kept:
         return copies[0] if torch.is_tensor(self.recording.output) else copies
 
 
-class Graphs:
-    """A network to call in the place of ``unet``: recorded at the second call of each kind.
+class Recorded:
+    """A network's calls, recorded at the second one of each kind.
 
     The first one is computed plainly, so that a picture of one step is not slower than without.
     Calls are of one kind if their inputs have the same shapes, strides and dtypes, and the weights
@@ -84,13 +86,15 @@ class Graphs:
     cannot be recorded, such as for want of memory, there is a warning, and it is computed plainly.
     """
 
+    what = "calls"  # as warnings say it
+
     def __init__(
         self,
-        unet: UNetEncoder,
+        network: nn.Module,
         record: Callable[[Callable[..., Any], Inputs], Recording] | None = None,
     ) -> None:
         """Record nothing yet. ``record`` can be replaced in tests, without CUDA."""
-        self.unet, self.config, self._given = unet, unet.config, record
+        self.network, self._given = network, record
         self.record = record or Recorder()
         self.recordings: OrderedDict[Kind, Kept] = OrderedDict()
         self.seen: OrderedDict[Kind, bool] = OrderedDict()  # whether it is to be recorded
@@ -99,13 +103,13 @@ class Graphs:
         self._stream: torch.cuda.Stream | None = None  # of the last call
         EVERY.add(self)
 
-    def __reduce__(self) -> tuple[type[Graphs], tuple[object, ...]]:
+    def __reduce__(self) -> tuple[type[Recorded], tuple[object, ...]]:
         """Copy and pickle without the recordings."""
-        return Graphs, (self.unet, self._given)
+        return type(self), (self.network, self._given)
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """As ``UNet.parameters``."""
-        return self.unet.parameters()
+        """As ``nn.Module.parameters``."""
+        return self.network.parameters()
 
     @property
     def held(self) -> int:
@@ -117,47 +121,27 @@ class Graphs:
         with self._one_call:
             self.recordings.clear()
 
-    @torch.no_grad()
-    def __call__(
-        self,
-        x: Tensor,
-        t: Tensor,
-        residuals: Residuals | None = None,
-        features: Sequence[Tensor] = (),
-        image_prompt: ImagePrompt | None = None,
-        **conditioning: Tensor | None,
-    ) -> Any:
-        """As the network's ``forward``, without gradients."""
-        given = {"x": x, "t": t} | {
-            name: value for name, value in conditioning.items() if value is not None
-        }
-        if residuals is not None:
-            every = [*residuals.skips, residuals.middle]
-            given |= {f"{RESIDUAL}{i}": y for i, y in enumerate(every) if y is not None}
-        given |= {f"{FEATURE}{i}": y for i, y in enumerate(features)}
-        blocks = image_prompt or {}
-        given |= {
-            f"{PICTURE}{i} {j} {field}": value
-            for i, pictures in enumerate(blocks.values())
-            for j, picture in enumerate(pictures)
-            for field, value in picture._asdict().items()
-            if value is not None
-        }
+    def compute(self, given: Inputs, blocks: Sequence[nn.Module] = ()) -> Any:
+        """Return what ``call`` does with these inputs; blocks: those that read pictures."""
         kind = (
             *map(id, blocks),
             *((name, y.shape, y.stride(), y.dtype, y.device) for name, y in given.items()),
             *self._places(),
         )
         with self._one_call:
-            self._wait(x.device)
+            self._wait(next(iter(given.values())).device)
             return self._compute(kind, given, list(blocks))
+
+    def call(self, blocks: list[nn.Module], **inputs: Tensor) -> Output:
+        """Call the network plainly."""
+        raise NotImplementedError
 
     def _places(self) -> Iterator[int]:
         """Yield where the weights lie. Looked up in their layers' own tables, as that is fast."""
         if self._weights is None:
             self._weights = [
                 (module._parameters, name)
-                for module in self.unet.modules()
+                for module in self.network.modules()
                 for name, parameter in module._parameters.items()
                 if parameter is not None
             ]
@@ -189,24 +173,24 @@ class Graphs:
         self.seen[kind] = again is None
         while len(self.seen) > MOST_KINDS:
             self.seen.popitem(last=False)
-        return self._call(blocks, **given)
+        return self.call(blocks, **given)
 
     def _record(self, kind: Kind, given: Inputs, blocks: list[nn.Module]) -> Any:
         while len(self.recordings) >= MOST_RECORDINGS:
             self.recordings.popitem(last=False)
         memory = {name: y.clone() for name, y in given.items()}
-        texts: list[tuple[CachedAttention, KeysAndValues]] = []
+        read: list[tuple[Any, Computed]] = []
 
         def call(**inputs: Tensor) -> Output:
-            texts.clear()  # the last call is the one recorded
-            before = READ.set(texts)
+            read.clear()  # the last call is the one recorded
+            before = READ.set(read)
             try:
-                return self._call(blocks, **inputs)
+                return self.call(blocks, **inputs)
             finally:
                 READ.reset(before)
 
         recording = self.record(call, memory)
-        kept = self.recordings[kind] = Kept(recording, list(texts))
+        kept = self.recordings[kind] = Kept(recording, list(read))
         for name, y in given.items():
             kept.note(name, y)
         self.seen[kind] = True  # dropped for others, it is recorded at its next call
@@ -225,11 +209,54 @@ class Graphs:
         lines = str(causes[-1]).strip().splitlines() or [type(error).__name__]
         why = "there is too little memory" if short else f"CUDA refused: {lines[0]:.200}"
         warnings.warn(
-            f"steps of this size are computed without recording them, slower: {why}", stacklevel=4
+            f"{self.what} of this size are computed without recording them, slower: {why}",
+            stacklevel=5,
         )
 
-    def _call(self, blocks: list[nn.Module], **inputs: Tensor) -> Output:
-        """Call the network with such inputs; blocks: those that read pictures."""
+
+class Graphs(Recorded):
+    """A U-Net or ControlNet to call in the place of ``unet``, recorded: see ``Recorded``."""
+
+    what = "steps"
+
+    def __init__(
+        self,
+        unet: UNetEncoder,
+        record: Callable[[Callable[..., Any], Inputs], Recording] | None = None,
+    ) -> None:
+        super().__init__(unet, record)
+        self.unet, self.config = unet, unet.config
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        x: Tensor,
+        t: Tensor,
+        residuals: Residuals | None = None,
+        features: Sequence[Tensor] = (),
+        image_prompt: ImagePrompt | None = None,
+        **conditioning: Tensor | None,
+    ) -> Any:
+        """As the network's ``forward``, without gradients."""
+        given = {"x": x, "t": t} | {
+            name: value for name, value in conditioning.items() if value is not None
+        }
+        if residuals is not None:
+            every = [*residuals.skips, residuals.middle]
+            given |= {f"{RESIDUAL}{i}": y for i, y in enumerate(every) if y is not None}
+        given |= {f"{FEATURE}{i}": y for i, y in enumerate(features)}
+        blocks = image_prompt or {}
+        given |= {
+            f"{PICTURE}{i} {j} {field}": value
+            for i, pictures in enumerate(blocks.values())
+            for j, picture in enumerate(pictures)
+            for field, value in picture._asdict().items()
+            if value is not None
+        }
+        return self.compute(given, list(blocks))
+
+    def call(self, blocks: list[nn.Module], **inputs: Tensor) -> Output:
+        """See ``Recorded``."""
         prompt: dict[nn.Module, list[KeysValues]] = {}
         for name in [name for name in inputs if name.startswith(f"{PICTURE}")]:
             i, _, field = name.removeprefix(PICTURE).split()
@@ -249,6 +276,35 @@ class Graphs:
         return self.unet(**options)
 
 
+class DecoderGraphs(Recorded):
+    """A VAE's decoder to call in the place of ``vae.decode``, recorded: see ``Recorded``.
+
+    Large pictures are decoded plainly: that takes longer to compute than to launch, so that a
+    recording would only hold memory.
+    """
+
+    what = "decodes"
+
+    def __init__(
+        self,
+        vae: AutoencoderKL,
+        record: Callable[[Callable[..., Any], Inputs], Recording] | None = None,
+    ) -> None:
+        super().__init__(vae, record)
+        self.vae = vae
+
+    @torch.no_grad()
+    def __call__(self, z: Tensor) -> Any:
+        """As ``AutoencoderKL.decode``, without gradients."""
+        if AT_ONCE * widest(self.vae, z) > MOST_DECODED:
+            return self.vae.decode(z)
+        return self.compute({"z": z})
+
+    def call(self, blocks: list[nn.Module], **inputs: Tensor) -> Output:
+        """See ``Recorded``."""
+        return self.vae.decode(**inputs)
+
+
 def held_by_recordings(device: torch.device) -> int:
     """Count the bytes that recordings keep from others on a device."""
     return sum(graphs.held for graphs in _on(device))
@@ -264,5 +320,5 @@ def forget_recordings(device: torch.device) -> bool:
     return bool(found)
 
 
-def _on(device: torch.device) -> list[Graphs]:
+def _on(device: torch.device) -> list[Recorded]:
     return [graphs for graphs in list(EVERY) if next(graphs.parameters()).device == device]

@@ -12,12 +12,12 @@ from ldm.memory.networks import AT_ONCE
 from ldm.vae import AutoencoderKL
 
 
-def decode_needs_strips(vae: AutoencoderKL, z: Tensor) -> bool:
-    """Whether decoding the latents z one by one would take more memory than there is.
+def decode_needs_strips(vae: AutoencoderKL, z: Tensor, device: torch.device) -> bool:
+    """Whether decoding the latents z one by one would take more memory than a device has.
 
     Recorded steps give theirs up first: to record them again takes less time than strips do.
     """
-    device, needed = next(vae.parameters()).device, AT_ONCE * widest(vae, z)
+    needed = AT_ONCE * widest(vae, z)
 
     def short() -> bool:
         available = available_memory(device)

@@ -6,7 +6,7 @@ the CPU's memory is the one that counts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -26,15 +26,26 @@ class Offload:
         self.device, self.parts = device, parts
         self.away: nn.Module | None = None
         self.home: list[tuple[Tensor, Tensor]] = []  # (parameter or buffer, its data at home)
-        self.hooks = []
+        self.hooks: list[Any] = []
         for part in parts:
             part.to("cpu")
-            for module in (part, *part.children()):
-                self.hooks.append(module.register_forward_pre_hook(partial(self._enter, part)))
+            self.watch(part)
 
-    def _enter(self, part: nn.Module, _: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Prepare a call of a module of ``part``, whose inputs may be on the device of another."""
-        self.bring(part)
+    def watch(self, part: nn.Module) -> None:
+        """Have a part brought when it is called."""
+        self.prepare(part, partial(self.bring, part))
+
+    def prepare(self, module: nn.Module, before: Callable[[], object] | None = None) -> None:
+        """Have ``before`` called before each call of a module or of a child of it."""
+        for one in (module, *module.children()):
+            self.hooks.append(one.register_forward_pre_hook(partial(self._enter, before)))
+
+    def _enter(
+        self, before: Callable[[], object] | None, _: nn.Module, inputs: tuple[Any, ...]
+    ) -> tuple[Any, ...]:
+        """Prepare a call of a module, whose inputs may be on the device of another."""
+        if before is not None:
+            before()
         return tuple(x.to(self.device) if torch.is_tensor(x) else x for x in inputs)
 
     def bring(self, part: nn.Module) -> None:
@@ -43,7 +54,7 @@ class Offload:
             return
         self.send_home()
         self.away = part
-        for tensor in chain(part.parameters(), part.buffers()):
+        for tensor in tensors_of([part]):
             data = tensor.data
             if self.device.type == "cuda" and not data.is_pinned():
                 data = data.pin_memory()
@@ -57,10 +68,16 @@ class Offload:
         self.home.clear()
         self.away = None
 
-    def end(self) -> None:
-        """Bring all parts to the device, as without offloading."""
+    def end(self, device: torch.device) -> None:
+        """Bring all parts to a device, to stay there."""
         self.send_home()
         for hook in self.hooks:
             hook.remove()
         for part in self.parts:
-            part.to(self.device)
+            part.to(device)
+
+
+def tensors_of(modules: Iterable[nn.Module]) -> list[Tensor]:
+    """Return the parameters and buffers of modules, each once."""
+    every = (chain(module.parameters(), module.buffers()) for module in modules)
+    return list({id(tensor): tensor for tensor in chain.from_iterable(every)}.values())

@@ -2,7 +2,8 @@
 
 They are those that PyTorch's own compiler calls, for oneDNN's weights in blocks and for 8 bits.
 They may change with any release, so they are tried before they are used (here by `packs`, those of
-8 bits by `ldm.fast.int8.supported`); where one is missing or wrong, the plain layers compute.
+8 bits by `supported` of `ldm.fast.int8` and `ldm.fast.fp8`); where one is missing or wrong, the
+plain layers compute.
 """
 
 from __future__ import annotations
@@ -170,6 +171,20 @@ def int8_convolution(
         q, 1.0, zero, packed, scales, zeros, None, layer.stride, padding,
         layer.dilation, 1, 1.0, 0, dtype, "none", [], "",
     )  # fmt: skip
+
+
+def fp8_product(
+    q: Tensor, scales: Tensor, weight: Tensor, weight_scales: Tensor, dtype: torch.dtype
+) -> Tensor:
+    """Compute x Wᵀ in a dtype, of 8 bits by rows: q (M, in), (M, 1); weight (out, in), (out, 1).
+
+    CUDA's kernel writes bfloat16 alone; a CPU's is exact in float32.
+    """
+    out = torch.bfloat16 if q.is_cuda else torch.float32
+    y = torch._scaled_mm(
+        q, weight.T, scale_a=scales, scale_b=weight_scales.T, out_dtype=out, use_fast_accum=True
+    )
+    return y.to(dtype)
 
 
 def has_amx() -> bool:

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import chain, count
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from ldm.checkpoints.source import check_paths
@@ -22,8 +23,6 @@ from ldm.fast.optimize import Optimized
 from ldm.images.generation_info import OWN_CONTROLNET, controlnet_name
 from ldm.loading.model import Model
 from ldm.loading.turns import changes_model
-
-T = TypeVar("T", bound="ControlNets")
 
 
 def choose_name(
@@ -130,32 +129,26 @@ class ControlNets(Model):
     @contextlib.contextmanager
     def plain(self) -> Iterator[None]:
         """Take what ``optimize`` installed off inside, and put it on again."""
-        before = self.optimized
+        before, device = self.optimized, self.device
         if before.on:
-            self.optimize(False)
+            self._install(None, device, waiting=before.offload is not None)
         try:
             yield
         finally:
-            self.optimize_as(before)
+            self.optimize_as(before, device)
 
-    def optimize_as(self, before: Optimized) -> None:
-        """Install what was installed before, if anything was."""
+    def optimize_as(self, before: Optimized, device: torch.device | None = None) -> None:
+        """Install what was installed before, if anything was; device: None is the present one."""
         if before.on:
-            self.optimize(**before.ways)
+            self._install(before.ways, device or self.device)
         self.optimized = replace(self.optimized, by_default=before.by_default)
 
     def fast_by_default(self) -> None:
         """Optimize where that is the default: on CUDA, for whom ``optimize`` was not called."""
         self.optimize_as(Optimized(on=self.device.type == "cuda", by_default=True))
 
-    def optimize(
-        self: T,
-        on: bool = True,
-        *,
-        compile: bool = False,
-        offload: bool = False,
-        int8: bool = False,
-        engine: str | None = None,
-    ) -> T:
-        """See ``Pipeline.optimize``."""
+    def _install(
+        self, ways: dict[str, Any] | None, device: torch.device, waiting: bool = False
+    ) -> None:
+        """See ``Pipeline``."""
         raise NotImplementedError

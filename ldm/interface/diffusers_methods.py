@@ -19,6 +19,7 @@ from ldm.config.arguments import checked
 from ldm.config.checking import shown
 from ldm.config.diffusers_habits import find, is_off, message
 from ldm.errors import ArgumentError, UnknownAttributeError
+from ldm.fast.optimize import Offloading, check_optimize
 from ldm.interface.few_steps import FewStepsModel
 from ldm.interface.ip_adapters import IPAdapters
 from ldm.interface.t2i_adapters import T2IAdapters
@@ -90,11 +91,14 @@ class DiffusersMethods(T2IAdapters, IPAdapters, FewStepsModel):
                     "call optimize(False) first"
                 )
             before.engine.engine.check(dtype)
+        if before.fp8:
+            check_optimize(device, fp8=True)
         scales = {name: dict(lora.scales) for name, lora in self.loras.loaded.items()}
         few_steps = self.loras.own
         self.loras.set_scales({})  # the weights are those of the files again
         self.loras.use_own(None)
-        self.optimize(False)
+        self._install(None, self.device, waiting=before.offload is not None)
+        place = torch.device("cpu") if before.offload else device
         kind = vae_dtype(dtype)
         parts: list[tuple[nn.Module | None, torch.dtype | None]] = [
             (self.unet, dtype), (self.classifier, dtype), (self.vae, kind),
@@ -105,13 +109,13 @@ class DiffusersMethods(T2IAdapters, IPAdapters, FewStepsModel):
         parts += [(network, dtype) for network in self.image_networks()]
         for part, own in parts:
             if part is not None:
-                part.to(device, own)
+                part.to(place, own)
         self.inversions.apply()
         if before.by_default:
             self.fast_by_default()
         elif before.on:
             offload = before.ways["offload"] if device.type != "cpu" else False
-            self.optimize(**before.ways | {"offload": offload})
+            self._install(before.ways | {"offload": offload}, device)
         self.loras.use_own(few_steps)
         self.loras.set_scales(scales)
 
@@ -121,12 +125,23 @@ class DiffusersMethods(T2IAdapters, IPAdapters, FewStepsModel):
         self, gpu_id: int | None = None, device: str | torch.device = "cuda"
     ) -> None:
         """Keep only the part that computes on the GPU: ``optimize(offload=True)``."""
-        if self.device.type == "cpu":
-            name = f"cuda:{gpu_id}" if gpu_id is not None else device
-            self.to(name)
-        self.optimize(offload=True)
+        self._offload(True, gpu_id, device)
 
-    enable_sequential_cpu_offload = enable_model_cpu_offload
+    @checked()
+    @changes_model
+    def enable_sequential_cpu_offload(
+        self, gpu_id: int | None = None, device: str | torch.device = "cuda"
+    ) -> None:
+        """Keep only the blocks that compute on the GPU: ``optimize(offload="sequential")``."""
+        self._offload("sequential", gpu_id, device)
+
+    def _offload(self, offload: Offloading, gpu_id: int | None, device: str | torch.device) -> None:
+        """Offload to the GPU that the model is on; of one on the CPU, to the one that is named."""
+        place = self.device
+        if place.type == "cpu":
+            place = choose_device(f"cuda:{gpu_id}" if gpu_id is not None else device)
+        ways = {"compile": False, "offload": offload, "int8": False, "fp8": False}
+        self._install(ways, place)
 
     def set_progress_bar_config(self, **options: Any) -> None:
         """Set tqdm's options of the bar, such as ``disable=True`` or ``desc="car"``."""

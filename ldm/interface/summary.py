@@ -28,7 +28,8 @@ def summarize(model: Model) -> str:
         **{name: describe(part) for name, part in parts.items() if part is not None},
         "draws": f"{width}x{height} pixels, {sampling(model)}",
         "on": f"{model.device}, {dtype}{', 8-bit integers' * model.int8}"
-        f"{', optimized' * model.optimized.on}{f', by {engine}' if engine else ''}",
+        f"{', 8-bit floating point' * model.fp8}{', optimized' * model.optimized.on}"
+        f"{f', by {engine}' if engine else ''}",
     }
     if model.few_steps and model.own_few_steps is not None:
         rows["few steps"] = f"by the model's own LoRA, {model.own_few_steps.lora}"

@@ -216,10 +216,20 @@ class Model:
         offload = self.optimized.offload
         return offload.device if offload else next(self.unet.parameters()).device
 
+    def send_home(self) -> None:
+        """Take what ``optimize(offload=…)`` brought to the GPU off it, until the next run."""
+        if self.optimized.offload:
+            self.optimized.offload.send_home()
+
     @property
     def int8(self) -> bool:
         """Whether the U-Net computes in 8 bits."""
         return self.optimized.int8
+
+    @property
+    def fp8(self) -> bool:
+        """Whether the U-Net computes in 8-bit floating-point numbers."""
+        return self.optimized.fp8
 
     @property
     def own_few_steps(self) -> FewSteps | None:

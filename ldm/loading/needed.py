@@ -30,7 +30,11 @@ def networks_of(model: Model) -> Networks:
     """Return the networks of a model, with what is installed on them."""
     parts = {name: part for name, part in model.parts.items() if isinstance(part, torch.nn.Module)}
     others = model.controlnets | model.t2i_adapters | model.adapters
-    fast = model.optimized
+    fast, by_blocks = model.optimized, 0
+    if model.device.type == "cuda":
+        from ldm.fast.sequential import held  # most models are on CPUs
+
+        by_blocks = held((parts | others).values(), [*filter(None, [model.classifier])])
     with onednn.as_plain_tensors():  # packed weights would be unpacked
         weights = {
             name: sum(p.numel() * p.dtype.itemsize for p in part.parameters())
@@ -52,8 +56,10 @@ def networks_of(model: Model) -> Networks:
         own[0] if own else 4,
         direct,
         fast.int8,
-        fast.offload is not None,
+        fast.ways["offload"],
         model.device.type,
+        by_blocks,
+        fast.fp8,
         fast.engine is not None,
     )
 
@@ -131,7 +137,12 @@ def check_weights_fit(
         return  # loading names what is wrong
     if weights > available:
         half = "; half precision (--dtype bfloat16) takes half" * (dtype == torch.float32)
-        away = "; --device cpu may have more" * (device.type == "cuda")
+        away = ""
+        if device.type == "cuda":
+            away = (
+                "; --offload or --sequential-offload (from_pretrained(offload=…)) loads them into "
+                "the CPU's memory, and --device cpu may have more"
+            )
         raise NotEnoughMemoryError(
             f"{path}: its weights would take {gigabytes(weights)} of memory, of which "
             f"{gigabytes(available)} is available{half}{away}; raise the limit, or take a smaller "

@@ -7,18 +7,24 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from ldm.checkpoints.family import UNET, VAE, detect
-from ldm.checkpoints.folder import find_weights
+from ldm.checkpoints.folder import empty, find_weights
 from ldm.checkpoints.formats import GGUF, PICKLE, find_format
 from ldm.checkpoints.gguf_header import read_gguf_header
 from ldm.checkpoints.header import DTYPE_BITS, Header, TensorInfo, read_header
 from ldm.checkpoints.pickle_header import read_pickle_header
 from ldm.checkpoints.prediction import read_beside
+from ldm.clip import CLIPTextEncoder
 from ldm.config import CLIPTextConfig, TAESDConfig, UNetConfig, VAEConfig, read_json
 from ldm.errors import CheckpointError
+from ldm.fast.sequential import held
 from ldm.loading.devices import vae_dtype
 from ldm.memory.estimate import Networks
+from ldm.taesd import AutoencoderTiny
+from ldm.unet import UNet
+from ldm.vae import AutoencoderKL
 
 TEXTS = ("text_encoder", "text_encoder_2")
 
@@ -42,9 +48,32 @@ def read_outline(
     }
     itemsize = _itemsize(stored["unet"], dtype)
     codec_itemsize = _itemsize(stored.get("vae", []), codec_dtype)
-    return Networks(unet, codec, texts, weights, False, itemsize, codec_itemsize, device=device)
+    by_blocks = 0
+    if device == "cuda":
+        by_blocks = _by_blocks(unet, codec, texts, itemsize, codec_itemsize)
+    found = unet, codec, texts, weights, False, itemsize, codec_itemsize
+    return Networks(*found, device=device, by_blocks=by_blocks)
 
 
+def _by_blocks(
+    unet: UNetConfig,
+    codec: VAEConfig | TAESDConfig | None,
+    texts: tuple[CLIPTextConfig, ...],
+    itemsize: int,
+    codec_itemsize: int,
+) -> int:
+    """Count the bytes on the GPU with ``offload="sequential"``: of networks without memory."""
+    dtype, codec_dtype = (_DTYPE_OF.get(size, torch.float32) for size in (itemsize, codec_itemsize))
+    parts: list[nn.Module] = [empty(UNet, unet).to(dtype)]
+    parts += [empty(CLIPTextEncoder, text).to(dtype) for text in texts]
+    if isinstance(codec, VAEConfig):
+        parts.append(empty(AutoencoderKL, codec).to(codec_dtype))
+    elif codec is not None:
+        parts.append(empty(AutoencoderTiny, codec).to(codec_dtype))
+    return held(parts)
+
+
+_DTYPE_OF = {2: torch.bfloat16, 8: torch.float64}  # by the bytes of a value; else float32
 Parts = dict[str, list[TensorInfo]]
 Outline = tuple[UNetConfig, VAEConfig | TAESDConfig | None, tuple[CLIPTextConfig, ...], Parts]
 

@@ -192,6 +192,9 @@ class HasTurns(Protocol):
 
     turns: Turns
 
+    def send_home(self) -> None:
+        """Take what computes on a GPU for a while off it: what changes weights reads them."""
+
 
 M = TypeVar("M", bound=HasTurns)
 
@@ -202,6 +205,7 @@ def changes_model(method: Callable[Concatenate[M, P], R]) -> Callable[Concatenat
     @functools.wraps(method)
     def call(model: M, /, *args: P.args, **kwargs: P.kwargs) -> R:
         with model.turns.changing():
+            model.send_home()
             return method(model, *args, **kwargs)
 
     return call

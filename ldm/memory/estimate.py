@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from ldm.config import CLIPTextConfig, TAESDConfig, UNetConfig, VAEConfig
 from ldm.memory import networks
@@ -25,8 +26,9 @@ class Networks:
         weights: bytes of each part, in the dtype that it computes in.
         loaded: whether they are in memory already.
         itemsize, codec_itemsize: bytes of a value in the U-Net, and in the VAE.
-        optimized, int8, offload, engine: as ``Pipeline.optimize`` has it.
+        optimized, int8, fp8, offload, engine: as ``Pipeline.optimize`` has it.
         device: "cpu" or "cuda".
+        by_blocks: bytes of the weights that are on the GPU with ``offload="sequential"``.
     """
 
     unet: UNetConfig
@@ -38,8 +40,10 @@ class Networks:
     codec_itemsize: int
     optimized: bool = False
     int8: bool = False
-    offload: bool = False
+    offload: bool | Literal["sequential"] = False
     device: str = "cpu"
+    by_blocks: int = 0
+    fp8: bool = False
     engine: bool = False
 
     @property
@@ -77,7 +81,7 @@ class MemoryNeeded:
     The C library may take more where there is enough: see ``ldm.memory.thrift``.
 
     Attributes:
-        weights: of all parts; with ``offload``, of the largest one, on the GPU.
+        weights: of all parts; with ``offload``, of the largest one, or of blocks, on the GPU.
         text, encoding, denoising, decoding: tensors beside the weights, each at its own peak.
         available: what this process may still take; None if that is not known.
         loaded: the part of ``weights`` that is in memory already.
@@ -126,10 +130,14 @@ def estimate(model: Networks, drawing: Drawing, available: int | None = None) ->
     pictures = PIXELS * 3 * drawing.height * drawing.width * drawing.count
     on_cpu = model.device == "cpu"
     weights = sum(model.weights.values())
-    if model.offload:
+    if model.offload == "sequential":
+        weights = model.by_blocks
+    elif model.offload:
         weights = max(model.weights.values(), default=0)
     if model.int8:
         weights += networks.int8_weights(model.unet)
+    if model.fp8:
+        weights += networks.fp8_weights(model.unet)
     if model.engine:
         weights += int(ENGINE * sum(model.weights.values()))
     loaded = sum(model.weights.values()) if model.loaded and not model.offload else 0

@@ -232,3 +232,17 @@ def int8_weights(config: UNetConfig) -> int:
         convolutions = 2 * config.layers[level] + 1
         total += 9 * width * (down + up + convolutions * width)
     return total
+
+
+def fp8_weights(config: UNetConfig) -> int:
+    """Count the bytes of the weights that ``optimize(fp8=True)`` adds to the plain ones, at most.
+
+    Of each transformer block 18 matrices of its width: four of attention among pixels, two of that
+    to the text, 12 of the feed-forward; and two projections around the blocks.
+    """
+    if config.cross_attention_dim is None:
+        return 0
+    ways = [*zip(config.down_depths, config.block_out_channels, strict=True)]
+    ways += zip(config.up_depths, config.block_out_channels[::-1], strict=True)
+    ways.append(((config.mid_depth,), config.block_out_channels[-1]))
+    return sum(width**2 * (18 * depth + 2) for depths, width in ways for depth in depths)

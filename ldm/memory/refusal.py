@@ -65,9 +65,15 @@ def ways_out(model: Networks, drawing: Drawing, available: int) -> Iterator[str]
     fewer = largest(1, drawing.count - 1, lambda n: works(model, replace(drawing, count=n)))
     if fewer:
         yield f"{fewer} at once (--batch-size {fewer})"
-    away = replace(model, offload=True, loaded=False)
-    if not model.offload and model.device == "cuda" and works(away, drawing):
-        yield "one part on the GPU at a time (--offload, optimize(offload=True))"
+    if model.device == "cuda" and model.offload != "sequential":
+        away = replace(model, offload=True, loaded=False)
+        if not model.offload and works(away, drawing):
+            yield "one part on the GPU at a time (--offload, optimize(offload=True))"
+        elif works(replace(away, offload="sequential"), drawing):
+            yield (
+                "two blocks on the GPU at a time (--sequential-offload, "
+                'optimize(offload="sequential"))'
+            )
     if model.itemsize == 4 and works(in_half(model), drawing):
         yield "half precision (--dtype bfloat16)"
     one = replace(drawing, count=1)
@@ -85,7 +91,10 @@ def ways_out(model: Networks, drawing: Drawing, available: int) -> Iterator[str]
 def in_half(model: Networks) -> Networks:
     """Return the networks in a number format of half the bytes."""
     weights = {name: size // 2 for name, size in model.weights.items()}
-    return replace(model, itemsize=2, codec_itemsize=2, weights=weights, loaded=False)
+    blocks = model.by_blocks // 2
+    return replace(
+        model, itemsize=2, codec_itemsize=2, weights=weights, loaded=False, by_blocks=blocks
+    )
 
 
 def scaled(drawing: Drawing, longer: int, step: int) -> Drawing:

@@ -18,6 +18,7 @@ from ldm.fast.recorder import Recording
 from ldm.hires import hires_fix
 from ldm.pipeline import Pipeline
 from ldm.refiner import Ensemble
+from tests.fast.test_sequential import offloaded
 from tests.helpers.controlnets import controlnet_for
 from tests.helpers.networks import difference
 
@@ -290,3 +291,16 @@ def test_what_the_picture_records(pipe: Pipeline, tmp_path: Path) -> None:
     assert again.arguments["guess_mode"] is True
     tensor = pipe("a", **arguments | {"control_image": torch.rand(1, 3, 40, 72)}).images[0]
     assert "a tensor as control_image" in read_generation_info(tensor).missing
+
+
+def test_blocks_of_a_controlnet_on_the_gpu_two_at_a_time(
+    pipe: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a stand-in: see ``tests/fast/test_sequential.py``."""
+    monkeypatch.setattr("ldm.fast.sequential.LARGE", 4096)
+    texts = ["a red car", "a cat"]
+    want = drawn(pipe, texts, control_image=hint())
+    away = offloaded(pipe)
+    assert torch.equal(drawn(pipe, texts, control_image=hint()), want)
+    assert away.most == 2 and away.bytes_there <= 2 * away.largest
+    assert any(block in away.following for block in pipe.controlnets["net0"].modules())

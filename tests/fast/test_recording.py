@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ldm.fast import memory, onednn
 from ldm.fast.fused import FusedAttention, fuse_attention
-from ldm.fast.graphs import Graphs, forget_recordings, held_by_recordings
+from ldm.fast.graphs import DecoderGraphs, Graphs, forget_recordings, held_by_recordings
 from ldm.fast.install import slow_down
 from ldm.fast.optimize import Optimized
 from ldm.fast.recorder import Recorder
@@ -162,17 +162,17 @@ def test_a_replay_reads_the_present_text_and_weights(cuda: list[object]) -> None
     for step in range(3):
         graphs(**ask(step))
     (kept,) = graphs.recordings.values()
-    assert kept.texts
+    assert kept.read
     computed: list[Any] = []
-    for attention, _ in kept.texts:
+    for attention, _ in kept.read:
         attention.to_k.register_forward_hook(lambda *_: computed.append(1))
     told = ask(3)
     graphs(**told)
     assert not computed  # the same text
     other = told | {"context": told["context"] * 2}
     assert torch.equal(graphs(**other), unet(**other))
-    assert len(computed) >= len(kept.texts)
-    attention = kept.texts[0][0]
+    assert len(computed) >= len(kept.read)
+    attention = kept.read[0][0]
     for layer in (attention.to_v, attention.to_k, attention.to_q):
         before = graphs(**other)
         layer.weight.mul_(1.5)
@@ -336,8 +336,51 @@ def test_recordings_go_before_strips_come(folder: Path, monkeypatch: pytest.Monk
         left = iter(sizes)
         monkeypatch.setattr(memory, "available_memory", lambda _, left=left: next(left))
         monkeypatch.setattr(memory, "forget_recordings", lambda _: given.append(1) or True)
-        assert memory.decode_needs_strips(vae, z) is (case is None)
+        assert memory.decode_needs_strips(vae, z, PLACE) is (case is None)
     assert len(given) == 2
+
+
+def test_a_decode_is_recorded_at_its_second_time(
+    cuda: list[object], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vae = Pipeline.from_pretrained(folder, device="cpu").vae
+    decoder, z = DecoderGraphs(vae, Captured()), torch.randn(4, 1, 4, 8, 8)
+    outputs = []
+    for one, recorded in zip(z, (0, 1, 1, 1), strict=True):
+        outputs.append(decoder(one))
+        assert len(decoder.recordings) == recorded
+    for one, got in zip(z, outputs, strict=True):
+        assert torch.equal(got, vae.decode(one))
+    assert len(cuda) == 1 and held_by_recordings(PLACE) >= decoder.held > 0
+    decoder(z[0, ..., :6])  # another size
+    assert len(decoder.recordings) == 1
+    vae.decoder.conv_out.weight.mul_(2)
+    assert torch.equal(decoder(z[0]), vae.decode(z[0]))
+    assert forget_recordings(PLACE) and not decoder.recordings
+    monkeypatch.setattr("ldm.fast.graphs.MOST_DECODED", 1000)  # larger ones are not recorded
+    for _ in range(3):
+        assert torch.equal(decoder(z[0]), vae.decode(z[0]))
+    assert not decoder.recordings
+
+
+def test_the_pipeline_records_decodes_but_of_views_and_in_strips(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = Pipeline.from_pretrained(folder, device="cpu")
+    cases: list[dict[str, Any]] = [{}, {"tiling": True}]
+    wanted = [pipe(["a red car"] * 3, **SETTINGS, **case).images for case in cases]
+    decoder = DecoderGraphs(pipe.vae, rerun)
+    pipe.optimized = Optimized(decoder=decoder, on=True)
+    for case, want in zip(cases, wanted, strict=True):
+        decoder.forget()
+        assert torch.equal(pipe(["a red car"] * 3, **SETTINGS, **case).images, want)
+        assert len(decoder.recordings) == (not case)
+    decoder.forget()
+    monkeypatch.setattr("ldm.latents.decode_needs_strips", lambda *_: True)
+    assert difference(pipe(["a red car"] * 3, **SETTINGS).images, wanted[0]) < 1e-4
+    assert not decoder.recordings
+    again = copy.deepcopy(decoder)
+    assert type(again) is DecoderGraphs and again.vae is not pipe.vae and not again.recordings
 
 
 def test_statistics_of_other_devices() -> None:

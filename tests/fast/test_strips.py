@@ -181,8 +181,8 @@ def test_what_is_available(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(system, "available_memory", lambda: 500_000)
     assert available_memory(cpu) == 500_000
     assert available_memory(torch.device("meta")) is None
-    assert not decode_needs_strips(vae, latents(1, 4, 2, 2))
-    assert decode_needs_strips(vae, latents(1, 4, 40, 40))
+    assert not decode_needs_strips(vae, latents(1, 4, 2, 2), cpu)
+    assert decode_needs_strips(vae, latents(1, 4, 40, 40), cpu)
     monkeypatch.setattr(system, "available_memory", lambda: None)
     assert available_memory(cpu) is None
-    assert not decode_needs_strips(vae, latents(1, 4, 40, 40))
+    assert not decode_needs_strips(vae, latents(1, 4, 40, 40), cpu)

@@ -8,10 +8,13 @@ from dataclasses import replace
 import pytest
 import torch
 
+from ldm.checkpoints.assets import asset_path
 from ldm.errors import ArgumentError, NotEnoughMemoryError
 from ldm.fast import onednn, speed_up
 from ldm.fast.packed import PackedWeight
+from ldm.fast.sequential import held
 from ldm.loading.needed import check_memory, networks_of
+from ldm.loading.outline import read_outline
 from ldm.memory import networks, refusal
 from ldm.memory.estimate import Drawing, Networks, estimate
 from ldm.memory.layers import Kernels
@@ -144,9 +147,27 @@ def test_ways_out(pipe: Pipeline) -> None:
     on_gpu = replace(model, device="cuda", weights={"unet": 10**9, "vae": 10**9}, loaded=False)
     free = estimate(replace(on_gpu, offload=True), drawing).missing
     assert any("--offload" in way for way in refusal.ways_out(on_gpu, drawing, free))
+    assert not any("--sequential" in way for way in refusal.ways_out(on_gpu, drawing, free))
+    on_gpu = replace(on_gpu, by_blocks=10**8)  # where one part is too much, blocks may fit
+    free = estimate(replace(on_gpu, offload="sequential"), drawing).missing
+    for known in (False, True):
+        ways = [*refusal.ways_out(replace(on_gpu, offload=known), drawing, free)]
+        assert any('--sequential-offload, optimize(offload="sequential")' in way for way in ways)
+        assert not any("one part" in way for way in ways)
+    there = replace(on_gpu, offload="sequential", loaded=False)
+    assert not any("offload" in way for way in refusal.ways_out(there, drawing, free - 1))
     free = estimate(refusal.in_half(on_gpu), drawing).missing
     assert any("bfloat16" in way for way in refusal.ways_out(on_gpu, drawing, free))
     assert list(refusal.ways_out(on_gpu, drawing, 1000)) == []
+
+
+def test_blocks_are_counted_alike_on_disk_and_loaded(pipe: Pipeline) -> None:
+    parts = [pipe.unet, pipe.vae, *(model.encoder for model in pipe.text_models)]
+    there = read_outline(asset_path("weights"), torch.float32, "cuda")
+    assert there.by_blocks == held(parts) < sum(there.weights.values())
+    needed = estimate(replace(there, offload="sequential"), Drawing(512, 512))
+    assert needed.weights == there.by_blocks and needed.loaded == 0
+    assert read_outline(asset_path("weights"), torch.float32, "cpu").by_blocks == 0
 
 
 def test_every_part_counts(pipe: Pipeline) -> None:
@@ -159,4 +180,5 @@ def test_every_part_counts(pipe: Pipeline) -> None:
     one, two = (estimate(model, replace(drawing, controlnets=n)).denoising for n in (1, 2))
     assert two >= one
     assert estimate(replace(model, int8=True), drawing).weights > least.weights
+    assert estimate(replace(model, fp8=True), drawing).weights > least.weights
     assert estimate(model, replace(drawing, decode=False)).decoding < least.decoding

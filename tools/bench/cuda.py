@@ -26,6 +26,7 @@ HEAD = (
     + "|"
 )
 ENDED = "the time was up"
+UNABLE = "this card cannot"
 
 
 def command(rows: Sequence[int], rehearse: bool) -> list[str]:
@@ -107,10 +108,10 @@ def line(label: str, row: dict[str, Any]) -> str:
 
 
 def ratios(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Compare the best of ours with the best of diffusers', by family and batch."""
+    """Compare the best exact of ours with the best of diffusers', by family and batch."""
     best: dict[tuple[str, int, str], float] = {}
     for row in rows:
-        if "problem" not in row:
+        if "problem" not in row and row["mode"] != "fp8":  # which is not exact
             key = (row["family"], row["batch"], row["library"])
             best[key] = max(best.get(key, 0.0), row["steps_per_s"])
     return [
@@ -138,4 +139,4 @@ def table(budget: float, rehearse: bool, write: Callable[[list[dict[str, Any]]],
         print(line(ROWS[found["row"]].label(), found), flush=True)
         write(rows)
     print("\n" + "\n".join(ratios(rows)))
-    return all(row.get("problem") in (None, ENDED) for row in rows)
+    return all(row.get("problem") in (None, ENDED, UNABLE) for row in rows)
