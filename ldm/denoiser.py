@@ -8,19 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from ldm.fast.deepcache import DeepCache
 from ldm.fast.graphs import Graphs
-from ldm.fast.openvino.parts import EngineUNet
 from ldm.guidance import Guidance
 from ldm.samplers import Denoised
 from ldm.scheduler import DDPMScheduler, Level
 from ldm.text.conditioning import Conditioning, Prompted, Script
 from ldm.unet import ImagePrompt, Residuals, UNet
+
+if TYPE_CHECKING:
+    from ldm.fast.openvino.parts import EngineUNet
 
 # Called before each U-Net call with (picture, text) per row; None for negative prompts.
 Listener = Callable[[list[tuple[int, str] | None]], None]

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from contextvars import copy_context
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -26,7 +27,6 @@ from ldm.control.steering import Control
 from ldm.denoiser import Denoiser, Listener
 from ldm.fast.deepcache import DeepCache
 from ldm.fast.graphs import Graphs
-from ldm.fast.openvino.parts import VIEW, EngineUNet
 from ldm.fast.sdpa import fastest_attention
 from ldm.fast.time_cache import known_times
 from ldm.images.inputs import expand
@@ -49,6 +49,9 @@ from ldm.techniques.inpainting import Blend, paste, unchanged
 from ldm.techniques.predictions import observers_of
 from ldm.techniques.reference import Reference
 from ldm.unet import UNet
+
+if TYPE_CHECKING:
+    from ldm.fast.openvino.parts import EngineUNet
 
 
 @dataclass
@@ -213,7 +216,7 @@ def choose_unet(run: Run) -> UNet | DeepCache | Graphs | EngineUNet:
     if plain:
         return fast.engine or fast.graphs or run.unet
     if fast.engine is not None:
-        fast.engine.refuse(VIEW)
+        fast.engine.refuse_view()
     return run.cache or run.unet
 
 

@@ -84,9 +84,9 @@ class EngineUNet:
             return "without a text, OpenVINO's bfloat16 was six times as far off as PyTorch's"
         return None
 
-    def refuse(self, why: str) -> None:
-        """Warn, once for each reason, that PyTorch computes a call."""
-        self.network.refuse(why)
+    def refuse_view(self) -> None:
+        """Warn that PyTorch computes a run whose layers are others."""
+        self.network.refuse(VIEW)
 
     def __call__(
         self,
@@ -106,9 +106,9 @@ class EngineUNet:
         }
         if any(steered.values()):
             names = " and ".join(name for name, used in steered.items() if used)
-            self.refuse(f"{names} add to its activations")
+            self.network.refuse(f"{names} add to its activations")
         elif self.unfit is not None:
-            self.refuse(self.unfit)
+            self.network.refuse(self.unfit)
         else:
             y = self._compute(x, t, context, **conditioning)
             if y is not None:
