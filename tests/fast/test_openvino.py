@@ -212,6 +212,7 @@ def test_calls_that_are_pytorchs() -> None:
         EngineUNet(shifted, Engine())(*inputs(shifted, *SHAPES[0]))
 
 
+@pytest.mark.usefixtures("cache")
 def test_what_openvino_refuses_is_computed_with_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
     unet = small_unet()
     asked = inputs(unet, *SHAPES[0])
