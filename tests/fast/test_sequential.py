@@ -276,6 +276,6 @@ def test_options_and_errors(folder: Path) -> None:
     with pytest.raises(ArgumentError, match="'sequential' keeps parts off the GPU, but the dev"):
         Pipeline.from_pretrained(folder, device="cpu", offload="sequential")
     with pytest.raises(ArgumentError, match="'sequential' and compile exclude each other"):
-        check_optimize(torch.device("cuda"), True, "sequential")
+        check_optimize(torch.device("cuda"), compile=True, offload="sequential")
     with pytest.raises(ArgumentError, match="offload is 'blocks'"):
         Pipeline.from_pretrained(folder, device="cpu", offload="blocks")  # type: ignore[arg-type]
