@@ -168,14 +168,17 @@ def widest(config: VAEConfig, pixels: int) -> int:
     )
 
 
-def decode(config: VAEConfig, pixels: int, kernels: Kernels, thin: bool) -> float:
+def decode(
+    config: VAEConfig, pixels: int, kernels: Kernels, thin: bool, fast_strips: bool
+) -> float:
     """Count the decoder in bytes, as ``ldm.latents`` chooses: whole, or in strips.
 
-    thin: whether memory is too short for a whole one.
+    thin: whether memory is too short for a whole one. fast_strips: whether large pictures are
+    decoded in strips in any case, which only the decoder that is installed on a CPU does.
     """
     whole = decode_whole(config, pixels, kernels) * kernels.itemsize
     layer = widest(config, pixels) * kernels.itemsize
-    if not thin and not (kernels.direct and layer > WHOLE):
+    if not thin and not (fast_strips and layer > WHOLE):
         return whole
     return min(whole, max(layer + BESIDE * (STRIP if thin else FAST_STRIP), 2.5 * WHOLE))
 
