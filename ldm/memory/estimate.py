@@ -10,7 +10,7 @@ from ldm.memory import networks
 from ldm.memory.layers import Kernels
 from ldm.memory.system import gigabytes
 
-LIBRARIES = 16 << 20  # bytes of kernels that are made at the first call, and their buffers
+LIBRARIES = 14 << 20  # bytes of kernels that are made at the first call, and their buffers
 STATES = 12  # tensors like x that samplers and guidance hold, float32
 PIXELS = 4  # bytes of a value of a picture, float32
 
@@ -142,7 +142,7 @@ def estimate(model: Networks, drawing: Drawing, available: int | None = None) ->
         text_bytes(model, drawing),
         read + encode_bytes(model, drawing) if drawing.image or drawing.reference else 0,
         LIBRARIES + read + STATES * latents + denoise_bytes(model, drawing, height, width),
-        LIBRARIES + 4 * latents + decode_bytes(model, drawing, pictures, left),
+        LIBRARIES + read + 4 * latents + decode_bytes(model, drawing, pictures, left),
         available,
         loaded,
         apart,
