@@ -190,7 +190,8 @@ def encode(config: VAEConfig, pixels: int, kernels: Kernels) -> float:
     for level, width in enumerate(widths):
         incoming, x = read * pixels, width * pixels
         peak.see(incoming + layers.resnet(read, width, pixels, pixels, kernels))
-        peak.see(incoming + x + layers.resnet(width, width, pixels, pixels, kernels))
+        if config.layers_per_block > 1:
+            peak.see(incoming + x + layers.resnet(width, width, pixels, pixels, kernels))
         if level < len(widths) - 1:
             down = layers.downsample(width, pixels, pixels // 4, True, kernels)
             peak.see(incoming + x + down)
