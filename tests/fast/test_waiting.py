@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -54,9 +55,18 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callabl
     monkeypatch.setattr(waiting, "CALM", 0.0)
     watch = Watch()
     monkeypatch.setattr(waiting, "WATCH", watch)
-    yield lambda text: (tmp_path / "loadavg").write_text(text) and None
+
+    def says(text: str) -> None:
+        (tmp_path / "loadavg").write_text(text)
+
+    yield says
     if watch.team is not None:
         watch.team.end()
+
+
+def unstarted() -> Team:
+    """A team of no threads."""
+    return Team(ctypes.CDLL(None), 2)
 
 
 def asleep() -> bool:
@@ -77,7 +87,7 @@ def test_a_pause_of_the_others_is_no_end(
     machine: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(waiting, "CALM", 60.0)
-    monkeypatch.setattr(Team, "start_beside", lambda threads: Team(None, 2))
+    monkeypatch.setattr(Team, "start_beside", lambda threads: unstarted())
     monkeypatch.setattr(Team, "is_alive", lambda team: True)
     machine("1 1 1 2/80 1\n")
     assert asleep()
@@ -89,7 +99,7 @@ def test_it_looks_now_and_then(
     machine: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(waiting, "EVERY", 60.0)
-    monkeypatch.setattr(Team, "start_beside", lambda threads: Team(None, 2))
+    monkeypatch.setattr(Team, "start_beside", lambda threads: unstarted())
     machine("1 1 1 1/80 1\n")
     assert not asleep()
     machine("1 1 1 9/80 1\n")
@@ -123,7 +133,7 @@ def test_how_many_others_a_machine_bears(
 ) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: cores)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    monkeypatch.setattr(Team, "start_beside", lambda threads: Team(None, 2))
+    monkeypatch.setattr(Team, "start_beside", lambda threads: unstarted())
     machine(f"1 1 1 {others + 1}/80 1\n")
     assert asleep() == expected
 
