@@ -27,6 +27,7 @@ from ldm.config.diffusers_habits import accepts_habits
 from ldm.control.control_lllite import ControlLLLite, check_lllite_ways
 from ldm.errors import ArgumentError, CheckpointError
 from ldm.fast.optimize import Offloading, Optimized, check_optimize, optimize, undo
+from ldm.fast.waiting import sleep_beside_others
 from ldm.interface.diffusers_calls import as_tuple, call_back, check_inputs
 from ldm.interface.diffusers_methods import DiffusersMethods, lora_path
 from ldm.interface.progress_bar import show_progress
@@ -129,6 +130,7 @@ class Pipeline(DiffusersMethods):
             variant=variant,
         )
         device = choose_device(device)
+        sleep_beside_others(device)
         origin = Origin.of(
             model,
             vae,

@@ -29,6 +29,7 @@ from ldm.fast.deepcache import DeepCache
 from ldm.fast.graphs import Graphs
 from ldm.fast.sdpa import fastest_attention
 from ldm.fast.time_cache import known_times
+from ldm.fast.waiting import sleep_beside_others
 from ldm.images.inputs import expand
 from ldm.images.masks import THRESHOLD, shrink_masks
 from ldm.latents import Codec, decode_latents, encode_means
@@ -74,6 +75,7 @@ def stream(model: Model, request: Request, latents: Tensor | None = None) -> Ite
     before anything is computed. While steps are computed, other threads may draw with the model,
     but change it only before and after (see ``ldm.loading.turns``).
     """
+    sleep_beside_others(model.device)
     model.load_own_adapters(request)
     context = copy_context()  # which says who watches
     with model.drawing():
@@ -158,6 +160,7 @@ def make_denoiser(run: Run, known: Tensor | None) -> Callable[[Tensor, Level, in
     )
 
     def denoise(x: Tensor, level: Level, step: int = 1) -> Denoised:
+        sleep_beside_others(model.device)
         with known_times(run.times), kernels(model):
             return denoiser(x, level, step)
 
@@ -305,6 +308,7 @@ def decode_finite(model: Model, vae: Codec, x: Tensor) -> Tensor:
     Raises CheckpointError for a result that is not finite in any number format, instead of
     returning a black picture.
     """
+    sleep_beside_others(model.device)
     with model.turns.vae:
         recorded = model.optimized.decoder if vae is model.vae else None
         pixels = decode_latents(vae, x, model.device, recorded)

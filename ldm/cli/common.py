@@ -16,7 +16,6 @@ from pathlib import Path
 
 from ldm.cli.allocator import keep_memory
 from ldm.cli.printed import discard_stdout, fail, notify, put_traceback
-from ldm.cli.waiting import wait_asleep_beside_others
 from ldm.errors import ArgumentError, LDMError
 from ldm.memory import shortage
 
@@ -50,7 +49,6 @@ def run(
     ends without a message.
     """
     keep_memory()
-    wait_asleep_beside_others()
     if sys.stderr is None:  # closed by the caller: print() would use stdout instead
         sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115  # open until the process ends
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from ldm.config import CLIPTextConfig, TAESDConfig, UNetConfig, VAEConfig
@@ -11,7 +11,7 @@ from ldm.memory import networks
 from ldm.memory.layers import Kernels
 from ldm.memory.system import gigabytes
 
-LIBRARIES = 16 << 20  # bytes of kernels that are made at the first call, and their buffers
+LIBRARIES = 14 << 20  # bytes of kernels that are made at the first call, and their buffers
 STATES = 12  # tensors like x that samplers and guidance hold, float32
 ENGINE = 1.1  # of the weights: what OpenVINO packs of them for one size of pictures
 PIXELS = 4  # bytes of a value of a picture, float32
@@ -85,6 +85,7 @@ class MemoryNeeded:
         text, encoding, denoising, decoding: tensors beside the weights, each at its own peak.
         available: what this process may still take; None if that is not known.
         loaded: the part of ``weights`` that is in memory already.
+        apart: with ``offload``, the weights on the GPU at each of the moments above.
     """
 
     weights: int
@@ -94,6 +95,7 @@ class MemoryNeeded:
     decoding: int
     available: int | None = None
     loaded: int = 0
+    apart: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def activations(self) -> int:
@@ -103,6 +105,8 @@ class MemoryNeeded:
     @property
     def peak(self) -> int:
         """Bytes at most."""
+        if self.apart:
+            return max(size + getattr(self, moment) for moment, size in self.apart.items())
         return self.weights + self.activations
 
     @property
@@ -142,16 +146,30 @@ def estimate(model: Networks, drawing: Drawing, available: int | None = None) ->
         weights += int(ENGINE * sum(model.weights.values()))
     loaded = sum(model.weights.values()) if model.loaded and not model.offload else 0
     read = pictures if drawing.image and on_cpu else 0
-    left = None if available is None else available - (0 if model.loaded else weights)
+    apart = weights_apart(model.weights) if model.offload is True else {}
+    beside = 0 if model.loaded else apart.get("decoding", weights)
+    left = None if available is None else available - beside
     return MemoryNeeded(
         weights,
         text_bytes(model, drawing),
         read + encode_bytes(model, drawing) if drawing.image or drawing.reference else 0,
         LIBRARIES + read + STATES * latents + denoise_bytes(model, drawing, height, width),
-        LIBRARIES + 4 * latents + decode_bytes(model, drawing, pictures, left),
+        LIBRARIES + read + 4 * latents + decode_bytes(model, drawing, pictures, left),
         available,
         loaded,
+        apart,
     )
+
+
+def weights_apart(weights: Mapping[str, int]) -> dict[str, int]:
+    """Return the bytes of the part on the GPU at each moment, as ``offload`` has one at a time."""
+    moments = {"text": 0, "encoding": 0, "denoising": 0, "decoding": weights.get("vae", 0)}
+    moments["encoding"] = moments["decoding"]
+    for name, size in weights.items():
+        if name != "vae":
+            moment = "text" if name.startswith("text_encoder") else "denoising"
+            moments[moment] = max(moments[moment], size)
+    return moments
 
 
 def text_bytes(model: Networks, drawing: Drawing) -> int:
@@ -201,7 +219,9 @@ def decode_bytes(model: Networks, drawing: Drawing, pictures: int, available: in
         small = pixels // model.codec.scale**2
         layer = networks.widest(model.codec, small) * kernels.itemsize
         thin = available is not None and networks.AT_ONCE * layer > available
-        one = networks.decode(model.codec, small, kernels, thin)
+        one = networks.decode(
+            model.codec, small, kernels, thin, model.optimized and model.device == "cpu"
+        )
     elif model.codec is not None:
         one = networks.tiny_coder(model.codec, pixels, kernels) * kernels.itemsize
     if model.device != "cpu":

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ldm.memory.system import has_amx
+
 
 @dataclass(frozen=True)
 class Kernels:
@@ -31,8 +33,9 @@ class Kernels:
         """Count the values of copies that a convolution makes of its input and its output."""
         if self.direct:
             return 0
-        # Measured with oneDNN 3: bfloat16 copies both, float32 one of them.
-        return read + written if self.itemsize == 2 else max(read, written)
+        # Measured with oneDNN 3: the copy of the input is freed before that of the output is put
+        # into its order; bfloat16 in AMX's tiles keeps both.
+        return read + written if self.itemsize == 2 and has_amx() else max(read, written)
 
     def rounded(self, values: float) -> float:
         """Count the values of a rounded copy in 8 bits, with the scaled one that it is made of."""

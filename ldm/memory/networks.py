@@ -168,14 +168,17 @@ def widest(config: VAEConfig, pixels: int) -> int:
     )
 
 
-def decode(config: VAEConfig, pixels: int, kernels: Kernels, thin: bool) -> float:
+def decode(
+    config: VAEConfig, pixels: int, kernels: Kernels, thin: bool, fast_strips: bool
+) -> float:
     """Count the decoder in bytes, as ``ldm.latents`` chooses: whole, or in strips.
 
-    thin: whether memory is too short for a whole one.
+    thin: whether memory is too short for a whole one. fast_strips: whether large pictures are
+    decoded in strips in any case, which only the decoder that is installed on a CPU does.
     """
     whole = decode_whole(config, pixels, kernels) * kernels.itemsize
     layer = widest(config, pixels) * kernels.itemsize
-    if not thin and not (kernels.direct and layer > WHOLE):
+    if not thin and not (fast_strips and layer > WHOLE):
         return whole
     return min(whole, max(layer + BESIDE * (STRIP if thin else FAST_STRIP), 2.5 * WHOLE))
 
@@ -187,7 +190,8 @@ def encode(config: VAEConfig, pixels: int, kernels: Kernels) -> float:
     for level, width in enumerate(widths):
         incoming, x = read * pixels, width * pixels
         peak.see(incoming + layers.resnet(read, width, pixels, pixels, kernels))
-        peak.see(incoming + x + layers.resnet(width, width, pixels, pixels, kernels))
+        if config.layers_per_block > 1:
+            peak.see(incoming + x + layers.resnet(width, width, pixels, pixels, kernels))
         if level < len(widths) - 1:
             down = layers.downsample(width, pixels, pixels // 4, True, kernels)
             peak.see(incoming + x + down)

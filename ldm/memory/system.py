@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 from collections.abc import Iterator
@@ -28,6 +29,14 @@ def available_memory(root: Path | None = None) -> int | None:
     if root == Path("/"):
         limits += _own_limits()
     return None if not limits else max(0, min(limits))
+
+
+@functools.cache
+def has_amx() -> bool:
+    """Whether the processor multiplies bfloat16 in tiles (AMX)."""
+    with contextlib.suppress(OSError):
+        return "amx_bf16" in (ROOT / "proc/cpuinfo").read_text()
+    return False
 
 
 def gigabytes(count: float) -> str:

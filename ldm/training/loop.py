@@ -21,6 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ldm.config import write_json
 from ldm.errors import ArgumentError, LDMError, TrainingError
+from ldm.fast.waiting import sleep_beside_others
 from ldm.images.files import save_image
 from ldm.training.checkpoint import (
     Learner,
@@ -160,6 +161,7 @@ class Trainer:
     def train_step(self, step: int) -> State:
         """Update the weights once and average them; ``step`` counts from 0."""
         config, accelerator, optimizer = self.config, self.accelerator, self.learner.optimizer
+        sleep_beside_others(accelerator.device)
         rate = config.learning_rate_at(step)
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate_at(step, group["peak"])

@@ -21,6 +21,7 @@ from ldm.checkpoints.deferred import Deferred, Stored, computable, dense
 from ldm.checkpoints.plain import check_finite, check_mapping
 from ldm.checkpoints.tensors import read_content
 from ldm.errors import ArgumentError, CheckpointError, LDMError, NotEnoughMemoryError
+from ldm.fast.waiting import sleep_beside_others
 from ldm.images.files import stretch
 from ldm.loading.devices import choose_device
 from ldm.memory.shortage import is_shortage, message, named_shortage
@@ -98,6 +99,7 @@ class ModelUpscaler:
 
     def compute(self, x: Tensor) -> Tensor:
         """Call the network on x (1, C, h, w) in [0, 1]; one of grey, on each channel alone."""
+        sleep_beside_others(self.network.device)
         x = x.to(self.network.device)
         parts = x.split(1, dim=1) if self.channels == 1 else [x]
         y = torch.cat([self.network(part.contiguous()) for part in parts], dim=1)

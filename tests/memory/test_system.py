@@ -93,3 +93,11 @@ def test_limit_of_address_space() -> None:
     left, available = map(int, done.stdout.split())
     assert 200_000_000 < left < 300_000_000
     assert available <= left
+
+
+@pytest.mark.parametrize("flags", ["avx512_bf16", "avx512_bf16 amx_bf16 amx_tile", None])
+def test_amx(root: Path, monkeypatch: pytest.MonkeyPatch, flags: str | None) -> None:
+    monkeypatch.setattr(system, "ROOT", root)
+    if flags is not None:
+        (root / "proc/cpuinfo").write_text(f"flags\t: fpu {flags}\n")
+    assert system.has_amx.__wrapped__() == (flags is not None and "amx" in flags)

@@ -17,11 +17,13 @@ NATIVE = devices.native_bfloat16  # before the tests' own
 ALONE = [name for name in bench.SECTIONS if name not in serve.SECTIONS]
 
 
-@pytest.fixture(autouse=True)
-def tiny(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv(sizes.VARIABLE, "1")
-    processes.work.cache_clear()
-    yield
+@pytest.fixture(autouse=True, scope="module")
+def tiny() -> Iterator[None]:
+    """With one folder of models for all sections."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(sizes.VARIABLE, "1")
+        processes.work.cache_clear()
+        yield
     processes.work.cache_clear()
 
 

@@ -165,7 +165,7 @@ def measure(name: str, arguments: argparse.Namespace, clock: Callable[[], float]
         turns, patience = turns or 1, 0.0
     try:
         with torch.no_grad():
-            return race.run(name, section(), turns, clock, patience)
+            return race.run(name, section(), turns, clock, patience, sizes.tiny())
     except Exception as error:
         if arguments.debug:
             traceback.print_exc()

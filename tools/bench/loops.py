@@ -15,7 +15,7 @@ from ldm.pipeline import Pipeline
 from tools.bench.models import ceiling, error
 from tools.bench.processes import sd15
 from tools.bench.race import Race
-from tools.bench.sizes import at
+from tools.bench.sizes import at, shared_if_tiny
 
 PROMPT, SEED = "a red car", 1
 
@@ -25,9 +25,9 @@ def steps() -> int:
     return at(20, 3)
 
 
-def built_in(count: int, goal: float, dtype: str | None = None) -> Race:
-    """Prompt to pictures in memory, models loaded; dtype None: each library's default."""
-    count = at(count, min(count, 2))
+@shared_if_tiny
+def both(dtype: str | None) -> tuple[Pipeline, Any]:
+    """Load the built-in model as ours and as diffusers' pipeline."""
     from diffusers import StableDiffusionPipeline
 
     folder = asset_path("weights")
@@ -35,6 +35,13 @@ def built_in(count: int, goal: float, dtype: str | None = None) -> Race:
     theirs = getattr(torch, dtype or "float32")
     peer = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=theirs)
     peer.set_progress_bar_config(disable=True)
+    return ours, peer
+
+
+def built_in(count: int, goal: float, dtype: str | None = None) -> Race:
+    """Prompt to pictures in memory, models loaded; dtype None: each library's default."""
+    count = at(count, min(count, 2))
+    ours, peer = both(dtype)
     scale, mine = ours.defaults.guidance_scale, next(ours.unet.parameters()).dtype
 
     def call_ours() -> Tensor:

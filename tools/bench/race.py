@@ -100,17 +100,20 @@ def run(
     turns: int | None = None,
     clock: Callable[[], float] = time.perf_counter,
     patience: float = PATIENCE,
+    hasty: bool = False,
 ) -> Result:
     """Compare the outcomes, then time both in turns, after a warm-up each.
 
     turns: at least so many; further ones while the ratios spread, for ``patience`` seconds.
+    hasty: time the first turn, too, and leave garbage lying: for figures that mean nothing.
     """
     difference, allowed = race.check()
     least, began = turns or race.turns, clock()
     taken: tuple[list[float], list[float]] = ([], [])
-    for turn in count():
+    for turn in count(int(hasty)):
         for action, times in zip((race.ours, race.theirs), taken, strict=True):
-            gc.collect()
+            if not hasty:
+                gc.collect()
             seconds = min(taken_by(action, race.measured, clock) for _ in range(race.runs))
             if turn:
                 times.append(seconds)

@@ -6,7 +6,9 @@ outcomes are compared as always.
 
 from __future__ import annotations
 
+import functools
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeVar
 
@@ -26,6 +28,17 @@ def tiny() -> bool:
 def at(usual: T, small: T) -> T:
     """Return one of two sizes."""
     return small if tiny() else usual
+
+
+def shared_if_tiny(make: Callable[..., T]) -> Callable[..., T]:
+    """Let tiny sections share what a function makes; the usual ones each make their own."""
+    kept = functools.cache(make)
+
+    @functools.wraps(make)
+    def wrapped(*arguments: object) -> T:
+        return (kept if tiny() else make)(*arguments)
+
+    return wrapped
 
 
 def family(name: str) -> Family:
