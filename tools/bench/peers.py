@@ -4,7 +4,8 @@
 U-Net: converted for one shape by `openvino.convert_model`, or compiled whole by `torch.compile`
 with `torch._inductor.config.freezing`, which takes minutes before the turns. The errors of both
 are against diffusers' float32. `--only engine` has our own two ways instead, `optimize()` and
-`optimize(engine="openvino")`. A row is skipped where a peer is not installed.
+`optimize(engine="openvino")`, and whole pictures by the latter beside diffusers'. A row is skipped
+where a peer is not installed.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from ldm.fast import adapt_to_cpu, speed_up
 from ldm.fast.openvino.library import Engine, load
 from ldm.fast.openvino.parts import EngineUNet
 from ldm.unet import UNet
+from tools.bench.loops import built_in as built_in_pictures
 from tools.bench.models import allowed_error, error, pair, share, unet_inputs
 from tools.bench.race import Race, SkipError
 from tools.bench.sizes import at
@@ -187,5 +189,15 @@ def own_engine(dtype: torch.dtype) -> Race:
     )
 
 
-OWN = {f"engine-{name}": partial(own_engine, dtype) for dtype, name in NAMES.items()}
+def whole(goal: float, dtype: str | None) -> Race:
+    """Race the built-in model's whole pictures by OpenVINO against diffusers'."""
+    require("openvino")
+    return built_in_pictures(1, goal, dtype, "openvino")
+
+
+OWN = {
+    **{f"engine-{name}": partial(own_engine, dtype) for dtype, name in NAMES.items()},
+    "engine-warm": partial(whole, 2.5, None),
+    "engine-warm-fp32": partial(whole, 1.4, "float32"),
+}
 SECTIONS = OWN | {name: row for engine in ENGINES for name, row in rows(engine).items()}
