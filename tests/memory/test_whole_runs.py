@@ -1,4 +1,4 @@
-"""The estimate that decides is within 10 % of what a process takes, for small runs.
+"""The estimate that decides is within 10 % of what a process takes, for small runs, and 4 MB.
 
 Each is measured in a process of its own, as ``tools.memory_estimates`` does.
 """
@@ -17,6 +17,7 @@ pytestmark = [
     pytest.mark.slow,
 ]
 NEAR = 0.1  # by which it may be wrong, in parts of what was taken
+KERNELS = 4 << 20  # … and bytes: what kernels take varies so much from environment to environment
 BF16 = "bfloat16"
 CASES = [
     Case("builtin", "float32", 256),
@@ -34,4 +35,4 @@ def test_the_estimate(case: Case) -> None:
     if case.dtype == BF16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         pytest.skip("this processor converts bfloat16 to compute, in memory of its own")
     estimated, taken = in_process(case, usual=False)
-    assert abs(estimated / taken - 1) <= NEAR
+    assert abs(estimated - taken) <= NEAR * taken + KERNELS
