@@ -59,7 +59,8 @@ def test_it_ends_in_time() -> None:
 def test_what_is_printed() -> None:
     row = {
         "family": "XL", "batch": 1, "library": "ldm", "steps_per_s": 30.0, "picture_s": 1.5,
-        "first_picture_s": 2.5, "peak_mb": 9000.0, "share": 0.4, "difference": None, "mode": "eager",
+        "first_picture_s": 2.5, "peak_mb": 9000.0, "share": 0.4, "difference": None,
+        "mode": "eager",
     }  # fmt: skip
     assert cuda.line("XL", row) == "| XL | 1 | 30 | 1.5 | 2.5 | 9 | 40% |  |"
     assert "the time was up" in cuda.line("XL", {"row": 1, "problem": cuda.ENDED})
