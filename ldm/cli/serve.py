@@ -57,8 +57,7 @@ def serve(arguments: argparse.Namespace) -> None:
 
     notify(f"loading {settings.model or 'the built-in model'}")
     app = create_app(settings)
-    core = app.state.server
-    core.model.load(core.current)  # here, where an error is one line and Ctrl-C ends it
+    app.state.server.load_first()  # here, where an error is one line and Ctrl-C ends it
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     notify(f"http://{host}:{listening.getsockname()[1]}  (Ctrl-C stops it)")
     serve(app, listening)

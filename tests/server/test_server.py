@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from ldm.cli.main import main
+from ldm.errors import CheckpointError
 from ldm.images.files import read_settings
 from ldm.request import LargeRequest
 from ldm.server.drawing import Drawing, make_drawing
@@ -20,6 +21,7 @@ from ldm.server.jobs import Job
 from ldm.server.library import Library
 from ldm.server.queue import FairQueue
 from ldm.server.settings import Limits, Settings
+from ldm.server.state import Server
 
 PICTURE = Image.new("RGB", (8, 8))
 
@@ -215,3 +217,19 @@ def test_jobs_with_large_uploads_are_forgotten_first(limited) -> None:
             jobs.append(job.id)
         server.submit(drawing())
         assert jobs[0] not in server.jobs and jobs[2] in server.jobs
+
+
+def test_the_first_model_is_loaded_in_a_thread_that_ends(monkeypatch) -> None:
+    """Its OpenMP threads beside the worker's would have all of them sleep."""
+    server = Server(Settings())
+    threads: list[threading.Thread] = []
+    monkeypatch.setattr(server.model, "load", lambda _: threads.append(threading.current_thread()))
+    server.load_first()
+    assert threads[0] is not threading.main_thread() and not threads[0].is_alive()
+
+    def broken(_: str) -> None:
+        raise CheckpointError("it does not load")
+
+    monkeypatch.setattr(server.model, "load", broken)
+    with pytest.raises(CheckpointError, match="does not load"):
+        server.load_first()
