@@ -82,9 +82,8 @@ def outline(arguments: argparse.Namespace, device: Any) -> tuple[Networks, float
         for name in filter(None, files)
         if (size := size_on_disk(Path(str(name)).expanduser()))
     }
-    direct = is_optimized(device.type, arguments.optimize) and not arguments.compile
     engine = arguments.engine not in (None, PYTORCH)
-    direct = direct and not engine
+    direct = is_optimized(device.type, arguments.optimize) and not (arguments.compile or engine)
     if device.type == "cpu":
         direct = direct and onednn.packs(DTYPE_BY_NAME[str(dtype).removeprefix("torch.")])
     defaults: dict[str, Any] = {}

@@ -1,6 +1,9 @@
-"""Where the faster ways of ``ldm.fast`` are the default."""
+"""Where the faster ways of ``ldm.fast`` are the default, their engines, and what they keep."""
 
 from __future__ import annotations
+
+import os
+from pathlib import Path
 
 from ldm.errors import ArgumentError
 
@@ -23,3 +26,8 @@ def engine_name(text: str) -> str:
 def is_optimized(device: str, chosen: bool | None) -> bool:
     """Whether a model on a type of device is optimized: as chosen, else (None) as is usual."""
     return device in OPTIMIZED if chosen is None else chosen
+
+
+def user_cache() -> Path:
+    """Return the folder of what may be made anew: ``$XDG_CACHE_HOME/ldm``, else in ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser(), "ldm")

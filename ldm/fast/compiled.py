@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import nn
 
+from ldm.config.speed import user_cache
 from ldm.layers import ResnetBlock, TransformerBlock
 
 REGIONS = (ResnetBlock, TransformerBlock)
@@ -42,8 +43,7 @@ def compile_regions(model: nn.Module, **options: Any) -> None:
 
 def cache_folder() -> Path:
     """Return the user's folder of compiled blocks: ``$XDG_CACHE_HOME/ldm/inductor``."""
-    folder = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
-    return Path(folder, "ldm", "inductor")
+    return user_cache() / "inductor"
 
 
 def keep_compiled() -> None:

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from ldm.config.speed import CACHE
+from ldm.config.speed import CACHE, user_cache
 from ldm.writing.whole import whole_path
 
 MOST = 10 << 30  # bytes of all that is kept; the network that was written last stays anyway
@@ -24,10 +24,7 @@ MODEL = "model.xml"  # its weights are in the .bin beside it
 def cache_folder() -> Path:
     """Return where converted networks are."""
     own = os.environ.get(CACHE)
-    if own:
-        return Path(own).expanduser() / "openvino"
-    usual = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
-    return Path(usual) / "ldm" / "openvino"
+    return (Path(own).expanduser() if own else user_cache()) / "openvino"
 
 
 def find(key: str) -> Path | None:
