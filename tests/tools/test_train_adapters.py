@@ -53,12 +53,15 @@ def test_every_adapter_is_trained_beside_the_runs_own_network(
     run = tmp_path / "run"
     assert "controlnet has done 1 of 1800 steps" in capsys.readouterr().err
     pipe = Pipeline.from_pretrained(run / "base", dtype="float32")
-    pipe.load_lora_weights(str(run / "lcm_lora" / "pytorch_lora_weights.safetensors"))
+    lora = run / "lcm_lora" / "pytorch_lora_weights.safetensors"
+    pipe.load_lora_weights(str(lora))
     pipe.load_controlnet(str(run / "controlnet"))
     assert {path.name for path in (run / "ip_adapter").iterdir()} == {"ip_adapter.safetensors"}
 
     # The same command goes on, by one step here.
+    before = lora.read_bytes()
     assert train.main(command) == 0
+    assert lora.read_bytes() != before
     assert "lcm_lora has done 2 of 1600 steps" in capsys.readouterr().err
 
 

@@ -136,17 +136,13 @@ def train_one(
         notify(f"{adapter.name} has done {done} of {config.steps} steps: its time was over")
     partial = task.output / f".{adapter.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(product(run, adapter), partial)
+    product = run / adapter.name
+    if product.is_dir():
+        shutil.copytree(product, partial)
+    else:  # a LoRA's file, which lies beside the run's other files
+        partial.mkdir()
+        shutil.copy(run / Path(adapter.start).name, partial)
     put_in_place(partial, task.output / adapter.name)
-
-
-def product(run: Path, adapter: Adapter) -> Path:
-    """Return the folder of what a run has made, which has only that."""
-    folder = run / adapter.name
-    if not folder.is_dir():  # a LoRA's file lies beside the run's other files
-        folder.mkdir()
-        shutil.copy(run / Path(adapter.start).name, folder)
-    return folder
 
 
 def write_composed(task: Task, folder: Path) -> None:
