@@ -22,6 +22,7 @@ from ldm.pipeline import Pipeline
 
 pytest.register_assert_rewrite("tests.helpers.networks", "tests.helpers.pictures")
 from tests.helpers.networks import randomize  # noqa: E402 (after its rewriting is asked for)
+from tests.helpers.surroundings import own_environment  # noqa: E402
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one thread in each process, and in what it starts
     torch.set_num_threads(1)
@@ -42,6 +43,12 @@ os.environ["LDM_CACHE"] = HUB.name
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("cuda") and not torch.cuda.is_available():
         pytest.skip("needs CUDA")
+
+
+@pytest.fixture(autouse=True)
+def environment() -> Iterator[None]:
+    with own_environment():
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)
