@@ -26,7 +26,7 @@ from ldm.config.arguments import checked, takes
 from ldm.config.diffusers_habits import accepts_habits
 from ldm.control.control_lllite import ControlLLLite, check_lllite_ways
 from ldm.errors import ArgumentError, CheckpointError
-from ldm.fast.optimize import Offloading, Optimized, check_optimize, optimize, undo
+from ldm.fast.optimize import Offloading, Optimized, check_optimize, keeps_away, optimize, undo
 from ldm.fast.waiting import sleep_beside_others
 from ldm.interface.diffusers_calls import as_tuple, call_back, check_inputs
 from ldm.interface.diffusers_methods import DiffusersMethods, lora_path
@@ -68,6 +68,7 @@ class Pipeline(DiffusersMethods):
         "local_files_only",
         "int8",
         "fp8",
+        "int8_weights",
         "offload",
         "few_steps",
     )
@@ -89,6 +90,7 @@ class Pipeline(DiffusersMethods):
         local_files_only: bool = False,
         int8: bool = False,
         fp8: bool = False,
+        int8_weights: bool = False,
         offload: Offloading = False,
         few_steps: bool = False,
         controlnet: str | Path | Sequence[str | Path] | None = None,
@@ -107,8 +109,8 @@ class Pipeline(DiffusersMethods):
         text_encoder: likewise of text encoders; each is used where its width fits.
         prediction_type: "epsilon", "v_prediction" or "sample"; None as in the model's config.
         ema: take the averaged copy of the U-Net's weights that full training checkpoints hold.
-        int8, fp8, offload: as in ``optimize``, which is called then. What ``offload`` keeps off the
-            GPU is loaded into the CPU's memory.
+        int8, fp8, int8_weights, offload: as in ``optimize``, which is called then. What the last
+            two keep off the GPU is loaded into the CPU's memory.
         few_steps: call ``use_few_steps``: draw in few steps, by the LoRA in the model's folder.
         controlnet: folders or files of ControlNets, as of ``load_controlnet``.
         adapter: likewise of T2I-Adapters, as of ``load_t2i_adapter``.
@@ -143,9 +145,10 @@ class Pipeline(DiffusersMethods):
         dtype = None if dtype == "auto" else choose_dtype(dtype, device)
         other = None if vae is None else Path(vae).expanduser()
         encoders = [Path(text).expanduser() for text in texts]
-        ways = {"compile": False, "offload": offload, "int8": int8, "fp8": fp8}
-        check_optimize(device, **ways)  # type: ignore[arg-type]
-        home = torch.device("cpu") if offload else device
+        ways: dict[str, Any] = {"offload": offload, "int8": int8, "fp8": fp8}
+        ways["int8_weights"] = int8_weights
+        check_optimize(device, **ways)
+        home = torch.device("cpu") if keeps_away(ways) else device
         check_weights_fit(path, dtype, home, variant)
         if path.is_file():
             parts = load_file(
@@ -317,6 +320,7 @@ class Pipeline(DiffusersMethods):
         offload: Offloading = False,
         int8: bool = False,
         fp8: bool = False,
+        int8_weights: bool = False,
         engine: str | None = None,
     ) -> Pipeline:
         """Make the parts compute faster or, with ``on`` False, as before; return the pipeline.
@@ -334,12 +338,15 @@ class Pipeline(DiffusersMethods):
         The gain depends on the processor: see ``ldm.fast.int8``.
         fp8: on a GPU of compute capability 8.9 or more, compute the U-Net's linear layers in 8-bit
         floating-point numbers: a picture near the exact one. See ``ldm.fast.fp8``.
+        int8_weights: as ``offload=True``, with weights in 8-bit integers on the GPU: about half of
+        the memory, and a picture near the exact one. See ``ldm.fast.int8_weights``.
         engine: "openvino", or "openvino:GPU" for one of its devices: OpenVINO computes the U-Net,
         the VAE and the text encoders, and PyTorch, with a warning, what it cannot. Networks are
         converted at their first use and kept on disk: see ``ldm.fast.openvino``.
         Raises ArgumentError for options that do not work here or together.
         """
-        ways = {"compile": compile, "offload": offload, "int8": int8, "fp8": fp8, "engine": engine}
+        ways: dict[str, Any] = {"compile": compile, "offload": offload, "int8": int8, "fp8": fp8}
+        ways |= {"int8_weights": int8_weights, "engine": engine}
         self._install(ways if on else None, self.device)
         return self
 
@@ -354,8 +361,8 @@ class Pipeline(DiffusersMethods):
         if ways is not None:
             check_optimize(device, (self.unet, self.vae, *encoders), **ways)
             if any(isinstance(one, ControlLLLite) for one in self.controlnets.values()):
-                check_lllite_ways(ways["compile"], bool(ways["offload"]))
-            waiting = bool(ways["offload"])
+                check_lllite_ways(bool(ways.get("compile")), keeps_away(ways))
+            waiting = keeps_away(ways)
         networks = (self.unet, self.vae, *encoders, *self.controlnets.values())
         undo(self.optimized, networks, torch.device("cpu") if waiting else device)
         self.optimized = Optimized()

@@ -220,6 +220,7 @@ NOT_TO_DRAW = {
     *("torch._dynamo", "torch._inductor", "sympy", "networkx", "PIL.ImageFont"),
     *("ldm.training", "ldm.server", "ldm.upscaling", "ldm.hires", "ldm.refiner"),
     *("ldm.fast.int8", "ldm.fast.fp8", "ldm.fast.offload", "ldm.fast.sequential"),
+    "ldm.fast.int8_weights",
     "ldm.techniques.style_aligned",
     *("ldm.loading.outline", "ldm.loading.write_file", "ldm.loading.image_encoder"),
     *("ldm.checkpoints.gguf_header", "ldm.checkpoints.pickle_header"),

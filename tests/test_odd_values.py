@@ -204,7 +204,7 @@ METHODS = {
     "memory_needed": [
         *("height", "width", "num_images", "guidance_scale", "image", "controlnets"),
     ],
-    "optimize": ["on", "compile", "offload", "int8", "fp8", "engine"],
+    "optimize": ["on", "compile", "offload", "int8", "fp8", "int8_weights", "engine"],
     "use_few_steps": ["on"],
     "to": ["device", "dtype"],
     "enable_model_cpu_offload": ["gpu_id", "device"],
@@ -216,7 +216,7 @@ METHODS = {
     "from_pretrained": [
         *("model", "device", "dtype", "variant", "vae", "preview_vae", "text_encoder", "ema"),
         *("prediction_type", "cache_dir", "revision", "token", "local_files_only", "int8"),
-        *("controlnet", "adapter", "few_steps", "offload", "fp8"),
+        *("controlnet", "adapter", "few_steps", "offload", "fp8", "int8_weights"),
     ],
 }
 USUAL: dict[str, dict[str, Any]] = {

@@ -99,7 +99,8 @@ def outline(arguments: argparse.Namespace, device: Any) -> tuple[Networks, float
         optimized=direct,
         int8=bool(arguments.int8),
         fp8=arguments.fp8,
-        offload=offloading(arguments),
+        offload=offloading(arguments) or arguments.int8_weights,
+        int8_weights=arguments.int8_weights,
         by_blocks=found.by_blocks + int(BESIDE_BLOCKS * sum(more.values())),
         engine=engine,
     ), scale

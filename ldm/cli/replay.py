@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from ldm.pipeline import Pipeline
 
 # Arguments of Pipeline.from_pretrained.
-LOADING = ("ema", "variant", "prediction_type", "dtype", "int8", "fp8", "few_steps")
+LOADING = ("ema", "variant", "prediction_type", "dtype", "int8", "fp8", "int8_weights", "few_steps")
 # Options that do not change the picture …
 AROUND = recorded("never") | {
     "from_file",
@@ -216,6 +216,7 @@ def found_settings(job: Job, pipe: Pipeline, picture: Image) -> dict[str, Any]:
         "seed": job.seed,
         "int8": pipe.int8,
         "fp8": pipe.fp8,
+        "int8_weights": pipe.int8_weights,
         "few_steps": pipe.few_steps,
         "sampler": choice.name,
         "schedule": choice.schedule,

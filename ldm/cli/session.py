@@ -131,7 +131,8 @@ class Session:
         """Optimize the model, load its refiner, and the adapters that options and prompts name."""
         arguments, pipe = self.arguments, self.pipe
         faster = is_optimized(pipe.device.type, arguments.optimize)
-        ways = {name: getattr(arguments, name) for name in ("compile", "int8", "fp8")}
+        names = ("compile", "int8", "fp8", "int8_weights")
+        ways = {name: getattr(arguments, name) for name in names}
         ways["offload"] = offloading(arguments)
         ways["engine"] = None if arguments.engine == PYTORCH else arguments.engine
         if ways["int8"] is None:  # of --fast
@@ -374,6 +375,7 @@ def load_model(arguments: argparse.Namespace) -> Pipeline:
         dtype=arguments.dtype,
         preview_vae=arguments.preview_vae,
         offload=offloading(arguments),
+        int8_weights=arguments.int8_weights,
         **model_arguments(arguments),
     )
 
@@ -388,6 +390,7 @@ def load_refiner(arguments: argparse.Namespace) -> Pipeline:
         dtype=arguments.dtype,
         variant=arguments.variant,
         offload=offloading(arguments),
+        int8_weights=arguments.int8_weights,
     )
 
 

@@ -11,8 +11,8 @@
 - ``install``, ``replace``: how these take the places of plain layers and give them back.
 
 For CUDA, installed by default there, and not measured since (see the README): ``graphs`` and
-``recorder``, ``fused``, ``sdpa``, ``copies``; for who asks, ``compiled``, ``offload`` and
-``sequential``.
+``recorder``, ``fused``, ``sdpa``, ``copies``; for who asks, ``compiled``, ``offload``,
+``int8_weights`` and ``sequential``.
 
 ``openvino`` lets another engine compute the networks, for who asks.
 

@@ -54,12 +54,16 @@ class Offload:
             return
         self.send_home()
         self.away = part
-        for tensor in tensors_of([part]):
+        for tensor in self.brought(part):
             data = tensor.data
             if self.device.type == "cuda" and not data.is_pinned():
                 data = data.pin_memory()
             self.home.append((tensor, data))
             tensor.data = data.to(self.device, non_blocking=True, copy=True)
+
+    def brought(self, part: nn.Module) -> list[Tensor]:
+        """Return the tensors of a part that are brought."""
+        return tensors_of([part])
 
     def send_home(self) -> None:
         """Take the part off the device. Waits for nothing: CUDA frees memory in order."""

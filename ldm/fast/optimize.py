@@ -37,6 +37,7 @@ class Optimized:
         engine: what calls OpenVINO in the place of the U-Net.
         offload: what keeps parts off the GPU. sequential: whether it does so block by block.
         int8, fp8: whether the U-Net computes in 8 bits: integers, or floating-point numbers.
+        int8_weights: whether ``offload`` brings weights in 8 bits.
         compile: whether the blocks are compiled.
         on: whether anything is optimized.
         by_default: whether nobody chose it: CUDA is fast by default, a CPU in ``ldm generate``.
@@ -52,6 +53,7 @@ class Optimized:
     on: bool = False
     by_default: bool = False
     fp8: bool = False
+    int8_weights: bool = False
     decoder: DecoderGraphs | None = None
 
     @property
@@ -62,6 +64,7 @@ class Optimized:
             "offload": "sequential" if self.sequential else self.offload is not None,
             "int8": self.int8,
             "fp8": self.fp8,
+            "int8_weights": self.int8_weights,
             "engine": self.engine_name,
         }
 
@@ -79,6 +82,7 @@ def check_optimize(
     offload: Offloading = False,
     int8: bool = False,
     fp8: bool = False,
+    int8_weights: bool = False,
     engine: str | None = None,
 ) -> None:
     """Raise ArgumentError for what does not work on a device or together, or is not installed.
@@ -94,6 +98,13 @@ def check_optimize(
             "offload='sequential' and compile exclude each other, as weights move between blocks; "
             "give one of them, or offload=True"
         )
+    if int8_weights and device.type == "cpu":
+        raise ArgumentError(
+            "int8_weights is for weights on a GPU, but the device is the CPU; leave it out"
+        )
+    if int8_weights:
+        others = {"compile": compile, "fp8": fp8, "engine": engine}
+        refuse_together("int8_weights", **others, sequential=offload == "sequential")
     if int8 and device.type != "cpu":
         raise ArgumentError(f"int8 is for CPUs, but the device is {device}; leave it out")
     if int8 and compile:
@@ -106,6 +117,11 @@ def check_optimize(
     if engine is not None:
         refuse_together("engine", compile=compile, offload=offload, int8=int8)
         check_engine(engine, device, parts)
+
+
+def keeps_away(ways: Mapping[str, Any]) -> bool:
+    """Whether these arguments of ``Pipeline.optimize`` keep parts off the GPU."""
+    return bool(ways.get("offload") or ways.get("int8_weights"))
 
 
 def refuse_together(one: str, **others: object) -> None:
@@ -149,6 +165,7 @@ def optimize(
     offload: Offloading = False,
     int8: bool = False,
     fp8: bool = False,
+    int8_weights: bool = False,
     engine: str | None = None,
     classifier: nn.Module | None = None,
 ) -> Optimized:
@@ -182,13 +199,22 @@ def optimize(
         from ldm.fast.int8 import quantize
 
         quantize(unet)
-    if offload:
+    if offload or int8_weights:
         whole = [] if classifier is None else [classifier]
+        rounded = [unet, *controlnets.values(), *encoders] if int8_weights else []
         away = keep_away(
-            [unet, vae, *controlnets.values(), *encoders, *others, *whole], whole, device, offload
+            [unet, vae, *controlnets.values(), *encoders, *others, *whole],
+            whole,
+            device,
+            offload,
+            rounded,
         )
         return Optimized(
-            offload=away, sequential=offload == "sequential", int8=int8, compile=compile, on=True
+            offload=away,
+            sequential=offload == "sequential",
+            compile=compile,
+            on=True,
+            int8_weights=int8_weights,
         )
     if device.type != "cuda":
         return Optimized(int8=int8, compile=compile, on=True, fp8=fp8)
@@ -208,9 +234,17 @@ def keep_away(
     whole: Sequence[nn.Module],
     device: torch.device,
     offload: Offloading,
+    rounded: Sequence[nn.Module],
 ) -> Offload:
-    """Keep parts off a GPU until they compute; whole: those that are one block."""
+    """Keep parts off a GPU until they compute.
+
+    whole: those that are one block. rounded: those whose weights have 8 bits on the GPU.
+    """
     from ldm.fast.offload import Offload
     from ldm.fast.sequential import Sequential
 
+    if rounded:
+        from ldm.fast.int8_weights import Int8Offload
+
+        return Int8Offload(parts, device, rounded)
     return Sequential(parts, device, whole) if offload == "sequential" else Offload(parts, device)

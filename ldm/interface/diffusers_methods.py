@@ -91,8 +91,8 @@ class DiffusersMethods(T2IAdapters, IPAdapters, FewStepsModel):
                     "call optimize(False) first"
                 )
             before.engine.engine.check(dtype)
-        if before.fp8:
-            check_optimize(device, fp8=True)
+        if before.fp8 or before.int8_weights:
+            check_optimize(device, fp8=before.fp8, int8_weights=before.int8_weights)
         scales = {name: dict(lora.scales) for name, lora in self.loras.loaded.items()}
         few_steps = self.loras.own
         self.loras.set_scales({})  # the weights are those of the files again
@@ -140,8 +140,7 @@ class DiffusersMethods(T2IAdapters, IPAdapters, FewStepsModel):
         place = self.device
         if place.type == "cpu":
             place = choose_device(f"cuda:{gpu_id}" if gpu_id is not None else device)
-        ways = {"compile": False, "offload": offload, "int8": False, "fp8": False}
-        self._install(ways, place)
+        self._install({"offload": offload}, place)
 
     def set_progress_bar_config(self, **options: Any) -> None:
         """Set tqdm's options of the bar, such as ``disable=True`` or ``desc="car"``."""

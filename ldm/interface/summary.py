@@ -28,7 +28,8 @@ def summarize(model: Model) -> str:
         **{name: describe(part) for name, part in parts.items() if part is not None},
         "draws": f"{width}x{height} pixels, {sampling(model)}",
         "on": f"{model.device}, {dtype}{', 8-bit integers' * model.int8}"
-        f"{', 8-bit floating point' * model.fp8}{', optimized' * model.optimized.on}"
+        f"{', 8-bit floating point' * model.fp8}{', 8-bit weights' * model.int8_weights}"
+        f"{', optimized' * model.optimized.on}"
         f"{f', by {engine}' if engine else ''}",
     }
     if model.few_steps and model.own_few_steps is not None:

@@ -232,6 +232,11 @@ class Model:
         return self.optimized.fp8
 
     @property
+    def int8_weights(self) -> bool:
+        """Whether weights have 8 bits on the GPU."""
+        return self.optimized.int8_weights
+
+    @property
     def own_few_steps(self) -> FewSteps | None:
         """How the model draws in few steps, by a LoRA in its folder; see ``use_few_steps``."""
         return None if self.folder is None else self.defaults.few_steps

@@ -31,10 +31,13 @@ def networks_of(model: Model) -> Networks:
     parts = {name: part for name, part in model.parts.items() if isinstance(part, torch.nn.Module)}
     others = model.controlnets | model.t2i_adapters | model.adapters
     fast, by_blocks = model.optimized, 0
+    in_8_bits: dict[str, int] = {}
     if model.device.type == "cuda":
-        from ldm.fast.sequential import held  # most models are on CPUs
+        from ldm.fast.int8_weights import sizes_in_8_bits  # most models are on CPUs
+        from ldm.fast.sequential import held
 
         by_blocks = held((parts | others).values(), [*filter(None, [model.classifier])])
+        in_8_bits = sizes_in_8_bits(parts | model.controlnets)
     with onednn.as_plain_tensors():  # packed weights would be unpacked
         weights = {
             name: sum(p.numel() * p.dtype.itemsize for p in part.parameters())
@@ -61,6 +64,8 @@ def networks_of(model: Model) -> Networks:
         by_blocks,
         fast.fp8,
         fast.engine is not None,
+        fast.int8_weights,
+        in_8_bits,
     )
 
 
@@ -140,7 +145,8 @@ def check_weights_fit(
         away = ""
         if device.type == "cuda":
             away = (
-                "; --offload or --sequential-offload (from_pretrained(offload=…)) loads them into "
+                "; --offload, --int8-weights or --sequential-offload (from_pretrained(offload=…)) "
+                "loads them into "
                 "the CPU's memory, and --device cpu may have more"
             )
         raise NotEnoughMemoryError(

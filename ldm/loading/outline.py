@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from ldm.checkpoints.prediction import read_beside
 from ldm.clip import CLIPTextEncoder
 from ldm.config import CLIPTextConfig, TAESDConfig, UNetConfig, VAEConfig, read_json
 from ldm.errors import CheckpointError
+from ldm.fast.int8_weights import sizes_in_8_bits
 from ldm.fast.sequential import held
 from ldm.loading.devices import vae_dtype
 from ldm.memory.estimate import Networks
@@ -48,29 +50,26 @@ def read_outline(
     }
     itemsize = _itemsize(stored["unet"], dtype)
     codec_itemsize = _itemsize(stored.get("vae", []), codec_dtype)
-    by_blocks = 0
-    if device == "cuda":
-        by_blocks = _by_blocks(unet, codec, texts, itemsize, codec_itemsize)
-    found = unet, codec, texts, weights, False, itemsize, codec_itemsize
-    return Networks(*found, device=device, by_blocks=by_blocks)
+    found = Networks(unet, codec, texts, weights, False, itemsize, codec_itemsize, device=device)
+    if device != "cuda":
+        return found
+    parts = _parts(found)
+    return replace(found, by_blocks=held(parts.values()), in_8_bits=sizes_in_8_bits(parts))
 
 
-def _by_blocks(
-    unet: UNetConfig,
-    codec: VAEConfig | TAESDConfig | None,
-    texts: tuple[CLIPTextConfig, ...],
-    itemsize: int,
-    codec_itemsize: int,
-) -> int:
-    """Count the bytes on the GPU with ``offload="sequential"``: of networks without memory."""
-    dtype, codec_dtype = (_DTYPE_OF.get(size, torch.float32) for size in (itemsize, codec_itemsize))
-    parts: list[nn.Module] = [empty(UNet, unet).to(dtype)]
-    parts += [empty(CLIPTextEncoder, text).to(dtype) for text in texts]
-    if isinstance(codec, VAEConfig):
-        parts.append(empty(AutoencoderKL, codec).to(codec_dtype))
-    elif codec is not None:
-        parts.append(empty(AutoencoderTiny, codec).to(codec_dtype))
-    return held(parts)
+def _parts(found: Networks) -> dict[str, nn.Module]:
+    """Make the networks, without memory."""
+    sizes = found.itemsize, found.codec_itemsize
+    dtype, codec_dtype = (_DTYPE_OF.get(size, torch.float32) for size in sizes)
+    parts: dict[str, nn.Module] = {"unet": empty(UNet, found.unet).to(dtype)}
+    names = [name for name in TEXTS if name in found.weights]
+    for name, text in zip(names, found.texts, strict=True):
+        parts[name] = empty(CLIPTextEncoder, text).to(dtype)
+    if isinstance(found.codec, VAEConfig):
+        parts["vae"] = empty(AutoencoderKL, found.codec).to(codec_dtype)
+    elif found.codec is not None:
+        parts["vae"] = empty(AutoencoderTiny, found.codec).to(codec_dtype)
+    return parts
 
 
 _DTYPE_OF = {2: torch.bfloat16, 8: torch.float64}  # by the bytes of a value; else float32

@@ -29,6 +29,8 @@ class Networks:
         optimized, int8, fp8, offload, engine: as ``Pipeline.optimize`` has it.
         device: "cpu" or "cuda".
         by_blocks: bytes of the weights that are on the GPU with ``offload="sequential"``.
+        int8_weights: whether ``offload`` brings weights in 8 bits.
+        in_8_bits: bytes of the parts that it then brings so.
     """
 
     unet: UNetConfig
@@ -45,6 +47,13 @@ class Networks:
     by_blocks: int = 0
     fp8: bool = False
     engine: bool = False
+    int8_weights: bool = False
+    in_8_bits: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def brought(self) -> Mapping[str, int]:
+        """Bytes of each part on the GPU where ``offload`` brings it as a whole."""
+        return {**self.weights, **self.in_8_bits} if self.int8_weights else self.weights
 
     @property
     def scale(self) -> int:
@@ -137,7 +146,7 @@ def estimate(model: Networks, drawing: Drawing, available: int | None = None) ->
     if model.offload == "sequential":
         weights = model.by_blocks
     elif model.offload:
-        weights = max(model.weights.values(), default=0)
+        weights = max(model.brought.values(), default=0)
     if model.int8:
         weights += networks.int8_weights(model.unet)
     if model.fp8:
@@ -146,7 +155,7 @@ def estimate(model: Networks, drawing: Drawing, available: int | None = None) ->
         weights += int(ENGINE * sum(model.weights.values()))
     loaded = sum(model.weights.values()) if model.loaded and not model.offload else 0
     read = pictures if drawing.image and on_cpu else 0
-    apart = weights_apart(model.weights) if model.offload is True else {}
+    apart = weights_apart(model.brought) if model.offload is True else {}
     beside = 0 if model.loaded else apart.get("decoding", weights)
     left = None if available is None else available - beside
     return MemoryNeeded(

@@ -67,8 +67,14 @@ def ways_out(model: Networks, drawing: Drawing, available: int) -> Iterator[str]
         yield f"{fewer} at once (--batch-size {fewer})"
     if model.device == "cuda" and model.offload != "sequential":
         away = replace(model, offload=True, loaded=False)
+        rounded = replace(away, int8_weights=True)
         if not model.offload and works(away, drawing):
             yield "one part on the GPU at a time (--offload, optimize(offload=True))"
+        elif not model.int8_weights and works(rounded, drawing):
+            yield (
+                "one part on the GPU at a time, its weights in 8 bits (--int8-weights, "
+                "optimize(int8_weights=True))"
+            )
         elif works(replace(away, offload="sequential"), drawing):
             yield (
                 "two blocks on the GPU at a time (--sequential-offload, "

@@ -284,7 +284,8 @@ def lora_tags(model: Model) -> tuple[list[str], bool]:
 
 def loading_of(model: Model) -> dict[str, Any]:
     """Return the arguments of ``from_pretrained`` that a model has now."""
-    now = {"int8": model.int8, "fp8": model.fp8, "few_steps": model.few_steps}
+    names = ("int8", "fp8", "int8_weights", "few_steps")
+    now = {name: getattr(model, name) for name in names}
     return model.origin.loading | {name: True for name, on in now.items() if on}
 
 

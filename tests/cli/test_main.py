@@ -96,7 +96,8 @@ def test_the_short_help_is_of_everyday_options(capsys: pytest.CaptureFixture[str
     assert "--deep-cache" not in short and "--help-all" in short
     places = [short.index(f"{name} ") for name in ("--prompt", "--output", "--seed", "--steps")]
     assert places == sorted(places) and short.index("examples:") > places[-1]
-    hidden = {"--no-optimize", "--no-int8", "--no-fp8", "--no-few-steps"}  # beside their opposites
+    hidden = {"--no-optimize", "--no-int8", "--no-fp8"}  # beside their opposites
+    hidden |= {"--no-int8-weights", "--no-few-steps"}
     for option in parser()._option_string_actions.keys() - hidden:
         assert option in whole, option
 

@@ -170,27 +170,30 @@ def test_a_lora_is_put_on_at_home(small: None, folder: Path, tmp_path: Path) -> 
     assert torch.equal(pipe("a red car", **SETTINGS).images, before)
 
 
-@pytest.mark.parametrize("offload", [True, "sequential"])
+@pytest.mark.parametrize(
+    "way", [{"offload": True}, {"offload": "sequential"}, {"int8_weights": True}]
+)
 def test_what_is_offloaded_is_never_wholly_on_the_gpu(
-    folder: Path, offload: Any, monkeypatch: pytest.MonkeyPatch
+    folder: Path, way: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not while it is loaded, nor while something is loaded beside it. "meta" is the GPU."""
     gpu, loaded = torch.device("meta"), []
 
-    def never(parts: Any, whole: Any, device: torch.device, how: Any) -> Watched:
-        assert device == gpu and how == offload
+    def never(parts: Any, whole: Any, device: torch.device, how: Any, rounded: Any) -> Watched:
+        assert device == gpu and how == way.get("offload", how)
+        assert bool(rounded) == ("int8_weights" in way)
         loaded.append({one.device.type for part in parts for one in part.parameters()})
         return Watched(parts, PLACE, mover=Late())
 
     monkeypatch.setattr("ldm.pipeline.choose_device", lambda _: gpu)
     monkeypatch.setattr("ldm.fast.optimize.keep_away", never)
     monkeypatch.setattr(Pipeline, "device", gpu)
-    pipe = Pipeline.from_pretrained(folder, offload=offload, dtype="float32")
-    assert pipe.optimized.ways["offload"] == offload
+    pipe = Pipeline.from_pretrained(folder, dtype="float32", **way)
+    assert pipe.optimized.ways.items() >= way.items()
     with pipe.plain():
         assert pipe.optimized.offload is None
         assert next(pipe.unet.parameters()).device.type == "cpu"
-    assert pipe.optimized.ways["offload"] == offload and loaded == [{"cpu"}] * 2
+    assert pipe.optimized.ways.items() >= way.items() and loaded == [{"cpu"}] * 2
     pipe.optimize(False)
     assert next(pipe.unet.parameters()).device == gpu
 
