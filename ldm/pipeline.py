@@ -24,9 +24,10 @@ from ldm.adapters.lora_scale import Scale
 from ldm.checkpoints.source import check_paths, find_model
 from ldm.config.arguments import checked, takes
 from ldm.config.diffusers_habits import accepts_habits
+from ldm.config.speed import away
 from ldm.control.control_lllite import ControlLLLite, check_lllite_ways
 from ldm.errors import ArgumentError, CheckpointError
-from ldm.fast.optimize import Offloading, Optimized, check_optimize, keeps_away, optimize, undo
+from ldm.fast.optimize import Offloading, Optimized, check_optimize, optimize, undo
 from ldm.fast.waiting import sleep_beside_others
 from ldm.interface.diffusers_calls import as_tuple, call_back, check_inputs
 from ldm.interface.diffusers_methods import DiffusersMethods, lora_path
@@ -148,7 +149,7 @@ class Pipeline(DiffusersMethods):
         ways: dict[str, Any] = {"offload": offload, "int8": int8, "fp8": fp8}
         ways["int8_weights"] = int8_weights
         check_optimize(device, **ways)
-        home = torch.device("cpu") if keeps_away(ways) else device
+        home = torch.device("cpu") if away(ways) else device
         check_weights_fit(path, dtype, home, variant)
         if path.is_file():
             parts = load_file(
@@ -361,8 +362,8 @@ class Pipeline(DiffusersMethods):
         if ways is not None:
             check_optimize(device, (self.unet, self.vae, *encoders), **ways)
             if any(isinstance(one, ControlLLLite) for one in self.controlnets.values()):
-                check_lllite_ways(bool(ways.get("compile")), keeps_away(ways))
-            waiting = keeps_away(ways)
+                check_lllite_ways(bool(ways.get("compile")), bool(away(ways)))
+            waiting = bool(away(ways))
         networks = (self.unet, self.vae, *encoders, *self.controlnets.values())
         undo(self.optimized, networks, torch.device("cpu") if waiting else device)
         self.optimized = Optimized()

@@ -13,9 +13,8 @@ from ldm.cli.controlnets import preprocessed
 from ldm.cli.fast import Fast
 from ldm.cli.fields import filled
 from ldm.cli.printed import put_text
+from ldm.cli.ways import add_ways
 from ldm.config.picture_readers import CONTROLNET, PictureReader
-from ldm.config.speed import engine_name
-from ldm.errors import ArgumentError
 from ldm.samplers.names import listing
 
 Add = Callable[..., argparse.Action]
@@ -191,14 +190,6 @@ def add_files(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def engine(text: str) -> str:
-    """Read the name of an engine."""
-    try:
-        return engine_name(text)
-    except ArgumentError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
 def add_speed(group: argparse._ArgumentGroup) -> None:
     """Add the options that trade fidelity, memory or the time to start for speed."""
     add = group.add_argument
@@ -240,45 +231,7 @@ def add_speed(group: argparse._ArgumentGroup) -> None:
         action="store_true",
         help="compile the model's blocks first, by torch.compile: for many pictures",
     )
-    add(
-        "--offload",
-        action="store_true",
-        help="keep only the part that computes in the GPU's memory: slower, in less of it",
-    )
-    add(
-        "--sequential-offload",
-        action="store_true",
-        help="keep only the block that computes and the next one in the GPU's memory: slowest, in "
-        "the least of it",
-    )
-    add(
-        "--int8-weights",
-        action=argparse.BooleanOptionalAction,
-        default=False,
-        help="as --offload, with weights in 8-bit integers on the GPU: about half of the memory, "
-        "another picture; not measured",
-    )
-    add(
-        "--engine",
-        type=engine,
-        metavar="NAME",
-        help="what computes the networks: torch (default), or openvino, or openvino:GPU for one of "
-        'its devices (pip install "ldm[openvino]")',
-    )
-    add(
-        "--int8",
-        action=argparse.BooleanOptionalAction,
-        default=False,
-        help="compute in 8-bit integers on a CPU: another picture, faster but for bfloat16 where "
-        "the processor has AMX",
-    )
-    add(
-        "--fp8",
-        action=argparse.BooleanOptionalAction,
-        default=False,
-        help="compute linear layers in 8-bit floating point on a GPU of compute capability 8.9 or "
-        "more (Ada, Hopper): another picture; not measured",
-    )
+    add_ways(add)
 
 
 def add_lora(add: Add) -> None:

@@ -14,10 +14,10 @@ from ldm.checkpoints.assets import asset_path
 from ldm.cli.common import importing_torch
 from ldm.cli.controlnets import all_controls, original
 from ldm.cli.guidance_options import given_pictures
-from ldm.cli.options import offloading
 from ldm.cli.printed import put_text
 from ldm.cli.rows import put_json
 from ldm.cli.sizes import image_size
+from ldm.cli.ways import offloading
 from ldm.config import read_json
 from ldm.config.generation import FILE, own_few_steps
 from ldm.config.speed import PYTORCH, is_optimized

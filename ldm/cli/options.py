@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import functools
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 from ldm import __version__
 from ldm.cli.choices import add_choices
@@ -134,11 +134,6 @@ def read(argv: Sequence[str], unset: bool = False) -> argparse.Namespace:
 def defaults() -> dict[str, Any]:
     """Return the default of every option."""
     return vars(read([]))
-
-
-def offloading(arguments: argparse.Namespace) -> bool | Literal["sequential"]:
-    """Return the value of ``offload`` in Python."""
-    return "sequential" if arguments.sequential_offload else arguments.offload
 
 
 def model_arguments(arguments: argparse.Namespace) -> dict[str, Any]:

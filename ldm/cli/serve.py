@@ -17,6 +17,7 @@ from ldm.checkpoints.model_folder import find_model
 from ldm.cli.common import check_counts, importing_torch, run
 from ldm.cli.printed import notify
 from ldm.cli.serve_options import FOLDERS, parse, parser
+from ldm.cli.ways import ways_of
 from ldm.config.files import read_limited
 from ldm.errors import ArgumentError, LDMError
 
@@ -86,6 +87,7 @@ def read_settings(arguments: argparse.Namespace) -> Settings:
         device=arguments.device,
         dtype=arguments.dtype,
         optimize=arguments.optimize,
+        ways=ways_of(arguments),
         host=arguments.host,
         port=arguments.port,
         api_key=key,

@@ -17,6 +17,7 @@ from ldm.cli import configuration
 from ldm.cli.common import EXIT_CODES
 from ldm.cli.configuration import ON_OFF, PREFIX, SERVE
 from ldm.cli.parsing import Checker, Parser
+from ldm.cli.ways import OPTIONS, add_ways
 from ldm.config.checking import shown
 from ldm.errors import ArgumentError, did_you_mean
 
@@ -27,7 +28,8 @@ examples:
   LDM_API_KEY=… ldm serve --host 0.0.0.0           for other machines, which need the key
 """
 FOLDERS = ("model", "lora", "embedding", "controlnet", "upscaler", "output")
-SHARED = ("model", "model_dir", "lora_dir", "device", "dtype", "optimize")  # with other commands
+# With other commands:
+SHARED = ("model", "model_dir", "lora_dir", "device", "dtype", "optimize", *OPTIONS)
 NOT_HERE = ("help", "version", "debug")
 PATHS = ("model", "api_key_file", *(f"{kind}_dir" for kind in FOLDERS))  # "~" is the user's folder
 
@@ -61,6 +63,7 @@ def add_models(group: argparse._ArgumentGroup) -> None:
     add(
         "--no-optimize", dest="optimize", action="store_false", default=None, help="compute plainly"
     )
+    add_ways(add)
 
 
 def add_access(group: argparse._ArgumentGroup) -> None:

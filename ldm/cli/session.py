@@ -34,7 +34,7 @@ from ldm.cli.jobs import Job, group_jobs, rank_and_world_size
 from ldm.cli.loras import LoraUse
 from ldm.cli.metadata import picture_texts
 from ldm.cli.observe import Watch
-from ldm.cli.options import model_arguments, offloading
+from ldm.cli.options import model_arguments
 from ldm.cli.plots import Plot
 from ldm.cli.printed import fail, notify
 from ldm.cli.progress import showing
@@ -45,7 +45,8 @@ from ldm.cli.saving import save_beside, save_picture
 from ldm.cli.sharing import claimed, is_done, wait_for
 from ldm.cli.sizes import image_size, size_advice
 from ldm.cli.style_options import given_reference
-from ldm.config.speed import PYTORCH, is_optimized
+from ldm.cli.ways import ways_of
+from ldm.config.speed import away, is_optimized
 from ldm.errors import LDMError
 from ldm.request import default_strength
 
@@ -131,11 +132,8 @@ class Session:
         """Optimize the model, load its refiner, and the adapters that options and prompts name."""
         arguments, pipe = self.arguments, self.pipe
         faster = is_optimized(pipe.device.type, arguments.optimize)
-        names = ("compile", "int8", "fp8", "int8_weights")
-        ways = {name: getattr(arguments, name) for name in names}
-        ways["offload"] = offloading(arguments)
-        ways["engine"] = None if arguments.engine == PYTORCH else arguments.engine
-        if ways["int8"] is None:  # of --fast
+        ways = ways_of(arguments) | {"compile": arguments.compile}
+        if arguments.int8 is None:  # of --fast
             ways["int8"] = int8_gains(pipe)
         if arguments.few_steps:
             pipe.use_few_steps()
@@ -374,8 +372,7 @@ def load_model(arguments: argparse.Namespace) -> Pipeline:
         device=arguments.device,
         dtype=arguments.dtype,
         preview_vae=arguments.preview_vae,
-        offload=offloading(arguments),
-        int8_weights=arguments.int8_weights,
+        **away(ways_of(arguments)),
         **model_arguments(arguments),
     )
 
@@ -389,8 +386,7 @@ def load_refiner(arguments: argparse.Namespace) -> Pipeline:
         device=arguments.device,
         dtype=arguments.dtype,
         variant=arguments.variant,
-        offload=offloading(arguments),
-        int8_weights=arguments.int8_weights,
+        **away(ways_of(arguments)),
     )
 
 

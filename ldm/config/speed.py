@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ldm.errors import ArgumentError
 
 OPTIMIZED = ("cpu", "cuda")  # types of devices on which ``ldm generate`` and the server optimize
 CACHE = "LDM_CACHE"  # the environment variable: a folder for what may be made anew
 PYTORCH, OPENVINO = "torch", "openvino"  # what computes the networks
+
+# Arguments of ``Pipeline.optimize`` that keep parts off the GPU, from loading on.
+AWAY = ("offload", "int8_weights")
 
 
 def engine_name(text: str) -> str:
@@ -26,6 +31,11 @@ def engine_name(text: str) -> str:
 def is_optimized(device: str, chosen: bool | None) -> bool:
     """Whether a model on a type of device is optimized: as chosen, else (None) as is usual."""
     return device in OPTIMIZED if chosen is None else chosen
+
+
+def away(ways: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those arguments of ``Pipeline.optimize`` that ``from_pretrained`` has to know."""
+    return {name: ways[name] for name in AWAY if ways.get(name)}
 
 
 def user_cache() -> Path:

@@ -119,11 +119,6 @@ def check_optimize(
         check_engine(engine, device, parts)
 
 
-def keeps_away(ways: Mapping[str, Any]) -> bool:
-    """Whether these arguments of ``Pipeline.optimize`` keep parts off the GPU."""
-    return bool(ways.get("offload") or ways.get("int8_weights"))
-
-
 def refuse_together(one: str, **others: object) -> None:
     """Raise ArgumentError where another option is given with one that excludes it."""
     for name, given in others.items():

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 
 from ldm.adapters.lora_scale import TagScale
-from ldm.config.speed import is_optimized
+from ldm.config.speed import away, is_optimized
 from ldm.errors import LDMError
 from ldm.images.generation_info import OWN_CONTROLNET
 from ldm.pipeline import Pipeline, Progress
@@ -50,9 +50,10 @@ class LoadedModel:
         self._scales = {}
         given = self.library.settings
         pipe = Pipeline.from_pretrained(
-            self.library.models[name], device=given.device, dtype=given.dtype
+            self.library.models[name], device=given.device, dtype=given.dtype, **away(given.ways)
         )
-        pipe.optimize(is_optimized(pipe.device.type, given.optimize))
+        faster = is_optimized(pipe.device.type, given.optimize) or any(given.ways.values())
+        pipe.optimize(faster, **given.ways)
         self._load_embeddings(pipe)
         self.name, self.pipe = name, pipe
         return pipe

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 NETWORK_RATE = 20.0  # requests a second
 
@@ -77,6 +79,7 @@ class Settings:
         output_dir: where pictures are written; None keeps them in memory alone.
         device, dtype: as of ``Pipeline.from_pretrained``.
         optimize: None does on a CPU and on CUDA, as ``ldm generate``.
+        ways: how models compute, as arguments of ``Pipeline.optimize``, such as "offload".
         api_key: what clients have to know; None needs none.
         allow_hosts: names of this server beside its own; "*" are all.
         allow_origins: sites whose pages may use it, such as "https://example.com"; "*" are all.
@@ -93,6 +96,7 @@ class Settings:
     device: str | None = None
     dtype: str | None = None
     optimize: bool | None = None
+    ways: Mapping[str, Any] = field(default_factory=dict)
     host: str = "127.0.0.1"
     port: int = 7860
     api_key: str | None = None

@@ -42,6 +42,18 @@ def test_limits(settings) -> None:
     assert settings("--max-pixels", str(8192**2)).limits.side == 8192
 
 
+def test_how_models_compute(settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The options of ``ldm generate``, which defaults for all commands may set, too."""
+    assert settings("--offload").ways == {"offload": True}
+    assert settings("--sequential-offload", "--no-int8").ways == {"offload": "sequential"}
+    assert settings("--engine", "torch").ways == {}
+    wanted = {"int8_weights": True, "engine": "openvino:GPU"}
+    assert settings("--int8-weights", "--engine", "openvino:GPU").ways == wanted
+    Path(configuration.NAME).write_text("int8 = true\n[serve]\nfp8 = true\n")
+    assert settings().ways == {"int8": True, "fp8": True}
+    assert settings("--no-int8").ways == {"fp8": True}
+
+
 @pytest.mark.parametrize(
     ("argv", "words"),
     [

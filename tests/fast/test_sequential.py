@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ldm.cli.options import offloading, read
+from ldm.cli.options import read
+from ldm.cli.ways import offloading
 from ldm.errors import ArgumentError
 from ldm.fast import sequential
 from ldm.fast.optimize import Optimized, check_optimize

@@ -10,12 +10,14 @@ where a peer is not installed.
 
 from __future__ import annotations
 
+import copy
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -116,12 +118,31 @@ def built_in() -> tuple[nn.Module, nn.Module]:
     return share(empty(UNet, UNetConfig.from_file(folder / "config.json")), peer), peer
 
 
-def step(engine: str, dtype: torch.dtype, size: int | None) -> Race:
-    """Race a guided step of Stable Diffusion 1.5's size; None: of the built-in model."""
-    require(engine)
+class Step(NamedTuple):
+    """A guided step in turns: both U-Nets in float32, what they read, and how the row says it."""
+
+    ours: UNet
+    theirs: nn.Module
+    inputs: tuple[Tensor, ...]
+    what: str
+    turns: int
+    runs: int
+
+
+def guided_step(size: int | None) -> Step:
+    """Make a step of Stable Diffusion 1.5's size; None: of the built-in model."""
     ours, theirs = built_in() if size is None else pair("unet")
     side = theirs.config.sample_size if size is None else at(size, size // 4)
     inputs = unet_inputs(theirs, side, torch.float32)
+    what = f"{'built-in model' if size is None else 'SD 1.5'}, guided step, {side}x{side}"
+    turns, runs = (5, 10) if size is None else (3, 1)
+    return Step(cast(UNet, ours), theirs, inputs, what, turns, runs)
+
+
+def step(engine: str, dtype: torch.dtype, size: int | None) -> Race:
+    """Race a guided step of Stable Diffusion 1.5's size; None: of the built-in model."""
+    require(engine)
+    ours, theirs, inputs, what, turns, runs = guided_step(size)
     exact = theirs(*inputs).sample
     ours.to(dtype)
     speed_up(ours)
@@ -135,16 +156,15 @@ def step(engine: str, dtype: torch.dtype, size: int | None) -> Race:
         peer = max(found["of theirs"], 0.02)  # where it computes in float32 after all
         return found["error of ours"], allowed_error(peer, dtype)
 
-    what = "built-in model" if size is None else "SD 1.5"
     return Race(
-        f"{what}, guided step, {side}x{side}, {NAMES[dtype]}",
+        f"{what}, {NAMES[dtype]}",
         lambda: ours(x, t, context),
         lambda: call(*inputs),
         check,
         1.0,
         label(engine),
-        turns=5 if size is None else 3,
-        runs=10 if size is None else 1,
+        turns=turns,
+        runs=runs,
         more=lambda: {name: f"{value:.2g}" for name, value in found.items()},
     )
 
@@ -159,15 +179,14 @@ def rows(engine: str) -> dict[str, Callable[[], Race]]:
     return made
 
 
-def own_engine(dtype: torch.dtype) -> Race:
-    """Race the built-in model's guided step: OpenVINO behind our U-Net against our layers."""
+def own_engine(dtype: torch.dtype, size: int | None) -> Race:
+    """Race a guided step, as ``step``: OpenVINO behind our U-Net against our layers."""
     require("openvino")
-    (ours, peer), (plain, _) = built_in(), built_in()
-    inputs = unet_inputs(peer, peer.config.sample_size, torch.float32)
-    exact = peer(*inputs).sample
+    ours, theirs, inputs, what, turns, runs = guided_step(size)
+    exact = theirs(*inputs).sample
     ours.to(dtype)
+    engine = EngineUNet(adapt_to_cpu(copy.deepcopy(ours)), Engine())
     speed_up(ours)
-    engine = EngineUNet(adapt_to_cpu(plain.to(dtype)), Engine())
     x, t, context = inputs[0].to(dtype), inputs[1], inputs[2].to(dtype)
     found: dict[str, float] = {}
 
@@ -177,14 +196,14 @@ def own_engine(dtype: torch.dtype) -> Race:
         return found["of the engine"], allowed_error(max(found["error of ours"], 0.02), dtype)
 
     return Race(
-        f"built-in model, guided step, {NAMES[dtype]}, by OpenVINO {version('openvino')}",
+        f"{what}, {NAMES[dtype]}, by OpenVINO {version('openvino')}",
         lambda: engine(x, t, context),
         lambda: ours(x, t, context),
         check,
         1.0,
         "ldm optimized",
-        turns=5,
-        runs=10,
+        turns=turns,
+        runs=runs,
         more=lambda: {name: f"{value:.2g}" for name, value in found.items()},
     )
 
@@ -196,7 +215,8 @@ def whole(goal: float, dtype: str | None) -> Race:
 
 
 OWN = {
-    **{f"engine-{name}": partial(own_engine, dtype) for dtype, name in NAMES.items()},
+    **{f"engine-{name}": partial(own_engine, dtype, None) for dtype, name in NAMES.items()},
+    **{f"engine-{name}-64": partial(own_engine, dtype, 64) for dtype, name in NAMES.items()},
     "engine-warm": partial(whole, 2.5, None),
     "engine-warm-fp32": partial(whole, 1.4, "float32"),
 }
