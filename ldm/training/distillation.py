@@ -51,6 +51,17 @@ class SkippingDDIM:
         """
         return self.end((share * ((t + 1) // self.k)).long() * self.k + self.k - 1)
 
+    def phase_end(self, t: Tensor, phases: int) -> Tensor:
+        """Return the end of the phase that the steps beginning at t, int64 (B,), are in.
+
+        Phases divide the trajectory where a sampler of so many steps begins them, as
+        ``ldm.samplers.spacing.tcd_levels`` has it (Wang et al. 2024, "Phased consistency models",
+        section 3.1).
+        """
+        inner = [self.steps - i * self.steps // phases for i in range(phases - 1, 0, -1)]
+        ends = torch.tensor([0, *(i * self.k - 1 for i in inner)], device=t.device)
+        return ends[torch.bucketize(t, ends[1:])]
+
     def step(self, output: Tensor, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """Move x from t to s by a network's output at t: x_s = α_s x̂₀ + σ_s ε̂; float32."""
         a, b = self.scheduler.levels(t, x), self.scheduler.levels(s, x)

@@ -22,6 +22,7 @@ from ldm.checkpoints.folder import save_component
 from ldm.config import SchedulerConfig
 from ldm.errors import ArgumentError
 from ldm.pipeline import Pipeline
+from ldm.samplers.spacing import tcd_levels
 from ldm.scheduler import DDPMScheduler
 from ldm.training.config import TrainConfig
 from ldm.training.data import step_generator
@@ -167,6 +168,53 @@ def test_times_of_the_trajectory() -> None:
     assert counts.tolist() == [20] * 5
     with pytest.raises(ArgumentError, match=r"num_ddim_timesteps is 1001; it must be in \[1, 1000"):
         SkippingDDIM(solver.scheduler, 1001)
+
+
+@pytest.mark.parametrize("steps", [50, 25, 7])
+def test_phases_are_the_sampler_s_steps(steps: int) -> None:
+    """Steps of a phase that begins where the sampler is called end where it goes to."""
+    scheduler = DDPMScheduler(SchedulerConfig(**SD, original_inference_steps=steps))
+    solver = SkippingDDIM(scheduler, steps)
+    every = solver.start(torch.arange(0, 1000))
+    for phases in range(1, 8):
+        ends = solver.phase_end(every, phases)
+        assert (ends <= solver.end(every)).all()
+        levels = tcd_levels(scheduler, phases, "")
+        begins = torch.tensor([int(a.t) for a, _ in levels])
+        assert ends.unique(sorted=True).tolist() == [0, *begins[1:].flip(0).tolist()]
+        assert solver.phase_end(begins, phases).tolist() == [*begins[1:].tolist(), 0]
+    assert (solver.phase_end(every, 1) == 0).all()
+
+
+def test_of_phases_only_the_ends_are_learnt(bases: Any, pictures: Path, tmp_path: Path) -> None:
+    """The loss is that between two points of the phase's end, by the teacher's step between."""
+    base, _ = bases("sd")
+    given: dict[str, Any] = {"objective": "tcd", "phases": 3, "num_ddim_timesteps": 50}
+    recipe: Any = build_recipe(config_for("lcm", base, pictures, tmp_path, **given))
+    recipe.prepare(Accelerator(cpu=True))
+    batch = recipe.batch(0, step_generator(0, 0))
+    ends = (679, 339, 0)
+    for t, s in zip(batch["t"].tolist(), batch["s"].tolist(), strict=True):
+        assert s == next(end for end in ends if end < t)
+    recipe.follow(copy.deepcopy(recipe.model))
+    loss, _ = recipe.loss(recipe.model, batch)
+    inputs, x, t, s = recipe.inputs(batch), recipe.x_t(batch), batch["t"], batch["s"]
+    with torch.no_grad():
+        end = (t - 20).clamp(min=0)
+        taught = recipe.teach(x, t, inputs, batch["w"])
+        x_end = moved(recipe.scheduler, taught, x, t, end)
+        want = moved(recipe.scheduler, recipe.model(x_end, end, inputs), x_end, end, s)
+        got = moved(recipe.scheduler, recipe.model(x, t, inputs), x, t, s)
+    expected = (((got - want).square() + 0.001**2).sqrt() - 0.001).mean()
+    assert abs(float(loss - expected)) <= 1e-6 and float(loss) > 0
+    assert recipe.usage() == {"sampler": "tcd", "num_inference_steps": 3, "guidance_scale": 1.0}
+
+
+def moved(scheduler: DDPMScheduler, output: Tensor, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+    """DDIM's step by ε, of ᾱ as the paper writes it."""
+    a, b = (scheduler.alphas_cumprod[each].float().view(-1, 1, 1, 1) for each in (t, s))
+    clean = (x - (1 - a).sqrt() * output) / a.sqrt()
+    return b.sqrt() * clean + (1 - b).sqrt() * output
 
 
 # The recipes
@@ -376,6 +424,7 @@ def run(config: TrainConfig, stops: tuple[int, ...] = ()) -> None:
     [
         ("lcm", {"train": "lora"}),
         ("lcm", {"train": "full", "objective": "tcd"}),
+        ("lcm", {"objective": "tcd", "phases": 2, "train": "lora"}),
         ("guidance_distillation", {"train": "full"}),
     ],
 )
@@ -490,6 +539,14 @@ def test_the_teacher_of_a_lora_has_no_adapters(bases: Any, pictures: Path, tmp_p
         ("lcm", {"min_snr_gamma": 5.0}, "min_snr_gamma weighs no consistency loss"),
         ("lcm", {"num_ddim_timesteps": 2000}, r"num_ddim_timesteps is 2000; it must be in \[1, 10"),
         ("lcm", {"objective": "lmc"}, "objective is 'lmc'; expected 'lcm' or 'tcd'"),
+        ("lcm", {"phases": 4}, 'only objective = "tcd" knows more than the end'),
+        ("lcm", {"phases": 0, "objective": "tcd"}, r"phases is 0; it must be in \[1, inf\)"),
+        ("lcm", {"phases": 51, "objective": "tcd"}, "phases is 51; it must be at most .* 50"),
+        (
+            "lcm",
+            {"phases": 4, "objective": "tcd", "num_ddim_timesteps": 25},
+            "num_ddim_timesteps is 25, but with .* original_inference_steps = 50, .* give 50",
+        ),
         ("guidance_distillation", {}, "a LoRA learns one guidance scale, but options.w_min is 3.0"),
     ],
 )

@@ -29,6 +29,9 @@ class LCMOptions(DistillationOptions):
     # What is to agree at two times of one trajectory: "lcm", its clean end; "tcd", any point below
     # (Zheng et al. 2024), whose sampler "tcd" takes more steps without getting blurred.
     objective: str = choice(*SCHEDULERS)
+    # Of "tcd": only the end of a phase, of so many; as many steps draw, with eta 0 (Wang et al.
+    # 2024). Each learns a part of the trajectory, so that this is learnt far sooner.
+    phases: int | None = within("[1, inf)", None)
     num_ddim_timesteps: int = within("[1, inf)", 50)  # N of the teacher's steps, of T/N timesteps
     loss_type: str = choice("huber", "l2")
     huber_c: float = within("(0, inf)", 0.001)
@@ -46,8 +49,29 @@ class LCMRecipe(DistillationRecipe):
         self.options = options = read_table(LCMOptions, config.options, "options.")
         if options.min_snr_gamma is not None:
             raise ArgumentError("options.min_snr_gamma weighs no consistency loss; leave it out")
+        if options.phases is not None and options.objective != "tcd":
+            raise ArgumentError(
+                'options.phases divides a trajectory, of whose points only objective = "tcd" '
+                "knows more than the end; leave it out, or take that objective"
+            )
         super().__init__(config, options, "a consistency model")
         self.solver = SkippingDDIM(self.scheduler, options.num_ddim_timesteps)
+        if options.phases is not None:
+            self.check_phases(options.phases)
+
+    def check_phases(self, phases: int) -> None:
+        """Raise ArgumentError unless phases begin where the sampler's steps will."""
+        taught, own = self.solver.steps, self.scheduler.config.original_inference_steps
+        if phases > taught:
+            raise ArgumentError(
+                f"options.phases is {phases}; it must be at most num_ddim_timesteps, {taught}"
+            )
+        if self.options.train == "lora" and taught != own:
+            raise ArgumentError(
+                f"options.num_ddim_timesteps is {taught}, but with {self.options.base}, whose "
+                f"scheduler has original_inference_steps = {own}, steps begin elsewhere than "
+                f"phases; give {own}"
+            )
 
     def saved_parts(self) -> dict[str, Any]:
         """Return the scheduler and the defaults of a model of few steps."""
@@ -59,7 +83,8 @@ class LCMRecipe(DistillationRecipe):
             timestep_spacing=None,
         )
         scale = parts["defaults"].guidance_scale
-        defaults = few_steps(self.pipe, options.num_inference_steps or 4, scale)
+        steps = options.phases or options.num_inference_steps or 4
+        defaults = few_steps(self.pipe, steps, scale)
         return {"scheduler": DDPMScheduler(config), "defaults": defaults}
 
     def noised(self, drawn: Drawn, generator: torch.Generator) -> dict[str, Tensor]:
@@ -68,6 +93,8 @@ class LCMRecipe(DistillationRecipe):
         if self.options.objective == "tcd":
             share = torch.rand(len(batch["t"]), generator=generator)
             batch["s"] = self.solver.trajectory(batch["t"], share)
+        if self.options.phases is not None:
+            batch["s"] = self.solver.phase_end(batch["t"], self.options.phases)
         return batch
 
     def example(self, count: int) -> dict[str, Tensor]:
@@ -107,11 +134,12 @@ class LCMRecipe(DistillationRecipe):
         given = self.options
         return {
             "sampler": given.objective,
-            "num_inference_steps": given.num_inference_steps,
+            "num_inference_steps": given.phases or given.num_inference_steps,
             "guidance_scale": scale if given.guidance_scale is None else given.guidance_scale,
         }
 
     def save(self, model: Trained, folder: Path) -> None:
         """Write the LoRA, or the whole model as diffusers' pipeline of latent consistency."""
-        usage = f"sampler {self.options.objective}, 4 to 8 steps, guidance scale 1"
+        steps = self.options.phases or "4 to 8"
+        usage = f"sampler {self.options.objective}, {steps} steps, guidance scale 1"
         self.save_student(model, folder, usage)
