@@ -140,6 +140,7 @@ class LCMRecipe(DistillationRecipe):
 
     def save(self, model: Trained, folder: Path) -> None:
         """Write the LoRA, or the whole model as diffusers' pipeline of latent consistency."""
-        steps = self.options.phases or "4 to 8"
-        usage = f"sampler {self.options.objective}, {steps} steps, guidance scale 1"
+        options = self.options
+        sampler = options.objective if options.phases is None else "lcm or tcd"
+        usage = f"sampler {sampler}, {options.phases or '4 to 8'} steps, guidance scale 1"
         self.save_student(model, folder, usage)
