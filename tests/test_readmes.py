@@ -15,6 +15,7 @@ READMES = sorted(
     for pattern in ("*.md", "*/README.md", "*/*/README.md")
     for path in ROOT.glob(pattern)
     if path.name in ("README.md", "CONTRIBUTING.md")
+    and path.relative_to(ROOT).parts[0] not in ("data", "runs")  # git-ignored, of whoever trains
 )
 BLOCK = re.compile(
     r"(?:<!-- not run: (?P<why>.+?) -->\n)?```(?P<kind>bash|python)\n(?P<text>.*?)```", re.S

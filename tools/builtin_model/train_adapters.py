@@ -50,7 +50,11 @@ ADAPTERS = (
         "lcm_lora",
         0.4,
         "lcm_lora/pytorch_lora_weights.safetensors",
-        ('options.save_as="diffusers"', "options.save_dtype='float16'"),
+        (
+            *('options.save_as="diffusers"', "options.save_dtype='float16'"),
+            # As the shipped one learnt at last: the first two parts would undo it.
+            *('options.objective="tcd"', "options.phases=4", "options.num_ddim_timesteps=50"),
+        ),
     ),
     Adapter("controlnet", 0.4, "controlnet"),
     Adapter("ip_adapter", 0.2, "ip_adapter"),
