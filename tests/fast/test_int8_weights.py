@@ -21,7 +21,8 @@ from ldm.fast import int8_weights
 from ldm.fast.int8_weights import Int8Offload, Int8Weight, is_rounded, size_in_8_bits
 from ldm.fast.optimize import Optimized, check_optimize, keep_away, undo
 from ldm.loading.outline import read_outline
-from ldm.memory.estimate import Drawing, estimate
+from ldm.memory.estimate import Drawing, Networks, estimate
+from ldm.memory.refusal import ways_out
 from ldm.pipeline import Pipeline
 from tests.fast.test_cuda import SETTINGS
 from tests.helpers.networks import difference
@@ -183,6 +184,20 @@ def test_bytes_are_counted_alike_on_disk_and_loaded(small: None) -> None:
     held += sum(tensor.nbytes for tensor, _ in away.home)
     assert held == counted - max(layer.weight.nbytes for layer in away.layers[pipe.unet])
     assert size_in_8_bits(pipe.unet) == counted
+
+
+def test_where_one_plain_part_is_too_much_8_bits_are_proposed() -> None:
+    there = read_outline(asset_path("weights"), torch.float32, "cuda")
+    large = {"weights": {"unet": 10**10}, "in_8_bits": {"unet": 3 * 10**9}, "by_blocks": 10**9}
+    model, drawing = replace(there, **large), Drawing(512, 512)
+
+    def advice(model: Networks, away: Networks) -> str:
+        return " ".join(ways_out(model, drawing, estimate(away, drawing).missing))
+
+    rounded = replace(model, offload=True, int8_weights=True)
+    assert "--int8-weights, optimize(int8_weights=True)" in advice(model, rounded)
+    assert "--offload" in advice(model, replace(model, offload=True))
+    assert "--sequential-offload" in advice(rounded, replace(model, offload="sequential"))
 
 
 def test_options_and_errors(folder: Path) -> None:
