@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -25,6 +24,7 @@ from ldm.memory.estimate import Drawing, Networks, estimate
 from ldm.memory.refusal import ways_out
 from ldm.pipeline import Pipeline
 from tests.fast.test_cuda import SETTINGS
+from tests.helpers.loras import save_lora_of_ones
 from tests.helpers.networks import difference
 
 PLACE = torch.device("cpu")
@@ -107,17 +107,13 @@ def test_one_part_has_its_rows_at_a_time(small: None, folder: Path) -> None:
 def test_a_small_change_by_a_lora_is_not_lost(small: None, folder: Path, tmp_path: Path) -> None:
     """It is put on the plain weights, and rounded with them."""
     pipe, plain = (Pipeline.from_pretrained(folder, device="cpu") for _ in range(2))
-    block = "mid_block.attentions.0.transformer_blocks.0.attn1.to_v"
-    rows, columns = plain.unet.get_submodule(block).weight.shape
-    factors = {"lora_A": torch.ones(2, columns), "lora_B": torch.ones(rows, 2)}
-    names = {f"unet.{block}.{name}.weight": value for name, value in factors.items()}
-    save_file(names, tmp_path / "lora.safetensors")
-    plain.load_lora_weights(tmp_path / "lora.safetensors", scale=0.01)
+    lora = save_lora_of_ones(plain.unet, tmp_path)
+    plain.load_lora_weights(lora, scale=0.01)
     round_all(plain)
     want = plain("a red car", **SETTINGS).images
     in_8_bits(pipe)
     before = pipe("a red car", **SETTINGS).images
-    pipe.load_lora_weights(tmp_path / "lora.safetensors", scale=0.01)
+    pipe.load_lora_weights(lora, scale=0.01)
     assert difference(pipe("a red car", **SETTINGS).images, want) <= 1e-5
     assert difference(want, before) > 1e-5
     pipe.unload_lora_weights()

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ldm.cli.options import read
@@ -23,6 +22,7 @@ from ldm.layers import ResnetBlock, TransformerBlock
 from ldm.pipeline import Pipeline
 from tests.fast.test_cuda import SETTINGS, unet_of
 from tests.fast.test_unets import asked
+from tests.helpers.loras import save_lora_of_ones
 from tests.helpers.networks import difference
 
 PLACE = torch.device("cpu")
@@ -152,19 +152,15 @@ def test_weights_that_change_while_they_are_on_their_way(small: None) -> None:
 def test_a_lora_is_put_on_at_home(small: None, folder: Path, tmp_path: Path) -> None:
     """``changes_model`` takes the blocks off first: what was changed there would be lost."""
     pipe, plain = (Pipeline.from_pretrained(folder, device="cpu") for _ in range(2))
-    block = "mid_block.attentions.0.transformer_blocks.0.attn1.to_v"
-    rows, columns = plain.unet.get_submodule(block).weight.shape
-    factors = {"lora_A": torch.ones(2, columns), "lora_B": torch.ones(rows, 2)}
-    names = {f"unet.{block}.{name}.weight": value for name, value in factors.items()}
-    save_file(names, tmp_path / "lora.safetensors")
+    lora = save_lora_of_ones(plain.unet, tmp_path)
     before = plain("a red car", **SETTINGS).images
-    plain.load_lora_weights(tmp_path / "lora.safetensors")
+    plain.load_lora_weights(lora)
     want = plain("a red car", **SETTINGS).images
     assert difference(want, before) > 1e-4
     away = offloaded(pipe)
     pipe("a red car", **SETTINGS | {"output_type": "latent"})
     assert away.present is not None and away.buffers
-    pipe.load_lora_weights(tmp_path / "lora.safetensors")
+    pipe.load_lora_weights(lora)
     assert away.present is None and away.next is None and not away.buffers
     assert torch.equal(pipe("a red car", **SETTINGS).images, want)
     pipe.unload_lora_weights()

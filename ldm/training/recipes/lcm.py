@@ -37,6 +37,11 @@ class LCMOptions(DistillationOptions):
     huber_c: float = within("(0, inf)", 0.001)
     num_inference_steps: int | None = within("[1, inf)", 4)  # of the pictures that show progress
 
+    @property
+    def drawing_steps(self) -> int | None:
+        """Steps that it is to draw in: as many as phases, if there are any."""
+        return self.phases or self.num_inference_steps
+
 
 class LCMRecipe(DistillationRecipe):
     """Learns to jump to the end of a trajectory that the guided base goes in many steps.
@@ -83,8 +88,7 @@ class LCMRecipe(DistillationRecipe):
             timestep_spacing=None,
         )
         scale = parts["defaults"].guidance_scale
-        steps = options.phases or options.num_inference_steps or 4
-        defaults = few_steps(self.pipe, steps, scale)
+        defaults = few_steps(self.pipe, options.drawing_steps or 4, scale)
         return {"scheduler": DDPMScheduler(config), "defaults": defaults}
 
     def noised(self, drawn: Drawn, generator: torch.Generator) -> dict[str, Tensor]:
@@ -134,7 +138,7 @@ class LCMRecipe(DistillationRecipe):
         given = self.options
         return {
             "sampler": given.objective,
-            "num_inference_steps": given.phases or given.num_inference_steps,
+            "num_inference_steps": given.drawing_steps,
             "guidance_scale": scale if given.guidance_scale is None else given.guidance_scale,
         }
 
