@@ -23,28 +23,30 @@ class AttentionByHeads(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, known: Sequence[Tensor] = ()) -> Tensor:
         """Return ``known``'s output, if there is one, else compute it."""
-        ctx.save_for_backward(q, k, v)
         if known:
-            return known[0].detach()
-        # The heads of a token lie side by side, as the layer behind reads them.
-        y = q.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[3]).transpose(1, 2)
-        for b, h in heads(q):
-            y[b, h] = product(probabilities(q[b, h], k[b, h]), v[b, h].t())
+            y = known[0].detach()
+        else:
+            # The heads of a token lie side by side, as the layer behind reads them.
+            y = q.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[3]).transpose(1, 2)
+            for b, h in heads(q):
+                y[b, h] = product(probabilities(scaled(q[b, h]), k[b, h]), v[b, h].t())
+        ctx.save_for_backward(q, k, v, y)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v = ctx.saved_tensors
+        q, k, v, y = ctx.saved_tensors
         q_grad, k_grad, v_grad = (torch.empty_like(x) for x in (q, k, v))
         for b, h in heads(q):
             q_h, k_h, v_h, g = (x[b, h].contiguous() for x in (q, k, v, grad))
+            q_h = scaled(q_h)
             p = probabilities(q_h, k_h)
             v_grad[b, h] = product(g.t().contiguous(), p.t()).t()
-            # of the softmax (its Jacobian is diag(p) − p pᵀ), and of the scale
+            # Of the softmax, whose Jacobian is diag(p) − p pᵀ: with s = v g, pᵀ s is y · g.
             s = product(g, v_h)
-            s.sub_((s * p).sum(dim=-1, keepdim=True)).mul_(p).mul_(q.shape[-1] ** -0.5)
-            q_grad[b, h] = product(s, k_h.t())
+            s.sub_((g * y[b, h]).sum(dim=-1, keepdim=True)).mul_(p)
+            q_grad[b, h] = product(s, scaled(k_h).t())
             k_grad[b, h] = product(q_h.t().contiguous(), s.t()).t()
         return q_grad, k_grad, v_grad, None
 
@@ -54,8 +56,12 @@ def heads(q: Tensor) -> list[tuple[int, int]]:
     return [(b, h) for b in range(q.shape[0]) for h in range(q.shape[1])]
 
 
+def scaled(x: Tensor) -> Tensor:
+    """Return x / √d of one head, (N,d)."""
+    return x * x.shape[-1] ** -0.5
+
+
 def probabilities(q: Tensor, k: Tensor) -> Tensor:
-    """Compute softmax(q kᵀ / √d) of one head: (N,d), (M,d) → (N,M)."""
-    scaled = q * q.shape[-1] ** -0.5
+    """Compute softmax(q kᵀ) of one head: (N,d), already scaled, and (M,d) → (N,M)."""
     with torch.autocast("cpu", enabled=False):  # it would compute the softmax in float32
-        return product(scaled, k).softmax(dim=-1)
+        return product(q, k).softmax(dim=-1)

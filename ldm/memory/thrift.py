@@ -19,6 +19,8 @@ TRIM_THRESHOLD = (-1, 1 << 20)
 TOP_PAD = (-2, 1 << 20)
 HOLES = 2.5  # times what tensors take, from which on holes do no harm
 FREED = 64 << 20  # bytes freed for good, after which their holes are given back
+# How many descriptions of products PyTorch keeps for each thread; read at the first of these.
+DESCRIPTIONS = "LRU_CACHE_CAPACITY"
 
 _freed = 0  # bytes since the last time
 
@@ -48,3 +50,12 @@ def give_back(size: int) -> None:
         return
     with contextlib.suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def keep_one_description() -> None:
+    """Let PyTorch's CPU threads keep the description of one product each, not of 1,024.
+
+    Each is of a quarter of a megabyte, and oneDNN keeps them, too, so that nothing takes longer.
+    Training has so many kinds of products that it was 55 MB. A number of the user's stays.
+    """
+    os.environ.setdefault(DESCRIPTIONS, "1")

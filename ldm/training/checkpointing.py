@@ -23,9 +23,10 @@ from ldm.layers import ResnetBlock, SpatialAttention, TransformerBlock
 # As of diffusers' ``enable_gradient_checkpointing`` and transformers' ``gradient_checkpointing``.
 BLOCKS = (ResnetBlock, TransformerBlock, SpatialAttention, EncoderLayer)
 
-# From which on `checkpoint_partly` computes again: a U-Net's finer levels keep more bytes for the
-# same number of operations.
-MANY_PIXELS = 1024
+# Pixels from which on `checkpoint_partly` computes again: finer levels keep more bytes for the same
+# number of operations. Networks with fewer than ``MANY`` weights keep little anyway.
+PIXELS, PIXELS_OF_SMALL = 64, 1024
+MANY = 100_000_000
 
 
 def checkpoint_blocks(network: nn.Module) -> None:
@@ -46,8 +47,8 @@ def is_checkpointed(block: nn.Module) -> bool:
 
 def keeps_all(block: nn.Module, x: Tensor) -> bool:
     """Whether a block that ``is_checkpointed`` keeps all of this input, as it has few pixels."""
-    partly = getattr(vars(block)["forward"], "func", None) is partly_recomputed
-    return partly and x.shape[1] < MANY_PIXELS
+    forward = vars(block)["forward"]
+    return forward.func is partly_recomputed and x.shape[1] < forward.args[1]
 
 
 def recomputed(block: nn.Module, *arguments: Any, **named: Any) -> Any:
@@ -60,33 +61,40 @@ def recomputed(block: nn.Module, *arguments: Any, **named: Any) -> Any:
 
 
 def checkpoint_partly(network: nn.Module) -> None:
-    """Let a frozen U-Net on a CPU keep two fifths of its finest level, for a sixteenth more time.
+    """Let a frozen U-Net on a CPU keep less than half, for a tenth more time.
 
     Transformer blocks keep their inputs and the outputs of attention among pixels, residual blocks
-    the inputs of their normalisations, if there are ``MANY_PIXELS``. Blocks with gradient
+    the inputs of their normalisations, if there are enough pixels. Blocks with gradient
     checkpointing keep less already.
     """
+    large = sum(weight.numel() for weight in network.parameters()) >= MANY
+    least = PIXELS if large else PIXELS_OF_SMALL
     for block in network.modules():
         if is_checkpointed(block):
             continue
         if isinstance(block, TransformerBlock):
-            block.forward = partial(partly_recomputed, block)  # type: ignore[method-assign]
+            block.forward = partial(partly_recomputed, block, least)  # type: ignore[method-assign]
         elif isinstance(block, ResnetBlock):
-            block.activate = partial(normalised_again, block)  # type: ignore[method-assign]
+            block.activate = partial(normalised_again, block, least)  # type: ignore[method-assign]
 
 
-def partly_recomputed(block: nn.Module, x: Tensor, *arguments: Any, **named: Any) -> Tensor:
-    """Compute a block by its class; in the backward pass again, except what is kept inside."""
+def partly_recomputed(
+    block: nn.Module, least: int, x: Tensor, *arguments: Any, **named: Any
+) -> Tensor:
+    """Compute a block by its class; in the backward pass again, except what is kept inside.
+
+    least: pixels of x, below which everything is kept.
+    """
     forward = partial(type(block).forward, block, **named)
-    if not x.is_cpu or x.shape[1] < MANY_PIXELS:
+    if not x.is_cpu or x.shape[1] < least:
         return forward(x, *arguments)
     return recompute.recomputed(block, forward, x, *arguments)
 
 
-def normalised_again(block: ResnetBlock, norm: nn.Module, x: Tensor) -> Tensor:
-    """Normalise and activate, in the backward pass again."""
+def normalised_again(block: ResnetBlock, least: int, norm: nn.Module, x: Tensor) -> Tensor:
+    """Normalise and activate; in the backward pass again, if there are so many pixels."""
     activate = partial(type(block).activate, block, norm)
-    if not x.is_cpu or x.shape[2:].numel() < MANY_PIXELS:
+    if not x.is_cpu or x.shape[2:].numel() < least:
         return activate(x)
     return recompute.recomputed(norm, activate, x)
 

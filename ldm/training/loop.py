@@ -23,6 +23,7 @@ from ldm.config import write_json
 from ldm.errors import ArgumentError, LDMError, TrainingError
 from ldm.fast.waiting import sleep_beside_others
 from ldm.images.files import save_image
+from ldm.memory.thrift import keep_one_description
 from ldm.training.checkpoint import (
     Learner,
     check_finite,
@@ -98,6 +99,8 @@ class Trainer:
         self.run = Path(config.output)
         check_optimizer(config)
         self.accelerator = build_accelerator(config)
+        if self.accelerator.device.type == "cpu":
+            keep_one_description()
         self.main = self.accelerator.is_main_process
         self.metrics = Metrics()
         self.saved = -1  # steps that the last checkpoint of this session has

@@ -1,11 +1,16 @@
-"""What packing frees is given back, also where the C library's heap keeps freed blocks."""
+"""What packing frees is given back, and what libraries keep twice is kept once."""
 
 from __future__ import annotations
 
+import ctypes
+import os
 import subprocess
 import sys
 
 import pytest
+import torch
+
+from ldm.memory.thrift import DESCRIPTIONS, keep_one_description
 
 SCRIPT = """
 import sys, torch
@@ -45,3 +50,53 @@ def test_packing_leaves_no_holes() -> None:
 
     often, never = growth(16 << 20), growth(1 << 60)
     assert often < 0.75 * never  # measured 0.27 and 0.47
+
+
+def test_a_number_of_the_users_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(DESCRIPTIONS, raising=False)
+    keep_one_description()
+    assert os.environ[DESCRIPTIONS] == "1"
+    monkeypatch.setenv(DESCRIPTIONS, "64")
+    keep_one_description()
+    assert os.environ[DESCRIPTIONS] == "64"
+
+
+KINDS = """
+import ctypes, sys, torch
+from ldm.memory.thrift import keep_one_description
+
+if sys.argv[1] == "one":
+    keep_one_description()
+names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
+
+class Counted(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in names]
+
+library = ctypes.CDLL(None)
+library.mallinfo2.restype = Counted
+
+def used():
+    found = library.mallinfo2()
+    return (found.uordblks + found.hblkhd) / 1e6
+
+x = torch.ones(512, 512).bfloat16()
+x[:8, :8] @ x[:8, :8]
+before = used()
+for i in range(160):
+    x[: 64 + i] @ x[:, : 32 + i]
+print(used() - before)
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="asks glibc, from 2.33 on")
+@pytest.mark.skipif(
+    not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="products are not oneDNN's"
+)
+def test_descriptions_of_products_are_kept_once() -> None:
+    """Of 160 kinds of products, in MB: measured 92 and 48."""
+
+    def taken(which: str) -> float:
+        command = [sys.executable, "-c", KINDS, which]
+        return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+    assert taken("one") < 0.7 * taken("all")

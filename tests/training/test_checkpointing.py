@@ -14,6 +14,7 @@ from ldm.config import CLIPTextConfig, UNetConfig
 from ldm.fast import cpu, recompute
 from ldm.fast.cpu import adapt_to_cpu
 from ldm.fast.frozen import freeze
+from ldm.training import checkpointing
 from ldm.training.checkpointing import (
     BLOCKS,
     checkpoint_blocks,
@@ -102,6 +103,7 @@ def test_partly_computed_again_gradients_are_bit_identical(
 ) -> None:
     """With attention head by head, which is kept, and without."""
     monkeypatch.setattr(cpu, "MANY_PAIRS", pairs)
+    monkeypatch.setattr(checkpointing, "MANY", 1)
     unet, adapters = frozen()
     plain = gradients(unet, adapters, bf16)
     checkpoint_partly(unet)
@@ -135,6 +137,10 @@ def test_partly_computed_again_a_network_keeps_less(monkeypatch: pytest.MonkeyPa
     checkpoint_partly(unet)
     few = bytes_kept(unet, monkeypatch)
     assert few < 0.4 * plain
+    monkeypatch.setattr(checkpointing, "MANY", 1)  # a large network keeps less of each level
+    large, _ = frozen(conv=False)
+    checkpoint_partly(large)
+    assert bytes_kept(large, monkeypatch) < 0.95 * few
     with counted(unet, adapters) as count:  # with the largest block
         unet(torch.zeros(1, 4, 32, 32), torch.tensor([5]), torch.zeros(1, 77, 24))
     assert few < count.total < plain

@@ -21,7 +21,8 @@ PRODUCTS = re.compile(r"conv|linear|mm\b|attention")  # of PyTorch's operators
 
 def fill(module: nn.Module, device: str | torch.device = "cpu") -> nn.Module:
     """Weights that keep activations of about unit size, in the memory of a module on "meta"."""
-    module = module.to_empty(device=device).requires_grad_(False).eval()
+    module = module._apply(lambda t: torch.empty(t.shape, dtype=t.dtype, device=device))
+    module.requires_grad_(False).eval()
     generator = torch.Generator(device).manual_seed(0)
     for name, weight in module.named_parameters():
         if weight.ndim > 1:
