@@ -1,7 +1,8 @@
 """The denoiser that samplers call: (x, level, step) → x̂₀, from a guided U-Net.
 
 It batches the rows of a U-Net call (each picture with its texts and its negative prompt), splits
-the output again, and lets ``ldm.guidance`` combine it into one prediction.
+the output again, and lets ``ldm.guidance`` combine it into one prediction. On a CPU, many rows of
+large pictures become several calls.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor
 from ldm.fast.deepcache import DeepCache
 from ldm.fast.graphs import Graphs
 from ldm.guidance import Guidance
+from ldm.memory.networks import rows_at_once
 from ldm.samplers import Denoised
 from ldm.scheduler import DDPMScheduler, Level
 from ldm.text.conditioning import Conditioning, Prompted, Script
@@ -181,11 +183,14 @@ class Denoiser:
         return Denoised(x0, variance.to(x) if variance.shape[1] else None, gradient)
 
     def _call_unet(self, x: Tensor, level: Level, rows: Sequence[CallRow], step: int) -> Tensor:
-        """Return the U-Net's output for each row, from one call if all contexts have one length."""
+        """Return the U-Net's output for each row, from as few calls as ``group_rows`` allows."""
         conditionings = [row.script.at(self.steps_done + step) for row in rows]
         if conditionings != self._conditionings:
             self._conditionings = conditionings
-            self._calls = list(group_rows(rows, conditionings, self.device))
+            # What keeps something from call to call, or lets rows read each other, has one call.
+            apart = self.sharing is None and isinstance(self.unet, UNet)
+            most = rows_at_once(*x.shape[2:]) if apart and self.device.type == "cpu" else len(rows)
+            self._calls = list(group_rows(rows, conditionings, self.device, most))
         inputs = x if self.known is None else torch.cat([x, self.known], dim=1)
         if self.sharing is not None:
             self.sharing.begin(level)
@@ -239,12 +244,12 @@ class UNetCall(NamedTuple):
 
 
 def group_rows(
-    rows: Sequence[CallRow], conditionings: Sequence[Conditioning], device: torch.device
+    rows: Sequence[CallRow], conditionings: Sequence[Conditioning], device: torch.device, most: int
 ) -> Iterator[UNetCall]:
-    """Group the rows by the length of their contexts: one call unless lengths differ."""
+    """Group the rows by the length of their contexts, and into calls of at most so many."""
     lengths = [one.length for one in conditionings]
-    for length in dict.fromkeys(lengths):
-        mine = [i for i, other in enumerate(lengths) if other == length]
+    alike = ([i for i, it in enumerate(lengths) if it == each] for each in dict.fromkeys(lengths))
+    for mine in (group[i : i + most] for group in alike for i in range(0, len(group), most)):
         parts = [conditionings[i].parts for i in mine]
         yield UNetCall(
             mine,

@@ -68,6 +68,8 @@ CASES = [
     Case("builtin", FP32, 512, 4),
     Case("builtin", FP32, 1024, 1, optimize=False),
     Case("builtin", BF16, 512, 8, guided=False),
+    Case("builtin", BF16, 512, 8),  # two calls of eight rows
+    Case("builtin", BF16, 1024, 4),  # four of two
     Case("builtin", BF16, 1024, 1, image=True),
     Case("half sd1", BF16, 512, 1),
     Case("half sd1", BF16, 768, 4),

@@ -145,6 +145,7 @@ def drawings(
         image is not None,
         steering,
         own.reference_image is not None,
+        together=own.style_aligned or own.deep_cache != 1,
     )
     yield first
     if own.hires_scale is not None:

@@ -112,6 +112,7 @@ def check_memory(
         len(steering),
         request.reference_image is not None,
         request.output_type != "latent",
+        request.style_aligned or request.deep_cache != 1,
     )
     check_fits(
         networks_of(model),

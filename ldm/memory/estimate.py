@@ -71,6 +71,7 @@ class Drawing:
         image: whether a picture is read and encoded. controlnets: how many steer.
         reference: whether each row has one of a reference picture beside it.
         decode: whether pictures come out, not latents.
+        together: whether all rows are computed in one call, as with DeepCache.
     """
 
     height: int
@@ -81,6 +82,7 @@ class Drawing:
     controlnets: int = 0
     reference: bool = False
     decode: bool = True
+    together: bool = False
 
 
 @dataclass(frozen=True)
@@ -202,6 +204,8 @@ def denoise_bytes(model: Networks, drawing: Drawing, height: int, width: int) ->
     """Count what a step takes; height, width: of the latents."""
     kernels = Kernels(model.itemsize, model.optimized, model.int8)
     rows = drawing.rows * drawing.count * (2 if drawing.reference else 1)
+    if model.device == "cpu" and not (model.engine or drawing.reference or drawing.together):
+        rows = min(rows, networks.rows_at_once(height, width))
     steered = drawing.controlnets > 0
     values = networks.unet_call(model.unet, height, width, kernels, steered)
     if steered:

@@ -155,7 +155,10 @@ def row(name: str, pixels: int, count: int, minutes: float = MINUTES) -> Race:
     given, small = inputs(config, count, side), inputs(config, 1, SMALL)
 
     def call_ours(given: Inputs = given) -> Tensor:
-        return found.ours(*given)
+        most = networks.rows_at_once(*given.x.shape[2:])  # as `Denoiser` has it
+        starts = range(0, len(given.x), most)
+        parts = ([None if x is None else x[i : i + most] for x in given] for i in starts)
+        return torch.cat([found.ours(*part) for part in parts])
 
     def call_theirs(given: Inputs = given) -> Tensor:
         added = {"text_embeds": given.pooled, "time_ids": given.time_ids}
