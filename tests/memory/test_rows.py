@@ -8,10 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ldm.control.preprocessors import scribble
 from ldm.loading.needed import networks_of
 from ldm.memory import networks
 from ldm.memory.estimate import Drawing, estimate
 from ldm.pipeline import Pipeline
+from tools.readme_pictures import drawing
 
 LATENTS = 16 * 16  # of the built-in model's pictures
 LONG = "a red car on a yellow background, " * 20  # of two chunks
@@ -74,6 +76,23 @@ def test_the_pictures_are_those_of_one_call(
     _, want = draw(pipe, monkeypatch, 100, prompt, **more)
     calls, got = draw(pipe, monkeypatch, most, prompt, **more)
     assert calls == step * 2
+    assert (got - want).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"control_image": scribble(drawing(128))},
+        {"control_image": scribble(drawing(128)), "guess_mode": True},
+        {"ip_adapter_image": drawing(128)},
+        {"image": drawing(128), "strength": 0.9},
+    ],
+    ids=["control", "guess_mode", "ip_adapter", "image"],
+)
+def test_what_steers_goes_with_its_rows(
+    pipe: Pipeline, monkeypatch: pytest.MonkeyPatch, more: dict[str, Any]
+) -> None:
+    want, got = (draw(pipe, monkeypatch, most, "a fish", **more)[1] for most in (100, 2))
     assert (got - want).abs().max() < 1e-4
 
 
