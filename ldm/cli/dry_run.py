@@ -119,7 +119,7 @@ def drawings(
 ) -> Iterator[Drawing]:
     """Yield the passes that draw a batch."""
     from ldm.images.inputs import check_size
-    from ldm.memory.estimate import Drawing
+    from ldm.memory.estimate import Drawing, in_one_call
 
     own = batch[0].line.arguments
     image, _ = given_pictures(own)
@@ -145,7 +145,7 @@ def drawings(
         image is not None,
         steering,
         own.reference_image is not None,
-        together=own.style_aligned or own.deep_cache != 1,
+        together=in_one_call(own.style_aligned, own.deep_cache),
     )
     yield first
     if own.hires_scale is not None:

@@ -16,7 +16,7 @@ from ldm.fast.memory import available_memory
 from ldm.images.inputs import check_size
 from ldm.latents import Pixels
 from ldm.loading.model import Model
-from ldm.memory.estimate import Drawing, MemoryNeeded, Networks, estimate
+from ldm.memory.estimate import Drawing, MemoryNeeded, Networks, estimate, in_one_call
 from ldm.memory.refusal import OVERRIDE, check_fits
 from ldm.memory.system import gigabytes
 from ldm.request import Request
@@ -112,7 +112,7 @@ def check_memory(
         len(steering),
         request.reference_image is not None,
         request.output_type != "latent",
-        request.style_aligned or request.deep_cache != 1,
+        in_one_call(request.style_aligned, request.deep_cache, request.deep_cache_branch),
     )
     check_fits(
         networks_of(model),

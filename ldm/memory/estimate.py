@@ -85,6 +85,14 @@ class Drawing:
     together: bool = False
 
 
+def in_one_call(style_aligned: bool, deep_cache: int, deep_cache_branch: int = 0) -> bool:
+    """Whether these arguments of a request have all rows computed in one U-Net call.
+
+    DeepCache keeps what it computed from call to call; with a shared style rows read each other.
+    """
+    return style_aligned or (deep_cache, deep_cache_branch) != (1, 0)
+
+
 @dataclass(frozen=True)
 class MemoryNeeded:
     """Bytes that a run needs at its peak, by what they are for.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ldm.control.preprocessors import scribble
 from ldm.loading.needed import networks_of
 from ldm.memory import networks
-from ldm.memory.estimate import Drawing, estimate
+from ldm.memory.estimate import Drawing, estimate, in_one_call
 from ldm.pipeline import Pipeline
 from tools.readme_pictures import drawing
 
@@ -121,5 +121,7 @@ def test_the_estimate_counts_the_rows_of_a_call(pipe: Pipeline) -> None:
         return estimate(model, Drawing(1024, 1024, count, **more)).denoising
 
     assert taken(2) < 1.1 * taken(1)
+    assert not in_one_call(False, 1, 0)
+    assert in_one_call(True, 1, 0) and in_one_call(False, 2, 0) and in_one_call(False, 1, 1)
     for more in ({"together": True}, {"reference": True}):
         assert taken(2, **more) > 1.8 * taken(1, **more)
