@@ -555,6 +555,24 @@ def test_whole_build_is_the_same_with_one_process_or_two(archives, tmp_path, cap
     assert "pass --force" in capsys.readouterr().err
 
 
+def test_other_pictures_of_the_same_icons_leave_the_same_held_out(archives, tmp_path):
+    pytest.importorskip("resvg_py")
+    options = ["--size", "32", "--variants", "2", "--processes", "1", "--archives", str(archives)]
+    found = {}
+    for name, seeds in {
+        "first": ["--seed", "0"],
+        "other": ["--seed", "1", "--held-out-seed", "0"],
+        "all other": ["--seed", "1"],
+    }.items():
+        folder = tmp_path / name
+        assert build_icons.main(["--output", str(folder), *seeds, *options]) == 0
+        rows = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
+        out = {(row["set"], row["icon"]) for row in rows if row["split"] == "held_out"}
+        found[name] = out, [row["caption"] for row in rows if row["split"] == "train"]
+    assert found["first"][0] == found["other"][0] != found["all other"][0]
+    assert found["first"][1] != found["other"][1]
+
+
 def test_a_build_that_fails_leaves_nothing(archives, tmp_path, capsys):
     (archives / sources.SETS["noto"].archive).write_bytes(b"cut short")
     assert build_icons.main(["--output", str(tmp_path / "set"), "--archives", str(archives)]) == 1
@@ -562,8 +580,11 @@ def test_a_build_that_fails_leaves_nothing(archives, tmp_path, capsys):
     assert [p.name for p in tmp_path.iterdir()] == ["npm"]
 
 
-def test_options_out_of_range_are_refused(capsys):
+@pytest.mark.parametrize(
+    ("option", "value", "least"), [("--size", 8, 16), ("--held-out-seed", -1, 0)]
+)
+def test_options_out_of_range_are_refused(capsys, option, value, least):
     with pytest.raises(SystemExit) as error:
-        build_icons.parse(["--size", "8"])
+        build_icons.parse([option, str(value)])
     assert error.value.code == 2
-    assert "--size is 8; it must be at least 16" in capsys.readouterr().err
+    assert f"{option} is {value}; it must be at least {least}" in capsys.readouterr().err

@@ -62,9 +62,9 @@ def counts(subjects: list[nouns.Subject], per_icon: int) -> list[int]:
     return result
 
 
-def plan(subjects: list[nouns.Subject], per_icon: int, seed: int) -> list[Task]:
+def plan(subjects: list[nouns.Subject], per_icon: int, held_out_seed: int) -> list[Task]:
     """Tasks in the order of rows: all of training, then the held-out icons, one row each."""
-    out = split.held_out_icons(subjects, seed)
+    out = split.held_out_icons(subjects, held_out_seed)
     marked = [(s, (s.icon.set, s.icon.name) in out) for s in subjects]
     train = [s for s, is_out in marked if not is_out]
     todo = [(s, n, False) for s, n in zip(train, counts(train, per_icon), strict=True)]
@@ -125,7 +125,7 @@ def build(args: argparse.Namespace, folder: Path) -> Counter:
     archives = {name: sources.fetch(p, args.archives) for name, p in sources.SETS.items()}
     emojibase = sources.fetch(sources.EMOJIBASE, args.archives)
     subjects = nouns.read_subjects(archives, emojibase)
-    tasks = plan(subjects, args.variants, args.seed)
+    tasks = plan(subjects, args.variants, args.held_out_seed)
     total = tasks[-1].start + tasks[-1].count
     images = folder / "images.npy"
     shape = (total, args.size, args.size, 3)
@@ -158,6 +158,7 @@ def build(args: argparse.Namespace, folder: Path) -> Counter:
         "size": args.size,
         "variants": args.variants,
         "seed": args.seed,
+        "held_out_seed": args.held_out_seed,
         "packages": {p.name: p.version for p in (*sources.SETS.values(), sources.EMOJIBASE)},
         "icons": len(subjects),
         "images": total,
@@ -179,16 +180,27 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--variants", type=int, default=40, help="pictures of an icon of a common thing (40)"
     )
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of what is drawn (0)")
+    parser.add_argument(
+        "--held-out-seed",
+        type=int,
+        metavar="SEED",
+        help="of which icons are held out (the value of --seed); other pictures of the same icons: "
+        "--seed 1 --held-out-seed 0",
+    )
     parser.add_argument(
         "--archives", type=Path, default=Path("data/npm"), help="folder of npm .tgz files"
     )
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     parser.add_argument("--force", action="store_true", help="replace an existing folder")
     args = parser.parse_args(argv)
-    for name, least in (("size", 16), ("variants", 1), ("processes", 1)):
+    if args.held_out_seed is None:
+        args.held_out_seed = args.seed
+    least_of = {"size": 16, "variants": 1, "processes": 1, "seed": 0, "held_out_seed": 0}
+    for name, least in least_of.items():
         if getattr(args, name) < least:
-            parser.error(f"--{name} is {getattr(args, name)}; it must be at least {least}")
+            option = f"--{name.replace('_', '-')}"
+            parser.error(f"{option} is {getattr(args, name)}; it must be at least {least}")
     return args
 
 
