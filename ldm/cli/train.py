@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import logging
 import os
 import signal
 import sys
@@ -120,8 +121,13 @@ def run_training(arguments: argparse.Namespace) -> None:
     if is_main_process() and not arguments.quiet:
         rows = describe_run(config, recipe, world_size(), activations=False)
         put_text("".join(f"{row}\n" for row in rows))
-    with stopping() as stop_requested:
+    steps_done = 0
+    with (
+        stopping(lambda: steps_done > 0) as stop_requested,
+        printed_log() if is_main_process() and not arguments.quiet else contextlib.nullcontext(),
+    ):
         for state in train_steps(config, recipe, arguments.accept_changes):
+            steps_done += 1
             if state.metrics and state.main and not arguments.quiet:
                 put_text(f"{progress(state, config.steps)}\n")
             state.stop = stop_requested()
@@ -176,13 +182,38 @@ def given_settings(arguments: argparse.Namespace) -> list[str]:
     ]
 
 
+class Printer(logging.Handler):
+    """Prints messages of the log as lines on stdout."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one message."""
+        put_text(f"{record.getMessage()}\n")
+
+
 @contextlib.contextmanager
-def stopping() -> Iterator[Callable[[], bool]]:
-    """Return whether Ctrl-C or SIGTERM has requested a stop; a second signal stops at once."""
+def printed_log() -> Iterator[None]:
+    """Print what training logs: how far the encoding of pictures and captions has come."""
+    log, printer = logging.getLogger("ldm.training"), Printer()
+    level = log.level
+    log.setLevel(logging.INFO)
+    log.addHandler(printer)
+    try:
+        yield
+    finally:
+        log.removeHandler(printer)
+        log.setLevel(level)
+
+
+@contextlib.contextmanager
+def stopping(begun: Callable[[], bool]) -> Iterator[Callable[[], bool]]:
+    """Return whether Ctrl-C or SIGTERM has requested a stop; a second signal stops at once.
+
+    So does the first one before a step is done (``begun``): pictures encoded by then are kept.
+    """
     received: list[int] = []
 
     def request_stop(number: int, frame: object) -> None:
-        if received:
+        if received or not begun():
             raise KeyboardInterrupt
         received.append(number)
         notify("stopping after this step, with a checkpoint (once more: at once, without)")

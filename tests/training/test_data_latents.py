@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
+from ldm.cli.train import printed_log
 from ldm.config import SchedulerConfig
 from ldm.errors import ArgumentError, DataError
 from ldm.scheduler import DDPMScheduler
@@ -22,6 +23,7 @@ from ldm.training.batches import draw_times
 from ldm.training.data import step_generator
 from ldm.training.data.buckets import bucket_sizes, nearest_bucket
 from ldm.training.objectives import check_zero_snr
+from ldm.training.recipes import counted
 from ldm.training.recipes.cached_contexts import CachedContexts
 from ldm.training.recipes.cached_latents import CachedLatents
 from ldm.training.recipes.latent import LatentRecipe
@@ -129,6 +131,27 @@ def test_contexts_are_kept_and_are_those_of_the_captions(
     (changed / "metadata.jsonl").write_text(text)
     build(parts, changed, tmp_path / "kept", keep_contexts=True).prepare(accelerator)
     assert len(calls) == 2
+
+
+def test_the_command_says_how_far_the_encoding_is(
+    parts: Path,
+    arrays: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(counted, "EVERY", 0.0)
+    with printed_log():
+        build(parts, arrays, tmp_path, keep_contexts=True).prepare(Accelerator(cpu=True))
+    lines = capsys.readouterr().out.splitlines()
+    pictures = [line for line in lines if line.startswith("encoding pictures at 32 x 32 px: ")]
+    assert [line.split(": ")[1].split(",")[0] for line in pictures] == [
+        "8 of 20", "16 of 20", "20 of 20",
+    ]  # fmt: skip
+    assert pictures[-1].endswith("20 of 20, 0.0 min left")
+    assert any(line.startswith("encoding captions: ") for line in lines)
+    build(parts, arrays, tmp_path / "other").prepare(Accelerator(cpu=True))
+    assert not capsys.readouterr().out  # the log is printed by the command alone
 
 
 def test_latents_are_kept_and_belong_to_what_made_them(

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from ldm.checkpoints.folder import load_component
@@ -314,6 +315,21 @@ def test_the_command_stops_with_a_checkpoint(
     assert "batch_size was 4, now 2" in capsys.readouterr().err
     assert main(["--config", str(text_config), "--set", "batch_size=2", "--accept-changes"]) == 0
     assert checkpoints(tmp_path / "run")[-1].name == "00000006"
+
+
+def test_the_command_stops_at_once_while_it_prepares(
+    text_config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepare = TextRecipe.prepare
+
+    def interrupted(self: TextRecipe, accelerator: Accelerator) -> None:
+        signal.raise_signal(signal.SIGINT)
+        prepare(self, accelerator)
+        raise AssertionError("the signal was only noted")
+
+    monkeypatch.setattr(TextRecipe, "prepare", interrupted)
+    assert main(["--config", str(text_config)]) == 130
+    assert "after this step" not in capsys.readouterr().err
 
 
 def vae_weights(data: Path, folder: Path, **options: Any) -> dict[str, torch.Tensor]:

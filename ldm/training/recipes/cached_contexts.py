@@ -22,6 +22,7 @@ from ldm.training.recipes.array_files import (
     kept,
     open_array,
 )
+from ldm.training.recipes.counted import counted
 
 BATCH = 64  # captions encoded at once
 
@@ -118,7 +119,7 @@ class CachedContexts:
 
     def _encode(self, names: Sequence[str], share: Tensor, accelerator: Accelerator) -> None:
         files = {name: open_array(self._file(name)) for name in names}
-        for part in share.split(BATCH):
+        for part in counted(share.split(BATCH), "encoding captions"):
             found = self._states([self.texts[i] for i in part.tolist()], accelerator)
             for name, file in files.items():
                 file[part.numpy()] = found[name]

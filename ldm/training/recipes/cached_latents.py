@@ -27,6 +27,7 @@ from ldm.training.recipes.array_files import (
     kept,
     open_array,
 )
+from ldm.training.recipes.counted import counted
 from ldm.training.recipes.encoded_rows import EncodedRows, RowEncoder, time_ids_of
 from ldm.training.recipes.size_groups import (
     SizeGroup,
@@ -239,7 +240,8 @@ class CachedLatents:
         kinds = ["latents", "crops", "readable"] + ["masks"] * (self.masks is not None)
         files = {kind: open_array(self._file(size, kind)) for kind in kinds}
         encoder = RowEncoder(self.vae, self.data, self.masks, self.flip)
-        for part in share.split(8):  # 32 at once leave the cache: a quarter slower
+        parts = share.split(8)  # 32 at once leave the cache: a quarter slower
+        for part in counted(parts, f"encoding pictures at {size[0]} x {size[1]} px"):
             if files["readable"][torch.searchsorted(rows, part).numpy()].all():
                 continue
             part = encoder.readable(part, size)
