@@ -21,7 +21,8 @@ from ldm.loading import devices
 from ldm.pipeline import Pipeline
 
 pytest.register_assert_rewrite("tests.helpers.networks", "tests.helpers.pictures")
-from tests.helpers.networks import randomize  # noqa: E402 (after its rewriting is asked for)
+from tests.helpers.garbage import pass_over_modules  # noqa: E402 (after their rewriting)
+from tests.helpers.networks import randomize  # noqa: E402
 from tests.helpers.surroundings import own_environment  # noqa: E402
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one thread in each process, and in what it starts
@@ -47,6 +48,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture(autouse=True)
 def environment() -> Iterator[None]:
+    pass_over_modules()
     with own_environment():
         yield
 
