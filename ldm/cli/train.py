@@ -123,6 +123,7 @@ def run_training(arguments: argparse.Namespace) -> None:
         put_text("".join(f"{row}\n" for row in rows))
     steps_done = 0
     with (
+        # Before a step is done, nothing is lost: pictures that were encoded by then are kept.
         stopping(lambda: steps_done > 0) as stop_requested,
         printed_log() if is_main_process() and not arguments.quiet else contextlib.nullcontext(),
     ):
@@ -205,10 +206,10 @@ def printed_log() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def stopping(begun: Callable[[], bool]) -> Iterator[Callable[[], bool]]:
+def stopping(begun: Callable[[], bool] = lambda: True) -> Iterator[Callable[[], bool]]:
     """Return whether Ctrl-C or SIGTERM has requested a stop; a second signal stops at once.
 
-    So does the first one before a step is done (``begun``): pictures encoded by then are kept.
+    begun: whether there is a step to end first; else the first signal stops at once, too.
     """
     received: list[int] = []
 
