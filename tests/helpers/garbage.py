@@ -11,8 +11,8 @@ def pass_over_modules() -> None:
     """Let collections pass over all objects that are there, if many modules were imported.
 
     A module's objects live as long as the process, and torch's, diffusers' and transformers' are
-    a million: to look through them takes a collection half a second, and each end of a training
-    run collects.
+    half a million: to look through them takes a collection a third of a second, and each end of a
+    training run collects.
     """
     global _passed_over
     if len(sys.modules) - _passed_over >= MANY:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import gc
 import shutil
 import tempfile
 import warnings
@@ -20,6 +19,7 @@ from ldm.training.recipes.cached_latents import CachedLatents
 from ldm.training.warm_start import begin_with
 from tests.fuzz.reader import Reader
 from tests.fuzz.readers.data import encoded
+from tests.helpers.garbage import pass_over_modules
 from tests.helpers.toy_training import Toy, toy_config
 
 STEPS, ALL = 5, 100  # at the end, curves would be drawn, which takes a second
@@ -44,7 +44,7 @@ def begun(folder: Path) -> None:
         train(folder / "begun", 3)
         train(folder / "begun", STEPS)
     assert len(checkpoints(folder / "begun")) == 2
-    gc.freeze()  # the end of a run collects garbage: not that of all imported modules
+    pass_over_modules()  # outside of pytest, too: the end of each run collects garbage
 
 
 def seeds(name: str) -> list[bytes]:
