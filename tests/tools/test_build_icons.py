@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from tools.builtin_model import build_icons
+from tools.builtin_model import build_icons, compose
 from tools.builtin_model.icons import nouns, scenes, sources, split, variants, wording
 from tools.builtin_model.icons.captions import article, takes_no_article, without_colour
 from tools.builtin_model.icons.colour import (
@@ -475,7 +475,7 @@ def pack(folder: Path, package: Package, files: dict[str, object]) -> None:
 
 @pytest.fixture
 def archives(tmp_path, monkeypatch) -> Path:
-    """Five tiny sets: the measured objects, a skin-tone copy and a letter."""
+    """Tiny sets: the measured objects, a skin-tone copy and a letter; in one, a silhouette."""
     folder = tmp_path / "npm"
     folder.mkdir()
     table = {row.noun: row for row in nouns.read_everyday()}
@@ -485,9 +485,10 @@ def archives(tmp_path, monkeypatch) -> Path:
     body = '<path fill="#dd2e44" d="M2 8h28v16H2z"/>'
     about = {"name": "Tiny", "author": {"name": "A. Uthor", "url": "u"}}
     about["license"] = {"spdx": "MIT", "url": "l"}
-    for name, package in sources.SETS.items():
-        icons = {"icons": {n: {"body": body} for n in names}, "width": 32, "height": 32}
-        chars = {} if name == "emojione" else codes
+    for name, package in (sources.SETS | sources.MORE_SETS).items():
+        own = ["anvil"] if name == "game-icons" else names
+        icons = {"icons": {n: {"body": body} for n in own}, "width": 32, "height": 32}
+        chars = {} if name in ("emojione", "game-icons") else codes
         pack(folder, package, {"icons.json": icons, "chars.json": chars, "info.json": about})
     emoji = [
         {"label": name, "hexcode": code, "subgroup": 1 if name == "a-button" else 0}
@@ -571,6 +572,35 @@ def test_other_pictures_of_the_same_icons_leave_the_same_held_out(archives, tmp_
         found[name] = out, [row["caption"] for row in rows if row["split"] == "train"]
     assert found["first"][0] == found["other"][0] != found["all other"][0]
     assert found["first"][1] != found["other"][1]
+
+
+def test_the_whole_vocabulary_is_drawn_as_often_as_it_weighs(archives, tmp_path):
+    pytest.importorskip("resvg_py")
+    options = ["--size", "16", "--variants", "2", "--processes", "1", "--archives", str(archives)]
+    rows = {}
+    for vocabulary in ("everyday", "whole"):
+        arguments = ["--output", str(tmp_path / vocabulary), "--vocabulary", vocabulary, *options]
+        assert build_icons.main(arguments) == 0
+        lines = (tmp_path / vocabulary / "metadata.jsonl").read_text().splitlines()
+        rows[vocabulary] = [json.loads(line) for line in lines]
+    config = json.loads((tmp_path / "whole" / "config.json").read_text())
+    assert config["vocabulary"] == "whole"
+    assert config["packages"].keys() >= {p.name for p in sources.MORE_SETS.values()}
+    out = {
+        name: {(r["set"], r["icon"]) for r in of if r["split"] == "held_out"}
+        for name, of in rows.items()
+    }
+    assert out["everyday"] == out["whole"]
+    train = [row for row in rows["whole"] if row["split"] == "train"]
+    assert {"a-button", "anvil"} <= {row["icon"] for row in train}
+    weight = dict.fromkeys(("automobile", "anvil", "a-button"), 0.0)
+    for row in train:
+        if row["icon"] in weight:
+            weight[row["icon"]] += row["weight"] / build_icons.OF_KIND[row["kind"]]
+    each = 2 * build_icons.TYPICAL_ICONS / compose.COMMON
+    assert weight["automobile"] == pytest.approx(each * compose.COMMON, rel=0.01)
+    assert weight["anvil"] == pytest.approx(each * compose.RARE["game-icons"], rel=0.01)
+    assert weight["a-button"] == pytest.approx(each * compose.RARE["alphanum"], rel=0.02)
 
 
 def test_a_build_that_fails_leaves_nothing(archives, tmp_path, capsys):

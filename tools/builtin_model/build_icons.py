@@ -14,6 +14,7 @@ import os
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterable
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from tools.building import build_whole
+from tools.builtin_model import compose
 from tools.builtin_model.icons import nouns, scenes, sources, split, variants
 
 # Pictures of an icon relative to --variants: of common things, other everyday things, the rest.
@@ -40,6 +42,7 @@ class Task:
     subject: nouns.Subject
     start: int
     count: int
+    weight: float  # how often training draws each
     held_out: bool
 
 
@@ -62,18 +65,62 @@ def counts(subjects: list[nouns.Subject], per_icon: int) -> list[int]:
     return result
 
 
-def plan(subjects: list[nouns.Subject], per_icon: int, held_out_seed: int) -> list[Task]:
-    """Tasks in the order of rows: all of training, then the held-out icons, one row each."""
-    out = split.held_out_icons(subjects, held_out_seed)
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The tasks in the order of rows: all of training, then the held-out icons, one row each."""
+
+    tasks: list[Task]
+    stock: scenes.Stock
+
+    @property
+    def total(self) -> int:
+        """The number of pictures."""
+        return self.tasks[-1].start + self.tasks[-1].count
+
+
+def plan_everyday(args: argparse.Namespace) -> Plan:
+    """Plan pictures of everyday things, and some of others that have a name."""
+    archives = {name: sources.fetch(p, args.archives) for name, p in sources.SETS.items()}
+    emojibase = sources.fetch(sources.EMOJIBASE, args.archives)
+    subjects = nouns.read_subjects(archives, emojibase)
+    out = split.held_out_icons(subjects, args.held_out_seed)
     marked = [(s, (s.icon.set, s.icon.name) in out) for s in subjects]
     train = [s for s, is_out in marked if not is_out]
-    todo = [(s, n, False) for s, n in zip(train, counts(train, per_icon), strict=True)]
-    todo += [(s, 1, True) for s, is_out in marked if is_out]
+    todo = zip(train, counts(train, args.variants), map(weight_of, train), strict=True)
+    return Plan(arrange(todo, [s for s, is_out in marked if is_out]), scenes.Stock(train))
+
+
+def plan_whole(args: argparse.Namespace) -> Plan:
+    """Plan pictures of all that the sets show, silhouettes too, as often as `compose` draws it."""
+    found = compose.read_vocabulary(args.archives, args.held_out_seed)
+    wanted = compose.frequencies(found.subjects) * args.variants * TYPICAL_ICONS / compose.COMMON
+    made = np.rint(wanted).clip(1).astype(int)
+    todo = zip(found.subjects, made.tolist(), (wanted / made).tolist(), strict=True)
+    return Plan(arrange(todo, found.held_out), found.stock)
+
+
+def weight_of(subject: nouns.Subject) -> float:
+    """How often training draws a picture of it."""
+    return WEIGHTS[share(subject)]
+
+
+def arrange(
+    train: Iterable[tuple[nouns.Subject, int, float]], held_out: Iterable[nouns.Subject]
+) -> list[Task]:
+    """Give subjects, with their numbers of pictures and weights, their rows."""
     tasks, start = [], 0
-    for subject, count, is_out in todo:
-        tasks.append(Task(subject, start, count, is_out))
+    todo = [(*row, False) for row in train] + [(s, 1, weight_of(s), True) for s in held_out]
+    for subject, count, weight, is_out in todo:
+        tasks.append(Task(subject, start, count, weight, is_out))
         start += count
     return tasks
+
+
+# What is drawn, by --vocabulary: its plan, and the sets it is from.
+VOCABULARIES = {
+    "everyday": (plan_everyday, sources.SETS),
+    "whole": (plan_whole, sources.SETS | sources.MORE_SETS),
+}
 
 
 def draw(task: Task, images: Path, size: int, seed: int, stock: scenes.Stock) -> list[variants.Row]:
@@ -122,28 +169,26 @@ def licences(archives: dict[str, Path], packages: dict[str, sources.Package]) ->
 
 def build(args: argparse.Namespace, folder: Path) -> Counter:
     """Write the whole data set into `folder`, which exists; returns counts by set and split."""
-    archives = {name: sources.fetch(p, args.archives) for name, p in sources.SETS.items()}
-    emojibase = sources.fetch(sources.EMOJIBASE, args.archives)
-    subjects = nouns.read_subjects(archives, emojibase)
-    tasks = plan(subjects, args.variants, args.held_out_seed)
-    total = tasks[-1].start + tasks[-1].count
+    planned, packages = VOCABULARIES[args.vocabulary]
+    archives = {name: sources.fetch(p, args.archives) for name, p in packages.items()}
+    plan = planned(args)
+    tasks, total = plan.tasks, plan.total
     images = folder / "images.npy"
     shape = (total, args.size, args.size, 3)
     np.lib.format.open_memmap(images, "w+", np.uint8, shape).flush()
 
     tally, kinds = Counter(), Counter()
     started = time.monotonic()
-    stock = scenes.Stock([task.subject for task in tasks if not task.held_out])
-    shared = (images, args.size, args.seed, stock)
+    shared = (images, args.size, args.seed, plan.stock)
     with (
         (folder / "metadata.jsonl").open("w") as metadata,
         get_context("spawn").Pool(args.processes, _begin, shared) as pool,
     ):
         done = 0
         for task, rows in zip(tasks, pool.imap(_draw, tasks, chunksize=8), strict=True):
-            weight = WEIGHTS[share(task.subject)]
             for row in rows:
-                line = {**dataclasses.asdict(row), "weight": round(weight * OF_KIND[row.kind], 3)}
+                weight = round(task.weight * OF_KIND[row.kind], 3)
+                line = {**dataclasses.asdict(row), "weight": weight}
                 metadata.write(json.dumps(line) + "\n")
                 tally[row.set, row.split] += 1
                 kinds[row.kind] += 1
@@ -153,14 +198,15 @@ def build(args: argparse.Namespace, folder: Path) -> Counter:
                 print(f"\r{done}/{total} pictures, {seconds:.0f} s", end="", file=sys.stderr)
     if sys.stderr.isatty():
         print(file=sys.stderr)
-    (folder / "LICENSES.md").write_text(licences(archives, sources.SETS))
+    (folder / "LICENSES.md").write_text(licences(archives, packages))
     config = {
         "size": args.size,
         "variants": args.variants,
         "seed": args.seed,
         "held_out_seed": args.held_out_seed,
-        "packages": {p.name: p.version for p in (*sources.SETS.values(), sources.EMOJIBASE)},
-        "icons": len(subjects),
+        "vocabulary": args.vocabulary,
+        "packages": {p.name: p.version for p in (*packages.values(), sources.EMOJIBASE)},
+        "icons": len(tasks),
         "images": total,
         "counts": {f"{name}/{part}": n for (name, part), n in sorted(tally.items())},
         "kinds": dict(kinds),
@@ -176,6 +222,13 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """Build the parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("data/icons"), help="new folder")
+    parser.add_argument(
+        "--vocabulary",
+        choices=VOCABULARIES,
+        default="everyday",
+        help="everyday: what people ask for first, by common names; whole: every name that a "
+        "picture can show, flags and silhouettes too (everyday)",
+    )
     parser.add_argument("--size", type=int, default=128, help="pixels of a side (128)")
     parser.add_argument(
         "--variants", type=int, default=40, help="pictures of an icon of a common thing (40)"

@@ -15,7 +15,7 @@ from tools.builtin_model.icons.nouns import Subject
 
 # How often a thing is drawn: one that people ask for first, another everyday thing, a named thing
 # outside of the everyday table, a person at something, another sign.
-COMMON, EVERYDAY, NAMED, PEOPLE, OTHER = 2.0, 1.0, 0.5, 0.25, 0.12
+COMMON, EVERYDAY, NAMED, PEOPLE, OTHER = 3.0, 1.0, 0.5, 0.25, 0.12
 # … and, by Unicode's subgroup, what is seldom asked for or hardly to be drawn.
 RARE = {"flag": 0.3, "country-flag": 0.07, "subdivision-flag": 0.07, "keycap": 0.06,
         "alphanum": 0.04, "time": 0.04, vocabulary.GLYPHS: 0.25}  # fmt: skip
@@ -77,15 +77,20 @@ def weigh(subjects: list[Subject]) -> Vocabulary:
     """Decide how often each icon is drawn, and its style named."""
     coloured = {name(s) for s in subjects if s.icon.set not in MORE_STYLES}
     subjects = [replace(s, styled=styled(s, name(s) in coloured)) for s in subjects]
+    odds = frequencies(subjects)
+    # Only everyday things stand beside others, in one style, so that its word is true of both.
+    return Vocabulary(subjects, odds / odds.sum(), scenes.Stock(subjects, same_set=1.0))
+
+
+def frequencies(subjects: list[Subject]) -> np.ndarray:
+    """Return how often each icon is drawn; those of one thing add up to its `weight`."""
     drawn = [DRAWN.get(s.icon.set, 1.0) for s in subjects]
     total: dict[str, float] = defaultdict(float)
     for subject, share in zip(subjects, drawn, strict=True):
         total[name(subject)] += share
-    odds = np.array(
+    return np.array(
         [weight(s) * share / total[name(s)] for s, share in zip(subjects, drawn, strict=True)]
     )
-    # Only everyday things stand beside others, in one style, so that its word is true of both.
-    return Vocabulary(subjects, odds / odds.sum(), scenes.Stock(subjects, same_set=1.0))
 
 
 def styled(subject: Subject, in_colour: bool) -> tuple[float, float]:
