@@ -94,9 +94,13 @@ def held_out(subject: Subject, size: int) -> tuple[np.ndarray, Row]:
     picture = np.asarray(render(subject.icon, round(size * HELD_OUT_SCALE)))
     canvas = np.full((size, size, 3), 255, np.uint8)
     paste(canvas, picture, (size - len(picture)) // 2, (size - len(picture)) // 2)
-    word, bare = _first_word(subject)
-    text = the_thing(word, bare)
-    return canvas, row(subject, "held_out", "one", text, None, None, (Thing(name_of(subject)),))
+    text, thing = plain_caption(subject), Thing(name_of(subject))
+    return canvas, row(subject, "held_out", "one", text, None, None, (thing,))
+
+
+def plain_caption(subject: Subject) -> str:
+    """Call an icon by its first word: "a car"."""
+    return the_thing(*_first_word(subject))
 
 
 def row(
