@@ -42,6 +42,8 @@ def unet(**changes: object) -> UNet:
         ({}, {"layers_per_block": 2}),
         ({}, ATTENTION),
         ({}, {"layers_per_block": 3} | ATTENTION),
+        ({}, {"layers_per_block": (1, 3)}),
+        ({}, {"layers_per_block": (2, 1)}),
         ({"layers_per_block": 2}, {"layers_per_block": 4} | ATTENTION),
     ],
 )
@@ -64,6 +66,10 @@ def test_other_widths_are_refused() -> None:
         grow(unet(), wide)
     with pytest.raises(ArgumentError, match="at least the same layers"):
         grow(unet(layers_per_block=2), UNetConfig.from_dict(SMALL))
+    blocks = {"down_block_types": ("DownBlock2D",) * 3, "up_block_types": ("UpBlock2D",) * 3}
+    deep = UNetConfig.from_dict(SMALL | blocks | {"block_out_channels": (32, 64, 64)})
+    with pytest.raises(ArgumentError, match="the network has 3 levels; expected 2"):
+        grow(unet(), deep)
 
 
 def test_the_command_makes_what_a_run_starts_with(tmp_path: Path, capsys) -> None:

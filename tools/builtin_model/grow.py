@@ -5,7 +5,7 @@
 
 New residual blocks and transformers begin as identities: what they add to their input is 0 (Chen et
 al. 2016, "Net2Net", section 3.2). So the larger network goes on from what the smaller one has
-learnt. The widths must be the same; there may be more layers in a block, and attention in more
+learnt. The widths must be the same; there may be more layers in the blocks of a level, and attention in more
 blocks.
 """
 
@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -29,7 +29,7 @@ from ldm.unet import UNet
 from tools.builtin_model.parts import save_in_parts
 
 HERE = Path(__file__).parent
-UP_LAYER = re.compile(r"(up_blocks\.\d+\.(?:resnets|attentions)\.)(\d+)(\..+)")
+UP_LAYER = re.compile(r"(up_blocks\.(\d+)\.(?:resnets|attentions)\.)(\d+)(\..+)")
 DOWN_BLOCK = re.compile(r"(?:down|up)_blocks\.\d+\.(?:resnets|attentions)\.\d+\.")
 # The last layer of a residual block's and of a transformer's own part.
 LAST = ("conv2", "proj_out")
@@ -39,11 +39,16 @@ LAST = ("conv2", "proj_out")
 def grow(unet: UNet, config: UNetConfig) -> UNet:
     """Return a U-Net of another configuration with the same output.
 
-    Raises ArgumentError where that has other widths or fewer layers.
+    Raises ArgumentError where that has other widths, fewer layers or another number of levels.
     """
+    if config.levels != unet.config.levels:
+        raise ArgumentError(
+            f"the network has {config.levels} levels; expected {unet.config.levels}, as before"
+        )
     new = UNet(config)
     own = new.state_dict()
-    rename = up_layer_renamer(config.layers_per_block - unet.config.layers_per_block)
+    pairs = zip(config.layers, unet.config.layers, strict=True)
+    rename = up_layer_renamer([new - old for new, old in pairs])
     values = {rename(name): value for name, value in unet.state_dict().items()}
     for name, value in values.items():
         if name not in own or own[name].shape != value.shape:
@@ -60,8 +65,10 @@ def grow(unet: UNet, config: UNetConfig) -> UNet:
     return new
 
 
-def up_layer_renamer(more: int) -> Callable[[str], str]:
-    """Return what gives a layer its name in a network with so many more layers a block.
+def up_layer_renamer(more: Sequence[int]) -> Callable[[str], str]:
+    """Return what gives a layer its name in a network with so many more layers in each level.
+
+    more: of the levels from the finest to the coarsest.
 
     New layers of a block of the upward path lie behind its first one, which still reads the output
     of the lowest layer beside it, and before the others, which still read those of the higher ones.
@@ -69,9 +76,9 @@ def up_layer_renamer(more: int) -> Callable[[str], str]:
 
     def rename(name: str) -> str:
         match = UP_LAYER.fullmatch(name)
-        if match is None or int(match[2]) == 0:
+        if match is None or int(match[3]) == 0:
             return name
-        return f"{match[1]}{int(match[2]) + more}{match[3]}"
+        return f"{match[1]}{int(match[3]) + more[-1 - int(match[2])]}{match[4]}"
 
     return rename
 
