@@ -3,10 +3,11 @@
     python -m tools.builtin_model.grow --output runs/grown
     python -m tools.builtin_model.train --start runs/grown --minutes 60
 
-New residual blocks and transformers begin as identities: what they add to their input is 0 (Chen et
-al. 2016, "Net2Net", section 3.2). So the larger network goes on from what the smaller one has
-learnt. The widths must be the same; there may be more layers in the blocks of a level, and attention in more
-blocks.
+New residual blocks, transformers and layers of transformers begin as identities: what they add to
+their input is 0 (Chen et al. 2016, "Net2Net", section 3.2). So the larger network goes on from what
+the smaller one has learnt. The widths must be the same; there may be more layers in the blocks of a
+level, attention in more blocks, and more layers in the transformers of a level
+(`transformer_layers_per_block`), to which the adapters of the smaller network still fit.
 """
 
 from __future__ import annotations
@@ -30,9 +31,15 @@ from tools.builtin_model.parts import save_in_parts
 
 HERE = Path(__file__).parent
 UP_LAYER = re.compile(r"(up_blocks\.(\d+)\.(?:resnets|attentions)\.)(\d+)(\..+)")
-DOWN_BLOCK = re.compile(r"(?:down|up)_blocks\.\d+\.(?:resnets|attentions)\.\d+\.")
+BLOCK_LAYER = re.compile(
+    r"(?:down|up)_blocks\.\d+\.(?:resnets|attentions)\.\d+\.|.+\.transformer_blocks\.\d+\."
+)
 # The last layer of a residual block's and of a transformer's own part.
 LAST = ("conv2", "proj_out")
+# … and of each part of a transformer's layer.
+TRANSFORMER_LAYER = re.compile(
+    r"(.*attentions\.\d+\.)transformer_blocks\.\d+\.(attn\d\.to_out\.0|ff\.net\.2)\..+"
+)
 
 
 @torch.no_grad()
@@ -57,10 +64,14 @@ def grow(unet: UNet, config: UNetConfig) -> UNet:
                 f"the network has {there} in the place of {name}, {tuple(value.shape)}; a grown "
                 "one has the same block_out_channels, and at least the same layers and attention"
             )
-    for name in own.keys() - values.keys():
-        if not DOWN_BLOCK.match(name):
+    added = own.keys() - values.keys()
+    for name in sorted(added):
+        if not BLOCK_LAYER.match(name):
             raise ArgumentError(f"the network also has {name}, which is in no layer of a block")
-        values[name] = begin(name, own[name])
+        inner = TRANSFORMER_LAYER.fullmatch(name)
+        # In a transformer that is new itself, its last layer is the one that begins with zeros.
+        deeper = inner is not None and f"{inner[1]}proj_out.weight" not in added
+        values[name] = torch.zeros_like(own[name]) if deeper else begin(name, own[name])
     new.load_state_dict(values)
     return new
 
