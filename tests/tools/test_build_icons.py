@@ -424,6 +424,14 @@ def test_what_is_held_out_together_is_never_drawn_together(drawn, monkeypatch):
     assert {thing.noun for row in rows for thing in row.things} == {"car", "dog"}
 
 
+def test_two_things_are_from_one_set_whose_style_is_named():
+    dog = nouns.Noun("dog", ("dog",), ("dog",))
+    many = [nouns.Subject(drawing(s, "dog"), "dog", dog) for s in ("noto", "twemoji", "emojione")]
+    stock = scenes.Stock([subject(), subject(CUP, "cup"), *many])
+    rng = np.random.default_rng(0)
+    assert {stock.draw(subject(), rng).icon.set for _ in range(50)} == {"noto"}
+
+
 @pytest.mark.parametrize("how", [{"fixed": True}, {"keep": ("man",)}])
 def test_people_keep_their_colours_and_no_colour_is_named(drawn, how):
     fixed = nouns.Noun("man", ("man",), ("man",), **how)
@@ -554,6 +562,15 @@ def test_whole_build_is_the_same_with_one_process_or_two(archives, tmp_path, cap
     capsys.readouterr()
     assert build_icons.main(["--output", str(one)]) == 2
     assert "pass --force" in capsys.readouterr().err
+
+
+def test_styles_are_named_where_they_show_and_rare_ones_drawn_more_often(archives):
+    plan = build_icons.plan_everyday(build_icons.parse(["--archives", str(archives)]))
+    cars = {t.subject.icon.set: t for t in plan.tasks if t.subject.icon.name == "automobile"}
+    assert cars["twemoji"].subject.styled == compose.STYLED["twemoji"]
+    assert cars["fluent-emoji"].subject.styled == compose.OTHERS_STYLED
+    ratio = cars["twemoji"].weight / cars["fluent-emoji"].weight
+    assert ratio == pytest.approx(compose.DRAWN["twemoji"])
 
 
 def test_other_pictures_of_the_same_icons_leave_the_same_held_out(archives, tmp_path):

@@ -83,6 +83,7 @@ def plan_everyday(args: argparse.Namespace) -> Plan:
     archives = {name: sources.fetch(p, args.archives) for name, p in sources.SETS.items()}
     emojibase = sources.fetch(sources.EMOJIBASE, args.archives)
     subjects = nouns.read_subjects(archives, emojibase)
+    subjects = [dataclasses.replace(s, styled=compose.styled(s, in_colour=True)) for s in subjects]
     out = split.held_out_icons(subjects, args.held_out_seed)
     marked = [(s, (s.icon.set, s.icon.name) in out) for s in subjects]
     train = [s for s, is_out in marked if not is_out]
@@ -101,7 +102,7 @@ def plan_whole(args: argparse.Namespace) -> Plan:
 
 def weight_of(subject: nouns.Subject) -> float:
     """How often training draws a picture of it."""
-    return WEIGHTS[share(subject)]
+    return WEIGHTS[share(subject)] * compose.DRAWN.get(subject.icon.set, 1.0)
 
 
 def arrange(

@@ -78,8 +78,7 @@ def weigh(subjects: list[Subject]) -> Vocabulary:
     coloured = {name(s) for s in subjects if s.icon.set not in MORE_STYLES}
     subjects = [replace(s, styled=styled(s, name(s) in coloured)) for s in subjects]
     odds = frequencies(subjects)
-    # Only everyday things stand beside others, in one style, so that its word is true of both.
-    return Vocabulary(subjects, odds / odds.sum(), scenes.Stock(subjects, same_set=1.0))
+    return Vocabulary(subjects, odds / odds.sum(), scenes.Stock(subjects))
 
 
 def frequencies(subjects: list[Subject]) -> np.ndarray:

@@ -36,7 +36,6 @@ NAMED_PLACE, NAMED_SIZE = 0.7, 0.6
 TWO_SCALE, COUNT_SCALE, ROW_SCALE = (0.38, 0.46), (0.35, 0.43), (0.26, 0.3)
 SIDE_BY_SIDE = 0.75  # of two things; else one above the other
 NAMED_RELATION = 0.4
-SAME_SET = 0.8  # of two things from one set, in one style
 JITTER = 0.012  # of places, as a part of the side
 
 A, B = 0.26, 0.74  # middles of the two halves
@@ -49,23 +48,23 @@ ROW = [(0.18, 0.5), (0.5, 0.5), (0.82, 0.5)]
 
 
 class Stock:
-    """The things that stand beside another: everyday ones of training, common ones most often."""
+    """The things that stand beside another: everyday ones of training, common ones most often.
 
-    def __init__(self, subjects: Sequence[Subject], same_set: float = SAME_SET) -> None:
-        self.same_set = same_set  # share of pairs in one style
-        groups: dict[str, list[Subject]] = defaultdict(list)
+    Both are from one set, so that the word for its style is true of both.
+    """
+
+    def __init__(self, subjects: Sequence[Subject]) -> None:
+        self.groups: dict[str, list[Subject]] = defaultdict(list)
         for subject in subjects:
             if subject.noun is not None:
-                groups[subject.icon.set].append(subject)
-                groups[""].append(subject)  # of any set
-        self.groups = dict(groups)
-        self.odds = {name: _odds(group) for name, group in groups.items()}
+                self.groups[subject.icon.set].append(subject)
+        self.odds = {name: _odds(group) for name, group in self.groups.items()}
 
     def draw(self, beside: Subject, rng: np.random.Generator) -> Subject:
         """Draw a thing to stand beside another; never the same noun, nor a pair held out."""
-        name = beside.icon.set if rng.random() < self.same_set else ""
+        group, odds = self.groups[beside.icon.set], self.odds[beside.icon.set]
         while True:
-            found = self.groups[name][int(rng.choice(len(self.odds[name]), p=self.odds[name]))]
+            found = group[int(rng.choice(len(odds), p=odds))]
             pair = frozenset((name_of(found), name_of(beside)))
             if len(pair) == 2 and pair not in HELD_OUT_TOGETHER:
                 return found
