@@ -44,6 +44,9 @@ def test_names_are_those_of_no_everyday_thing_and_of_five_kinds() -> None:
         "singer": "people",
         "back arrow": "signs",
     }
+    everyday = evaluate_vocabulary.by_name(SUBJECTS, everyday=True)
+    assert everyday == {"car": SUBJECTS[:1]}
+    assert evaluate_vocabulary.kind_of(everyday["car"]) == "everyday"
     texts = {prompt.noun: prompt.text for prompt in evaluate_vocabulary.asked(names)}
     assert texts.keys() == kinds.keys()
     assert texts["acorn"] == "an acorn" and texts["flag of japan"] == "a flag of japan"
@@ -61,7 +64,7 @@ def test_a_real_icon_is_guessed_by_those_of_other_sets() -> None:
     names = [compose.name(s) for s in subjects]
     seen = torch.eye(4)
     seen[1] = torch.tensor([0.0, 0.6, 0.8, 0.0])  # the second acorn is like the flag
-    found = evaluate_vocabulary.real_guesses(seen, subjects, names)
+    found = evaluate_vocabulary.real_guesses(seen, subjects, names, {"acorn"})
     assert found[0] == ("acorn", ["acorn"])  # only twemoji's icon is of another set
     assert found[1] == ("acorn", ["flag of japan", "acorn"])
     assert len(found) == 3

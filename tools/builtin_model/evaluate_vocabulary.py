@@ -17,7 +17,7 @@ import argparse
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +48,14 @@ SIDE = 96  # pixels of the icons
 BLOCK = 256  # pictures looked at together
 GUESSES = 5
 COLUMNS = 36  # of the sheet
-KINDS = ("things", "people", "signs", "flags", "silhouettes")
+KINDS = ("things", "people", "signs", "flags", "silhouettes", "everyday")
 
 
 def kind_of(icons: Sequence[Subject]) -> str:
     """Say which of KINDS a name belongs to, by its icons."""
     first = icons[0]
+    if first.noun is not None:
+        return "everyday"
     if all(icon.icon.set in MORE_STYLES for icon in icons):
         return "silhouettes"
     if first.subgroup.endswith("flag"):
@@ -63,11 +65,11 @@ def kind_of(icons: Sequence[Subject]) -> str:
     return "signs" if first.keeps_colours or first.subgroup in compose.RARE else "things"
 
 
-def by_name(subjects: Sequence[Subject]) -> dict[str, list[Subject]]:
-    """Group the icons of what is no everyday thing by their names."""
+def by_name(subjects: Sequence[Subject], everyday: bool = False) -> dict[str, list[Subject]]:
+    """Group the icons of what is no everyday thing, or of those that are, by their names."""
     found: dict[str, list[Subject]] = defaultdict(list)
     for subject in subjects:
-        if subject.noun is None:
+        if (subject.noun is not None) == everyday:
             found[compose.name(subject)].append(subject)
     return dict(found)
 
@@ -107,14 +109,17 @@ def guesses(similar: Tensor, names: Sequence[str]) -> list[list[str]]:
 
 
 def real_guesses(
-    seen: Tensor, subjects: Sequence[Subject], names: Sequence[str]
+    seen: Tensor, subjects: Sequence[Subject], names: Sequence[str], asked: Collection[str]
 ) -> list[tuple[str, list[str]]]:
-    """Guess icons, each by those of other sets, which have its name too: names and guesses."""
+    """Guess the icons of some names, each by those of other sets, which have its name too.
+
+    Returns names and guesses.
+    """
     sets = np.array([subject.icon.set for subject in subjects])
     sets_of: dict[str, set[str]] = defaultdict(set)
     for name, icon_set in zip(names, sets, strict=True):
         sets_of[name].add(icon_set)
-    rows = [i for i, s in enumerate(subjects) if s.noun is None and len(sets_of[names[i]]) > 1]
+    rows = [i for i, name in enumerate(names) if name in asked and len(sets_of[name]) > 1]
     found: list[tuple[str, list[str]]] = []
     for start in range(0, len(rows), BLOCK):
         part = rows[start : start + BLOCK]
@@ -159,7 +164,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         torch.set_num_threads(arguments.threads)
     model, _ = classifier.load(arguments.judge)
     subjects = compose.read_vocabulary(arguments.archives).subjects
-    names = by_name(subjects)
+    names = by_name(subjects, arguments.everyday)
     kinds = {name: kind_of(icons) for name, icons in names.items()}
     log(f"looking at {len(subjects)} icons")
     seen = features(model, [variants.held_out(subject, SIDE)[0] for subject in subjects])
@@ -177,7 +182,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         "settings": settings(pipe, arguments),
         "seconds_per_picture": seconds,
         "drawn": figures(drawn, kinds),
-        "real": figures(real_guesses(seen, subjects, called), kinds),
+        "real": figures(real_guesses(seen, subjects, called, names), kinds),
         "pictures": [
             {"seed": seed, "text": prompt.text, "name": prompt.noun, "guesses": five}
             for seed, prompt, five in zip(seeds, wanted, found, strict=True)
@@ -201,6 +206,11 @@ def parser() -> Parser:
         default=Path("runs/evaluation"),
         metavar="DIR",
         help="folder of the classifier (default: runs/evaluation)",
+    )
+    add(
+        "--everyday",
+        action="store_true",
+        help="ask for the names that the classifier knows instead, for comparison",
     )
     add("--lora", metavar="PATH", help="a LoRA to draw with: a file or the folder of a run")
     return parser
