@@ -7,7 +7,7 @@ New residual blocks, transformers and layers of transformers begin as identities
 their input is 0 (Chen et al. 2016, "Net2Net", section 3.2). So the larger network goes on from what
 the smaller one has learnt. The widths must be the same; there may be more layers in the blocks of a
 level, attention in more blocks, and more layers in the transformers of a level
-(`transformer_layers_per_block`), to which the adapters of the smaller network still fit.
+(`transformer_layers_per_block`).
 """
 
 from __future__ import annotations

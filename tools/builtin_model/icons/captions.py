@@ -11,7 +11,7 @@ STYLES = {
     "twemoji": "bold",
     "emojione": "detailed",
 }
-# Of sets that only the trainer's supply draws; evaluation asks for the five above.
+# Of sets that only the whole vocabulary has; evaluation asks for the five above.
 MORE_STYLES = {"fluent-emoji-high-contrast": "silhouette", "game-icons": "silhouette"}
 # Of a set that the model never saw: what `tools.builtin_model.build_style` has a LoRA learn.
 NEW_STYLES = {"streamline-emojis": "outlined"}

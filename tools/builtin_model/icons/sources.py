@@ -38,7 +38,7 @@ SETS = {
     "twemoji": Package("@iconify-json/twemoji", "1.2.5"),
     "emojione": Package("@iconify-json/emojione", "1.2.3"),
 }
-# Beside these, in pictures that the trainer composes: single-colour sets, painted in any colour.
+# Beside these, in the whole vocabulary: single-colour sets, painted in any colour.
 MORE_SETS = {
     "fluent-emoji-high-contrast": Package("@iconify-json/fluent-emoji-high-contrast", "1.2.6"),
     "game-icons": Package("@iconify-json/game-icons", "1.2.4"),
