@@ -31,7 +31,12 @@ from tools.builtin_model.evaluate import log, read_data
 from tools.builtin_model.evaluate_control import recognised, write
 from tools.builtin_model.evaluation import classifier, examples, judge, prompts, styles
 from tools.builtin_model.evaluation.drawing import draw
-from tools.builtin_model.evaluation.options import add_drawing, shared_parser
+from tools.builtin_model.evaluation.options import (
+    add_drawing,
+    add_judge,
+    check_judge,
+    shared_parser,
+)
 from tools.builtin_model.evaluation.prompts import FORTY, Prompt
 from tools.builtin_model.evaluation.styles import StyleJudge
 from tools.builtin_model.icons import new_style, variants
@@ -117,11 +122,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     check_counts(arguments, "prompts", "batch_size", "num_inference_steps", "threads")
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    if not (arguments.judge / classifier.ABOUT).is_file():
-        raise ArgumentError(
-            f"--judge {arguments.judge} has no {classifier.ABOUT}; the --output of a run of "
-            "tools.builtin_model.evaluate has"
-        )
+    check_judge(arguments.judge)
     data = read_data(arguments.data)
     asked = wanted(data, COUNT if arguments.prompts is None else arguments.prompts)
     pipe = Pipeline.from_pretrained(arguments.model, device="cpu", dtype=arguments.dtype)
@@ -154,6 +155,7 @@ def parser() -> Parser:
     """Build the parser of the command line."""
     parser = shared_parser(__doc__.splitlines()[0])
     add_drawing(parser)
+    add_judge(parser)
     add = parser.add_argument
     add("--lora", required=True, metavar="PATH", help="what was trained: a file or a folder")
     add("--lora-scale", type=float, default=1.0, metavar="S", help="(default: 1)")
@@ -171,13 +173,6 @@ def parser() -> Parser:
         default=0.0,
         metavar="SHARE",
         help="of the steps, before the word is read: [a cat:a cat, WORD:0.2] (default: 0)",
-    )
-    add(
-        "--judge",
-        type=Path,
-        default=Path("runs/evaluation"),
-        metavar="DIR",
-        help="folder of the judges (default: runs/evaluation)",
     )
     return parser
 

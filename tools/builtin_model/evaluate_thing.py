@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,7 +35,7 @@ from tools.builtin_model.evaluation.classifier import Classifier, Opinion
 from tools.builtin_model.evaluation.colours import background_colour
 from tools.builtin_model.evaluation.drawing import draw
 from tools.builtin_model.evaluation.judge import Judged, Seen
-from tools.builtin_model.evaluation.options import add_drawing, shared_parser
+from tools.builtin_model.evaluation.options import add_drawing, add_judge, shared_parser
 from tools.builtin_model.evaluation.prompts import PLACES, Prompt, PromptThing
 from tools.builtin_model.evaluation.sheet import contact_sheet
 from tools.builtin_model.evaluation.things import find_things, together
@@ -151,6 +150,7 @@ def parser() -> Parser:
     """Build the parser of the command line."""
     parser = shared_parser(__doc__.splitlines()[0])
     add_drawing(parser)
+    add_judge(parser)
     add = parser.add_argument
     add("--thing", choices=THINGS, default=next(iter(THINGS)), help="(default: %(default)s)")
     add("--word", help="what it was called in training (default: the thing's word)")
@@ -158,13 +158,6 @@ def parser() -> Parser:
     add("--lora-scale", type=float, default=1.0, metavar="S", help="(default: 1)")
     add("--textual-inversion", metavar="PATH", help="the file of its word")
     add("--base", help="the model before its training (default: the built-in model)")
-    add(
-        "--judge",
-        type=Path,
-        default=Path("runs/evaluation"),
-        metavar="DIR",
-        help="folder of the judges (default: runs/evaluation)",
-    )
     return parser
 
 

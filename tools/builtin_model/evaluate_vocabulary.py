@@ -18,7 +18,6 @@ import json
 import sys
 from collections import defaultdict
 from collections.abc import Collection, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,16 +28,20 @@ from torch import Tensor
 
 from ldm.cli.common import check_counts, run
 from ldm.cli.parsing import Parser
-from ldm.errors import ArgumentError
 from ldm.images import image_grid, save_image
 from ldm.pipeline import Pipeline
 from tools.builtin_model import compose
 from tools.builtin_model.evaluate import log, settings
 from tools.builtin_model.evaluation import classifier, sheet, sheets
-from tools.builtin_model.evaluation.classifier import ABOUT, Classifier
+from tools.builtin_model.evaluation.classifier import Classifier
 from tools.builtin_model.evaluation.drawing import draw
 from tools.builtin_model.evaluation.intervals import of_verdicts
-from tools.builtin_model.evaluation.options import add_drawing, shared_parser
+from tools.builtin_model.evaluation.options import (
+    add_drawing,
+    add_judge,
+    check_judge,
+    shared_parser,
+)
 from tools.builtin_model.evaluation.prompts import Prompt, PromptThing
 from tools.builtin_model.icons import variants
 from tools.builtin_model.icons.captions import MORE_STYLES
@@ -109,7 +112,7 @@ def guesses(similar: Tensor, names: Sequence[str]) -> list[list[str]]:
 
 
 def real_guesses(
-    seen: Tensor, subjects: Sequence[Subject], names: Sequence[str], asked: Collection[str]
+    seen: Tensor, subjects: Sequence[Subject], names: Sequence[str], chosen: Collection[str]
 ) -> list[tuple[str, list[str]]]:
     """Guess the icons of some names, each by those of other sets, which have its name too.
 
@@ -119,7 +122,7 @@ def real_guesses(
     sets_of: dict[str, set[str]] = defaultdict(set)
     for name, icon_set in zip(names, sets, strict=True):
         sets_of[name].add(icon_set)
-    rows = [i for i, name in enumerate(names) if name in asked and len(sets_of[name]) > 1]
+    rows = [i for i, name in enumerate(names) if name in chosen and len(sets_of[name]) > 1]
     found: list[tuple[str, list[str]]] = []
     for start in range(0, len(rows), BLOCK):
         part = rows[start : start + BLOCK]
@@ -155,11 +158,7 @@ def names_sheet(prompts: Sequence[Prompt], pictures: Sequence[Image.Image]) -> I
 def evaluate(arguments: argparse.Namespace) -> None:
     """Draw, compare and write; raises LDMError for whatever cannot work."""
     check_counts(arguments, "prompts", "batch_size", "num_inference_steps", "threads")
-    if not (arguments.judge / ABOUT).is_file():
-        raise ArgumentError(
-            f"--judge {arguments.judge} has no {ABOUT}; the --output of a run of "
-            "tools.builtin_model.evaluate has"
-        )
+    check_judge(arguments.judge)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     model, _ = classifier.load(arguments.judge)
@@ -199,14 +198,8 @@ def parser() -> Parser:
     """Build the parser of the command line."""
     parser = shared_parser(__doc__.splitlines()[0])
     add_drawing(parser)
+    add_judge(parser)
     add = parser.add_argument
-    add(
-        "--judge",
-        type=Path,
-        default=Path("runs/evaluation"),
-        metavar="DIR",
-        help="folder of the classifier (default: runs/evaluation)",
-    )
     add(
         "--everyday",
         action="store_true",

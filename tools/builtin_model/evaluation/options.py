@@ -4,6 +4,8 @@ from pathlib import Path
 
 from ldm.cli.common import EXIT_CODES
 from ldm.cli.parsing import Parser
+from ldm.errors import ArgumentError
+from tools.builtin_model.evaluation.classifier import ABOUT
 
 
 def shared_parser(description: str) -> Parser:
@@ -45,3 +47,23 @@ def add_drawing(parser: Parser) -> None:
     add("--seed", type=int, default=0, help="of the first picture; the next count up (default: 0)")
     add("--batch-size", type=int, default=16, metavar="N", help="pictures at once (default: 16)")
     add("--dtype", help="of the model, as of ldm-generate (default: by the device)")
+
+
+def add_judge(parser: Parser) -> None:
+    """Add the folder of the judges that an earlier run of ``evaluate`` trained."""
+    parser.add_argument(
+        "--judge",
+        type=Path,
+        default=Path("runs/evaluation"),
+        metavar="DIR",
+        help="folder of the judges (default: runs/evaluation)",
+    )
+
+
+def check_judge(folder: Path) -> None:
+    """Raise ArgumentError for a ``--judge`` without the classifier of things."""
+    if not (folder / ABOUT).is_file():
+        raise ArgumentError(
+            f"--judge {folder} has no {ABOUT}; the --output of a run of "
+            "tools.builtin_model.evaluate has"
+        )
